@@ -1,0 +1,136 @@
+"""Argument checks. Every message names the argument, its value, what is allowed and the remedy."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def number(name: str, value: Any) -> float:
+    """Return ``value`` as a finite float."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(result):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return result
+
+
+def positive(name: str, value: Any) -> float:
+    """Return ``value`` as a float > 0."""
+    result = number(name, value)
+    if result <= 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return result
+
+
+def non_negative(name: str, value: Any) -> float:
+    """Return ``value`` as a float >= 0."""
+    result = number(name, value)
+    if result < 0:
+        raise ValueError(f"{name} must be zero or positive, got {value!r}")
+    return result
+
+
+def positive_or_none(name: str, value: Any) -> float | None:
+    """Return ``value`` as a float > 0, or None."""
+    if value is None:
+        return None
+    result = number(name, value)
+    if result <= 0:
+        raise ValueError(f"{name} must be positive or None, got {value!r}")
+    return result
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return ``value`` as a float in [0, 1]."""
+    result = number(name, value)
+    if not 0 <= result <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+    return result
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Return ``value`` as an int >= ``minimum``; floats are refused even when whole."""
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if result < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return result
+
+
+def choice(name: str, value: Any, allowed: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        listed = ", ".join(repr(a) for a in allowed)
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+    return value
+
+
+def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
+    """Return a read-only, finite, C-contiguous float64 copy of ``value`` with ``ndim`` dimensions."""
+    try:
+        result = np.array(value, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of real numbers: {error}") from None
+    if result.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {result.shape}")
+    if result.size == 0:
+        raise ValueError(f"{name} must not be empty, got shape {result.shape}")
+    bad = ~np.isfinite(result)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name} must be finite, got {result[where]} at index {where} "
+            f"({int(bad.sum())} such values): remove or impute them"
+        )
+    result.flags.writeable = False
+    return result
+
+
+def labels(name: str, value: FloatArray) -> None:
+    """Require labels -1 and +1."""
+    wrong = np.abs(value) != 1.0
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            f"{name} must hold the labels -1 and +1, got {value[i]} at index {i}: "
+            f"map the two classes to -1 and +1, or take loss='square' for regression"
+        )
+
+
+def same_length(first: str, a: FloatArray, second: str, b: FloatArray) -> None:
+    """Require equal leading dimensions."""
+    if len(a) != len(b):
+        raise ValueError(
+            f"{first} and {second} must have the same length, got {len(a)} and {len(b)}"
+        )
+
+
+def memory(needed: float, what: str, remedy: str) -> None:
+    """Refuse work that needs more memory than the machine has free.
+
+    Parameters
+    ----------
+    needed : float
+        Bytes that the work will hold at its peak.
+    what, remedy : str
+        What takes the memory, and what to change.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs {needed / 2**30:.3g} GiB, {free / 2**30:.3g} GiB are free: {remedy}"
+        )

@@ -1,0 +1,211 @@
+"""What is learnt: data, network and loss (`Problem`), and where training starts (`Weights`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from langevin import _validate
+from langevin._validate import FloatArray
+
+Activation = Literal["relu", "linear"]
+Loss = Literal["logistic", "square"]
+Method = Literal["lp", "fft"]
+
+ACTIVATIONS = ("relu", "linear")
+LOSSES = ("logistic", "square")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Data, activation and loss of a two-layer network ``f(x) = sum_j v_j phi(w_j . x)``.
+
+    The training loss is the *sum* of the per-sample losses, as in [1]_.
+
+    Parameters
+    ----------
+    X : array_like, shape (n, d)
+        Inputs.
+    y : array_like, shape (n,)
+        Labels -1 and +1. With ``loss="square"`` any real targets are allowed (regression).
+    activation : {"relu", "linear"}
+        ``phi``; the ReLU's derivative at 0 is 0.
+    loss : {"logistic", "square"}
+        ``log(1 + exp(-y f))`` or ``(f - y)^2 / 2``.
+    X_test, y_test : array_like, optional
+        Held-out points, shapes (m, d) and (m,); used by test observables only.
+
+    Attributes
+    ----------
+    classification : bool
+        Whether all labels are -1 or +1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On shapes that do not fit, values that are not finite, or labels that are not -1, +1.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, "Characterizing the Training Dynamics of Private Fine-tuning with
+       Langevin diffusion", arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1])
+    >>> problem.samples, problem.dim, problem.classification
+    (2, 2, True)
+    """
+
+    X: FloatArray
+    y: FloatArray
+    activation: Activation = "relu"
+    loss: Loss = "logistic"
+    X_test: FloatArray | None = None
+    y_test: FloatArray | None = None
+
+    def __init__(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        activation: Activation = "relu",
+        loss: Loss = "logistic",
+        X_test: ArrayLike | None = None,
+        y_test: ArrayLike | None = None,
+    ) -> None:
+        _validate.choice("activation", activation, ACTIVATIONS)
+        _validate.choice("loss", loss, LOSSES)
+        X, y = _validate.array("X", X, 2), _validate.array("y", y, 1)
+        _validate.same_length("X", X, "y", y)
+        if loss == "logistic":
+            _validate.labels("y", y)
+        if (X_test is None) != (y_test is None):
+            raise ValueError("X_test and y_test must be given together: one of them is None")
+        if X_test is not None and y_test is not None:
+            X_test, y_test = _validate.array("X_test", X_test, 2), _validate.array("y_test", y_test, 1)
+            _validate.same_length("X_test", X_test, "y_test", y_test)
+            if X_test.shape[1] != X.shape[1]:
+                raise ValueError(
+                    f"X_test must have as many columns as X, got {X_test.shape[1]} and {X.shape[1]}"
+                )
+            if loss == "logistic":
+                _validate.labels("y_test", y_test)
+        fields = dict(X=X, y=y, activation=activation, loss=loss, X_test=X_test, y_test=y_test)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples ``n``."""
+        return self.X.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Input dimension ``d``."""
+        return self.X.shape[1]
+
+    @cached_property
+    def classification(self) -> bool:
+        return bool((np.abs(self.y) == 1.0).all())
+
+    @cached_property
+    def squared_norms(self) -> FloatArray:
+        """``||x_i||^2``, shape (n,)."""
+        return np.einsum("ij,ij->i", self.X, self.X)
+
+    def activate(self, z: FloatArray) -> FloatArray:
+        """``phi(z)``, elementwise."""
+        return np.maximum(z, 0.0) if self.activation == "relu" else z
+
+    def slope(self, z: FloatArray) -> FloatArray:
+        """``phi'(z)``, elementwise; 0 at 0 for the ReLU."""
+        return (z > 0).astype(np.float64) if self.activation == "relu" else np.ones_like(z)
+
+    def features(self, W: FloatArray) -> FloatArray:
+        """Hidden features ``A = phi(X W^T)``, shape (n, h)."""
+        return self.activate(self.X @ W.T)
+
+    def outputs(self, weights: Weights) -> FloatArray:
+        """``f(x_i)``, shape (n,)."""
+        return self.features(weights.W) @ weights.v
+
+    def losses(self, f: FloatArray) -> FloatArray:
+        """Per-sample losses at outputs ``f``; broadcasts over leading dimensions."""
+        if self.loss == "square":
+            return 0.5 * (f - self.y) ** 2
+        return np.logaddexp(0.0, -self.y * f)
+
+    def residuals(self, f: FloatArray) -> FloatArray:
+        """``r_i``, the derivative of the per-sample loss with respect to ``f``."""
+        return f - self.y if self.loss == "square" else -self.y * expit(-self.y * f)
+
+    def gradient_norms(self, weights: Weights, method: Method) -> FloatArray:
+        """Norms of the per-sample gradients over the trained parameters, shape (n,).
+
+        Closed form ``r_i^2 (||A_i||^2 + [fft] ||x_i||^2 sum_j v_j^2 phi'(w_j . x_i)^2)``: no
+        per-sample gradient is formed.
+        """
+        z = self.X @ weights.W.T
+        a = self.activate(z)
+        squared = np.einsum("ij,ij->i", a, a)
+        if method == "fft":
+            squared = squared + self.squared_norms * (self.slope(z) @ weights.v**2)
+        return np.abs(self.residuals(a @ weights.v)) * np.sqrt(squared)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Initial parameters of a two-layer network.
+
+    Parameters
+    ----------
+    W : array_like, shape (h, d)
+        First layer; row ``w_j`` is the feature of neuron ``j``.
+    v : array_like, shape (h,)
+        Head.
+
+    Examples
+    --------
+    >>> Weights([[1.0, 0.0], [0.0, 1.0]], [0.5, -0.5]).width
+    2
+    """
+
+    W: FloatArray
+    v: FloatArray
+
+    def __init__(self, W: ArrayLike, v: ArrayLike) -> None:
+        W, v = _validate.array("W", W, 2), _validate.array("v", v, 1)
+        _validate.same_length("W", W, "v", v)
+        object.__setattr__(self, "W", W)
+        object.__setattr__(self, "v", v)
+
+    @property
+    def width(self) -> int:
+        """Number of neurons ``h``."""
+        return self.W.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Input dimension ``d``."""
+        return self.W.shape[1]
+
+    def trained_parameters(self, method: Method) -> int:
+        """Number of trained parameters ``p``: ``h`` in LP, ``h d + h`` in FFT."""
+        return self.width * (self.dim + 1) if method == "fft" else self.width
+
+
+def require_compatible(problem: Problem, weights: Weights) -> None:
+    """Refuse weights whose input dimension is not the data's."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a langevin.Problem, got {type(problem).__name__}")
+    if not isinstance(weights, Weights):
+        raise TypeError(f"weights must be langevin.Weights, got {type(weights).__name__}")
+    if weights.dim != problem.dim:
+        raise ValueError(
+            f"weights.W must have as many columns as problem.X, got {weights.dim} and {problem.dim}"
+        )
