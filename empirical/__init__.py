@@ -1,0 +1,1 @@
+"""What real DP-SGD does, for comparison with theory and simulation."""

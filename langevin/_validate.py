@@ -112,9 +112,7 @@ def labels(name: str, value: FloatArray) -> None:
 def same_length(first: str, a: FloatArray, second: str, b: FloatArray) -> None:
     """Require equal leading dimensions."""
     if len(a) != len(b):
-        raise ValueError(
-            f"{first} and {second} must have the same length, got {len(a)} and {len(b)}"
-        )
+        raise ValueError(f"{first} and {second} must have the same length, got {len(a)} and {len(b)}")
 
 
 def memory(needed: float, what: str, remedy: str) -> None:
@@ -131,6 +129,4 @@ def memory(needed: float, what: str, remedy: str) -> None:
 
     free = psutil.virtual_memory().available
     if needed > free:
-        raise MemoryError(
-            f"{what} needs {needed / 2**30:.3g} GiB, {free / 2**30:.3g} GiB are free: {remedy}"
-        )
+        raise MemoryError(f"{what} needs {needed / 2**30:.3g} GiB, {free / 2**30:.3g} GiB are free: {remedy}")

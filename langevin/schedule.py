@@ -257,9 +257,7 @@ def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
             f"dt={dt:g}: take fewer times or a smaller dt"
         )
     on_step = np.abs(wanted - record_steps * dt) <= 1e-6 * dt
-    return Grid(
-        dt, tuple(phase_steps), record_steps, np.where(on_step, wanted, record_steps * dt)
-    )
+    return Grid(dt, tuple(phase_steps), record_steps, np.where(on_step, wanted, record_steps * dt))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+# Each target sets up what it needs in .venv, at the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help simulate test test-all lint bench clean
+
+help:  ## Say what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.simulate: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.%: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+simulate: $(VENV)/.simulate  ## Run the main simulation: width 512, sigma 0.5
+	$(BIN)/python -m langevin.simulate --width 512 --sigma 0.5 --plot
+
+test: $(VENV)/.test  ## Run the tests
+	$(BIN)/python -m pytest -n auto
+
+test-all: $(VENV)/.test  ## Run the tests and the heavier statistical ones
+	$(BIN)/python -m pytest -n auto -m ''
+
+lint: $(VENV)/.lint $(VENV)/.test  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.bench  ## Time a step against the floor and against torchsde
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m benchmarks.step
+
+clean:  ## Remove the environment and everything made
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

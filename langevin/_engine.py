@@ -1,0 +1,373 @@
+"""Runs ensembles of Euler-Maruyama chains: chunks of paths over a pool of threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from langevin import _kernels, _validate
+from langevin._kernels import Data, Records, Rule
+from langevin._layout import Layout, aligned_zeros
+from langevin.observables import Watcher, own_class
+from langevin.problem import Problem, Weights
+from langevin.reduced import Span
+from langevin.schedule import Grid, Phase, Schedule
+
+_CLIPPING = {"flat": _kernels.FLAT, "normalised": _kernels.NORMALISED}
+# a call into compiled code lasts about this long: the delay of an interruption
+_CALL_SECONDS = 0.1
+# a cautious rate, to cut calls; nothing else depends on it
+_FLOPS = 2e10
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_blas_thread() -> threadpool_limits:
+    """Keep BLAS on one thread: paths are what runs in parallel."""
+    return threadpool_limits(1, user_api="blas")
+
+
+@dataclass
+class Chunk:
+    """Consecutive paths, all at the same step."""
+
+    first_path: int
+    step: int
+    thetas: np.ndarray  # (paths, size)
+    complements: np.ndarray  # (paths, 2, h), or (paths, 2, 0) if nothing lies outside the span
+
+    @property
+    def paths(self) -> slice:
+        """The chunk's rows in the results."""
+        return slice(self.first_path, self.first_path + len(self.thetas))
+
+
+@dataclass
+class Results:
+    """Observables of an ensemble, NaN where not yet computed."""
+
+    scalars: np.ndarray  # (paths, SCALARS, m)
+    neurons: np.ndarray  # (paths, 3, m, h), or (paths, 3, 0, 0)
+    watched: dict[str, np.ndarray]  # each (paths, m)
+    diverged: np.ndarray  # (paths,): -1, or the step from which a path is not finite
+    steps: np.ndarray  # (paths,): steps done
+
+    @classmethod
+    def empty(cls, paths: int, records: int, width: int, per_neuron: bool, watched: Sequence[str]) -> Results:
+        """Results of which nothing is known yet."""
+        neurons = (records, width) if per_neuron else (0, 0)
+        return cls(
+            np.full((paths, _kernels.SCALARS, records), np.nan),
+            np.full((paths, _kernels.NEURON_ROWS, *neurons), np.nan),
+            {name: np.full((paths, records), np.nan) for name in watched},
+            np.full(paths, -1, np.int64),
+            np.zeros(paths, np.int64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What all paths of a run share: data, rules, records, noise.
+
+    ``key`` is the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left
+    out, which gives the zeroth-order approximation on the same grid, to the last bit.
+    """
+
+    problem: Problem
+    weights: Weights
+    schedule: Schedule
+    grid: Grid
+    span: Span
+    layout: Layout
+    data: Data
+    records: Records
+    key: tuple[int, int]
+    draws: int = 1
+    noisy: bool = True
+    watchers: tuple[Watcher, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        problem: Problem,
+        weights: Weights,
+        schedule: Schedule,
+        grid: Grid,
+        span: Span,
+        dtype: type,
+        key: tuple[int, int] = (0, 0),
+        draws: int = 1,
+        watchers: Sequence[Watcher] = (),
+    ) -> Chain:
+        """Bring a problem into the compiled code's form."""
+        layout = Layout(span.dim, weights.width, dtype)
+        X = span.coordinates(problem.X)[span.order]
+        y = problem.y[span.order]
+        data = layout.data(X, y, relu=problem.activation == "relu", logistic=problem.loss == "logistic")
+        origin = aligned_zeros((layout.size,), dtype)
+        layout.pack(span.coordinates(weights.W), weights.v, origin)
+        means, own = np.zeros((2, span.dim)), np.zeros(0)
+        if problem.classification:
+            own = own_class(problem, weights.W)
+            for row, label in enumerate((-1.0, 1.0)):
+                if (y == label).any():
+                    means[row] = X[y == label].mean(axis=0)
+        records = Records(
+            grid.record_steps,
+            origin,
+            np.zeros((0, 0), dtype),
+            own,
+            means.astype(dtype),
+            np.linalg.norm(means, axis=1),
+            span.complement_norms(weights.W),
+            span.complement_dim,
+            _complement_scale(schedule, grid),
+        )
+        return cls(
+            problem,
+            weights,
+            schedule,
+            grid,
+            span,
+            layout,
+            data,
+            records,
+            key,
+            draws,
+            watchers=tuple(watchers),
+        )
+
+    def without_noise(self) -> Chain:
+        """The zeroth-order approximation on the same grid."""
+        return replace(self, noisy=False, records=self.records._replace(complement_dim=0))
+
+    def with_reference(self, states: np.ndarray) -> Chain:
+        """The same chain, recording the distance to ``states (m, size)``."""
+        return replace(self, records=self.records._replace(reference=states))
+
+    def rule(self, phase: Phase) -> Rule:
+        """A phase in the compiled code's form."""
+        number = self.layout.dtype
+        sigma = phase.sigma if self.noisy else 0.0
+        return Rule(
+            _kernels.LP if phase.method == "lp" else _kernels.FFT,
+            _kernels.UNCLIPPED if phase.clip is None else _CLIPPING[phase.clipping],
+            1.0 if phase.clip is None else phase.clip,
+            phase.stabiliser,
+            number(self.grid.dt),
+            number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
+            self.draws,
+        )
+
+    def start(self, first_path: int, paths: int) -> Chunk:
+        """Paths at step 0."""
+        thetas = aligned_zeros((paths, self.layout.size), self.layout.dtype)
+        thetas[:] = self.records.origin
+        outside = self.layout.width if self.records.complement_dim else 0
+        return Chunk(first_path, 0, thetas, np.zeros((paths, 2, outside)))
+
+    def step_seconds(self) -> float:
+        """Rough time of a step of one path, to cut work into calls."""
+        samples, inputs = self.data.X.shape
+        return (4 * samples * inputs * self.layout.width + 50 * self.layout.size) / _FLOPS + 1e-6
+
+    def scratch_bytes(self) -> int:
+        """Work space of a thread."""
+        return sum(a.nbytes for a in self.layout.scratch(self.data))
+
+    def advance(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int) -> None:
+        """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""
+        index = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        self._call(chunk, results, scratch, stop, self.schedule.phases[index], stop == self.grid.steps)
+        chunk.step = stop
+        results.steps[chunk.paths] = stop
+
+    def observe(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch) -> None:
+        """Record the chunk's states as they are, at the record of its step."""
+        self._call(chunk, results, scratch, chunk.step, self.schedule.phases[0], True)
+        self.watch(chunk, results)
+
+    def _call(
+        self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int, phase: Phase, last: bool
+    ) -> None:
+        rows = chunk.paths
+        _kernels.advance(
+            chunk.thetas,
+            chunk.complements,
+            results.diverged[rows],
+            chunk.first_path,
+            chunk.step,
+            stop,
+            last,
+            np.uint64(self.key[0]),
+            np.uint64(self.key[1]),
+            self.data,
+            self.rule(phase),
+            scratch,
+            self.records,
+            results.scalars[rows],
+            results.neurons[rows],
+        )
+
+    def watch(self, chunk: Chunk, results: Results) -> None:
+        """Evaluate the watchers if the chunk stands on a record."""
+        r = int(np.searchsorted(self.records.steps, chunk.step))
+        if r == self.records.steps.size or self.records.steps[r] != chunk.step:
+            return
+        for p, theta in enumerate(chunk.thetas):
+            path = chunk.first_path + p
+            if results.diverged[path] < 0:
+                W, v = self.layout.unpack(theta)
+                for watcher in self.watchers:
+                    results.watched[watcher.name][path, r] = watcher(W, v)
+
+    def stops(self, step: int) -> int:
+        """The next step at which a call starting at ``step`` has to return."""
+        limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
+        if self.watchers:
+            limits += [int(s) for s in self.records.steps if s > step][:1]
+        return min(limits)
+
+
+def _complement_scale(schedule: Schedule, grid: Grid) -> np.ndarray:
+    """Standard deviation, over each record interval, of a coordinate of ``W`` outside the span."""
+    variance = np.zeros(len(grid.record_steps))
+    for phase, first, steps in zip(schedule, grid.phase_starts, grid.phase_steps, strict=True):
+        if phase.method == "fft":
+            variance += 2 * phase.sigma**2 * grid.dt * np.clip(grid.record_steps - first, 0, steps)
+    return np.sqrt(np.diff(variance, prepend=0.0))
+
+
+def reference_path(chain: Chain) -> np.ndarray:
+    """States of a noiseless chain at the record steps, shape (m, size)."""
+    states = aligned_zeros((len(chain.grid.record_steps), chain.layout.size), chain.layout.dtype)
+    chunk, scratch = chain.start(0, 1), chain.layout.scratch(chain.data)
+    results = Results.empty(1, len(states), chain.layout.width, False, ())
+    with one_blas_thread():
+        for r, record in enumerate(chain.grid.record_steps):
+            while chunk.step < record:
+                chain.advance(chunk, results, scratch, min(int(record), chain.stops(chunk.step)))
+            states[r] = chunk.thetas[0]
+    return states
+
+
+def run(
+    chain: Chain,
+    results: Results,
+    unfinished: Sequence[Chunk],
+    *,
+    threads: int,
+    on_progress: Callable[[int], None],
+    on_pause: Callable[[Sequence[Chunk]], None],
+    pause_seconds: float,
+) -> list[Chunk]:
+    """Run every path of ``results`` that is not yet at the end.
+
+    Parameters
+    ----------
+    unfinished : sequence of Chunk
+        Paths that were under way when a run was interrupted; all others with ``results.steps == 0`` start.
+    on_progress : callable
+        Told of every ``paths x steps`` done, from any thread.
+    on_pause : callable
+        Given the chunks in flight every ``pause_seconds``, with all threads at rest.
+
+    Returns
+    -------
+    list of Chunk
+        Empty, or the paths in flight when a KeyboardInterrupt stopped the run.
+    """
+    total = chain.grid.steps
+    a_step = chain.step_seconds()
+    size = max(1, min(int(_CALL_SECONDS / (a_step * total)), math.ceil(len(results.steps) / (4 * threads))))
+    waiting = [c for c in unfinished if c.step < total]
+    under_way = {p for c in unfinished for p in range(c.paths.start, c.paths.stop)}
+    new = [int(p) for p in np.flatnonzero(results.steps == 0) if p not in under_way]
+    fresh = [(g[0], len(g)) for g in _consecutive(new, size)]
+    rest = threading.Event()
+    scratches = threading.local()
+
+    def work(chunk: Chunk) -> Chunk:
+        if not hasattr(scratches, "one"):
+            scratches.one = chain.layout.scratch(chain.data)
+        steps = max(1, int(_CALL_SECONDS / (a_step * len(chunk.thetas))))
+        while chunk.step < total and not rest.is_set():
+            before = chunk.step
+            chain.advance(chunk, results, scratches.one, min(before + steps, chain.stops(before)))
+            chain.watch(chunk, results)
+            on_progress((chunk.step - before) * len(chunk.thetas))
+        return chunk
+
+    def next_chunk() -> Chunk | None:
+        if waiting:
+            return waiting.pop()
+        if fresh:
+            chunk = chain.start(*fresh.pop(0))
+            chain.watch(chunk, results)
+            return chunk
+        return None
+
+    def drain(running: set[Future[Chunk]]) -> None:
+        rest.set()
+        wait(running)
+        waiting.extend(c for c in (f.result() for f in running) if c.step < total)
+        rest.clear()
+
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        running: set[Future[Chunk]] = set()
+        paused = time.monotonic()
+        try:
+            while True:
+                while len(running) < threads and (chunk := next_chunk()) is not None:
+                    running.add(pool.submit(work, chunk))
+                if not running:
+                    return []
+                done, running = wait(running, timeout=pause_seconds, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                if time.monotonic() - paused >= pause_seconds:
+                    drain(running)
+                    running = set()
+                    on_pause(waiting)
+                    paused = time.monotonic()
+        except KeyboardInterrupt:
+            drain(running)
+            return waiting
+
+
+def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:
+    """Cut sorted path indices into runs of consecutive ones, at most ``size`` long."""
+    groups: list[list[int]] = []
+    for path in paths:
+        if groups and len(groups[-1]) < size and groups[-1][-1] + 1 == path:
+            groups[-1].append(path)
+        else:
+            groups.append([path])
+    return groups
+
+
+def ensemble_bytes(chain: Chain, paths: int, per_neuron: bool, threads: int) -> float:
+    """Memory that a run holds at its peak."""
+    records = len(chain.grid.record_steps)
+    rows = _kernels.SCALARS + len(chain.watchers)
+    results = paths * records * 8 * (rows + _kernels.NEURON_ROWS * chain.layout.width * per_neuron)
+    itemsize = np.dtype(chain.layout.dtype).itemsize
+    reference = records * chain.layout.size * itemsize
+    in_flight = threads * (chain.layout.size * itemsize + chain.scratch_bytes())
+    return 1.2 * results + reference + in_flight
+
+
+def check_threads(threads: int | None) -> int:
+    """Number of threads to use."""
+    return available_threads() if threads is None else _validate.integer("threads", threads, 1)

@@ -1,0 +1,147 @@
+"""How weights and data lie in memory for the compiled code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from langevin._kernels import LANES, TILE, Data, Scratch
+from langevin._validate import FloatArray
+
+CACHE_LINE = 64
+# OpenBLAS multiplies without packing, at full speed, while m n k stays below this
+SMALL_PRODUCT = 1_000_000
+NEURONS_A_PRODUCT = 128
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Zeros that start on a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one path's parameters lie in its flat state, see `langevin._kernels`.
+
+    Parameters
+    ----------
+    inputs, width : int
+        ``k`` and ``h``.
+    dtype : numpy dtype
+        float64 or float32.
+    """
+
+    inputs: int
+    width: int
+    dtype: Any
+
+    @property
+    def ld(self) -> int:
+        """Row length: whole cache lines, and an odd number of them where rows would share cache sets."""
+        itemsize = np.dtype(self.dtype).itemsize
+        line = CACHE_LINE // itemsize
+        ld = _up(self.width, line)
+        return ld + line if ld * itemsize >= 2048 and ld // line % 2 == 0 else ld
+
+    @property
+    def head(self) -> int:
+        """Slot of the head."""
+        return _up(self.ld, TILE)
+
+    @property
+    def size(self) -> int:
+        """Elements of a state."""
+        return self.head + _up(self.inputs * self.ld, TILE)
+
+    def pack(self, W: FloatArray, v: FloatArray, theta: np.ndarray) -> None:
+        """Write ``W (h, k)`` and ``v (h,)`` into a state."""
+        theta[: self.width] = v
+        self._first_layer(theta)[:, : self.width] = W.T
+
+    def unpack(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Views of ``W (h, k)`` and ``v (h,)`` in a state."""
+        return self._first_layer(theta)[:, : self.width].T, theta[: self.width]
+
+    def _first_layer(self, theta: np.ndarray) -> np.ndarray:
+        return theta[self.head : self.head + self.inputs * self.ld].reshape(self.inputs, self.ld)
+
+    def data(self, X: FloatArray, y: FloatArray, *, relu: bool, logistic: bool) -> Data:
+        """The compiled code's view of a problem with inputs ``X (n, k)``."""
+        samples = _up(X.shape[0], 4)
+        padded = aligned_zeros(
+            (samples, _up(self.inputs, CACHE_LINE // np.dtype(self.dtype).itemsize)), self.dtype
+        )
+        padded[: X.shape[0], : self.inputs] = X
+        norms = np.zeros(samples, self.dtype)
+        norms[: X.shape[0]] = np.einsum("ij,ij->i", X, X)
+        return Data(
+            padded,
+            y.astype(self.dtype),
+            norms,
+            _row_blocks(padded, self.inputs),
+            _column_blocks(padded, self.inputs),
+            self.inputs,
+            self.width,
+            self.head,
+            relu,
+            logistic,
+        )
+
+    def scratch(self, data: Data) -> Scratch:
+        """Work space for one thread."""
+        samples, inputs = data.X.shape
+        return Scratch(
+            aligned_zeros((samples, self.ld), self.dtype),
+            aligned_zeros((int(data.columns[:, 1].max()), self.ld), self.dtype),
+            aligned_zeros((samples, inputs), self.dtype),
+            aligned_zeros((3, samples), self.dtype),
+            aligned_zeros((7, self.ld), self.dtype),
+            aligned_zeros((2, inputs), self.dtype),
+            aligned_zeros((4, LANES), np.uint32),
+            np.zeros(8, np.int32),
+            np.zeros(2, self.dtype),
+        )
+
+
+def _block(depth: int, smallest: int) -> int:
+    """Rows of a block whose products run over ``depth``: some 4096 elements stay in the first cache."""
+    return int(np.clip(round(4096 / depth / 8) * 8, smallest, 128))
+
+
+def _neurons(rows: int, depth: int) -> int:
+    """Neurons a product of ``rows`` over ``depth``."""
+    fitting = SMALL_PRODUCT // (rows * depth) // 8 * 8
+    return int(np.clip(fitting, 32, NEURONS_A_PRODUCT))
+
+
+def _row_blocks(X: np.ndarray, inputs: int) -> np.ndarray:
+    count = _block(inputs, 16)
+    blocks = []
+    for first in range(0, X.shape[0], count):
+        rows = min(count, X.shape[0] - first)
+        used = np.flatnonzero(X[first : first + rows].any(axis=0))
+        columns = int(used[-1]) + 1 if used.size else 1
+        blocks.append((first, rows, columns, _neurons(rows, columns)))
+    return np.array(blocks, np.int64)
+
+
+def _column_blocks(X: np.ndarray, inputs: int) -> np.ndarray:
+    samples = X.shape[0]
+    count = _block(samples, 24)
+    blocks = []
+    for first in range(0, inputs, count):
+        columns = min(count, inputs - first)
+        used = np.flatnonzero(X[:, first : first + columns].any(axis=1))
+        row = min(int(used[0]), samples - 4) // 4 * 4 if used.size else samples - 4
+        blocks.append((first, columns, row, samples - row, _neurons(columns, samples - row)))
+    return np.array(blocks, np.int64)

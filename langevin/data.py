@@ -1,0 +1,278 @@
+"""Data to fine-tune on: synthetic with known properties, scikit-learn's digits, and the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.initial import gaussian_features, gaussian_head
+from langevin.noise import RNG
+from langevin.problem import Activation, Loss, Problem, Weights
+from langevin.schedule import Schedule
+
+
+def orthogonally_separable(
+    samples: int = 64,
+    dim: int = 16,
+    *,
+    spread: float = 0.2,
+    angle: float = 135.0,
+    activation: Activation = "relu",
+    loss: Loss = "logistic",
+    test_samples: int = 0,
+    rng: RNG = None,
+) -> Problem:
+    """Two classes that satisfy Assumption 3.1 of [1]_.
+
+    A sample is its class's unit mean plus a vector across it, uniform in direction, of length at most
+    ``spread``: so within a class all products are positive, between classes none is.
+
+    Parameters
+    ----------
+    samples, dim : int
+        ``n`` (half of each class) and ``d``; at least 2 each.
+    spread : float
+        Tangent of the largest angle between a sample and its class's mean; 0 collapses the classes. Must
+        be less than ``tan((angle - 90) / 2)``.
+    angle : float
+        Between the class means, in degrees, in (90, 180].
+    activation, loss
+        As in `Problem`.
+    test_samples : int
+        Number of held-out samples of the same law.
+    rng : int, Generator or None
+        Source of randomness (SPEC 7).
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = orthogonally_separable(samples=10, dim=4, rng=0)
+    >>> G = problem.X @ problem.X.T
+    >>> same = np.equal.outer(problem.y, problem.y)
+    >>> bool((G[same] > 0).all() and (G[~same] <= 0).all())
+    True
+    """
+    samples, dim = _validate.integer("samples", samples, 2), _validate.integer("dim", dim, 2)
+    test_samples = _validate.integer("test_samples", test_samples, 0)
+    if not 90 < _validate.number("angle", angle) <= 180:
+        raise ValueError(f"angle must lie in (90, 180] degrees, got {angle!r}")
+    limit = math.tan(math.radians(angle - 90) / 2)
+    if not 0 <= _validate.number("spread", spread) < limit:
+        raise ValueError(
+            f"spread must lie in [0, {limit:.4g}) at angle={angle:g}, else samples of different classes may "
+            f"have a positive product; got {spread!r}"
+        )
+    generator = np.random.default_rng(rng)
+    plane = np.linalg.qr(generator.standard_normal((dim, 2)))[0].T
+    turn = math.radians(angle)
+    means = {1.0: plane[0], -1.0: math.cos(turn) * plane[0] + math.sin(turn) * plane[1]}
+
+    def draw(count: int) -> tuple[FloatArray, FloatArray]:
+        y = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
+        centres = np.array([means[label] for label in y])
+        across = generator.standard_normal((count, dim))
+        across -= np.einsum("ij,ij->i", across, centres)[:, None] * centres
+        across /= np.linalg.norm(across, axis=1, keepdims=True)
+        lengths = generator.uniform(size=(count, 1)) ** (1 / (dim - 1))
+        return centres + spread * lengths * across, y
+
+    X, y = draw(samples)
+    test = draw(test_samples) if test_samples else (None, None)
+    return Problem(X, y, activation, loss, *test)
+
+
+def linear_teacher(
+    samples: int = 64,
+    dim: int = 16,
+    *,
+    noise: float = 0.1,
+    activation: Activation = "linear",
+    test_samples: int = 0,
+    rng: RNG = None,
+) -> Problem:
+    """Regression on a random linear teacher: ``y = X beta + noise xi``, square loss.
+
+    ``X`` has independent normal entries and rows of norm about 1; ``beta`` has norm about ``sqrt(dim)``,
+    so that targets are about 1.
+
+    Parameters
+    ----------
+    samples, dim, test_samples : int
+    noise : float
+        Standard deviation of the targets' noise.
+    activation, rng
+        As in `orthogonally_separable`.
+    """
+    samples, dim = _validate.integer("samples", samples, 1), _validate.integer("dim", dim, 1)
+    test_samples = _validate.integer("test_samples", test_samples, 0)
+    noise = _validate.non_negative("noise", noise)
+    generator = np.random.default_rng(rng)
+    beta = generator.standard_normal(dim)
+
+    def draw(count: int) -> tuple[FloatArray, FloatArray]:
+        X = generator.standard_normal((count, dim)) / dim**0.5
+        return X, X @ beta + noise * generator.standard_normal(count)
+
+    X, y = draw(samples)
+    test = draw(test_samples) if test_samples else (None, None)
+    return Problem(X, y, activation, "square", *test)
+
+
+# pre-training on the public digits: even against odd, to a plateau of the accuracy
+_PRETRAINING_TIME, _PRETRAINING_DT = 0.4, 1e-3
+_TEST_SHARE = 0.2
+
+
+def digits(
+    classes: tuple[int, int] = (3, 8),
+    width: int = 512,
+    *,
+    activation: Activation = "relu",
+    loss: Loss = "logistic",
+    head_scale: float | None = None,
+    rng: RNG = 0,
+    cache: bool = True,
+) -> tuple[Problem, Weights]:
+    """Two of scikit-learn's digits, and features pre-trained on the other eight.
+
+    The eight public digits pre-train a network of the same width on a task of their own, even against odd,
+    by the noiseless gradient flow of the logistic loss. Its head is discarded for a Gaussian one. Inputs are
+    centred and scaled by the public digits alone. A fifth of the private digits is held out.
+
+    Parameters
+    ----------
+    classes : pair of int
+        The private digits, labelled -1 and +1.
+    width : int
+        ``h``.
+    activation, loss
+        As in `Problem`; the pre-training uses the same activation.
+    head_scale : float, optional
+        ``beta`` of the new head; ``1 / sqrt(width)`` by default.
+    rng : int, Generator or None
+        Draws the pre-training's start, the split and the new head.
+    cache : bool
+        Keep the pre-trained features in the user's cache folder.
+
+    Returns
+    -------
+    problem : Problem
+        With held-out points.
+    weights : Weights
+    """
+    if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(range(10)):
+        raise ValueError(f"classes must be two different digits from 0 to 9, got {classes!r}")
+    width = _validate.integer("width", width, 1)
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    private = np.isin(labels, classes)
+    mean = images[~private].mean(axis=0)
+    scale = np.sqrt(((images[~private] - mean) ** 2).sum(axis=1).mean())
+    X = (images - mean) / scale
+
+    generator = np.random.default_rng(rng)
+    start = Weights(
+        gaussian_features(width, X.shape[1], scale=(X.shape[1] / width) ** 0.5, rng=generator),
+        gaussian_head(width, rng=generator),
+    )
+    public = Problem(X[~private], np.where(labels[~private] % 2 == 0, 1.0, -1.0), activation)
+    W = _pretrained(public, start, cache)
+
+    y = np.where(labels[private] == classes[1], 1.0, -1.0)
+    order = generator.permutation(len(y))
+    held_out, train = np.split(order, [round(_TEST_SHARE * len(y))])
+    problem = Problem(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out])
+    return problem, Weights(W, gaussian_head(width, head_scale, rng=generator))
+
+
+def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
+    """Features after pre-training, from the cache if they are there."""
+    from langevin.solvers import gradient_flow
+
+    schedule = Schedule.fft(time=_PRETRAINING_TIME)
+    if not cache:
+        return gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
+    from platformdirs import user_cache_path
+
+    content = hashlib.sha256(repr((schedule, _PRETRAINING_DT, public.activation)).encode())
+    for array in (public.X, public.y, start.W, start.v):
+        content.update(array.tobytes())
+    path = user_cache_path("private-finetuning-dynamics") / f"digits-{content.hexdigest()[:16]}.npy"
+    try:
+        W = np.load(path, allow_pickle=False)
+        if W.shape == start.W.shape and np.isfinite(W).all():
+            return W
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: made anew
+    W = gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            np.save(file, W, allow_pickle=False)
+        os.replace(temporary, path)
+    except OSError:
+        pass  # a cache that cannot be written is no reason to fail
+    return W
+
+
+def from_npz(
+    path: str | Path, *, activation: Activation = "relu", loss: Loss = "logistic"
+) -> tuple[Problem, FloatArray | None, FloatArray | None]:
+    """Read a problem, and weights if there are any, from an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : path
+        Holding ``X (n, d)`` and ``y (n,)``; optionally ``W (h, d)``, ``v (h,)``, ``X_test`` and ``y_test``.
+        Nothing is unpickled.
+    activation, loss
+        As in `Problem`.
+
+    Returns
+    -------
+    problem : Problem
+    W, v : ndarray or None
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, pickled, too large for memory, or lacks ``X`` or ``y``.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"data must be an .npz file, but there is no file {str(path)!r}")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        _validate.memory(3 * unpacked, f"data file {source}", "take fewer samples or features")
+        with np.load(source, allow_pickle=False) as file:
+            names = ("X", "y", "W", "v", "X_test", "y_test")
+            arrays = {name: file[name] for name in names if name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"data file {str(path)!r} cannot be read ({error}): "
+            "write it with numpy.savez, without object arrays"
+        ) from None
+    for name in ("X", "y"):
+        if name not in arrays:
+            raise ValueError(f"data file {str(path)!r} must hold X and y, {name} is missing")
+    problem = Problem(arrays["X"], arrays["y"], activation, loss, arrays.get("X_test"), arrays.get("y_test"))
+    W, v = arrays.get("W"), arrays.get("v")
+    return (
+        problem,
+        None if W is None else _validate.array("W", W, 2),
+        None if v is None else _validate.array("v", v, 1),
+    )

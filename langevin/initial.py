@@ -1,0 +1,126 @@
+"""Where fine-tuning starts: features (collapsed or Gaussian) and heads (Gaussian, zero, prototypes)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.noise import RNG
+from langevin.problem import Problem, Weights
+
+
+def collapsed_features(
+    problem: Problem,
+    width: int,
+    *,
+    spread: float = 0.5,
+    scale: float | None = None,
+    head_scale: float | None = None,
+    rng: RNG = None,
+) -> Weights:
+    """Features that satisfy Assumption 3.2 of [1]_, with a Gaussian head.
+
+    Every ``w_j`` lies strictly in the cone of one class, ``w_j . x_i > 0`` iff ``y_i = s_j``; the classes
+    alternate from neuron to neuron. The cone's axis is ``s_j X^T y``, which lies in it under Assumption 3.1.
+
+    Parameters
+    ----------
+    problem : Problem
+        With labels -1 and +1, and separable as Assumption 3.1 has it.
+    width : int
+        ``h``.
+    spread : float
+        Deviation of the features from the axis, in [0, 1): 0 collapses all features of a class onto one
+        direction, 1 would reach the cone's boundary.
+    scale : float, optional
+        Norm of each ``w_j``; ``1 / sqrt(width)`` by default.
+    head_scale : float, optional
+        Standard deviation ``beta`` of the head's entries; ``1 / sqrt(width)`` by default.
+    rng : int, Generator or None
+        Source of randomness (SPEC 7).
+
+    Raises
+    ------
+    ValueError
+        If the axis does not lie in its cone: the data are not orthogonally separable.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> from langevin import orthogonally_separable
+    >>> problem = orthogonally_separable(samples=8, dim=3, rng=0)
+    >>> z = problem.X @ collapsed_features(problem, width=4, rng=0).W.T
+    >>> bool(((z > 0) == np.equal.outer(problem.y, [1, -1, 1, -1])).all())
+    True
+    """
+    width = _validate.integer("width", width, 1)
+    if not 0 <= _validate.number("spread", spread) < 1:
+        raise ValueError(f"spread must lie in [0, 1), got {spread!r}")
+    scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
+    _validate.labels("problem.y", problem.y)
+    generator = np.random.default_rng(rng)
+    axis = problem.X.T @ problem.y
+    axis = axis / max(float(np.linalg.norm(axis)), np.finfo(float).tiny)
+    lengths = np.sqrt(problem.squared_norms)
+    margin = float((problem.y * (problem.X @ axis) / np.where(lengths > 0, lengths, np.inf)).min())
+    if margin <= 1e-12:
+        raise ValueError(
+            "problem must be orthogonally separable (Assumption 3.1) for collapsed features: the cone of a "
+            f"class does not hold its axis, whose smallest cosine is {margin:.3g}; take gaussian_features"
+        )
+    deviations = generator.standard_normal((width, problem.dim))
+    deviations /= np.linalg.norm(deviations, axis=1, keepdims=True)
+    # a deviation shorter than the margin cannot change a sign
+    rows = axis + spread * margin * generator.uniform(size=(width, 1)) ** (1 / problem.dim) * deviations
+    rows *= scale / np.linalg.norm(rows, axis=1, keepdims=True)
+    signs = np.where(np.arange(width) % 2 == 0, 1.0, -1.0)
+    return Weights(signs[:, None] * rows, gaussian_head(width, head_scale, rng=generator))
+
+
+def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: RNG = None) -> FloatArray:
+    """Rows of independent normals of norm about ``scale``, by default ``1 / sqrt(width)``; shape (h, d)."""
+    width, dim = _validate.integer("width", width, 1), _validate.integer("dim", dim, 1)
+    scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
+    return np.random.default_rng(rng).standard_normal((width, dim)) * (scale / dim**0.5)
+
+
+def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:
+    """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``; shape (h,)."""
+    width = _validate.integer("width", width, 1)
+    deviation = width**-0.5 if scale is None else _validate.non_negative("head_scale", scale)
+    return np.random.default_rng(rng).standard_normal(width) * deviation
+
+
+def zero_head(width: int) -> FloatArray:
+    """A head of zeros; shape (h,)."""
+    return np.zeros(_validate.integer("width", width, 1))
+
+
+def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) -> FloatArray:
+    """The difference of the classes' mean features, scaled to root mean square ``scale``; shape (h,).
+
+    Not private: on private data the prototypes have to be released with noise first.
+
+    Parameters
+    ----------
+    problem : Problem
+        With labels -1 and +1, both present.
+    W : ndarray, shape (h, d)
+    scale : float, optional
+        ``1 / sqrt(h)`` by default, as a Gaussian head's.
+    """
+    _validate.labels("problem.y", problem.y)
+    scale = len(W) ** -0.5 if scale is None else _validate.positive("head_scale", scale)
+    features = problem.features(W)
+    positive = problem.y > 0
+    if positive.all() or not positive.any():
+        raise ValueError("problem.y must hold both classes for a prototype head, got one")
+    difference = features[positive].mean(axis=0) - features[~positive].mean(axis=0)
+    norm = float(np.linalg.norm(difference))
+    if norm == 0:
+        raise ValueError("W must tell the classes apart for a prototype head: their mean features coincide")
+    return difference * (scale * len(W) ** 0.5 / norm)

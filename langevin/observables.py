@@ -1,0 +1,179 @@
+"""What is observed along a run: names, units and meaning; what a neuron's own class is.
+
+Over ``(path, time)``: loss, accuracy, displacement, squared distance to the zeroth-order path, shares of
+misaligned, distorted and dead neurons; held-out accuracies on request. Over neurons, on request:
+alignment, own-class pre-activation and head alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from langevin._validate import FloatArray
+from langevin.problem import Problem
+
+
+@dataclass(frozen=True)
+class Observable:
+    """Description of an observable.
+
+    Attributes
+    ----------
+    meaning : str
+        In a line.
+    units : str
+        "1" for ratios and counts.
+    classes : bool
+        Whether it needs labels -1 and +1.
+    per_neuron : bool
+        Whether it has a ``neuron`` dimension.
+    held_out : bool
+        Whether it needs ``X_test`` and ``y_test``.
+    default : bool
+        Whether it is observed unless others are asked for.
+    """
+
+    meaning: str
+    units: str = "1"
+    classes: bool = False
+    per_neuron: bool = False
+    held_out: bool = False
+    default: bool = True
+
+
+OBSERVABLES = {
+    "loss": Observable("training loss, the sum over samples", "loss"),
+    "accuracy": Observable("share of training samples with y f > 0", classes=True),
+    "displacement": Observable("distance ||theta_t - theta_0|| of all parameters", "parameter"),
+    "squared_distance": Observable(
+        "squared distance ||theta_t - theta~_t||^2 to the zeroth-order path on the same grid", "parameter^2"
+    ),
+    "misaligned": Observable("share of neurons with s_j v_j < 0", classes=True),
+    "distorted": Observable(
+        "share of neurons whose mean own-class pre-activation is below its start", classes=True
+    ),
+    "dead": Observable("share of ReLU neurons active on no training sample", classes=True),
+    "alignment": Observable(
+        "cosine of w_j and the mean of its own class", classes=True, per_neuron=True, default=False
+    ),
+    "preactivation": Observable(
+        "mean of w_j . x over its own class", "input parameter", classes=True, per_neuron=True, default=False
+    ),
+    "head_alignment": Observable("s_j v_j", "parameter", classes=True, per_neuron=True, default=False),
+    "test_accuracy": Observable(
+        "share of held-out samples with y f > 0", classes=True, held_out=True, default=False
+    ),
+    "knn_accuracy": Observable(
+        "k-nearest-neighbour accuracy of the hidden features on held-out samples",
+        classes=True,
+        held_out=True,
+        default=False,
+    ),
+}
+NEIGHBOURS = 20
+
+
+def select(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names to observe: the defaults that the problem allows, or ``names`` beside them.
+
+    Raises
+    ------
+    ValueError
+        On an unknown name, or one that the problem does not allow.
+    """
+    chosen = [
+        name
+        for name, o in OBSERVABLES.items()
+        if o.default and (problem.classification or not o.classes) and name not in exclude
+    ]
+    for name in [names] if isinstance(names, str) else names or ():
+        if name not in OBSERVABLES or name in exclude:
+            allowed = ", ".join(n for n in OBSERVABLES if n not in exclude)
+            raise ValueError(f"observables must be among {allowed}; got {name!r}")
+        observable = OBSERVABLES[name]
+        if observable.classes and not problem.classification:
+            raise ValueError(f"observables: {name!r} needs labels -1 and +1, but y holds other targets")
+        if observable.held_out and problem.X_test is None:
+            raise ValueError(f"observables: {name!r} needs held-out points: give Problem X_test and y_test")
+        if name not in chosen:
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def own_class(problem: Problem, W: FloatArray) -> FloatArray:
+    """Own class ``s_j`` of each neuron, -1 or +1: where it responds more, on average over a class.
+
+    Under Assumption 3.2 this is the class of the neuron's cone.
+
+    Parameters
+    ----------
+    W : ndarray, shape (h, d)
+
+    Returns
+    -------
+    ndarray, shape (h,)
+    """
+    features = problem.features(W)
+    difference = np.zeros(W.shape[0])
+    for label in (-1.0, 1.0):
+        members = problem.y == label
+        if members.any():
+            difference += label * features[members].mean(axis=0)
+    return np.where(difference >= 0, 1.0, -1.0)
+
+
+class Watcher(Protocol):
+    """An observable of whole states, evaluated between calls into compiled code."""
+
+    @property
+    def name(self) -> str:
+        """Key in `OBSERVABLES`."""
+        ...
+
+    def __call__(self, W: np.ndarray, v: np.ndarray) -> float:
+        """Evaluate at ``W (h, k)``, ``v (h,)``, in the coordinates that the watcher was made for."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class KNNAccuracy:
+    """Accuracy of nearest neighbours among the hidden features of the training samples.
+
+    ``problem`` holds its inputs in the coordinates of the states to come.
+    """
+
+    problem: Problem
+    name: str = "knn_accuracy"
+
+    def __call__(self, W: np.ndarray, v: np.ndarray) -> float:
+        from sklearn.neighbors import KNeighborsClassifier
+
+        p = self.problem
+        assert p.X_test is not None
+        assert p.y_test is not None
+        W = W.astype(np.float64)
+        neighbours = KNeighborsClassifier(min(NEIGHBOURS, p.samples))
+        neighbours.fit(p.features(W), p.y)
+        return float(neighbours.score(p.activate(p.X_test @ W.T), p.y_test))
+
+
+@dataclass(frozen=True, eq=False)
+class TestAccuracy:
+    """Share of held-out samples with ``y f > 0``."""
+
+    problem: Problem
+    name: str = "test_accuracy"
+
+    def __call__(self, W: np.ndarray, v: np.ndarray) -> float:
+        p = self.problem
+        assert p.X_test is not None
+        assert p.y_test is not None
+        W = W.astype(np.float64)
+        return float((p.y_test * (p.activate(p.X_test @ W.T) @ v) > 0).mean())
+
+
+WATCHERS: dict[str, Any] = {"knn_accuracy": KNNAccuracy, "test_accuracy": TestAccuracy}

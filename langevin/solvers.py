@@ -1,0 +1,614 @@
+"""Clipped Langevin diffusion by Euler-Maruyama, and its zeroth-order approximation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from langevin import _engine, _kernels, _validate, noise, store
+from langevin._engine import Chain, Chunk, Results
+from langevin.noise import DTYPES, RNG, Precision
+from langevin.observables import OBSERVABLES, WATCHERS, select
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.reduced import REDUCTIONS, span
+from langevin.schedule import Grid, Schedule, grid, record_times
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_SCALARS = {
+    "loss": _kernels.LOSS,
+    "accuracy": _kernels.ACCURACY,
+    "displacement": _kernels.DISPLACEMENT,
+    "squared_distance": _kernels.DISTANCE,
+    "misaligned": _kernels.MISALIGNED,
+    "distorted": _kernels.DISTORTED,
+    "dead": _kernels.DEAD,
+}
+_NEURONS = {
+    "alignment": _kernels.ALIGNMENT,
+    "preactivation": _kernels.PREACTIVATION,
+    "head_alignment": _kernels.HEAD_ALIGNMENT,
+}
+_AUTOSAVE_SECONDS = 60.0
+
+
+class Diverged(ArithmeticError):
+    """Some path is no longer finite.
+
+    Attributes
+    ----------
+    run : xarray.Dataset or None
+        All that was computed; NaN from the divergence on.
+    """
+
+    def __init__(self, message: str, run: xr.Dataset | None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class Interrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt that arrived during a run.
+
+    Attributes
+    ----------
+    run : xarray.Dataset
+        All that was computed; NaN elsewhere.
+    checkpoint : Path or None
+        Where the run goes on from.
+    """
+
+    def __init__(self, message: str, run: xr.Dataset, checkpoint: Path | None) -> None:
+        super().__init__(message)
+        self.run = run
+        self.checkpoint = checkpoint
+
+
+def euler_maruyama(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    *,
+    dt: float,
+    paths: int = 1,
+    rng: RNG = None,
+    times: ArrayLike | None = None,
+    observables: Sequence[str] | None = None,
+    precision: Precision = "double",
+    reduce: str = "auto",
+    threads: int | None = None,
+    noise_dt: float | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    r"""Simulate the clipped Langevin diffusion of a two-layer network.
+
+    Solves ``d theta = b(theta) dt + sqrt(2) sigma dB`` with ``b = -sum_i clip_C(grad l_i)``, equation (1)
+    of [1]_, by ``theta <- theta + b(theta) dt + sigma sqrt(2 dt) xi``: clipping per sample and flat over
+    the *trained* parameters. Strong order 1 where the drift is smooth (the noise is additive), at least
+    1/2 at the kinks of clipping and ReLU; weak order 1.
+
+    Parameters
+    ----------
+    problem : Problem
+    weights : Weights
+        Where every path starts.
+    schedule : Schedule
+        Phases; each change falls on a step.
+    dt : float
+        Step, in units of diffusion time.
+    paths : int
+        Number of independent paths.
+    rng : int, Generator, SeedSequence or None
+        Source of the noise's key (SPEC 7). The same seed gives the same run to the last bit, whatever
+        the number of threads and of paths, and with or without interruption.
+    times : array_like, shape (m,), optional
+        When to record; 101 equidistant times by default. Times between steps move to the nearest step,
+        and the ``time`` coordinate says so.
+    observables : sequence of str, optional
+        Observables beside the default ones, see `langevin.observables.OBSERVABLES`.
+    precision : {"double", "single"}
+        Of the state and of the drift.
+    reduce : {"auto", "none"}
+        ``"auto"`` simulates in the span of the data where that is smaller (exact in law).
+    threads : int, optional
+        By default as many as there are processors.
+    noise_dt : float, optional
+        Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
+        Runs with different ``dt`` and the same ``noise_dt`` and ``rng`` share their Brownian paths.
+    checkpoint : path, optional
+        File that keeps an unfinished run: written every minute and on interruption, gone on from if it
+        exists, removed at the end.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    xarray.Dataset
+        Observables over ``(path, time)``, per neuron over ``(path, time, neuron)``, each with units; the
+        full record (configuration, key, versions) in the attributes.
+
+    Raises
+    ------
+    Diverged
+        If a path is no longer finite; the exception holds the run.
+    Interrupted
+        On KeyboardInterrupt; the exception holds what was computed.
+    MemoryError
+        If the results would not fit, before anything is computed.
+    ValueError, TypeError
+        On bad arguments.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, "Characterizing the Training Dynamics of Private Fine-tuning with
+       Langevin diffusion", arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> from langevin import collapsed_features, orthogonally_separable
+    >>> problem = orthogonally_separable(samples=20, dim=5, rng=0)
+    >>> weights = collapsed_features(problem, width=8, rng=0)
+    >>> schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.2, sigma=0.1, clip=1.0)
+    >>> run = euler_maruyama(problem, weights, schedule, dt=0.01, paths=3, rng=0, times=[0.0, 0.3])
+    >>> dict(run.sizes)
+    {'path': 3, 'time': 2}
+    >>> bool((run.loss[:, 1] < run.loss[:, 0]).all())
+    True
+    """
+    require_compatible(problem, weights)
+    paths = _validate.integer("paths", paths, 1)
+    threads = _engine.check_threads(threads)
+    cut = grid(schedule, dt, times)
+    draws = _draws(cut.dt, noise_dt)
+    if cut.steps * draws >= 2**32:
+        raise ValueError(
+            f"dt must give fewer than 2^32 draws a path, got {cut.steps * draws}: take a larger dt"
+        )
+    names = select(problem, observables)
+    key = noise.key(rng)
+    chain = _chain(problem, weights, schedule, cut, names, precision, reduce, key, draws)
+    per_neuron = any(name in _NEURONS for name in names)
+    _validate.memory(
+        _engine.ensemble_bytes(chain, paths, per_neuron, threads),
+        f"a run of {paths} paths, {len(cut.times)} times and width {weights.width}",
+        "take fewer paths, times or threads, or fewer per-neuron observables",
+    )
+    chain = chain.with_reference(_engine.reference_path(chain.without_noise()))
+    results = Results.empty(
+        paths, len(cut.times), weights.width, per_neuron, [w.name for w in chain.watchers]
+    )
+
+    config = _config(problem, weights, schedule, chain, names, paths)
+    saved = None if checkpoint is None else Path(checkpoint)
+    unfinished = [] if saved is None or not saved.exists() else _restore(saved, config, chain, results)
+
+    def dataset() -> xr.Dataset:
+        return _dataset(
+            chain, results, names, {**config, "solver": "euler_maruyama", "noise_dt": cut.dt / draws}
+        )
+
+    def save(chunks: Sequence[Chunk]) -> None:
+        if saved is not None:
+            _save(saved, config, chain, results, chunks)
+
+    with _progress_bar(progress, paths * cut.steps, int(results.steps.sum())) as advance:
+        in_flight = _engine.run(
+            chain,
+            results,
+            unfinished,
+            threads=threads,
+            on_progress=advance,
+            on_pause=save,
+            pause_seconds=_AUTOSAVE_SECONDS,
+        )
+    if (results.steps < cut.steps).any():
+        save(in_flight)
+        done = results.steps.sum() / (paths * cut.steps)
+        where = "" if saved is None else f"; kept in {saved}"
+        raise Interrupted(f"interrupted at {done:.1%} of the steps{where}", dataset(), saved)
+    if saved is not None:
+        saved.unlink(missing_ok=True)
+    run = dataset()
+    if (results.diverged >= 0).any():
+        raise Diverged(_divergence(chain, results), run)
+    return run
+
+
+def zeroth_order(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    *,
+    times: ArrayLike | None = None,
+    dt: float | None = None,
+    observables: Sequence[str] | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    precision: Precision = "double",
+    reduce: str = "auto",
+) -> xr.Dataset:
+    """Solve the zeroth-order approximation ``d theta~ = b(theta~) dt``, equation (2) of [1]_.
+
+    Parameters
+    ----------
+    problem, weights, schedule, times, observables, reduce
+        As in `euler_maruyama`; the noise of the schedule is left out.
+    dt : float, optional
+        None: an adaptive Runge-Kutta method of order 8 (SciPy's DOP853), to ``rtol`` and ``atol``. Else
+        explicit Euler steps: to the last bit a path with ``sigma = 0`` of `euler_maruyama` with the same
+        ``dt``, ``precision`` and ``reduce``. The first has no discretisation error to speak of, the
+        second the diffusion's own.
+    rtol, atol : float
+        Tolerances of the adaptive method, per component of the state. Where a ReLU neuron slides along the
+        hyperplane of a sample the drift jumps, and the number of steps grows like ``1 / rtol``.
+    precision : {"double", "single"}
+        Of the Euler steps; the adaptive method is always double.
+
+    Returns
+    -------
+    xarray.Dataset
+        Observables over ``(time,)``, per neuron over ``(time, neuron)``.
+
+    Raises
+    ------
+    Diverged
+        If the solution is no longer finite, or the adaptive method cannot go on.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], activation="linear", loss="square")
+    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    >>> ode = zeroth_order(problem, weights, Schedule.lp(time=1.0), times=[0.0, 1.0])
+    >>> bool(abs(ode.loss[1] - np.exp(-2.0)) < 1e-6)
+    True
+    """
+    require_compatible(problem, weights)
+    names = select(problem, observables, exclude=("squared_distance",))
+    if dt is None:
+        wanted = record_times(schedule, times)
+        # records are counted, not steps
+        counts = (len(wanted), *[0] * (len(schedule) - 1))
+        cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
+        chain = _chain(problem, weights, schedule, cut, names, "double", reduce).without_noise()
+        results = _adaptive(chain, _validate.positive("rtol", rtol), _validate.positive("atol", atol))
+        solver = {"solver": "DOP853", "rtol": rtol, "atol": atol}
+    else:
+        cut = grid(schedule, dt, times)
+        chain = _chain(problem, weights, schedule, cut, names, precision, reduce).without_noise()
+        results = Results.empty(1, len(cut.times), weights.width, True, [w.name for w in chain.watchers])
+        _engine.run(
+            chain,
+            results,
+            (),
+            threads=1,
+            on_progress=lambda _: None,
+            on_pause=lambda _: None,
+            pause_seconds=1e9,
+        )
+        if results.steps[0] < cut.steps:
+            raise KeyboardInterrupt
+        solver = {"solver": "euler"}
+    run = _dataset(chain, results, names, {**_config(problem, weights, schedule, chain, names, 1), **solver})
+    run = run.isel(path=0)
+    if results.diverged[0] >= 0 and dt is None:
+        raise Diverged(
+            f"the adaptive method could not go on after record {results.diverged[0]} of {run.sizes['time']}: "
+            f"rtol={rtol:g} and atol={atol:g} may be too tight, or the flow leaves the range of doubles",
+            run,
+        )
+    if results.diverged[0] >= 0:
+        raise Diverged(_divergence(chain, results), run)
+    return run
+
+
+def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt: float) -> Weights:
+    """Where explicit Euler steps of the zeroth-order flow end: weights, in the problem's coordinates.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        As in `euler_maruyama`; the noise of the schedule is left out.
+    dt : float
+        Step, in units of diffusion time.
+
+    Raises
+    ------
+    Diverged
+        If the flow is no longer finite at the end.
+    """
+    require_compatible(problem, weights)
+    cut = grid(schedule, dt, [schedule.duration])
+    chain = _chain(problem, weights, schedule, cut, (), "double", "auto").without_noise()
+    W, v = chain.layout.unpack(_engine.reference_path(chain)[-1])
+    if not (np.isfinite(W).all() and np.isfinite(v).all()):
+        raise Diverged(f"the flow is no longer finite at its end: take a smaller dt than {dt:g}", None)
+    # what lies across the span does not move
+    move = W - chain.span.coordinates(weights.W)
+    return Weights(weights.W + (move if chain.span.trivial else move @ chain.span.basis.T), v)
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def _draws(dt: float, noise_dt: float | None) -> int:
+    if noise_dt is None:
+        return 1
+    noise_dt = _validate.positive("noise_dt", noise_dt)
+    draws = round(dt / noise_dt)
+    if draws < 1 or abs(draws * noise_dt - dt) > 1e-9 * dt:
+        raise ValueError(f"dt must be a whole multiple of noise_dt, got {dt:g} and {noise_dt:g}")
+    return draws
+
+
+def _chain(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    cut: Grid,
+    names: Sequence[str],
+    precision: str,
+    reduce: str,
+    key: tuple[int, int] = (0, 0),
+    draws: int = 1,
+) -> Chain:
+    _validate.choice("precision", precision, DTYPES)
+    _validate.choice("reduce", reduce, REDUCTIONS)
+    watched = [name for name in names if name in WATCHERS]
+    coordinates = span(problem, reduce, with_test=bool(watched))
+    watchers = []
+    if watched:
+        assert problem.X_test is not None
+        local = Problem(
+            coordinates.coordinates(problem.X),
+            problem.y,
+            problem.activation,
+            problem.loss,
+            coordinates.coordinates(problem.X_test),
+            problem.y_test,
+        )
+        watchers = [WATCHERS[name](local) for name in watched]
+    return Chain.build(problem, weights, schedule, cut, coordinates, DTYPES[precision], key, draws, watchers)
+
+
+def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
+    """Solve the zeroth-order flow; the chain's records count its record times, not steps."""
+    from scipy.integrate import DOP853
+
+    times = chain.grid.times
+    results = Results.empty(1, len(times), chain.layout.width, True, [w.name for w in chain.watchers])
+    scratch = chain.layout.scratch(chain.data)
+    theta = chain.records.origin.copy()
+    done = 0
+
+    def observe_until(t: float, state: Any) -> None:
+        nonlocal done
+        while done < len(times) and times[done] <= t:
+            point = theta.copy()
+            values = state(times[done])
+            point[: len(values)] = values
+            chunk = Chunk(0, done, point[None], np.zeros((1, 2, 0)))
+            chain.observe(chunk, results, scratch)
+            done += 1
+
+    with _engine.one_blas_thread():
+        observe_until(0.0, lambda t: theta)
+        for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
+            rule = chain.rule(phase)
+            trained = chain.layout.head if phase.method == "lp" else chain.layout.size
+            if phase.method == "lp":
+                _kernels.freeze(theta, chain.data, scratch)
+
+            def drift(t: float, y: np.ndarray, rule: _kernels.Rule = rule) -> np.ndarray:
+                out = np.empty_like(y)
+                _kernels.drift(y, out, chain.data, rule, scratch)
+                return out
+
+            with np.errstate(all="ignore"):
+                flow = DOP853(drift, start, theta[:trained].copy(), start + phase.time, rtol=rtol, atol=atol)
+                while flow.status == "running":
+                    flow.step()
+                    if flow.status == "failed" or not np.isfinite(flow.y).all():
+                        results.diverged[0] = done
+                        return results
+                    dense = flow.dense_output()
+                    if phase.method == "lp":
+                        # the observation overwrites the frozen features
+                        before = done
+                        observe_until(float(flow.t), dense)
+                        if done > before:
+                            _kernels.freeze(theta, chain.data, scratch)
+                    else:
+                        observe_until(float(flow.t), dense)
+            theta[:trained] = flow.y
+        observe_until(np.inf, lambda t: theta)
+    return results
+
+
+@contextmanager
+def _progress_bar(show: bool, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Yield a thread-safe counter of path-steps, shown on a terminal only."""
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    # disable=None: none where stderr is no terminal
+    with tqdm(
+        total=total, initial=done, unit="step", unit_scale=True, disable=None if show else True, leave=False
+    ) as bar:
+
+        def advance(steps: int) -> None:
+            with lock:
+                bar.update(steps)
+
+        yield advance
+
+
+def _digest(*arrays: np.ndarray | None) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(b"none" if array is None else repr(array.shape).encode() + array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def _config(
+    problem: Problem, weights: Weights, schedule: Schedule, chain: Chain, names: Sequence[str], paths: int
+) -> dict[str, Any]:
+    """Everything that a run's numbers depend on, as plain data."""
+    config = {
+        "problem": {
+            "samples": problem.samples,
+            "dim": problem.dim,
+            "activation": problem.activation,
+            "loss": problem.loss,
+            "digest": _digest(problem.X, problem.y, problem.X_test, problem.y_test),
+        },
+        "weights": {"width": weights.width, "digest": _digest(weights.W, weights.v)},
+        "schedule": [asdict(phase) for phase in schedule],
+        "dt": chain.grid.dt,
+        "times": _digest(chain.grid.times),
+        "paths": paths,
+        "observables": list(names),
+        "precision": "double" if chain.layout.dtype is np.float64 else "single",
+        "reduction": "none" if chain.span.trivial else "span",
+        "simulated_dim": chain.span.dim,
+        "key": list(chain.key),
+        "draws": chain.draws,
+    }
+    return json.loads(json.dumps(config))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _dataset(chain: Chain, results: Results, names: Sequence[str], config: dict[str, Any]) -> xr.Dataset:
+    import xarray as xr
+
+    variables: dict[str, Any] = {}
+    for name in names:
+        about = OBSERVABLES[name]
+        attributes = {"long_name": about.meaning, "units": about.units}
+        if name in _NEURONS:
+            variables[name] = (("path", "time", "neuron"), results.neurons[:, _NEURONS[name]], attributes)
+        elif name in _SCALARS:
+            values = results.scalars[:, _SCALARS[name]]
+            values = np.sqrt(values) if name == "displacement" else values
+            variables[name] = (("path", "time"), values, attributes)
+        else:
+            variables[name] = (("path", "time"), results.watched[name], attributes)
+    if any(name in _NEURONS for name in names):
+        variables["own_class"] = (("neuron",), chain.records.own, {"long_name": "s_j", "units": "1"})
+    return xr.Dataset(
+        variables,
+        {
+            "path": np.arange(len(results.steps)),
+            "time": ("time", chain.grid.times, {"long_name": "diffusion time", "units": "diffusion time"}),
+        },
+        {
+            "title": "training dynamics of a two-layer network",
+            "source": "langevin",
+            "config": json.dumps(config),
+            "versions": json.dumps(_versions()),
+        },
+    )
+
+
+def _arrays(results: Results) -> dict[str, np.ndarray]:
+    watched = {f"watched_{name}": values for name, values in results.watched.items()}
+    return {
+        "scalars": results.scalars,
+        "neurons": results.neurons,
+        "diverged": results.diverged,
+        "steps": results.steps,
+        **watched,
+    }
+
+
+def _save(
+    path: Path, config: dict[str, Any], chain: Chain, results: Results, chunks: Sequence[Chunk]
+) -> None:
+    layout, outside = chain.layout, chain.start(0, 0).complements.shape[2]
+    store.save_checkpoint(
+        path,
+        config,
+        {
+            **_arrays(results),
+            "chunks": np.array([(c.first_path, c.step, len(c.thetas)) for c in chunks], np.int64).reshape(
+                -1, 3
+            ),
+            "thetas": np.concatenate([np.zeros((0, layout.size), layout.dtype), *(c.thetas for c in chunks)]),
+            "complements": np.concatenate([np.zeros((0, 2, outside)), *(c.complements for c in chunks)]),
+        },
+    )
+
+
+def _restore(path: Path, config: dict[str, Any], chain: Chain, results: Results) -> list[Chunk]:
+    """Fill ``results`` from a checkpoint and return the chunks in flight."""
+    own = _arrays(results)
+    outside = chain.start(0, 0).complements.shape[2]
+    shapes = {name: array.shape for name, array in own.items()}
+    shapes |= {"chunks": (-1, 3), "thetas": (-1, chain.layout.size), "complements": (-1, 2, outside)}
+    arrays = store.load_checkpoint(path, config, shapes)
+    for name, array in own.items():
+        array[...] = arrays[name]
+    chunks, row = [], 0
+    for first_path, step, count in arrays["chunks"].tolist():
+        chunk = chain.start(first_path, count)
+        chunk.step = step
+        chunk.thetas[:] = arrays["thetas"][row : row + count]
+        chunk.complements[:] = arrays["complements"][row : row + count]
+        row += count
+        chunks.append(chunk)
+    return chunks
+
+
+def _divergence(chain: Chain, results: Results) -> str:
+    """Say which paths diverged, when, and what would help."""
+    lost = results.diverged >= 0
+    path = int(np.argmin(np.where(lost, results.diverged, np.iinfo(np.int64).max)))
+    step = int(results.diverged[path])
+    message = (
+        f"{int(lost.sum())} of {lost.size} paths diverged, the first (path {path}) at step {step}, "
+        f"time {step * chain.grid.dt:g}: outputs are no longer finite."
+    )
+    limit = _stability_limit(chain.problem, chain.weights, chain.schedule)
+    if chain.grid.dt > limit:
+        return (
+            f"{message} dt={chain.grid.dt:g} is above {limit:.2g}, where unclipped steps become unstable "
+            f"at the start: take dt <= {limit / 2:.1g}"
+        )
+    return f"{message} Take a smaller dt than {chain.grid.dt:g}, less noise, or a clip"
+
+
+def _stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:
+    """``2 / lambda`` of the unclipped gradient flow at the start, its curvature by Gauss-Newton."""
+    z = problem.X @ weights.W.T
+    a = problem.activate(z)
+    kernel = a @ a.T
+    if any(phase.method == "fft" for phase in schedule):
+        slopes = problem.slope(z)
+        kernel = kernel + (problem.X @ problem.X.T) * ((slopes * weights.v**2) @ slopes.T)
+    curvature = float(np.linalg.eigvalsh(kernel)[-1]) * (0.25 if problem.loss == "logistic" else 1.0)
+    return 2 / curvature if curvature > 0 else np.inf
