@@ -1,0 +1,13 @@
+from .approximation import approximation_error as approximation_error
+from .band import Band as Band
+from .privacy import calibrate as calibrate
+from .privacy import delta as delta
+from .privacy import dpsgd_delta as dpsgd_delta
+from .privacy import dpsgd_epsilon as dpsgd_epsilon
+from .privacy import dpsgd_gdp as dpsgd_gdp
+from .privacy import epsilon as epsilon
+from .privacy import gdp as gdp
+from .privacy import gdp_delta as gdp_delta
+from .privacy import gdp_epsilon as gdp_epsilon
+from .privacy import renyi as renyi
+from .privacy import zcdp as zcdp
