@@ -1,5 +1,12 @@
 from .approximation import approximation_error as approximation_error
+from .assumptions import Assumptions as Assumptions
+from .assumptions import check_assumptions as check_assumptions
 from .band import Band as Band
+from .enclosure import sandwich as sandwich
+from .features import AlignmentTime as AlignmentTime
+from .features import Distortion as Distortion
+from .features import alignment_time as alignment_time
+from .features import distortion as distortion
 from .privacy import calibrate as calibrate
 from .privacy import delta as delta
 from .privacy import dpsgd_delta as dpsgd_delta
