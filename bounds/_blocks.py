@@ -1,0 +1,135 @@
+"""Problems that decouple into blocks (assumptions 3.1 and 3.2, or a linear net of one sign)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights
+
+ROUNDOFF = 1e-12
+"""Inner products below this share of the norms' product count as zero."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples and neurons that train together, apart from all others.
+
+    Attributes
+    ----------
+    samples, neurons : ndarray of int
+        Their indices in the problem and the weights.
+    sign : ndarray, shape (neurons,)
+        ``s_j``.
+    Z : ndarray, shape (neurons, samples)
+        ``z_ji = |w_j . x_i|``, all positive.
+    alpha : ndarray, shape (neurons,)
+        ``s_j v_j``; negative: misaligned.
+    signed : ndarray, shape (samples, d)
+        ``y_i x_i``.
+    opposite : ndarray, shape (neurons, others)
+        ``|w_j . x_k|`` of the samples of the other class, empty for a linear net.
+    others : ndarray, shape (others, d)
+        Those samples' ``y_k x_k``.
+    """
+
+    samples: np.ndarray
+    neurons: np.ndarray
+    sign: FloatArray
+    Z: FloatArray
+    alpha: FloatArray
+    signed: FloatArray
+    opposite: FloatArray
+    others: FloatArray
+
+    @cached_property
+    def G(self) -> FloatArray:
+        """``G_ik = y_i y_k <x_i, x_k>`` in the block, roundoff cut, shape (samples, samples)."""
+        return cut(self.signed, self.signed)
+
+    @cached_property
+    def G_opposite(self) -> FloatArray:
+        """``|G_ik|`` between the block's samples and the others, shape (samples, others)."""
+        return np.abs(cut(self.signed, self.others))
+
+    @cached_property
+    def margins(self) -> FloatArray:
+        """``m_i = sum_j alpha_j z_ji``, shape (samples,)."""
+        return self.alpha @ self.Z
+
+
+def cut(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Inner products of rows, those of the size of roundoff set to 0."""
+    products = a @ b.T
+    scale = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return np.where(np.abs(products) <= ROUNDOFF * scale, 0.0, products)
+
+
+def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
+    """Cut a problem into blocks, as far as the *weights* allow (3.2, or one sign a neuron).
+
+    Returns
+    -------
+    list of Block, str
+        Blocks, and '' or the reason why there are none. What full fine-tuning asks of the data is
+        `fft_obstacle`.
+    """
+    if not problem.classification:
+        return [], "the labels are not -1 and +1"
+    X, y = problem.X, problem.y
+    pre = X @ weights.W.T
+    scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)
+    signs = np.where(np.abs(pre) <= ROUNDOFF * scale, 0.0, np.sign(pre)) * y[:, None]
+    if problem.activation == "linear":
+        s = signs[0]
+        if (signs == 0).any() or (signs != s).any():
+            j = int(np.argmax(((signs != s) | (signs == 0)).any(0)))
+            return [], f"neuron {j} of the linear net has y_i w_j.x_i of both signs or 0"
+        everything = np.arange(len(y)), np.arange(weights.width)
+        signed = y[:, None] * X
+        none = np.empty((weights.width, 0)), np.empty((0, problem.dim))
+        return [Block(*everything, s, np.abs(pre).T, s * weights.v, signed, *none)], ""
+    # in the cone of class s: active exactly on that class, so the products y_i w.x_i all have sign s
+    s = signs[0]
+    bad = ((signs != s) | (signs == 0)).any(0)
+    if bad.any():
+        return [], (
+            f"assumption 3.2 fails: {int(bad.sum())} of {bad.size} neurons, such as {int(np.argmax(bad))}, "
+            "lie in no class's cone"
+        )
+    blocks = []
+    for sign in (1.0, -1.0):
+        own, neurons = np.flatnonzero(y == sign), np.flatnonzero(s == sign)
+        other = np.flatnonzero(y == -sign)
+        if len(own):
+            size = np.abs(pre).T[neurons]
+            signed = y[:, None] * X
+            blocks.append(
+                Block(
+                    own,
+                    neurons,
+                    s[neurons],
+                    size[:, own],
+                    sign * weights.v[neurons],
+                    signed[own],
+                    size[:, other],
+                    signed[other],
+                )
+            )
+    return blocks, ""
+
+
+def fft_obstacle(problem: Problem, blocks: list[Block]) -> str:
+    """Return '' if the data let the blocks stay apart in full fine-tuning, else the reason."""
+    for block in blocks:
+        if problem.activation == "linear":
+            if (block.G < 0).any():
+                return "G_ik = y_i y_k <x_i, x_k> is negative for some pair"
+        elif (block.G <= 0).any():
+            return "assumption 3.1 fails: G_ik is not positive within a class"
+        elif (cut(block.signed, block.others) < 0).any():
+            return "assumption 3.1 fails: a product across the classes is positive"
+    return ""

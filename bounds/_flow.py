@@ -1,0 +1,185 @@
+"""The zeroth-order flow (2), integrated by scipy for the bounds that need its own path.
+
+Independent of the package's solvers, so that a bound never rests on the run it is tested against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.integrate import DOP853
+
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights
+from langevin.schedule import Phase
+
+RTOL, ATOL = 1e-9, 1e-11
+RANK_TOLERANCE = 1e-12
+SHORTEST = 1 / 4096
+"""Shortest step of the flow, as a share of its phase."""
+
+
+class _Steps(DOP853):
+    """DOP853 that accepts any step as short as `SHORTEST`.
+
+    A ReLU flow may slide along the surface ``w_j . x_i = 0``, where error control would stall.
+    """
+
+    def _estimate_error_norm(self, K: FloatArray, h: float, scale: FloatArray) -> float:
+        found = super()._estimate_error_norm(K, h, scale)
+        # at this error the step size controller keeps the step as it is
+        return min(found, 0.43) if abs(h) <= SHORTEST * abs(self.t_bound) else found
+
+
+class Span(NamedTuple):
+    """Data and weights in coordinates of the span of the inputs.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n, k)
+    W : ndarray, shape (h, k)
+    rest : float
+        Squared norm of the part of the first layer outside the span: no drift moves it.
+    """
+
+    X: FloatArray
+    W: FloatArray
+    rest: float
+
+
+def span(problem: Problem, weights: Weights) -> Span:
+    """Rotate to the span of the inputs, ``k = rank X``."""
+    U, s, Vt = np.linalg.svd(problem.X, full_matrices=False)
+    k = int((s > RANK_TOLERANCE * max(problem.X.shape) * s[0]).sum())
+    W = weights.W @ Vt[:k].T
+    rest = max(float((weights.W**2).sum() - (W**2).sum()), 0.0)
+    return Span(U[:, :k] * s[:k], W, rest)
+
+
+def clip_factors(norms: FloatArray, phase: Phase) -> FloatArray:
+    """``c_i`` at gradient norms ``norms``; 1 at zero gradient under flat clipping."""
+    if phase.clip is None:
+        return np.ones_like(norms)
+    if phase.clipping == "normalised":
+        return phase.clip / (norms + phase.stabiliser)
+    return phase.clip / np.maximum(norms, phase.clip)
+
+
+@dataclass(frozen=True)
+class State:
+    """The flow at one time: span coordinates of the first layer, the head, and what derives from them."""
+
+    W: FloatArray
+    v: FloatArray
+    features: FloatArray
+    outputs: FloatArray
+    rest: float
+
+    @property
+    def squared_norm(self) -> float:
+        """``||(W, v)||^2``, all coordinates."""
+        return float(np.vdot(self.W, self.W) + self.v @ self.v) + self.rest
+
+
+class Flow:
+    """Zeroth-order flow of one problem; steps through phases, forward only.
+
+    Parameters
+    ----------
+    problem, weights
+        Problem and start.
+    """
+
+    def __init__(self, problem: Problem, weights: Weights) -> None:
+        self.problem = problem
+        self.X, self.W, self.rest = span(problem, weights)
+        self.v = np.array(weights.v)
+        self.squared_norms = problem.squared_norms
+
+    def state(self) -> State:
+        """Where the flow stands."""
+        A = self.problem.activate(self.X @ self.W.T)
+        return State(self.W, self.v, A, A @ self.v, self.rest)
+
+    def drift(self, W: FloatArray, v: FloatArray, phase: Phase) -> tuple[FloatArray | None, FloatArray]:
+        """Clipped drift of the first layer (None in LP) and of the head."""
+        z = self.X @ W.T
+        A = self.problem.activate(z)
+        r = self.problem.residuals(A @ v)
+        squared = np.einsum("ij,ij->i", A, A)
+        slope = self.problem.slope(z)
+        if phase.method == "fft":
+            squared = squared + self.squared_norms * (slope @ v**2)
+        u = r * clip_factors(np.abs(r) * np.sqrt(squared), phase)
+        head = -(u @ A)
+        if phase.method == "lp":
+            return None, head
+        return -v[:, None] * ((slope * u[:, None]).T @ self.X), head
+
+    def run(
+        self, phase: Phase, times: FloatArray, extra: float, extra_rate
+    ) -> tuple[list[State], FloatArray]:
+        """Run one phase and leave the flow at its end.
+
+        Parameters
+        ----------
+        phase : Phase
+        times : ndarray
+            Increasing, within ``[0, phase.time]``.
+        extra : float
+            Start of one more scalar unknown ``e`` that rides along.
+        extra_rate : callable
+            ``(e, squared_norm, squared_drift_norm) -> de/dt``, of the trained part in LP.
+
+        Returns
+        -------
+        list of State, ndarray
+            The flow and ``e`` at ``times``; the last entry of ``e`` is at the phase's end.
+        """
+        fft: bool = phase.method == "fft"
+        h, k = self.W.shape
+        W0 = self.W
+
+        def unpack(y: FloatArray) -> tuple[FloatArray, FloatArray]:
+            return (y[: h * k].reshape(h, k), y[h * k : -1]) if fft else (W0, y[:-1])
+
+        def rate(_: float, y: FloatArray) -> FloatArray:
+            W, v = unpack(y)
+            dW, dv = self.drift(W, v, phase)
+            parts = [dv] if dW is None else [dW.ravel(), dv]
+            theta = y[:-1]
+            speed = sum(float(p @ p) for p in parts)
+            return np.concatenate([*parts, [extra_rate(y[-1], float(theta @ theta), speed)]])
+
+        start = np.concatenate([self.W.ravel(), self.v, [extra]] if fft else [self.v, [extra]])
+        solver = _Steps(rate, 0.0, start, phase.time, rtol=RTOL, atol=ATOL)
+        states: list[State] = []
+        extras: list[float] = []
+        done = 0
+
+        def record(y: FloatArray) -> None:
+            W, v = unpack(y)
+            A = self.problem.activate(self.X @ W.T) if fft or not states else states[0].features
+            states.append(State(W, v, A, A @ v, self.rest))
+            extras.append(float(y[-1]))
+
+        while done < len(times) and times[done] <= 0.0:
+            record(start)
+            done += 1
+        while solver.status == "running":
+            message = solver.step()
+            if solver.status == "failed":
+                raise ArithmeticError(f"the zeroth-order flow diverged at time {solver.t:g}: {message}")
+            if done < len(times) and times[done] <= solver.t:
+                dense = solver.dense_output()
+                while done < len(times) and times[done] <= solver.t:
+                    record(dense(times[done]))
+                    done += 1
+        while done < len(times):
+            record(solver.y)
+            done += 1
+        W, v = unpack(solver.y)
+        self.W, self.v = np.array(W), np.array(v)
+        return states, np.array([*extras, solver.y[-1]])

@@ -1,0 +1,210 @@
+"""Distance between the diffusion and its zeroth-order approximation (section 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import lambertw
+
+from bounds._flow import Flow, State
+from bounds.band import Band
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Phase, Schedule, record_times
+
+Kind = Literal["paper", "monotone", "lambert", "ode"]
+
+KINDS = ("paper", "monotone", "lambert", "ode")
+OMEGA = float(lambertw(math.exp(-1)).real)
+"""``max_m m / (1 + e^m) = W_0(1/e)``."""
+
+SOURCES = {
+    "paper": "Theorem 2.2 of [1]",
+    "monotone": "new (1a): Theorem 2.2 of [1] with the LP drift's monotonicity",
+    "lambert": "new (1b), data-free",
+    "ode": "new (1b)",
+}
+UNCLIPPED = "an unclipped phase has no bounded drift"
+
+
+def approximation_error(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    times: ArrayLike | None = None,
+    kind: Kind = "paper",
+) -> Band:
+    r"""Bound ``E ||theta_t - theta~_t||^2`` between diffusion and zeroth-order approximation.
+
+    Statement
+        - ``"paper"``, Theorem 2.2 of [1]_: ``(sigma sqrt(2 p t) + 2 n C t)^2``; over phases
+          ``(sqrt(2 sum_k sigma_k^2 p_k t_k) + 2 n sum_k C_k t_k)^2``.
+        - ``"monotone"``, new (1a): as above, but a linear-probing phase before any full fine-tuning
+          adds nothing to the second term, since its clipped drift is minus the gradient of a convex
+          function. With LP alone ``2 h sigma^2 t``, clipped or not.
+        - ``"lambert"``, new (1b) without data: ``e' <= 2 sigma^2 p + 4 n C sqrt(e)``, solved by
+          Lambert's W; never above ``"monotone"``.
+        - ``"ode"``, new (1b): in coordinates of the data's span
+          ``e' <= 2 sigma^2 p_s + 2 min{(n C + beta) sqrt(e), k_0 + n C ||theta~|| + beta sqrt(e)}``,
+          ``p_s = h (k + 1)``, ``beta`` the norm of the drift at ``theta~_t``, ``k_0 = 2 n Omega``
+          (logistic) or ``||y||^2 / 2`` (square), plus ``2 sigma^2 h (d - k) t`` for the rest. Needs
+          the zeroth-order path, which it integrates.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how. ``theta`` holds all of ``(W, v)``; LP leaves ``W``.
+    times : array_like, shape (m,), optional
+        Times of the diffusion, within the schedule.
+    kind : {"paper", "monotone", "lambert", "ode"}
+        The bound, from the loosest to the tightest.
+
+    Returns
+    -------
+    Band
+        ``upper`` is the bound, ``lower`` 0. Not valid from the first phase on that does not clip
+        (unless ``"monotone"`` needs no clipping there), nor under normalised clipping with ``"ode"``.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem, weights = Problem([[1.0], [-1.0]], [1, -1]), Weights([[1.0], [-1.0]], [0.1, 0.1])
+    >>> schedule = Schedule.fft(time=2.0, sigma=0.5, clip=1.0)
+    >>> approximation_error(problem, weights, schedule, [0.0, 2.0]).upper
+    array([  0., 100.])
+    >>> tight = approximation_error(problem, weights, schedule, [0.0, 2.0], kind="ode")
+    >>> bool(tight.upper[1] < 30)
+    True
+    """
+    require_compatible(problem, weights)
+    _validate.choice("kind", kind, KINDS)
+    t = record_times(schedule, times)
+    if kind == "ode":
+        upper, valid, reason = _ode(problem, weights, schedule, t)
+    else:
+        upper, valid, reason = _closed_form(problem, weights, schedule, t, kind)
+    return Band(t, 0.0, upper, valid, reason, SOURCES[kind])
+
+
+def _monotone_phases(schedule: Schedule) -> list[bool]:
+    """Whether each phase is linear probing before any full fine-tuning: both paths share their features."""
+    methods = [phase.method for phase in schedule]
+    first = methods.index("fft") if "fft" in methods else len(methods)
+    return [k < first for k in range(len(methods))]
+
+
+def _until(schedule: Schedule, bad: list[bool], t: FloatArray) -> np.ndarray:
+    """Find the times up to the start of the first phase that is bad."""
+    if True not in bad:
+        return np.ones(len(t), dtype=bool)
+    return t <= schedule.starts[bad.index(True)]
+
+
+def _closed_form(
+    problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray, kind: Kind
+) -> tuple[FloatArray, np.ndarray, str]:
+    n = problem.samples
+    monotone = _monotone_phases(schedule) if kind != "paper" else [False] * len(schedule)
+    valid = _until(schedule, [p.clip is None and not m for p, m in zip(schedule, monotone, strict=True)], t)
+    spent = schedule.time_in(t)
+    variance, root = np.zeros(len(t)), np.zeros(len(t))
+    for phase, free, time in zip(schedule, monotone, spent, strict=True):
+        rate = 2 * phase.sigma**2 * weights.trained_parameters(phase.method)
+        reach = 0.0 if free else 2 * n * (phase.clip or 0.0)
+        if kind == "lambert":
+            root = _lambert(root, rate, reach, time)
+        else:
+            variance += rate * time
+            root += reach * time
+    return (root if kind == "lambert" else np.sqrt(variance) + root) ** 2, valid, UNCLIPPED
+
+
+def _lambert(start: FloatArray, rate: float, reach: float, time: FloatArray) -> FloatArray:
+    """Square root of the solution of ``e' = rate + 2 reach sqrt(e)`` from ``start**2``."""
+    if reach == 0.0:
+        return np.sqrt(start**2 + rate * time)
+    if rate == 0.0:
+        return start + reach * time
+    unit = rate / (2 * reach)
+    # x = sqrt(e)/unit solves x - log(1 + x) = const + reach t / unit
+    x0 = start / unit
+    goal = x0 - np.log1p(x0) + reach * time / unit
+    # Newton from above on a convex function: every iterate is an upper bound
+    x = goal + np.sqrt(2 * goal) + np.log1p(goal)
+    for _ in range(60):
+        positive = x > 0
+        step = np.where(positive, (x - np.log1p(x) - goal) * (1 + x) / np.where(positive, x, 1.0), 0.0)
+        x = np.maximum(x - step, 0.0)
+        if (np.abs(step) <= 1e-14 * (1 + x)).all():
+            break
+    return unit * x
+
+
+def _energy(problem: Problem) -> float:
+    """``k_0``: the largest ``theta . b`` of full fine-tuning."""
+    if problem.loss == "logistic":
+        return 2 * problem.samples * OMEGA
+    return 0.5 * float(problem.y @ problem.y)
+
+
+def _rate(
+    problem: Problem, weights: Weights, phase: Phase, k: int, monotone: bool
+) -> Callable[[float, float, float], float]:
+    noise = 2 * phase.sigma**2 * weights.width * (k + 1 if phase.method == "fft" else 1)
+    if monotone or phase.clip is None:
+        return lambda e, theta, speed: noise
+    reach = problem.samples * phase.clip
+    energy = _energy(problem) * (1.0 if phase.method == "fft" else 0.5)
+
+    def rate(e: float, theta: float, speed: float) -> float:
+        root, beta = math.sqrt(max(e, 0.0)), math.sqrt(speed)
+        return noise + 2 * (min(reach * root, energy + reach * math.sqrt(theta)) + beta * root)
+
+    return rate
+
+
+def _path(
+    problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray
+) -> tuple[list[State], FloatArray, FloatArray]:
+    """Zeroth-order states, the span part of ``e`` by (1b), and the part orthogonal to the span."""
+    flow = Flow(problem, weights)
+    k = flow.X.shape[1]
+    states: list[State] = []
+    span_part, rest = np.zeros(len(t)), np.zeros(len(t))
+    e, beyond = 0.0, 0.0
+    phases = list(zip(schedule, _monotone_phases(schedule), schedule.starts, strict=True))
+    for phase, monotone, start in phases:
+        end = start + phase.time
+        last = phase is phases[-1][0]
+        here = (t >= start) & ((t < end) | last)
+        local = np.minimum(t[here] - start, phase.time)
+        found, path = flow.run(phase, local, e, _rate(problem, weights, phase, k, monotone))
+        states += found
+        span_part[here] = path[:-1]
+        e = path[-1]
+        speed = 2 * phase.sigma**2 * weights.width * (problem.dim - k) if phase.method == "fft" else 0.0
+        rest[here] = beyond + speed * local
+        beyond += speed * phase.time
+    return states, span_part, rest
+
+
+def _ode(
+    problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray
+) -> tuple[FloatArray, np.ndarray, str]:
+    monotone = _monotone_phases(schedule)
+    normalised = [p.clipping == "normalised" and not m for p, m in zip(schedule, monotone, strict=True)]
+    unclipped = [p.clip is None and not m for p, m in zip(schedule, monotone, strict=True)]
+    valid = _until(schedule, [a or b for a, b in zip(normalised, unclipped, strict=True)], t)
+    reason = UNCLIPPED if any(unclipped) else "normalised clipping is not covered"
+    if not valid.any():
+        return np.zeros(len(t)), valid, reason
+    _, e, rest = _path(problem, weights, schedule, t)
+    return e + rest, valid, reason

@@ -1,0 +1,95 @@
+"""`Band`: what a bound returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from langevin._validate import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Lower and upper bounds of a curve, and where they hold.
+
+    Where ``valid`` is False the bounds are NaN: a number is there only where it is proved.
+
+    Parameters
+    ----------
+    times : array_like, shape (m,)
+        Times, in units of diffusion time.
+    lower, upper : array_like, shape (m,) or scalar
+        The bounds; overwritten with NaN where not valid.
+    valid : array_like of bool, shape (m,) or scalar
+        Where the statement's conditions hold.
+    reason : str
+        Why it does not hold elsewhere; empty if ``valid`` throughout.
+    source : str
+        The statement, and whose it is.
+
+    Raises
+    ------
+    ValueError
+        If a bound is not finite where it is said to be valid, or an invalid one has no reason.
+
+    Examples
+    --------
+    >>> band = Band([0.0, 1.0, 2.0], 0.0, [1.0, 2.0, 5.0], [True, True, False], "beyond", "new")
+    >>> band.upper
+    array([ 1.,  2., nan])
+    >>> band.contains([0.5, 1.5, 9.0]), band.contains([0.5, 2.5, 0.0])
+    (True, False)
+    """
+
+    times: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    valid: NDArray[np.bool_]
+    reason: str
+    source: str
+
+    def __init__(
+        self,
+        times: ArrayLike,
+        lower: ArrayLike,
+        upper: ArrayLike,
+        valid: ArrayLike,
+        reason: str,
+        source: str,
+    ) -> None:
+        t = np.asarray(times, dtype=np.float64)
+        valid = np.array(np.broadcast_to(np.asarray(valid, dtype=bool), t.shape))
+        fields = {"times": t, "valid": valid}
+        for name, values in (("lower", lower), ("upper", upper)):
+            values = np.broadcast_to(np.asarray(values, dtype=np.float64), t.shape)
+            if not np.isfinite(values[valid]).all():
+                raise ValueError(f"{name} must be finite where valid: mark the rest as not valid")
+            fields[name] = np.where(valid, values, np.nan)
+        if not valid.all() and not reason:
+            raise ValueError("reason must say why the bound does not hold everywhere, got ''")
+        for name, values in fields.items():
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "reason", "" if valid.all() else reason)
+        object.__setattr__(self, "source", source)
+
+    def contains(self, curve: ArrayLike, slack: ArrayLike = 0.0) -> bool:
+        """Whether ``lower - slack <= curve <= upper + slack`` wherever the band is valid.
+
+        Parameters
+        ----------
+        curve : array_like, shape (m,)
+            Values at ``times``.
+        slack : array_like, shape (m,) or scalar
+            The error of ``curve`` itself, such as that of a discretisation.
+        """
+        curve, slack = np.broadcast_arrays(np.asarray(curve, dtype=np.float64), slack)
+        inside = (self.lower - slack <= curve) & (curve <= self.upper + slack)
+        return bool(inside[self.valid].all())
+
+
+def nowhere(times: FloatArray, reason: str, source: str) -> Band:
+    """Return the band of a statement whose conditions fail at all times."""
+    return Band(times, np.nan, np.nan, False, reason, source)

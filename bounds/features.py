@@ -1,0 +1,318 @@
+"""What full fine-tuning does to the features, and when linear probing has aligned the heads (section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bounds._blocks import Block, decouple, fft_obstacle
+from bounds._flow import span
+from bounds.enclosure import enclose
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Schedule
+
+DISTORTION = "re-derived, sharp form new; in the place of Theorem 3.3 of [1]"
+ALIGNMENT = "re-derived; in the place of Theorem 3.4 of [1]"
+NODES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Distortion:
+    """What full fine-tuning does to each neuron while its head is misaligned; see `distortion`.
+
+    Attributes
+    ----------
+    valid : bool
+    reason : str
+        Why the statement does not hold; all arrays are then False or NaN.
+    probability : float
+        ``1 - 2^-h``: chance that a head drawn from ``N(0, beta^2)`` misaligns some neuron.
+    classes : ndarray, shape (h,)
+        ``s_j``, the class whose cone a neuron lies in: -1 or +1.
+    misaligned : ndarray of bool, shape (h,)
+        ``s_j v_j < 0``: own-class pre-activations fall, opposite ones move towards zero.
+    duration : ndarray, shape (h,)
+        Least time for which a misaligned neuron stays so; 0 for the aligned, infinite if no sample
+        pulls the head.
+    survives : ndarray of bool, shape (h,)
+        The head's sign is sure to flip before the neuron can leave its cone (True if aligned).
+    largest_drop : ndarray, shape (h,)
+        ``delta_j``: most that an own-class pre-activation falls; NaN unless the flip is sure.
+    largest_rise : ndarray, shape (h,)
+        Most that an opposite-class pre-activation moves towards zero; NaN unless the flip is sure.
+    never_flips : ndarray of bool, shape (h,)
+        ``|v_j| >= ||w_j||`` of a misaligned neuron: balancedness forbids that its head flips.
+    cosine_falls : ndarray of bool, shape (h,)
+        At time 0 the neuron's cosine to its class mean is sure to be falling.
+    fixed : bool
+        All neurons survive: the activation patterns never change.
+    scope : str
+        Until when all this holds.
+    source : str
+    """
+
+    valid: bool
+    reason: str
+    probability: float
+    classes: FloatArray
+    misaligned: NDArray[np.bool_]
+    duration: FloatArray
+    survives: NDArray[np.bool_]
+    largest_drop: FloatArray
+    largest_rise: FloatArray
+    never_flips: NDArray[np.bool_]
+    cosine_falls: NDArray[np.bool_]
+    fixed: bool
+    scope: str
+    source: str = DISTORTION
+
+
+def initial_slope(problem: Problem, block: Block) -> FloatArray:
+    """``g_i`` of a block's samples at the start."""
+    return np.abs(block.margins - 1) if problem.loss == "square" else _logistic(block.margins)
+
+
+def _logistic(m: FloatArray) -> FloatArray:
+    return np.exp(-np.logaddexp(0.0, m))
+
+
+def distortion(problem: Problem, weights: Weights, *, clip: float | None = None) -> Distortion:
+    r"""Say which features full fine-tuning distorts, for how long at least, and which survive.
+
+    Re-derived, in the place of Theorem 3.3 of [1]_; the sharp form of survival and of the duration is
+    new. Zeroth order, ReLU, under assumptions 3.1 and 3.2.
+
+    Statement
+        While ``alpha_j = s_j v_j < 0``, pre-activations of the neuron's own class fall and those of
+        the other class move towards zero, for at least ``|v_j| / sum_i min(C, g_i(0) z_ji(0))`` over
+        the class's samples. With ``zeta_j = min_k z_jk(0)`` and ``Gamma = max G`` in the class, ``zeta_j^2 >
+        Gamma v_j^2`` makes the head flip after a drop of at most ``delta_j = zeta_j -
+        sqrt(zeta_j^2 - Gamma v_j^2)``, while the pre-activation of a sample of the other class rises
+        by at most ``Gamma'_k delta_j / Gamma``, ``Gamma'_k`` its largest ``|G_ik|``. If each was further
+        from zero, no pattern ever changes.
+
+    Parameters
+    ----------
+    problem, weights
+        ReLU network; time is that of full fine-tuning from ``weights``.
+    clip : float or None
+        Threshold of flat clipping.
+
+    Returns
+    -------
+    Distortion
+        For all time with the logistic loss; with the square loss until a margin reaches 1. With
+        ``valid`` False and a reason where an assumption fails.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1])
+    >>> found = distortion(problem, Weights([[1.0, -0.5], [-0.5, 1.0]], [-0.6, 0.3]), clip=1.0)
+    >>> found.misaligned, found.survives
+    (array([ True,  True]), array([ True,  True]))
+    >>> found.largest_drop.round(3)
+    array([0.2  , 0.046])
+    """
+    require_compatible(problem, weights)
+    clip = _validate.positive_or_none("clip", clip)
+    h = weights.width
+    nothing, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
+    probability = 1 - 0.5**h
+    blocks, reason = decouple(problem, weights)
+    if problem.activation != "relu":
+        reason = "the network is linear: the statement is for ReLU"
+    reason = reason or fft_obstacle(problem, blocks)
+    if not reason and problem.loss == "square" and any((b.margins >= 1).any() for b in blocks):
+        reason = "a margin is at least 1 from the start (square loss)"
+    if reason:
+        return Distortion(
+            False,
+            reason,
+            probability,
+            nan,
+            nothing,
+            nan,
+            nothing,
+            nan,
+            nan,
+            nothing,
+            nothing,
+            False,
+            "nowhere",
+        )
+    signs = np.zeros(h)
+    misaligned, survives = nothing.copy(), np.ones(h, dtype=bool)
+    duration, drop, rise = np.zeros(h), np.zeros(h), np.zeros(h)
+    never, falls = nothing.copy(), nothing.copy()
+    norms = np.linalg.norm(span(problem, weights).W, axis=1)
+    for block in blocks:
+        j = block.neurons
+        signs[j] = block.sign
+        bad = block.alpha < 0
+        misaligned[j] = bad
+        pull = block.Z * initial_slope(problem, block)
+        pull = pull if clip is None else np.minimum(pull, clip)
+        duration[j] = np.where(bad, -block.alpha / pull.sum(1), 0.0)
+        zeta, most = block.Z.min(1), float(block.G.max())
+        left = zeta**2 - most * block.alpha**2
+        fall = np.where(left > 0, zeta - np.sqrt(np.maximum(left, 0.0)), np.nan)
+        fall = np.where(bad, fall, 0.0)
+        up = fall[:, None] * block.G_opposite.max(0, initial=0.0) / most
+        drop[j], rise[j] = fall, up.max(1, initial=0.0)
+        survives[j] = ~bad | ((left > 0) & (up < block.opposite).all(1))
+        never[j] = bad & (np.abs(block.alpha) >= norms[j])
+        falls[j] = bad & _beyond_class(problem, weights, block)
+    # neurons of a class without samples belong to no block: nothing pulls them
+    orphan = signs == 0
+    if orphan.any():
+        signs[orphan] = -problem.y[0]
+        misaligned[orphan] = signs[orphan] * weights.v[orphan] < 0
+        duration[orphan & misaligned] = np.inf
+    rise[np.isnan(drop)] = np.nan
+    scope = "for all time" if problem.loss == "logistic" else "until a margin reaches 1 (square loss)"
+    return Distortion(
+        True,
+        "",
+        probability,
+        signs,
+        misaligned,
+        duration,
+        survives,
+        drop,
+        rise,
+        never,
+        falls,
+        bool(survives.all()),
+        scope,
+    )
+
+
+def _beyond_class(problem: Problem, weights: Weights, block: Block) -> NDArray[np.bool_]:
+    """Whether a neuron is further from its class mean, in angle, than every sample of the class."""
+    x = problem.X[block.samples]
+    mean = x.mean(0)
+    mean = mean / np.linalg.norm(mean)
+    least = float((x @ mean / np.linalg.norm(x, axis=1)).min())
+    w = weights.W[block.neurons]
+    return (w @ mean / np.linalg.norm(w, axis=1) < least) & (least > 0)
+
+
+@dataclass(frozen=True)
+class AlignmentTime:
+    """Time of linear probing after which every head is aligned; see `alignment_time`.
+
+    ``float()`` of it is ``time``.
+
+    Attributes
+    ----------
+    time : float
+        ``Delta t``; NaN if not valid.
+    sharp : float
+        The same from the enclosed clock itself, never larger; NaN if not valid.
+    per_class : dict
+        ``Delta t_s`` by class.
+    valid : bool
+    reason : str
+    lasting : bool
+        Whether from then on full fine-tuning distorts nothing more, for ever: assumption 3.1 and the
+        logistic loss.
+    source : str
+    """
+
+    time: float
+    sharp: float
+    per_class: dict[int, float]
+    valid: bool
+    reason: str
+    lasting: bool
+    source: str = ALIGNMENT
+
+    def __float__(self) -> float:
+        return self.time
+
+
+def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = None) -> AlignmentTime:
+    r"""Time by which linear probing has aligned every head.
+
+    Re-derived; in the place of Theorem 3.4 of [1]_. Zeroth order, ReLU, under assumption 3.2.
+
+    Statement
+        All heads of class ``s`` are aligned by ``G* / (n_s min(g_min, C / max_i ||A_i||))`` with ``G* =
+        max |v_j(0)| / min_k z_jk`` over the misaligned, ``F = max_i m_i(0)``, ``M = max <A_i, A_k>``
+        and ``g_min = 1 / (1 + exp(F + M G*))``, or ``1 - (F + M G*)`` for the square loss. ``sharp`` is
+        ``int_0^G* dS / sum_i min(g(m_i(0) + S max_k K_ik), C / ||A_i||)``, new.
+
+    Parameters
+    ----------
+    problem, weights
+        ReLU network.
+    clip : float or None
+        Threshold of flat clipping, over the head's gradients.
+
+    Returns
+    -------
+    AlignmentTime
+        With the square loss valid only if every class keeps its margins below 1 until then.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1])
+    >>> found = alignment_time(problem, Weights([[1.0, -0.5], [-0.5, 1.0]], [-0.6, 0.3]), clip=1.0)
+    >>> round(found.time, 3), found.lasting
+    (1.2, True)
+    """
+    require_compatible(problem, weights)
+    clip = _validate.positive_or_none("clip", clip)
+    blocks, reason = decouple(problem, weights)
+    if problem.activation != "relu":
+        reason = "the network is linear: the statement is for ReLU"
+    per_class, sharp = {}, 0.0
+    for block in blocks if not reason else []:
+        bad = block.alpha < 0
+        cls = int(problem.y[block.samples[0]])
+        per_class[cls] = 0.0
+        if not bad.any():
+            continue
+        goal = float((-block.alpha[bad] / block.Z[bad].min(1)).max())
+        K = block.Z.T @ block.Z
+        steepest = float(block.margins.max() + K.max() * goal)
+        g_min = 1 - steepest if problem.loss == "square" else float(_logistic(np.array(steepest)))
+        if g_min <= 0:
+            reason = f"the margins of class {cls:+d} may reach 1 before its heads are aligned (square loss)"
+            break
+        sizes = np.sqrt(np.diag(K))
+        speed = min(g_min, np.inf if clip is None else clip / float(sizes.max()))
+        per_class[cls] = goal / (len(block.samples) * speed)
+        # the integrand rises, so a sum over right ends stays an upper bound
+        S = goal * np.arange(1, NODES + 1) / NODES
+        m = block.margins + S[:, None] * K.max(1)
+        g = 1 - m if problem.loss == "square" else _logistic(m)
+        rates = (g if clip is None else np.minimum(g, clip / sizes)).sum(1)
+        sharp = max(sharp, min(per_class[cls], goal / NODES * float((1 / rates).sum())))
+    time = max(per_class.values(), default=0.0)
+    if not reason and problem.loss == "square":
+        reason = _overshoot(problem, weights, clip, time)
+    if reason:
+        return AlignmentTime(np.nan, np.nan, {}, False, reason, False)
+    lasting = problem.loss == "logistic" and not fft_obstacle(problem, blocks)
+    return AlignmentTime(time, sharp, per_class, True, "", lasting)
+
+
+def _overshoot(problem: Problem, weights: Weights, clip: float | None, time: float) -> str:
+    """Return why the square loss may overshoot in linear probing until ``time``, or ''."""
+    if time == 0.0:
+        return "" if (problem.y * problem.outputs(weights) < 1).all() else "a margin is at least 1"
+    found = enclose(problem, weights, Schedule.lp(time=time, clip=clip), [time])
+    return found if isinstance(found, str) else found.reason

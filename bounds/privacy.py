@@ -1,0 +1,331 @@
+"""Privacy of the clipped Langevin diffusion (section 2): the budget is spent by time alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import log_ndtr, ndtri
+
+from bounds._numeric import root
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.schedule import DPSGD, Phase, Schedule
+
+Neighbours = Literal["add-remove", "replace"]
+
+NEIGHBOURS = ("add-remove", "replace")
+
+
+def sensitivity(phase: Phase, neighbours: Neighbours = "add-remove") -> float:
+    """Largest distance between the drifts of two neighbouring data sets.
+
+    ``C`` if neighbours differ by one sample more or less, ``2C`` if one sample is replaced; flat and
+    normalised clipping both bound a sample's part by ``C``.
+
+    Raises
+    ------
+    ValueError
+        Without clipping: the sensitivity is infinite, no noise gives privacy.
+    """
+    _validate.choice("neighbours", neighbours, NEIGHBOURS)
+    if phase.clip is None:
+        raise ValueError(
+            f"clip must be positive for privacy, got None in the phase '{phase}': "
+            "without clipping one sample can move the drift without limit"
+        )
+    return phase.clip if neighbours == "add-remove" else 2 * phase.clip
+
+
+def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
+    r"""``rho`` of the zero-concentrated differential privacy of the whole path.
+
+    Re-derived; in the place of Theorem 4.1 of [1]_: releasing the path of phases ``k`` is
+    ``sum_k Delta_k^2 T_k / (4 sigma_k^2)``-zCDP (Girsanov), ``Delta`` the `sensitivity`. It does not
+    depend on the data, the network or the method, and is the same for every chain of full-batch
+    Euler-Maruyama steps.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Phases; each must clip. With ``sigma = 0`` the answer is infinite.
+    neighbours : {"add-remove", "replace"}
+        Neighbouring data sets differ by one sample more or less, or in one sample's value.
+
+    Raises
+    ------
+    ValueError
+        If a phase does not clip.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> round(zcdp(Schedule.lp_fft(lp_time=0.5, fft_time=1.5, sigma=5.0, clip=1.0)), 6)
+    0.02
+    """
+    total = 0.0
+    for phase in schedule:
+        gap = sensitivity(phase, neighbours)
+        if phase.sigma == 0.0:
+            return math.inf
+        total += (gap / phase.sigma) ** 2 * phase.time / 4
+    return total
+
+
+def gdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
+    r"""``mu`` of the Gaussian differential privacy of the whole path.
+
+    Re-derived; in the place of Theorem 4.1 of [1]_: ``mu^2 = sum_k Delta_k^2 T_k / (2 sigma_k^2)``,
+    tight in the worst case over data. See `zcdp` for arguments, conditions and errors.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> round(gdp(Schedule.fft(time=2.0, sigma=5.0, clip=1.0)), 6)
+    0.2
+    """
+    return math.sqrt(2 * zcdp(schedule, neighbours=neighbours))
+
+
+def renyi(schedule: Schedule, orders: ArrayLike, *, neighbours: Neighbours = "add-remove") -> FloatArray:
+    """Renyi divergence ``alpha Delta^2 T / (4 sigma^2)`` at each order ``alpha > 1`` of ``orders``.
+
+    Re-derived; in the place of Theorem 4.1 of [1]_: the same as ``alpha rho`` with `zcdp`'s ``rho``.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> renyi(Schedule.fft(time=2.0, sigma=5.0, clip=1.0), [2, 16])
+    array([0.04, 0.32])
+    """
+    alpha = np.asarray(orders, dtype=np.float64)
+    if not (alpha > 1).all():
+        raise ValueError(f"orders must all exceed 1, got {alpha.min()}")
+    return alpha * zcdp(schedule, neighbours=neighbours)
+
+
+def gdp_delta(mu: float, epsilon: float) -> float:
+    r"""``delta(epsilon)`` of a ``mu``-GDP mechanism.
+
+    ``Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2)`` [2]_, exact for the Gaussian mechanism.
+
+    References
+    ----------
+    .. [2] Dong, Roth, Su, "Gaussian differential privacy", arXiv:1905.02383, corollary 2.13.
+
+    Examples
+    --------
+    >>> round(gdp_delta(1.0, 1.0), 6)
+    0.126937
+    """
+    epsilon = _validate.non_negative("epsilon", epsilon)
+    if mu == 0.0:
+        return 0.0
+    if math.isinf(mu):
+        return 1.0
+    high = float(log_ndtr(-epsilon / mu + mu / 2))
+    low = epsilon + float(log_ndtr(-epsilon / mu - mu / 2))
+    # the difference of the logarithms is negative but can round to 0
+    return -math.exp(high) * math.expm1(min(low - high, 0.0))
+
+
+def gdp_epsilon(mu: float, delta: float) -> float:
+    """Smallest ``epsilon >= 0`` at which a ``mu``-GDP mechanism is ``(epsilon, delta)``-private.
+
+    The inverse of `gdp_delta`, rounded up by the root finder's tolerance (relative 1e-12).
+
+    Examples
+    --------
+    >>> round(gdp_epsilon(1.0, 0.126937), 4)
+    1.0
+    """
+    delta = _validate_delta(delta)
+    if math.isinf(mu):
+        return math.inf
+    if mu == 0.0 or gdp_delta(mu, 0.0) <= delta:
+        return 0.0
+    # delta(eps) <= Phi(-eps/mu + mu/2), so this end is private enough
+    top = mu * (mu / 2 - float(ndtri(delta))) + 1.0
+    result = root(lambda eps: gdp_delta(mu, eps) - delta, 0.0, top)
+    step = 1e-13 * max(1.0, result)
+    while gdp_delta(mu, result) > delta and result < top:
+        result, step = result + step, 2 * step
+    return result
+
+
+def _validate_delta(delta: float) -> float:
+    delta = _validate.positive("delta", delta)
+    if delta >= 1:
+        raise ValueError(f"delta must be below 1, got {delta}")
+    return delta
+
+
+def delta(schedule: Schedule, epsilon: float, *, neighbours: Neighbours = "add-remove") -> float:
+    """``delta`` at which the path is ``(epsilon, delta)``-differentially private.
+
+    Re-derived; in the place of Theorem 4.1 of [1]_: `gdp`, then `gdp_delta`; tight in the worst case.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> round(delta(Schedule.fft(time=2.0, sigma=1.0, clip=1.0), 1.0), 6)
+    0.126937
+    """
+    return gdp_delta(gdp(schedule, neighbours=neighbours), epsilon)
+
+
+def epsilon(schedule: Schedule, delta: float, *, neighbours: Neighbours = "add-remove") -> float:
+    """``epsilon`` at which the path is ``(epsilon, delta)``-differentially private.
+
+    Re-derived; in the place of Theorem 4.1 of [1]_: `gdp`, then `gdp_epsilon`; tight in the worst
+    case.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> round(epsilon(Schedule.fft(time=2.0, sigma=5.0, clip=1.0), 1e-5), 3)
+    0.726
+    """
+    return gdp_epsilon(gdp(schedule, neighbours=neighbours), delta)
+
+
+def calibrate(
+    schedule: Schedule,
+    solve: Literal["sigma", "time", "clip"],
+    *,
+    epsilon: float,
+    delta: float,
+    neighbours: Neighbours = "add-remove",
+) -> Schedule:
+    """Scale one quantity of all phases so that the path spends exactly ``(epsilon, delta)``.
+
+    ``mu`` is proportional to ``1/sigma``, to ``clip`` and to the square root of ``time`` (`gdp`), so
+    one common factor solves each; it is rounded to the private side.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Gives the ratios between the phases and all that is not solved for. Each phase must clip and,
+        whatever is solved for, have ``sigma > 0``.
+    solve : {"sigma", "time", "clip"}
+        What to scale.
+    epsilon, delta : float
+        The target; both positive.
+
+    Returns
+    -------
+    Schedule
+        With ``bounds.epsilon(result, delta) <= epsilon``, equal to a relative 1e-8.
+
+    Examples
+    --------
+    >>> target = calibrate(Schedule.fft(time=2.0, sigma=1.0, clip=1.0), "sigma", epsilon=1.0, delta=1e-5)
+    >>> round(target.phases[0].sigma, 3)
+    3.731
+    """
+    _validate.choice("solve", solve, ("sigma", "time", "clip"))
+    epsilon = _validate.positive("epsilon", epsilon)
+    delta = _validate_delta(delta)
+    mu = gdp(schedule, neighbours=neighbours)
+    if math.isinf(mu):
+        raise ValueError("sigma must be positive in every phase to calibrate it, got 0.0")
+    high = 1.0
+    while gdp_delta(high, epsilon) < delta:
+        high *= 2
+    # delta increases with mu; stay on the private side of the root
+    wanted = root(lambda m: gdp_delta(m, epsilon) - delta, 0.0, high)
+    factor = wanted / mu * (1 - 1e-10)
+    scale = {"sigma": 1 / factor, "time": factor**2, "clip": factor}[solve]
+    return Schedule([_scaled(phase, solve, scale) for phase in schedule])
+
+
+def _scaled(phase: Phase, name: str, factor: float) -> Phase:
+    fields = {
+        "time": phase.time,
+        "sigma": phase.sigma,
+        "clip": phase.clip,
+        "clipping": phase.clipping,
+        "stabiliser": phase.stabiliser,
+    }
+    fields[name] = fields[name] * factor
+    return Phase(phase.method, **fields)
+
+
+def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-remove") -> float:
+    """``mu`` of full-batch DP-SGD: ``sqrt(K)/nu`` a phase, twice that if a sample is replaced.
+
+    Exact, and what `gdp` says of the phase that a `langevin.schedule.DPSGD` maps to.
+
+    Raises
+    ------
+    ValueError
+        With Poisson sampling: the diffusion's guarantee *understates* the subsampled mechanism's
+        loss, so it is not carried through the map. An accountant for the subsampled Gaussian
+        mechanism (such as dp-accounting's PLD accountant) is what that needs.
+
+    Examples
+    --------
+    >>> dpsgd_gdp(DPSGD(learning_rate=0.02, noise_multiplier=50.0, clip=1.0, steps=100))
+    0.2
+    >>> dpsgd_gdp(DPSGD(0.02, 5.0, 1.0, 100, sample_rate=0.1, samples=1000))
+    Traceback (most recent call last):
+    ...
+    ValueError: sample_rate must be None to read privacy off the diffusion, got 0.1: ...
+    """
+    _validate.choice("neighbours", neighbours, NEIGHBOURS)
+    total = 0.0
+    for phase in [phases] if isinstance(phases, DPSGD) else phases:
+        if not phase.privacy_carries_over:
+            raise ValueError(
+                f"sample_rate must be None to read privacy off the diffusion, got {phase.sample_rate}: "
+                "the map keeps drift and noise but understates the privacy loss of Poisson sampling; "
+                "use an accountant for the subsampled Gaussian mechanism"
+            )
+        if phase.noise_multiplier == 0.0:
+            return math.inf
+        total += phase.steps / phase.noise_multiplier**2
+    return math.sqrt(total) * (1.0 if neighbours == "add-remove" else 2.0)
+
+
+def dpsgd_epsilon(
+    phases: DPSGD | Sequence[DPSGD], delta: float, *, neighbours: Neighbours = "add-remove"
+) -> float:
+    """``epsilon`` of full-batch DP-SGD at ``delta``; refuses Poisson sampling, see `dpsgd_gdp`.
+
+    Examples
+    --------
+    >>> round(dpsgd_epsilon(DPSGD(0.02, 50.0, 1.0, 100), 1e-5), 3)
+    0.726
+    """
+    return gdp_epsilon(dpsgd_gdp(phases, neighbours=neighbours), delta)
+
+
+def dpsgd_delta(
+    phases: DPSGD | Sequence[DPSGD], epsilon: float, *, neighbours: Neighbours = "add-remove"
+) -> float:
+    """``delta`` of full-batch DP-SGD at ``epsilon``; refuses Poisson sampling, see `dpsgd_gdp`.
+
+    Examples
+    --------
+    >>> round(dpsgd_delta(DPSGD(0.02, 10.0, 1.0, 100), 1.0), 6)
+    0.126937
+    """
+    return gdp_delta(dpsgd_gdp(phases, neighbours=neighbours), epsilon)

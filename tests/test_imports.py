@@ -1,0 +1,68 @@
+"""The arrows between the packages: langevin <- bounds <- empirical <- figures."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOORS = {"simulate.py", "sweep.py", "plan.py", "finetune.py"}
+SOLVERS = ("langevin.solvers", "langevin._kernels", "langevin.reduced")
+FORBIDDEN = {
+    "bounds": (*SOLVERS, "empirical", "figures", "torch", "opacus"),
+    "langevin": ("bounds", "empirical", "figures", "torch", "opacus"),
+}
+# what `from langevin import ...` would fetch from a solver
+SOLVER_NAMES = ("euler_maruyama", "zeroth_order")
+
+
+def imported(source: str) -> set[str]:
+    """Every module that a source names in an import, and ``module.name`` of each ``from`` import."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def crossings(package: str, source: str) -> set[str]:
+    """Imports of ``source`` that a module of ``package`` may not have."""
+    forbidden = FORBIDDEN[package]
+    if package == "bounds":
+        forbidden += tuple(f"langevin.{name}" for name in SOLVER_NAMES)
+    return {
+        name for name in imported(source) if any(name == f or name.startswith(f + ".") for f in forbidden)
+    }
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_arrows(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if path.name not in DOORS:
+            assert not crossings(package, path.read_text(encoding="utf8")), path
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("bounds", "from langevin.solvers import zeroth_order"),
+        ("bounds", "from langevin import reduced"),
+        ("bounds", "from langevin import zeroth_order"),
+        ("bounds", "def f():\n    import langevin._kernels"),
+        ("langevin", "import bounds.band"),
+        ("langevin", "import torch"),
+    ],
+)
+def test_arrows_are_seen(package, source):
+    assert crossings(package, source)
+
+
+def test_bounds_is_light():
+    code = "import sys, bounds; print([m for m in ('scipy', 'numpy', 'numba', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

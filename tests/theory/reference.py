@@ -1,0 +1,104 @@
+"""A plain NumPy Euler-Maruyama chain and a SciPy flow: what the bounds are held against.
+
+Written apart from the package's solvers, straight from the definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+
+@dataclass
+class Paths:
+    """Chain or flow at its record times: W (m, P, h, d), v (m, P, h)."""
+
+    times: np.ndarray
+    W: np.ndarray
+    v: np.ndarray
+
+    def outputs(self, problem):
+        return np.einsum("...nh,...h->...n", problem.activate(problem.X @ self.W.swapaxes(-1, -2)), self.v)
+
+    def losses(self, problem):
+        return problem.losses(self.outputs(problem)).sum(-1)
+
+    def distance2(self, other):
+        """Squared distance to a flow with one path."""
+        return ((self.W - other.W) ** 2).sum((-1, -2)) + ((self.v - other.v) ** 2).sum(-1)
+
+
+def drift(problem, W, v, phase):
+    """Clipped drift at W (..., h, d), v (..., h), from per-sample gradients."""
+    z = np.einsum("nd,...hd->...nh", problem.X, W)
+    A, slope = problem.activate(z), problem.slope(z)
+    r = problem.residuals(np.einsum("...nh,...h->...n", A, v))
+    squared = (A**2).sum(-1)
+    if phase.method == "fft":
+        squared = squared + (problem.X**2).sum(-1) * (slope * v[..., None, :] ** 2).sum(-1)
+    norm = np.abs(r) * np.sqrt(squared)
+    if phase.clip is None:
+        c = 1.0
+    elif phase.clipping == "normalised":
+        c = phase.clip / (norm + phase.stabiliser)
+    else:
+        c = np.minimum(1.0, phase.clip / np.maximum(norm, 1e-300))
+    u = c * r
+    dv = -np.einsum("...n,...nh->...h", u, A)
+    if phase.method == "lp":
+        return np.zeros_like(W), dv
+    return -np.einsum("...n,...nh,...h,nd->...hd", u, slope, v, problem.X), dv
+
+
+def chain(problem, weights, schedule, dt, paths, seed, times):
+    """Euler-Maruyama at the steps nearest to ``times``."""
+    rng = np.random.default_rng(seed)
+    W = np.repeat(weights.W[None], paths, 0)
+    v = np.repeat(weights.v[None], paths, 0)
+    steps = [round(p.time / dt) for p in schedule]
+    want = np.rint(np.asarray(times) / dt).astype(int)
+    out = []
+    step = 0
+    for phase, count in zip(schedule, steps, strict=True):
+        for _ in range(count):
+            out += [(W, v)] * int((want == step).sum())
+            dW, dv = drift(problem, W, v, phase)
+            scale = phase.sigma * np.sqrt(2 * dt)
+            if phase.method == "fft":
+                W = W + dW * dt + scale * rng.standard_normal(W.shape)
+            v = v + dv * dt + scale * rng.standard_normal(v.shape)
+            step += 1
+    out += [(W, v)] * int((want >= step).sum())
+    return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
+
+
+def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11):
+    """Zeroth-order flow at ``times``, one path."""
+    h, d = weights.W.shape
+    times = np.asarray(times, dtype=float)
+    y = np.concatenate([weights.W.ravel(), weights.v])
+    out = np.empty((len(times), y.size))
+    start = 0.0
+    for k, phase in enumerate(schedule):
+
+        def rate(_, y, phase=phase):
+            dW, dv = drift(problem, y[: h * d].reshape(h, d), y[h * d :], phase)
+            return np.concatenate([dW.ravel(), dv])
+
+        end = start + phase.time
+        last = k == len(schedule) - 1
+        here = (times >= start) & ((times < end) | last)
+        local = np.minimum(times[here] - start, phase.time)
+        grid = np.unique(np.concatenate([local, [phase.time]]))
+        solved = solve_ivp(rate, (0, phase.time), y, "DOP853", t_eval=grid, rtol=rtol, atol=atol)
+        assert solved.success, solved.message
+        out[here] = solved.y.T[np.searchsorted(grid, local)]
+        y, start = solved.y[:, -1], end
+    return Paths(times, out[:, None, : h * d].reshape(-1, 1, h, d), out[:, None, h * d :])
+
+
+def mean_and_error(samples):
+    """Mean over paths (axis 1) and its standard error."""
+    return samples.mean(1), samples.std(1, ddof=1) / np.sqrt(samples.shape[1])

@@ -1,0 +1,107 @@
+"""Random problems, weights and schedules: seeded generators, and hypothesis strategies over their seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from langevin.problem import Problem, Weights
+from langevin.schedule import Phase, Schedule
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def general(rng, activation=None, loss=None, n=None, d=None, h=None):
+    """Gaussian data with random labels and random weights."""
+    n, d, h = n or int(rng.integers(1, 7)), d or int(rng.integers(1, 5)), h or int(rng.integers(1, 6))
+    activation = activation or rng.choice(["relu", "linear"])
+    loss = loss or rng.choice(["logistic", "square"])
+    names: Any = (str(activation), str(loss))
+    X = rng.standard_normal((n, d)) * np.exp(rng.uniform(-0.7, 0.7))
+    y = rng.choice([-1.0, 1.0], n)
+    W = rng.standard_normal((h, d)) * np.exp(rng.uniform(-1, 0.5))
+    v = rng.standard_normal(h) * np.exp(rng.uniform(-1, 0.5))
+    return Problem(X, y, *names), Weights(W, v)
+
+
+def schedule(rng, clip: Any = "any", sigma=None, methods=None, duration=None):
+    """LP, FFT, or LP then FFT."""
+    sigma = np.exp(rng.uniform(-2.5, 0.3)) if sigma is None else sigma
+    if clip == "any":
+        clip = None if rng.random() < 0.3 else float(np.exp(rng.uniform(-1.5, 1.5)))
+    elif clip == "on":
+        clip = float(np.exp(rng.uniform(-1.5, 1.5)))
+    methods = methods or [("lp",), ("fft",), ("lp", "fft")][rng.integers(3)]
+    duration = duration or float(np.exp(rng.uniform(-1.0, 1.0)))
+    # whole numbers of 1/64 of the duration, so that every step size used divides them
+    cut = int(rng.integers(16, 49))
+    parts = [64] if len(methods) == 1 else [cut, 64 - cut]
+    return Schedule([Phase(m, p / 64 * duration, sigma, clip) for m, p in zip(methods, parts, strict=True)])
+
+
+def separable(rng, n, d, spread=None):
+    """Two classes, orthogonally separable: ``y_i x_i`` in one cone per class, the cones orthogonal.
+
+    ``spread`` 0 collapses each class to one point; None draws positive data at random.
+    """
+    y = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
+    half = max(d // 2, 1)
+    d = 2 * half
+    X = np.zeros((n, d))
+    for s, block in ((1.0, slice(0, half)), (-1.0, slice(half, d))):
+        rows = y == s
+        centre = rng.uniform(0.5, 1.5, half)
+        noise = rng.uniform(0, 1, (int(rows.sum()), half))
+        X[rows, block] = noise + 0.05 if spread is None else centre * (1 + spread * (noise - 0.5))
+    rotation = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    # a negative product across classes keeps separability
+    shift = np.zeros(d)
+    if rng.random() < 0.5:
+        tilt = rng.uniform(0, 0.2)
+        mean = [X[y == s].mean(0) if (y == s).any() else shift for s in (1.0, -1.0)]
+        for s, other in ((1.0, mean[1]), (-1.0, mean[0])):
+            X[y == s] -= tilt * other
+    return X @ rotation, y, rotation
+
+
+def collapsed_weights(rng, X, y, h, head=None):
+    """Rows strictly in the cone of one class each, by rejection; heads Gaussian."""
+    W = np.zeros((h, X.shape[1]))
+    for j in range(h):
+        s = 1.0 if rng.random() < 0.5 else -1.0
+        if not (y == s).any():
+            s = -s
+        inside, outside = X[y == s], X[y == -s]
+        # start well inside, then as wide a perturbation as stays in the cone
+        base = inside.mean(0) / np.linalg.norm(inside.mean(0))
+        if len(outside):
+            base = base - 0.3 * outside.mean(0) / np.linalg.norm(outside.mean(0))
+        width = 1.0
+        for _ in range(200):
+            w = base + width * rng.standard_normal(X.shape[1]) / np.sqrt(X.shape[1])
+            if (inside @ w > 1e-3).all() and (not len(outside) or (outside @ w < -1e-3).all()):
+                break
+            width *= 0.9
+        else:
+            raise AssertionError("no row found in the cone")
+        W[j] = w * np.exp(rng.uniform(-0.5, 0.5))
+    v = rng.standard_normal(h) * (np.exp(rng.uniform(-2, 0.3)) if head is None else head)
+    return Weights(W, v)
+
+
+def decoupled(rng, loss=None, spread=None, n=None, h=None, head=None, d=None):
+    """ReLU problem under 3.1 and 3.2."""
+    n, h = n or int(rng.integers(2, 7)), h or int(rng.integers(1, 7))
+    X, y, _ = separable(rng, n, d or int(rng.integers(2, 7)), spread)
+    loss = loss or str(rng.choice(["logistic", "square"]))
+    weights = collapsed_weights(rng, X, y, h, head)
+    name: Any = loss
+    problem = Problem(X, y, "relu", name)
+    if loss == "square":
+        # margins below 1: shrink the head
+        m = np.abs(problem.outputs(weights)).max()
+        if m > 0.5:
+            weights = Weights(weights.W, weights.v * 0.5 / m)
+    return problem, weights

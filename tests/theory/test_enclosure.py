@@ -1,0 +1,182 @@
+"""Section 4b: the sandwich against the zeroth-order flow."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bounds
+from langevin.problem import Problem, Weights
+from langevin.schedule import Phase, Schedule
+from tests.theory import reference, strategies
+
+TIMES = 33
+
+
+def case(seed, spread: Any = "random", **kwargs):
+    rng = np.random.default_rng(seed)
+    if spread == "random":
+        spread = [None, 0.0, 0.05, 0.5][rng.integers(4)]
+    problem, weights = strategies.decoupled(rng, spread=spread, **kwargs)
+    schedule = strategies.schedule(rng, duration=float(np.exp(rng.uniform(-2, 2))))
+    return problem, weights, schedule, np.linspace(0, schedule.duration, TIMES)
+
+
+def linear_case(seed):
+    """Linear net of one sign a neuron; pairs in FFT are all non-negative."""
+    rng = np.random.default_rng(seed)
+    n, d, h = int(rng.integers(1, 7)), int(rng.integers(1, 5)), int(rng.integers(1, 6))
+    signed = rng.uniform(0.05, 1.0, (n, d))
+    y = rng.choice([-1.0, 1.0], n)
+    s = rng.choice([-1.0, 1.0], h)
+    W = s[:, None] * rng.uniform(0.05, 1.0, (h, d))
+    v = rng.standard_normal(h) * np.exp(rng.uniform(-2, 0))
+    loss: Any = ["logistic", "square"][rng.integers(2)]
+    rotation = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    problem = Problem(y[:, None] * signed @ rotation, y, "linear", loss)
+    weights = Weights(W @ rotation, v)
+    if loss == "square":
+        weights = Weights(weights.W, v * 0.3 / max(np.abs(problem.outputs(weights)).max(), 0.3))
+    schedule = strategies.schedule(rng, duration=float(np.exp(rng.uniform(-2, 1))))
+    return problem, weights, schedule, np.linspace(0, schedule.duration, TIMES)
+
+
+def simulated(problem, weights, schedule, times):
+    """Zeroth-order loss, and its change between two tolerances."""
+    fine = reference.flow(problem, weights, schedule, times).losses(problem)[:, 0]
+    coarse = reference.flow(problem, weights, schedule, times, 1e-7, 1e-9).losses(problem)[:, 0]
+    return fine, np.abs(fine - coarse) + 1e-9 * (1 + fine)
+
+
+def check(cases):
+    ratios, share = {"LP": [], "FFT": [], "LP-FFT": []}, []
+    for problem, weights, schedule, times in cases:
+        band = bounds.sandwich(problem, weights, schedule, times)
+        share.append(band.valid.mean())
+        if not band.valid[1:].any():
+            continue
+        stop = times[band.valid][-1]
+        loss, slack = simulated(problem, weights, schedule, times)
+        assert band.contains(loss, slack), (problem, weights, schedule)
+        assert (band.lower[band.valid] <= band.upper[band.valid]).all()
+        name = "-".join(phase.method.upper() for phase in schedule)
+        k = int(np.argmax(times == stop))
+        if loss[k] > 1e-9:
+            ratios[name].append(band.upper[k] / loss[k])
+    return ratios, np.mean(share)
+
+
+def test_sandwich_contains_the_flow():
+    ratios, share = check([case(seed) for seed in range(20)] + [linear_case(seed) for seed in range(20)])
+    assert share > 0.5
+    assert sum(map(len, ratios.values())) > 20
+
+
+@pytest.mark.slow
+def test_sandwich_contains_the_flow_many(tightness):
+    for title, cases in (
+        ("ReLU, mixed spread", [case(seed) for seed in range(300)]),
+        ("linear", [linear_case(seed) for seed in range(200)]),
+        ("ReLU, near-collapsed", [case(seed, spread=0.05) for seed in range(200)]),
+    ):
+        ratios, _ = check(cases)
+        for name, found in ratios.items():
+            tightness(f"4b: sandwich, {title}, {name}", found)
+            if "near" in title:
+                assert np.median(found) < 1.1
+
+
+def test_collapsed_is_exact():
+    seen = 0
+    for seed in range(30):
+        problem, weights, schedule, times = case(seed, spread=0.0)
+        band = bounds.sandwich(problem, weights, schedule, times)
+        loss, slack = simulated(problem, weights, schedule, times)
+        ok = band.valid
+        seen += ok.sum()
+        assert (np.abs(band.upper - loss)[ok] <= slack[ok] + 1e-6 * loss[ok]).all()
+        assert (np.abs(band.lower - loss)[ok] <= slack[ok] + 1e-6 * loss[ok]).all()
+        # negative control: a bound scaled by 0.9 is violated
+        assert (0.9 * band.upper < loss - slack)[ok & (loss > 1e-6)].all()
+        assert (band.lower / 0.9 > loss + slack)[ok & (loss > 1e-6)].all()
+    assert seen > 300
+
+
+def test_validity_ends_where_it_must():
+    # the head is too negative: the neuron leaves its cone, and the band says so before
+    problem = Problem([[1.0]], [1.0])
+    weights = Weights([[0.2]], [-2.0])
+    schedule = Schedule.fft(time=2.0)
+    times = np.linspace(0, 2, 101)
+    band = bounds.sandwich(problem, weights, schedule, times)
+    flow = reference.flow(problem, weights, schedule, times)
+    left = times[np.argmax(flow.W[:, 0, 0, 0] <= 1e-12)] if (flow.W <= 1e-12).any() else 2.0
+    assert not band.valid.all()
+    assert times[band.valid][-1] <= left
+    assert "cone" in band.reason
+    assert np.isnan(band.upper[~band.valid]).all()
+
+
+@pytest.mark.parametrize(
+    ("problem", "weights", "schedule", "reason"),
+    [
+        (Problem([[1.0]], [1.0]), Weights([[-1.0]], [1.0]), Schedule.lp(time=1.0), ""),
+        (Problem([[1.0], [2.0]], [1.0, -1.0]), Weights([[1.0]], [1.0]), Schedule.lp(time=1.0), "3.2"),
+        (Problem([[0.0]], [1.0]), Weights([[1.0]], [1.0]), Schedule.lp(time=1.0), "3.2"),
+        (
+            Problem([[1.0, 0.0], [-0.5, 1.0]], [1.0, 1.0]),
+            Weights([[1.0, 1.0]], [1.0]),
+            Schedule.fft(time=1.0),
+            "3.1",
+        ),
+        (
+            Problem([[1.0], [2.0]], [1.0, -1.0], "linear"),
+            Weights([[1.0]], [1.0]),
+            Schedule.lp(time=1.0),
+            "both signs",
+        ),
+        (Problem([[1.0]], [0.5], loss="square"), Weights([[1.0]], [1.0]), Schedule.lp(time=1.0), "labels"),
+        (
+            Problem([[1.0]], [1.0], loss="square"),
+            Weights([[1.0]], [2.0]),
+            Schedule.lp(time=1.0),
+            "margin",
+        ),
+        (
+            Problem([[1.0]], [1.0]),
+            Weights([[1.0]], [2.0]),
+            Schedule.lp(time=1.0, clip=1.0, clipping="normalised"),
+            "normalised",
+        ),
+    ],
+)
+def test_where_it_does_not_hold(problem, weights, schedule, reason):
+    band = bounds.sandwich(problem, weights, schedule)
+    if reason:
+        assert not band.valid.any()
+    assert reason in band.reason
+
+
+def test_many_phases():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        problem, weights = strategies.decoupled(rng, spread=0.1)
+        clips = np.exp(rng.uniform(-1, 1, 4))
+        methods: Any = ["fft", "lp", "fft", "lp"]
+        schedule = Schedule([Phase(m, 0.3, 0.1, c) for m, c in zip(methods, clips, strict=True)])
+        times = np.linspace(0, schedule.duration, TIMES)
+        band = bounds.sandwich(problem, weights, schedule, times)
+        loss, slack = simulated(problem, weights, schedule, times)
+        assert band.contains(loss, slack)
+
+
+def test_speed():
+    rng = np.random.default_rng(0)
+    problem, weights = strategies.decoupled(rng, "logistic", 0.05, n=100, h=512, d=10, head=0.05)
+    schedule = Schedule.lp_fft(lp_time=0.05, fft_time=0.1, sigma=0.1, clip=1.0)
+    times = np.linspace(0, schedule.duration, 1000)
+    start = time.perf_counter()
+    band = bounds.sandwich(problem, weights, schedule, times)
+    assert time.perf_counter() - start < 1.0
+    assert band.valid.all()

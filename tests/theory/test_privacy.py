@@ -1,0 +1,110 @@
+"""Section 2: closed forms against dp-accounting, calibration, DP-SGD."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+import bounds
+from langevin.schedule import DPSGD, Phase, Schedule
+
+accounting = pytest.importorskip("dp_accounting")
+
+positive = st.floats(0.05, 20.0)
+phases = st.builds(
+    Phase, st.sampled_from(["lp", "fft"]), time=positive, sigma=st.floats(0.2, 20.0), clip=st.floats(0.1, 5.0)
+)
+schedules = st.lists(phases, min_size=1, max_size=3).map(Schedule)
+relations = st.sampled_from(["add-remove", "replace"])
+
+
+@given(schedules, relations)
+def test_zcdp_and_gdp_agree(schedule, neighbours):
+    rho = sum(
+        ((1 if neighbours == "add-remove" else 2) * p.clip) ** 2 * p.time / (4 * p.sigma**2) for p in schedule
+    )
+    assert bounds.zcdp(schedule, neighbours=neighbours) == pytest.approx(rho, rel=1e-12)
+    assert bounds.gdp(schedule, neighbours=neighbours) ** 2 / 2 == pytest.approx(rho, rel=1e-12)
+    orders = np.array([1.5, 2.0, 32.0])
+    assert bounds.renyi(schedule, orders, neighbours=neighbours) == pytest.approx(orders * rho, rel=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.05, 0.3, 1.0])
+def test_against_dp_accounting(mu):
+    schedule = Schedule.fft(time=2.0, sigma=1 / mu, clip=1.0)
+    event = accounting.GaussianDpEvent(1 / mu)
+    pld = accounting.pld.PLDAccountant(value_discretization_interval=1e-5)
+    pld.compose(event)
+    rdp = accounting.rdp.RdpAccountant(orders=[1.5, 2, 8, 64])
+    rdp.compose(event)
+    assert bounds.renyi(schedule, [1.5, 2, 8, 64]) == pytest.approx(rdp._rdp, rel=1e-12)
+    from dp_accounting.pld import privacy_loss_mechanism as mechanism
+
+    gaussian = mechanism.GaussianPrivacyLoss(1 / mu)
+    for eps in (0.1, 1.0, 5.0):
+        exact = float(np.asarray(gaussian.get_delta_for_epsilon(eps)))
+        assert bounds.delta(schedule, eps) == pytest.approx(exact, rel=1e-6, abs=1e-15)
+        # negative control: a sensitivity wrong by 10 percent
+        wrong = bounds.delta(Schedule.fft(time=2.0, sigma=1 / mu, clip=1.1), eps)
+        assert exact < 1e-12 or not math.isclose(wrong, exact, rel_tol=1e-3)
+    for target in (1e-3, 1e-5):
+        assert bounds.epsilon(schedule, target) == pytest.approx(pld.get_epsilon(target), rel=1e-3, abs=1e-4)
+
+
+def test_delta_far_in_the_tail():
+    assert 0 < bounds.gdp_delta(0.1, 3.0) < 1e-190
+    assert bounds.gdp_delta(1e-3, 0.0) == pytest.approx(2 * norm.cdf(0.0005) - 1, rel=1e-12)
+
+
+@settings(max_examples=50)
+@given(schedules, st.floats(0.05, 10.0), st.sampled_from([1e-3, 1e-5, 1e-8]), relations)
+def test_calibration_meets_and_never_overshoots(schedule, epsilon, delta, neighbours):
+    for solve in ("sigma", "time", "clip"):
+        found = bounds.calibrate(schedule, solve, epsilon=epsilon, delta=delta, neighbours=neighbours)
+        spent = bounds.epsilon(found, delta, neighbours=neighbours)
+        assert spent <= epsilon
+        assert spent == pytest.approx(epsilon, rel=1e-7)
+        ratios = [getattr(a, solve) / getattr(b, solve) for a, b in zip(found, schedule, strict=True)]
+        assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+@given(st.floats(1e-3, 50.0), st.floats(1e-10, 0.5))
+def test_epsilon_inverts_delta(mu, delta):
+    eps = bounds.gdp_epsilon(mu, delta)
+    assert bounds.gdp_delta(mu, eps) <= delta
+    if eps > 0:
+        assert bounds.gdp_delta(mu, eps * (1 - 1e-6) - 1e-9 if eps > 1e-3 else 0.0) > delta * (1 - 1e-12)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="clip must be positive"):
+        bounds.zcdp(Schedule.fft(time=1.0, sigma=1.0))
+    with pytest.raises(ValueError, match="neighbours must be one of"):
+        bounds.gdp(Schedule.fft(time=1.0, sigma=1.0, clip=1.0), neighbours="swap")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="orders must all exceed 1"):
+        bounds.renyi(Schedule.fft(time=1.0, sigma=1.0, clip=1.0), [1.0])
+    assert bounds.epsilon(Schedule.fft(time=1.0, sigma=0.0, clip=1.0), 1e-5) == math.inf
+    assert bounds.delta(Schedule.fft(time=1.0, sigma=0.0, clip=1.0), 1.0) == 1.0
+
+
+@pytest.mark.parametrize("neighbours", ["add-remove", "replace"])
+def test_full_batch_dpsgd_agrees_with_its_diffusion(neighbours):
+    dpsgd = DPSGD(learning_rate=0.03, noise_multiplier=7.0, clip=0.4, steps=55)
+    mapped = Schedule([dpsgd.phase("fft")])
+    assert bounds.dpsgd_gdp(dpsgd, neighbours=neighbours) == pytest.approx(
+        bounds.gdp(mapped, neighbours=neighbours), rel=1e-12
+    )
+    assert bounds.dpsgd_delta(dpsgd, 1.0) == pytest.approx(bounds.delta(mapped, 1.0), rel=1e-9)
+
+
+def test_poisson_is_refused_and_would_understate():
+    dpsgd = DPSGD(0.5, 1.0, 1.0, steps=200, sample_rate=0.05, samples=1000)
+    with pytest.raises(ValueError, match="use an accountant"):
+        bounds.dpsgd_gdp(dpsgd)
+    through_the_map = bounds.delta(Schedule([dpsgd.phase("fft")]), 2.0)
+    pld = accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
+    pld.compose(accounting.PoissonSampledDpEvent(0.05, accounting.GaussianDpEvent(1.0)), dpsgd.steps)
+    assert pld.get_delta(2.0) > 2 * through_the_map
