@@ -113,6 +113,8 @@ class Chain:
         """Bring a problem into the compiled code's form."""
         layout = Layout(span.dim, weights.width, dtype)
         X = span.coordinates(problem.X)[span.order]
+        # zeros but for rounding, which would keep whole blocks of products alive
+        X = X if span.trivial else np.tril(X)
         y = problem.y[span.order]
         data = layout.data(X, y, relu=problem.activation == "relu", logistic=problem.loss == "logistic")
         origin = aligned_zeros((layout.size,), dtype)
@@ -302,11 +304,14 @@ def run(
         if not hasattr(scratches, "one"):
             scratches.one = chain.layout.scratch(chain.data)
         steps = max(1, int(_CALL_SECONDS / (a_step * len(chunk.thetas))))
-        while chunk.step < total and not rest.is_set():
+        while chunk.step < total:
             before = chunk.step
             chain.advance(chunk, results, scratches.one, min(before + steps, chain.stops(before)))
             chain.watch(chunk, results)
             on_progress((chunk.step - before) * len(chunk.thetas))
+            # asked last, so that every turn gets somewhere
+            if rest.is_set():
+                break
         return chunk
 
     def next_chunk() -> Chunk | None:

@@ -103,8 +103,8 @@ def linear_teacher(
 ) -> Problem:
     """Regression on a random linear teacher: ``y = X beta + noise xi``, square loss.
 
-    ``X`` has independent normal entries and rows of norm about 1; ``beta`` has norm about ``sqrt(dim)``,
-    so that targets are about 1.
+    ``X`` has independent normal entries and rows of norm about 1; ``beta`` has norm ``sqrt(dim)``, so that
+    targets are about 1.
 
     Parameters
     ----------
@@ -119,6 +119,7 @@ def linear_teacher(
     noise = _validate.non_negative("noise", noise)
     generator = np.random.default_rng(rng)
     beta = generator.standard_normal(dim)
+    beta *= dim**0.5 / np.linalg.norm(beta)
 
     def draw(count: int) -> tuple[FloatArray, FloatArray]:
         X = generator.standard_normal((count, dim)) / dim**0.5
@@ -148,7 +149,8 @@ def digits(
 
     The eight public digits pre-train a network of the same width on a task of their own, even against odd,
     by the noiseless gradient flow of the logistic loss. Its head is discarded for a Gaussian one. Inputs are
-    centred and scaled by the public digits alone. A fifth of the private digits is held out.
+    centred and scaled by the public digits alone. A fifth of the private digits is held out. The features are
+    learnt, but need not suit the private digits: random ones of the same size often probe better.
 
     Parameters
     ----------
@@ -258,7 +260,7 @@ def from_npz(
         with zipfile.ZipFile(source) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         _validate.memory(3 * unpacked, f"data file {source}", "take fewer samples or features")
-        with np.load(source, allow_pickle=False) as file:
+        with source.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = ("X", "y", "W", "v", "X_test", "y_test")
             arrays = {name: file[name] for name in names if name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

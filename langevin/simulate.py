@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line of the simulator."""
     p = argparse.ArgumentParser(
         prog="python -m langevin.simulate",
+        usage="python -m langevin.simulate [option ...]",
         description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, beside its "
         "zeroth-order approximation, and report what happens to loss, features and head.",
         epilog="Times are diffusion times: with full-batch DP-SGD, dt is the learning rate and time is steps "
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     )
     net = p.add_argument_group("network")
     net.add_argument("--width", type=int, default=512, help="neurons; a file's W has its own")
-    net.add_argument("--head", choices=["gaussian", "zero", "prototype"], default="gaussian", help="initial head")
+    net.add_argument(
+        "--head", choices=["gaussian", "zero", "prototype"], default="gaussian", help="initial head"
+    )
     net.add_argument(
         "--head-scale", type=float, help="root mean square of the head's entries (default: 1/sqrt(width))"
     )
@@ -76,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, help="threads (default: all processors)")
     run.add_argument("--precision", choices=["double", "single"], default="double", help="of the simulation")
     run.add_argument("--reduce", choices=["auto", "none"], default="auto", help="simulate in the data's span")
-    run.add_argument("--times", type=int, default=101, help="number of recorded times")
+    run.add_argument("--times", type=int, default=101, help="recorded times, at most one a step")
     run.add_argument(
         "--observables",
         nargs="+",
@@ -87,7 +90,11 @@ def parser() -> argparse.ArgumentParser:
     out = p.add_argument_group("output")
     out.add_argument("--out", help="file.nc or folder.zarr (default: runs/<what was asked for>.nc)")
     out.add_argument(
-        "--plot", nargs="?", const="", metavar="FILE", help="draw loss, distance and neurons (default: beside out)"
+        "--plot",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="draw loss, distance and neurons (default: beside out)",
     )
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress bar, no talk on stderr")
@@ -119,10 +126,16 @@ def main(argv: list[str] | None = None) -> int:
             times = _validate.integer("times", args.times, 2)
             problem, weights = _problem_and_weights(args)
             schedule = _schedule(args)
-            wanted = schedule.default_times(times)
+            wanted = schedule.default_times(min(times, _steps(schedule, args.dt) + 1))
             _talk(args, f"{_problem_line(args, problem)}\n{schedule}")
             zeroth = zeroth_order(
-                problem, weights, schedule, dt=args.dt, times=wanted, precision=args.precision, reduce=args.reduce
+                problem,
+                weights,
+                schedule,
+                dt=args.dt,
+                times=wanted,
+                precision=args.precision,
+                reduce=args.reduce,
             )
             first_step = time.perf_counter()
             failure = None
@@ -154,17 +167,23 @@ def main(argv: list[str] | None = None) -> int:
         saved, problem_saving = _save(run, out)
         report = _report(args, problem, weights, schedule, run, zeroth)
         report["seconds"] = {"to first step": first_step - started, "simulation": seconds}
-        report["throughput"] = {"path steps per second": run.sizes["path"] * _steps(schedule, args.dt) / seconds}
+        report["throughput"] = {
+            "path steps per second": run.sizes["path"] * _steps(schedule, args.dt) / seconds
+        }
         report["saved"] = str(saved)
-        if plot is not None:
-            _plot(run, zeroth, schedule, plot)
-            report["plot"] = str(plot)
         report["failure"] = failure or problem_saving
+        if plot is not None:
+            try:
+                _plot(run, zeroth, schedule, plot)
+                report["plot"] = str(plot)
+            except OSError as error:
+                report["failure"] = report["failure"] or f"plot {plot} could not be written: {error}"
         print(json.dumps(report, indent=2) if args.json else _text(report))
         return _fail(report["failure"]) if report["failure"] else 0
     except Interrupted as error:
         print(
-            f"\n{error}.\nThe same command with --resume goes on from there, to the same bits.", file=sys.stderr
+            f"\n{error}.\nThe same command with --resume goes on from there, to the same bits.",
+            file=sys.stderr,
         )
         return 128 + (received[0] if received else signal.SIGINT)
     except KeyboardInterrupt:
@@ -327,7 +346,7 @@ def _report(
         },
     }
     distance: dict[str, Any] = {"measured": _mean(run.squared_distance.isel(end))}
-    for name, kind in (("Theorem 2.2 of the paper", "paper"), ("sharper, LP only (re-derived)", "monotone")):
+    for name, kind in (("Theorem 2.2 of the paper", "paper"), ("sharper in LP phases (1a, new)", "monotone")):
         band = approximation_error(problem, weights, schedule, [schedule.duration], kind=kind)
         distance[name] = float(band.upper[0]) if band.valid[0] else f"does not apply: {band.reason}"
     report["squared distance to the zeroth-order path"] = distance
@@ -386,7 +405,10 @@ def _text(report: dict[str, Any]) -> str:
     )
     lines += [(name, value(report[name])) for name in report if name.endswith("accuracy")]
     lines.append(("E|theta-theta~|^2", f"{value(distance.pop('measured'))} at the end, measured"))
-    lines += [("", f"{value(bound)}: bound, {name}" if not isinstance(bound, str) else f"{name}: {bound}") for name, bound in distance.items()]
+    lines += [
+        ("", f"{value(bound)}: bound, {name}" if not isinstance(bound, str) else f"{name}: {bound}")
+        for name, bound in distance.items()
+    ]
     if "neurons" in report:
         n = report["neurons"]
         lines.append(("neurons", f"{n['misaligned at the start']} of {n['width']} misaligned at the start"))
@@ -399,7 +421,11 @@ def _text(report: dict[str, Any]) -> str:
                     f"{name}: {c['misaligned at the end']:.4g} misaligned at the end, distorted at most "
                     f"{c['distorted at most']:.4g}, at the end {c['distorted at the end']:.4g}; "
                     f"{c['dead at the end']:.4g} dead; "
-                    + ("some head never aligned" if aligned is None else f"last head aligned by time {aligned:.4g}"),
+                    + (
+                        "some head never aligned"
+                        if aligned is None
+                        else f"last head aligned by time {aligned:.4g}"
+                    ),
                 )
             )
     lines.append(
@@ -447,8 +473,16 @@ def _plot(run: xr.Dataset, zeroth: xr.Dataset, schedule: Schedule, path: Path) -
     import matplotlib.pyplot as plt
 
     shares = [name for name in ("misaligned", "distorted", "dead") if name in run]
-    colours = {"noise": "#0072b2", "zeroth": "black", "misaligned": "#d55e00", "distorted": "#009e73", "dead": "#cc79a7"}
-    figure, axes = plt.subplots(1, 2 + bool(shares), figsize=(3.6 * (2 + bool(shares)), 3), layout="constrained")
+    colours = {
+        "noise": "#0072b2",
+        "zeroth": "black",
+        "misaligned": "#d55e00",
+        "distorted": "#009e73",
+        "dead": "#cc79a7",
+    }
+    figure, axes = plt.subplots(
+        1, 2 + bool(shares), figsize=(3.6 * (2 + bool(shares)), 3), layout="constrained"
+    )
     time_ = run.time.values
 
     def band(ax: Any, values: Any, colour: str, label: str) -> None:

@@ -76,9 +76,11 @@ def load(path: str | Path) -> xr.Dataset:
         raise StoreError(f"a run ends in .nc or .zarr, got {str(path)!r}")
     if not source.exists():
         raise StoreError(f"there is no run {str(path)!r}")
-    engine: Any = "netcdf4" if source.suffix == ".nc" else "zarr"
+    how: dict[str, Any] = (
+        {"engine": "netcdf4"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
+    )
     try:
-        with xr.open_dataset(source, engine=engine, chunks=None) as run:
+        with xr.open_dataset(source, chunks=None, **how) as run:
             return run.load()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StoreError(f"{source} is no readable run: {error}") from error
@@ -115,7 +117,7 @@ def load_checkpoint(
         If the file is damaged, or belongs to another run; the message names what differs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             stored = json.loads(file["config"].tobytes())
             for name, value in {"format": _FORMAT, **config}.items():
                 if stored.get(name) != value:

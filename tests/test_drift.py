@@ -57,9 +57,7 @@ KINDS = list(itertools.product(("relu", "linear"), ("logistic", "square"), ("lp"
     ids=["unclipped", "some", "all", "none", "normalised"],
 )
 # shapes around the blocks of the compiled code: rows in fours, padded columns, d > n, several products
-@pytest.mark.parametrize(
-    ("n", "d", "h"), [(1, 1, 1), (5, 3, 9), (6, 11, 17), (150, 40, 130), (40, 150, 600)]
-)
+@pytest.mark.parametrize(("n", "d", "h"), [(1, 1, 1), (5, 3, 9), (6, 11, 17), (150, 40, 130), (40, 150, 600)])
 def test_drift_is_that_of_autograd(activation, loss, method, clipping, n, d, h):
     problem = random_problem(n, n, d, activation=activation, loss=loss)
     weights = random_weights(h, h, d, scale=0.5)

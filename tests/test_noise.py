@@ -44,7 +44,9 @@ def test_normals_follow_box_muller_of_the_words(precision):
 
 
 def sample(precision: str, count: int = 400, size: int = 5000) -> np.ndarray:
-    return np.concatenate([noise.normals((11, 12), p, 3, size, precision) for p in range(count)]).astype(float)
+    return np.concatenate([noise.normals((11, 12), p, 3, size, precision) for p in range(count)]).astype(
+        float
+    )
 
 
 @pytest.mark.parametrize("precision", ["double", "single"])

@@ -39,7 +39,8 @@ def test_strong_order_one_against_the_exact_solution():
 
     def errors(rng: int) -> np.ndarray:
         runs = [
-            end_states(problem, weights, schedule, dt=dt, paths=paths, rng=rng, noise_dt=fine)[1] for dt in dts
+            end_states(problem, weights, schedule, dt=dt, paths=paths, rng=rng, noise_dt=fine)[1]
+            for dt in dts
         ]
         return np.array([np.linalg.norm(v - exact, axis=1) for v in runs])
 
@@ -88,7 +89,7 @@ def exact_loss(problem: Problem, weights: Weights, A: np.ndarray, sigma: float, 
 
 def test_weak_order_one():
     problem, weights, A = linear_probing()
-    sigma, time, paths = 0.1, 0.1, 40_000
+    sigma, time, paths = 0.04, 0.1, 40_000
     schedule = Schedule.lp(time=time, sigma=sigma)
     exact = exact_loss(problem, weights, A, sigma, time)
     steps = np.array([2, 4, 8])
@@ -103,7 +104,6 @@ def test_weak_order_one():
     orders = np.log2(bias[:-1] / bias[1:])
     # standard error of log2 of a ratio, and the next order of the expansion
     spread = np.sqrt((errors[:-1] / bias[:-1]) ** 2 + (errors[1:] / bias[1:]) ** 2) / np.log(2)
-    print(bias,errors,orders,spread)
     assert (np.abs(orders - 1) < 3 * spread + np.array([0.5, 0.25])).all(), (orders, spread)
 
 
@@ -159,7 +159,9 @@ def test_the_adaptive_solution_is_that_of_solve_ivp():
         s = problem.residuals(problem.outputs(here)) * np.minimum(1, clip / np.maximum(norms, 1e-300))
         z = problem.X @ W.T
         slopes = problem.slope(z)
-        return -np.concatenate([(((slopes * v) * s[:, None]).T @ problem.X).ravel(), problem.activate(z).T @ s])
+        return -np.concatenate(
+            [(((slopes * v) * s[:, None]).T @ problem.X).ravel(), problem.activate(z).T @ s]
+        )
 
     times = [0.0, 0.1, 0.3]
     start = np.concatenate([weights.W.ravel(), weights.v])
@@ -167,5 +169,7 @@ def test_the_adaptive_solution_is_that_of_solve_ivp():
     losses = [
         problem.losses(problem.outputs(Weights(y[: h * d].reshape(h, d), y[h * d :]))).sum() for y in flow.y.T
     ]
-    ode = zeroth_order(problem, weights, Schedule.fft(time=0.3, clip=clip), times=times, rtol=1e-9, atol=1e-11)
+    ode = zeroth_order(
+        problem, weights, Schedule.fft(time=0.3, clip=clip), times=times, rtol=1e-9, atol=1e-11
+    )
     np.testing.assert_allclose(ode.loss, losses, rtol=1e-6)

@@ -177,7 +177,9 @@ def test_any_sequence_of_phases():
     np.testing.assert_allclose(whole.W, third.W, atol=1e-12)
     np.testing.assert_allclose(whole.v, third.v, atol=1e-12)
     run = euler_maruyama(problem, weights, schedule, dt=0.01, rng=0)
-    np.testing.assert_allclose(run.displacement[0, -1] ** 2, np.sum((whole.W - weights.W) ** 2) + np.sum((whole.v - weights.v) ** 2))
+    np.testing.assert_allclose(
+        run.displacement[0, -1] ** 2, np.sum((whole.W - weights.W) ** 2) + np.sum((whole.v - weights.v) ** 2)
+    )
 
 
 def test_single_precision_follows_double():

@@ -1,0 +1,179 @@
+"""Synthetic data have the properties that they are named for; digits; users' files."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from langevin import (
+    Problem,
+    Schedule,
+    Weights,
+    collapsed_features,
+    digits,
+    from_npz,
+    gaussian_features,
+    gaussian_head,
+    linear_teacher,
+    orthogonally_separable,
+    prototype_head,
+    zero_head,
+    zeroth_order,
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_assumption_3_1_holds(seed):
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(91, 180)
+    limit = np.tan(np.radians(angle - 90) / 2)
+    problem = orthogonally_separable(
+        int(rng.integers(2, 60)), int(rng.integers(2, 20)), spread=0.999 * limit, angle=angle, rng=seed
+    )
+    G = problem.X @ problem.X.T
+    same = np.equal.outer(problem.y, problem.y)
+    assert (G[same] > 0).all()
+    assert (G[~same] <= 1e-15).all()
+
+
+def test_a_larger_spread_would_break_it():
+    with pytest.raises(ValueError, match=r"spread must lie in \[0, 0\.4142\)"):
+        orthogonally_separable(spread=0.42)
+    with pytest.raises(ValueError, match="angle must lie in"):
+        orthogonally_separable(angle=90.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("spread", [0.0, 0.5, 0.999])
+def test_assumption_3_2_holds(seed, spread):
+    problem = orthogonally_separable(30, 5, spread=0.4, rng=seed)
+    weights = collapsed_features(problem, 11, spread=spread, rng=seed)
+    z = weights.W @ problem.X.T
+    s = np.where(np.arange(11) % 2 == 0, 1, -1)
+    assert (np.sign(z) == np.outer(s, problem.y)).all()
+    np.testing.assert_allclose(np.linalg.norm(weights.W, axis=1), 11**-0.5)
+    if spread == 0:
+        assert np.linalg.matrix_rank(weights.W) == 1
+
+
+def test_collapsed_features_of_other_data_are_refused():
+    rng = np.random.default_rng(0)
+    problem = Problem(rng.standard_normal((40, 3)), rng.choice([-1.0, 1.0], 40))
+    with pytest.raises(ValueError, match="orthogonally separable"):
+        collapsed_features(problem, 4)
+
+
+def test_linear_teacher_is_learnt_by_a_linear_head():
+    problem = linear_teacher(200, 5, noise=0.1, rng=0)
+    residual = problem.y - problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    assert residual.std() == pytest.approx(0.1, rel=0.15)
+    assert problem.y.std() > 0.5
+
+
+def test_heads():
+    problem = orthogonally_separable(20, 6, rng=1)
+    W = gaussian_features(400, 6, rng=0)
+    assert np.linalg.norm(W, axis=1).mean() == pytest.approx(0.05, rel=0.1)
+    assert (zero_head(3) == 0).all()
+    assert gaussian_head(20_000, 0.3, rng=0).std() == pytest.approx(0.3, rel=0.03)
+    prototype = prototype_head(problem, W, 0.2)
+    assert np.sqrt((prototype**2).mean()) == pytest.approx(0.2)
+    f = problem.features(W) @ prototype
+    assert f[problem.y > 0].mean() > f[problem.y < 0].mean()
+    with pytest.raises(ValueError, match="both classes"):
+        prototype_head(Problem(problem.X, np.ones(20)), W)
+
+
+def test_digits_start_from_features_that_were_learnt(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    problem, weights = digits((3, 8), width=64)
+    assert problem.dim == 64
+    assert problem.X_test is not None
+    assert len(problem.X_test) == pytest.approx(0.2 * (problem.samples + len(problem.X_test)), abs=1)
+    # the features are those of the public task: even and odd digits are told apart faster with them than
+    # with the random features that the pre-training started from, at equal mean square
+    images, labels = load_digits(return_X_y=True)
+    public = ~np.isin(labels, (3, 8))
+    X = images[public] - images[public].mean(axis=0)
+    task = Problem(X / np.sqrt((X**2).sum(axis=1).mean()), np.where(labels[public] % 2 == 0, 1.0, -1.0))
+
+    def probed(W: np.ndarray) -> float:
+        scale = np.sqrt((task.features(W) ** 2).sum(axis=1).mean())
+        start = Weights(W / scale, np.zeros(len(W)))
+        return float(zeroth_order(task, start, Schedule.lp(time=0.1), dt=1e-3, times=[0.1]).loss[0])
+
+    assert probed(weights.W) < 0.8 * probed(gaussian_features(64, 64, scale=1.0, rng=0))
+    # the second call reads the cache, a damaged cache is made anew
+    (cached,) = (tmp_path / "private-finetuning-dynamics").glob("digits-*.npy")
+    assert (digits((3, 8), width=64)[1].W == weights.W).all()
+    cached.write_bytes(cached.read_bytes()[:1000])
+    assert (digits((3, 8), width=64)[1].W == weights.W).all()
+    assert (digits((3, 8), width=64, cache=False)[1].W == weights.W).all()
+
+
+def test_digits_of_the_private_classes_do_not_touch_the_features():
+    """The scaling and the features come from the other eight digits alone."""
+    first = digits((3, 8), width=16, cache=False)[1].W
+    second = digits((8, 3), width=16, cache=False)[1].W
+    assert (first == second).all()
+    with pytest.raises(ValueError, match="classes must be two different digits"):
+        digits((3, 3))
+
+
+def test_npz_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "X": rng.standard_normal((5, 3)),
+        "y": np.array([1, -1, 1, -1, 1]),
+        "W": rng.standard_normal((4, 3)),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    problem, W, v = from_npz(tmp_path / "a.npz")
+    assert (problem.X == arrays["X"]).all()
+    assert W is not None
+    assert (W == arrays["W"]).all()
+    assert v is None
+
+
+class Malicious:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "truncated", "pickle", "pickled array", "no y", "text", "folder"]
+)
+def test_bad_files_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / "data.npz"
+    good = {"X": np.ones((2, 2)), "y": np.array([1.0, -1.0])}
+    if kind == "truncated":
+        np.savez(path, **good)
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Malicious()))
+    elif kind == "pickled array":
+        np.savez(path, X=np.array([Malicious()], dtype=object), y=good["y"])
+    elif kind == "no y":
+        np.savez(path, X=good["X"])
+    elif kind == "text":
+        path.write_text("X,y\n1,2\n")
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(ValueError, match=r"data.*data\.npz"):
+        from_npz(path)
+
+
+def test_a_decompression_bomb_is_not_followed(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("X.npy", b"\0" * 1000)
+    raw = bytearray(path.read_bytes())
+    # claim 1 TiB in the central directory, as a 64-bit extra field would after real compression
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.infolist()[0].file_size = 2**40
+        archive._didModify = True  # pyright: ignore[reportAttributeAccessIssue]
+    assert path.read_bytes() != bytes(raw)
+    with pytest.raises(MemoryError, match="data file .* GiB are free"):
+        from_npz(path)

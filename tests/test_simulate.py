@@ -1,0 +1,223 @@
+"""The command, end to end, as a process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from langevin import store
+from tests.test_solvers import equal_bits
+
+SMALL = ["--width", "12", "--samples", "8", "--dim", "3", "--time", "0.1", "--dt", "0.01", "--paths", "4"]
+# some seconds of work
+LONG = [
+    "--width",
+    "64",
+    "--samples",
+    "32",
+    "--dim",
+    "8",
+    "--time",
+    "1",
+    "--dt",
+    "1e-4",
+    "--paths",
+    "60",
+    "--times",
+    "5",
+]
+
+
+def command(*arguments: str | Path, cwd: Path, program: tuple[str, ...] = ("-m", "langevin.simulate")):
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_it_runs_reports_saves_and_draws(tmp_path):
+    done = command(*SMALL, "--plot", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for word in ("loss", "Theorem 2.2", "misaligned at the start", "path steps/s", "saved"):
+        assert word in done.stdout
+    (saved,) = (tmp_path / "runs").glob("*.nc")
+    (plot,) = (tmp_path / "runs").glob("*.png")
+    run = store.load(saved)
+    assert np.isfinite(run.loss).all()
+    assert json.loads(run.attrs["command"])["width"] == 12
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "teacher", "--activation", "linear"],
+        ["--data", "digits", "--classes", "1", "7", "--observables", "knn_accuracy", "test_accuracy"],
+        ["--method", "lp", "--head", "zero", "--loss", "square"],
+        ["--method", "fft", "--head", "prototype", "--clip", "none", "--precision", "single"],
+        ["--clipping", "normalised", "--reduce", "none", "--observables", "alignment"],
+        ["--lp-share", "0.33", "--out", "deep/er/run.zarr", "--threads", "1"],
+        ["--lp-share", "0", "--sigma", "0", "--paths", "1"],
+    ],
+    ids=" ".join,
+)
+def test_options(tmp_path, arguments):
+    done = command(*SMALL, *arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["loss"]["end"]["mean"] > 0
+    assert report["failure"] is None
+    run = store.load(tmp_path / report["saved"])
+    assert report["loss"]["end"]["mean"] == pytest.approx(float(run.loss[:, -1].mean()))
+
+
+def test_a_users_file(tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((12, 3))
+    W, v = rng.standard_normal((5, 3)), rng.standard_normal(5)
+    np.savez(tmp_path / "mine.npz", X=X, y=np.sign(X[:, 0]), W=W, v=v)
+    done = command(*SMALL, "--data", "mine.npz", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["network"].startswith("width 5")
+    assert report["loss"]["start"] == pytest.approx(
+        np.logaddexp(0, -np.sign(X[:, 0]) * (np.maximum(X @ W.T, 0) @ v)).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip", "-1"], "--clip must be positive"),
+        (["--clip", "much"], "--clip must be a number, got 'much'"),
+        (["--sigma", "-1"], "--sigma must be zero or positive, got -1.0"),
+        (["--lp-share", "1.5"], r"--lp-share must lie in [0, 1], got 1.5"),
+        (["--width", "0"], "--width must be at least 1, got 0"),
+        (["--paths", "two"], "invalid int value: 'two'"),
+        (["--dt", "9"], "--dt must be at most the length of each phase"),
+        (["--data", "nowhere.npz"], "--data must be an .npz file, but there is no file 'nowhere.npz'"),
+        (["--data", "mnist"], "--data must be separable, teacher, digits or a file.npz, got 'mnist'"),
+        (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
+        (["--spread", "3"], "--spread must lie in"),
+        (["--observables", "speed"], "--observables must be among"),
+        (["--out", "run.csv"], "--out must end in .nc (netCDF) or .zarr, got 'run.csv'"),
+        (["--out", "/proc/nowhere/run.nc"], "--out must be writable"),
+        (["--plot", "figure.txt"], "--plot must end in"),
+        (["--resume"], "--resume needs an unfinished run"),
+        (["--paths", "10000000000"], "GiB are free"),
+        (["--tiems", "3"], "unrecognized arguments: --tiems"),
+    ],
+)
+def test_wrong_usage_is_named_and_exits_with_2(tmp_path, arguments, message):
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
+    arguments = [
+        "--clip",
+        "none",
+        "--loss",
+        "square",
+        "--dt",
+        "0.05",
+        "--time",
+        "50",
+        "--sigma",
+        "9",
+        "--out",
+        "r.nc",
+    ]
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "diverged" in done.stderr
+    assert "at step" in done.stderr
+    assert "take dt <=" in done.stderr or "Take a smaller dt" in done.stderr
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    script = (
+        "import sys, xarray as xr\n"
+        "real = xr.Dataset.to_netcdf\n"
+        "def full(self, path, **kwargs):\n"
+        "    if 'here' in str(path): raise OSError(28, 'No space left on device')\n"
+        "    return real(self, path, **kwargs)\n"
+        "xr.Dataset.to_netcdf = full\n"
+        "from langevin.simulate import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = command(*SMALL, "--out", "here/run.nc", cwd=tmp_path, program=("-c", script))
+    assert done.returncode == 1
+    rescued = Path(done.stderr.strip().split("kept in ")[1])
+    assert np.isfinite(store.load(rescued).loss).all()
+
+
+def under_way(cwd: Path) -> subprocess.Popen:
+    """A long run that has saved itself once."""
+    script = (
+        "import sys; from langevin import solvers; solvers._AUTOSAVE_SECONDS = 0.2; "
+        "from langevin.simulate import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", script, *LONG, "--out", "run.nc"]
+    process = subprocess.Popen(arguments, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if (cwd / "run.nc.unfinished").exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(*LONG, "--out", "run.nc", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return store.load(folder / "run.nc")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, whole, number, status):
+    process = under_way(tmp_path)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "% of the steps; kept in run.nc.unfinished" in errors
+    assert "--resume" in errors
+    again = command(*LONG, "--out", "run.nc", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "unfinished run" in again.stderr
+    resumed = command(*LONG, "--out", "run.nc", "--resume", "--threads", "1", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal_bits(store.load(tmp_path / "run.nc"), whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
+    process = under_way(tmp_path)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run.nc.unfinished").exists()
+    resumed = command(*LONG, "--out", "run.nc", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal_bits(store.load(tmp_path / "run.nc"), whole)
+
+
+def test_help_and_import_are_light(tmp_path):
+    heavy = {"torch", "opacus", "matplotlib", "dask", "sympy", "numba", "xarray", "sklearn", "pandas"}
+    script = "import sys, langevin; print(*sorted(m for m in sys.modules if '.' not in m))"
+    assert not heavy & set(command(cwd=tmp_path, program=("-c", script)).stdout.split())
+    script = (
+        "import sys\nfrom langevin.simulate import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = command(cwd=tmp_path, program=("-c", script)).stdout
+    assert "--lp-share" in done
+    assert not heavy & set(done.split("modules")[1].split())

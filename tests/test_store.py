@@ -1,0 +1,165 @@
+"""Runs on disk, and unfinished runs: atomic, exact, never unpickled."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from langevin import Interrupted, Schedule, _engine, euler_maruyama, solvers, store
+from tests.helpers import random_problem, random_weights
+from tests.test_solvers import equal_bits
+
+PROBLEM, WEIGHTS = random_problem(0, n=3, d=6), random_weights(0, d=6)
+SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0)
+ARGUMENTS = {"dt": 0.01, "paths": 7, "rng": 1, "observables": ["alignment"]}
+
+
+def simulate(**changes) -> xr.Dataset:
+    return euler_maruyama(PROBLEM, WEIGHTS, SCHEDULE, **{**ARGUMENTS, **changes})
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_round_trip(tmp_path, suffix):
+    run = simulate()
+    path = store.save(run, tmp_path / f"run{suffix}")
+    store.save(run, path)
+    assert store.load(path).identical(run)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failed_write_keeps_the_old_run(tmp_path, monkeypatch):
+    run = simulate()
+    path = store.save(run, tmp_path / "run.nc")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(store.StoreError, match="No space left"):
+        store.save(run, path)
+    assert store.load(path).identical(run)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", pickle.dumps({"a": 1}), b"CDF\x01junk"])
+def test_damaged_runs_are_refused(tmp_path, content):
+    path = tmp_path / "run.nc"
+    path.write_bytes(content)
+    with pytest.raises(store.StoreError, match="no readable run"):
+        store.load(path)
+
+
+def test_bad_targets(tmp_path):
+    with pytest.raises(store.StoreError, match="must end in"):
+        store.check_target(tmp_path / "run.csv")
+    (tmp_path / "run.nc").mkdir()
+    with pytest.raises(store.StoreError, match="is a folder"):
+        store.check_target(tmp_path / "run.nc")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(store.StoreError, match="must be writable"):
+        store.check_target(tmp_path / "file" / "run.nc")
+    with pytest.raises(store.StoreError, match="there is no run"):
+        store.load(tmp_path / "other.nc")
+
+
+class Stop:
+    """Raise KeyboardInterrupt in the main thread after some progress, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return WAIT(*args, **kwargs)
+
+
+WAIT = _engine.wait
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, after, threads):
+    whole = simulate()
+    monkeypatch.setattr(_engine, "_CALL_SECONDS", 1e-9)
+    checkpoint = tmp_path / "run.unfinished"
+    monkeypatch.setattr(_engine, "wait", Stop(after))
+    with pytest.raises(Interrupted) as caught:
+        simulate(checkpoint=checkpoint, threads=threads)
+    assert caught.value.checkpoint == checkpoint
+    partial = caught.value.run
+    known = np.isfinite(partial.loss.values)
+    assert not known.all()
+    assert (partial.loss.values[known] == whole.loss.values[known]).all()
+    monkeypatch.setattr(_engine, "wait", WAIT)
+    monkeypatch.setattr(_engine, "_CALL_SECONDS", 0.1)
+    assert equal_bits(whole, simulate(checkpoint=checkpoint, threads=3 - threads))
+    assert not checkpoint.exists()
+
+
+def interrupted(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(_engine, "_CALL_SECONDS", 1e-9)
+    monkeypatch.setattr(_engine, "wait", Stop(3))
+    with pytest.raises(Interrupted):
+        simulate(checkpoint=path, threads=1)
+    monkeypatch.setattr(_engine, "wait", WAIT)
+
+
+def test_autosaves_do_not_change_a_bit(tmp_path, monkeypatch):
+    whole = simulate()
+    monkeypatch.setattr(solvers, "_AUTOSAVE_SECONDS", 0.0)
+    monkeypatch.setattr(_engine, "_CALL_SECONDS", 1e-9)
+    saves = []
+    real = store.save_checkpoint
+    monkeypatch.setattr(store, "save_checkpoint", lambda *a: (saves.append(1), real(*a)))
+    assert equal_bits(whole, simulate(checkpoint=tmp_path / "c", threads=2))
+    assert len(saves) > 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rng": 2}, "key"),
+        ({"dt": 0.02}, "dt"),
+        ({"paths": 8}, "paths"),
+        ({"precision": "single"}, "precision"),
+        ({"reduce": "none"}, "reduction"),
+        ({"observables": []}, "observables"),
+        ({"times": [0.0, 0.4]}, "times"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch, changes, named):
+    path = tmp_path / "c"
+    interrupted(path, monkeypatch)
+    with pytest.raises(store.StoreError, match=f"belongs to another run: {named} is"):
+        simulate(checkpoint=path, **changes)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "pickle", "one byte"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, damage):
+    path = tmp_path / "c"
+    interrupted(path, monkeypatch)
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps({"config": 1}))
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    with pytest.raises(store.StoreError, match="damaged"):
+        simulate(checkpoint=path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_an_unwritable_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(store.StoreError, match="must be writable"):
+        store.check_target(tmp_path / "run.nc")
