@@ -179,7 +179,7 @@ def _fma_rate(dtype: type, seconds: float) -> float:
 
 
 def _gemm_rate(dtype: type, seconds: float) -> float:
-    product = blas.dgemm if dtype is np.float64 else blas.sgemm
+    product = getattr(blas, "dgemm" if dtype is np.float64 else "sgemm")
     best = 0.0
     for size in GEMM_SIZES:
         a, b, c = (np.asfortranarray(np.ones((size, size), dtype)) for _ in range(3))

@@ -1,5 +1,7 @@
 """Where the time of a step goes."""
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import time

@@ -78,7 +78,7 @@ def run_torchsde(
     import torchsde
 
     end = steps * dt
-    source = (
+    source: Any = (
         _draw(state)
         if fresh
         else torchsde.BrownianInterval(0.0, end, state.shape, dtype=state.dtype, device=state.device, dt=dt)
@@ -111,9 +111,8 @@ def _draw(like: torch.Tensor) -> Callable[[Any, Any], torch.Tensor]:
 
 def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> Any:
     """The same Brownian motion, which notes when it is first asked and how often."""
-    from torchsde import BaseBrownian
 
-    class Timed(BaseBrownian):
+    class Timed:
         dtype, device, shape = like.dtype, like.device, like.shape
         levy_area_approximation = "none"
         first, count = 0.0, 0
@@ -123,9 +122,6 @@ def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> An
                 self.first = time.process_time()
             self.count += 1
             return source(ta, tb)
-
-        def __repr__(self) -> str:
-            return "Timed()"
 
     return Timed()
 

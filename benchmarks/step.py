@@ -50,7 +50,7 @@ QUICK = Effort(SHAPES[:1], 2, 0.005)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="Time a step.")
     parser.add_argument("--quick", action="store_true", help="smoke run: one shape, nothing kept")
     quick = parser.parse_args().quick
     environment.restart_without_overrides()
