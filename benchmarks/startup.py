@@ -51,7 +51,7 @@ def main() -> None:
         )
         walls, processors = zip(*(seconds(cache) for _ in range(WARM_RUNS)), strict=True)
     print(
-        f"warm: {statistics.median(walls):.2f} s ({min(walls):.2f} to {max(walls):.2f} s in {WARM_RUNS} runs), "
+        f"warm: {statistics.median(walls):.2f} s ({min(walls):.2f} to {max(walls):.2f} s, {WARM_RUNS} runs), "
         f"{statistics.median(processors):.2f} s of it on a processor (aim: {AIMS['warm']:.0f} s)"
     )
 
