@@ -127,7 +127,7 @@ def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> An
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what torch frees: else each step's temporaries are mapped and zeroed anew."""
+    """Have glibc keep what torch frees: else temporaries may be mapped and zeroed anew at each step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3
