@@ -37,8 +37,10 @@ lint: $(VENV)/.lint $(VENV)/.test  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.bench  ## Time a step against the floor and against torchsde
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m benchmarks.step
+bench: $(VENV)/.bench  ## Time a step against the floor and torchsde, start-up; weigh a large run
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.step
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Peak memory of a run of 10^4 paths of width 512, in a process of its own, against the aim of 1 GiB."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from benchmarks import environment
+
+AIM = 2**30
+
+# 101 record times, as many steps: most of them in the cheap phase, the same arrays in both
+RUN = """
+import resource
+from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable
+problem = orthogonally_separable(128, 32, rng=0)
+weights = collapsed_features(problem, 512, rng=0)
+imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+schedule = Schedule.lp_fft(lp_time=0.9, fft_time=0.1, sigma=0.5, clip=1.0)
+run = euler_maruyama(problem, weights, schedule, dt=0.01, paths={paths}, rng=0)
+assert run.sizes["time"] == 101
+print(imported, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak(paths: int) -> tuple[int, int]:
+    """Peak resident bytes before the run, and over all."""
+    command = [sys.executable, "-c", RUN.format(paths=paths)]
+    done = subprocess.run(command, env=environment.clean_environment(), check=True, stdout=subprocess.PIPE)
+    unit = 1 if sys.platform == "darwin" else 1024
+    before, after = (int(word) * unit for word in done.stdout.split())
+    return before, after
+
+
+def main() -> None:
+    print(f"{environment.processor()}; d = 32, h = 512, n = 128, 100 steps, 101 times", flush=True)
+    for paths in (1, 10_000):
+        start = time.perf_counter()
+        before, after = peak(paths)
+        print(
+            f"{paths} paths: peak {after / 2**20:.0f} MiB, {before / 2**20:.0f} MiB of it before the run "
+            f"(aim: {AIM / 2**20:.0f} MiB); {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

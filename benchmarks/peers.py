@@ -1,0 +1,135 @@
+"""The peer: torchsde's Euler solver, with the drift written for it as well as torch allows.
+
+- The drift has the same closed form as ours: two products of all paths at once, per-sample norms
+  without per-sample gradients; it works in place, in buffers that are kept.
+- A row of the state is a neuron, ``(w_j, v_j)``, and the rows of all paths are torchsde's batch: so the
+  products read the state and write the drift where they lie, without copies.
+- Two sources of noise: torchsde's own, and plain fresh increments, which are cheaper.
+- The allocator keeps freed memory, see `keep_freed_memory`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class TorchDrift:
+    """Clipped drift of ``paths`` ReLU nets under the square loss, flat clipping over all parameters."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, width: int, clip: float, paths: int, dtype: type):
+        samples, self.inputs = X.shape
+        self.width, self.clip, self.paths = width, clip, paths
+        self.dtype = torch.float64 if dtype is np.float64 else torch.float32
+        self.X = torch.tensor(X, dtype=self.dtype)
+        self.y = torch.tensor(y, dtype=self.dtype)
+        self.squared_norms = (self.X**2).sum(1)
+        self.z = torch.empty((paths * width, samples), dtype=self.dtype)
+        self.slope = torch.empty_like(self.z)
+        self.squares = torch.empty_like(self.z)
+        self.out = torch.empty((paths * width, self.inputs + 1), dtype=self.dtype)
+
+    def pack(self, W: np.ndarray, v: np.ndarray) -> torch.Tensor:
+        """The same start for all paths, shape (paths h, k + 1)."""
+        return torch.tensor(np.column_stack([W, v]), dtype=self.dtype).repeat(self.paths, 1)
+
+    def unpack(self, state: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """``W`` and ``v`` of the first path, in double precision."""
+        rows = state[: self.width].numpy().astype(np.float64)
+        return rows[:, :-1], rows[:, -1]
+
+    @torch.no_grad()
+    def __call__(self, state: torch.Tensor) -> torch.Tensor:
+        """Drift at ``state``, in a buffer that the next call overwrites."""
+        W, v = state[:, :-1], state[:, -1].contiguous()
+        batch = (self.paths, self.width, -1)
+        head = v.view(self.paths, 1, self.width)
+        torch.mm(W, self.X.T, out=self.z)
+        torch.gt(self.z, 0, out=self.slope)
+        a, slope = self.z.relu_().view(batch), self.slope.view(batch)
+        torch.mul(self.z, self.z, out=self.squares)
+        norms = self.squares.view(batch).sum(1) + self.squared_norms * torch.bmm(head * head, slope).squeeze(
+            1
+        )
+        residuals = torch.bmm(head, a).squeeze(1) - self.y
+        residuals *= (self.clip / (residuals.abs() * norms.sqrt_())).clamp_(max=1)
+        slope *= residuals.unsqueeze(1)
+        drift_W = self.out[:, :-1]
+        torch.mm(self.slope, self.X, out=drift_W)
+        drift_W *= v.neg_().unsqueeze(1)
+        self.out[:, -1:] = torch.bmm(a, residuals.neg_().unsqueeze(2)).view(-1, 1)
+        return self.out
+
+
+def run_torchsde(
+    model: TorchDrift, state: torch.Tensor, sigma: float, dt: float, steps: int, fresh: bool
+) -> tuple[torch.Tensor, float]:
+    """Let torchsde take steps; return the state and the processor's seconds from the first increment on.
+
+    Neither what torchsde checks before the first step nor the making of its noise's tree is counted.
+    With ``fresh`` the increments are drawn when asked for and forgotten, which is as cheap as it gets;
+    else they come from torchsde's own `BrownianInterval`, told of ``dt`` as its manual advises.
+    """
+    import torchsde
+
+    end = steps * dt
+    source: Any = (
+        _draw(state)
+        if fresh
+        else torchsde.BrownianInterval(0.0, end, state.shape, dtype=state.dtype, device=state.device, dt=dt)
+    )
+    noise = _timed(source, state)
+    times = torch.tensor([0.0, end], dtype=torch.float64)
+    with torch.no_grad():
+        ys = torchsde.sdeint(_sde(model, sigma), state, times, bm=noise, method="euler", dt=dt)
+    elapsed = time.process_time() - noise.first
+    assert noise.count == steps
+    assert bool(torch.isfinite(ys[-1]).all())
+    return ys[-1], elapsed
+
+
+def _sde(model: TorchDrift, sigma: float) -> Any:
+    class SDE:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f_and_g_prod(
+            self, t: torch.Tensor, y: torch.Tensor, v: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return model(y), v.mul_(2**0.5 * sigma)
+
+    return SDE()
+
+
+def _draw(like: torch.Tensor) -> Callable[[Any, Any], torch.Tensor]:
+    return lambda ta, tb: torch.randn_like(like).mul_(float(tb - ta) ** 0.5)
+
+
+def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> Any:
+    """The same Brownian motion, which notes when it is first asked and how often."""
+
+    class Timed:
+        dtype, device, shape = like.dtype, like.device, like.shape
+        levy_area_approximation = "none"
+        first, count = 0.0, 0
+
+        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+            if self.count == 0:
+                self.first = time.process_time()
+            self.count += 1
+            return source(ta, tb)
+
+    return Timed()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what torch frees: else temporaries may be mapped and zeroed anew at each step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, 1 << 30)

@@ -1,0 +1,60 @@
+"""Wall time from the shell to the first step, with compiled code to be made and with it at hand."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import environment
+
+AIMS = {"cold": 15.0, "warm": 2.0}
+WARM_RUNS = 5
+
+FIRST_STEP = """
+from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable
+problem = orthogonally_separable(64, 16, rng=0)
+weights = collapsed_features(problem, 512, rng=0)
+schedule = Schedule.fft(time=0.01, sigma=0.5, clip=1.0)
+euler_maruyama(problem, weights, schedule, dt=0.01, paths=1, rng=0, times=[0.0, 0.01])
+"""
+
+
+def seconds(cache: str) -> tuple[float, float]:
+    """Wall and processor time of a fresh process that takes one step, its compiled code kept in ``cache``.
+
+    On a busy machine the first is longer than it need be.
+    """
+    start, before = time.perf_counter(), _processor_seconds()
+    subprocess.run(
+        [sys.executable, "-c", FIRST_STEP],
+        env={**environment.clean_environment(), "NUMBA_CACHE_DIR": cache},
+        check=True,
+    )
+    return time.perf_counter() - start, _processor_seconds() - before
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    print(f"{environment.processor()}; d = 16, h = 512, n = 64, one path, one step", flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        cold, busy = seconds(cache)
+        print(
+            f"cold: {cold:.1f} s, {busy:.1f} s of it on a processor (aim: {AIMS['cold']:.0f} s)", flush=True
+        )
+        walls, processors = zip(*(seconds(cache) for _ in range(WARM_RUNS)), strict=True)
+    print(
+        f"warm: {statistics.median(walls):.2f} s ({min(walls):.2f} to {max(walls):.2f} s, {WARM_RUNS} runs), "
+        f"{statistics.median(processors):.2f} s of it on a processor (aim: {AIMS['warm']:.0f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
