@@ -131,9 +131,9 @@ def test_npz_round_trip(tmp_path):
     }
     np.savez(tmp_path / "a.npz", **arrays)
     problem, W, v = from_npz(tmp_path / "a.npz")
-    assert (problem.X == arrays["X"]).all()
+    assert (arrays["X"] == problem.X).all()
     assert W is not None
-    assert (W == arrays["W"]).all()
+    assert (arrays["W"] == W).all()
     assert v is None
 
 

@@ -85,7 +85,7 @@ def test_linear_probing_leaves_the_features():
     problem, weights = small()
     schedule = Schedule.lp(time=0.1, sigma=0.3, clip=1.0)
     W, v, coordinates = end_states(problem, weights, schedule, dt=0.01, paths=2, rng=4)
-    assert (W == coordinates.coordinates(weights.W)).all()
+    assert (coordinates.coordinates(weights.W) == W).all()
     assert (v != weights.v).all()
 
 
