@@ -2,6 +2,8 @@ from .approximation import approximation_error as approximation_error
 from .assumptions import Assumptions as Assumptions
 from .assumptions import check_assumptions as check_assumptions
 from .band import Band as Band
+from .decay import conserved_rates as conserved_rates
+from .decay import rates as rates
 from .enclosure import sandwich as sandwich
 from .features import AlignmentTime as AlignmentTime
 from .features import Distortion as Distortion

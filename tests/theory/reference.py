@@ -6,6 +6,7 @@ Written apart from the package's solvers, straight from the definition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -74,7 +75,7 @@ def chain(problem, weights, schedule, dt, paths, seed, times):
     return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
 
 
-def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11):
+def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "DOP853"):
     """Zeroth-order flow at ``times``, one path."""
     h, d = weights.W.shape
     times = np.asarray(times, dtype=float)
@@ -92,11 +93,21 @@ def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11):
         here = (times >= start) & ((times < end) | last)
         local = np.minimum(times[here] - start, phase.time)
         grid = np.unique(np.concatenate([local, [phase.time]]))
-        solved = solve_ivp(rate, (0, phase.time), y, "DOP853", t_eval=grid, rtol=rtol, atol=atol)
+        # short steps: the interpolation between them does not see the kinks of clipping
+        solved = solve_ivp(
+            rate, (0, phase.time), y, method, t_eval=grid, rtol=rtol, atol=atol, max_step=phase.time / 64
+        )
         assert solved.success, solved.message
         out[here] = solved.y.T[np.searchsorted(grid, local)]
         y, start = solved.y[:, -1], end
     return Paths(times, out[:, None, : h * d].reshape(-1, 1, h, d), out[:, None, h * d :])
+
+
+def flow_losses(problem, weights, schedule, times):
+    """Loss of the flow, and its error as seen by a coarser integrator of another order."""
+    fine = flow(problem, weights, schedule, times).losses(problem)[:, 0]
+    coarse = flow(problem, weights, schedule, times, 1e-6, 1e-8, "RK45").losses(problem)[:, 0]
+    return fine, np.abs(fine - coarse) + 1e-9 * (1 + fine)
 
 
 def mean_and_error(samples):
