@@ -9,6 +9,12 @@ from .features import AlignmentTime as AlignmentTime
 from .features import Distortion as Distortion
 from .features import alignment_time as alignment_time
 from .features import distortion as distortion
+from .linear import expected_norm as expected_norm
+from .linear import fft_expected_loss as fft_expected_loss
+from .linear import localised_loss as localised_loss
+from .linear import lp_expected_head as lp_expected_head
+from .linear import lp_expected_loss as lp_expected_loss
+from .linear import norm_tail as norm_tail
 from .privacy import calibrate as calibrate
 from .privacy import delta as delta
 from .privacy import dpsgd_delta as dpsgd_delta

@@ -30,7 +30,8 @@ def check_probing(seeds):
             continue
         loss, slack = losses(problem, weights, schedule, times)
         assert band.contains(loss, slack), seed
-        (ratios if phases[0].clip is None else clipped).append(band.upper[-1] / loss[-1])
+        if loss[-1] > 1e-9:
+            (ratios if phases[0].clip is None else clipped).append(band.upper[-1] / loss[-1])
     return ratios, clipped
 
 
