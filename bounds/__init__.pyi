@@ -1,7 +1,13 @@
+from .allocation import budget_time as budget_time
+from .allocation import lp_crossover as lp_crossover
+from .allocation import minimum_lp_share as minimum_lp_share
+from .allocation import utility_curve as utility_curve
 from .approximation import approximation_error as approximation_error
+from .approximation import lipschitz_error as lipschitz_error
 from .assumptions import Assumptions as Assumptions
 from .assumptions import check_assumptions as check_assumptions
 from .band import Band as Band
+from .certified import certified_loss as certified_loss
 from .decay import conserved_rates as conserved_rates
 from .decay import rates as rates
 from .enclosure import sandwich as sandwich

@@ -86,7 +86,7 @@ def fft_case(seed, clipped=False):
 
 
 def check_fft(seeds):
-    ratios, crude = [], 0
+    ratios = []
     for seed in seeds:
         problem, weights, schedule = fft_case(seed, clipped=seed % 3 == 0)
         times = np.linspace(0, schedule.duration, 5)
@@ -100,7 +100,6 @@ def check_fft(seeds):
         size, size_error = reference.mean_and_error((run.W**2).sum((-1, -2)) + (run.v**2).sum(-1))
         assert (size <= norms + 4 * size_error + 0.02 * norms).all(), seed
         ratios.append(band.upper[-1] / mean[-1])
-        crude += band.upper[-1] > 50 * mean[-1]
     return ratios
 
 
@@ -129,7 +128,8 @@ def check_localised(seeds):
         mean, error = reference.mean_and_error(excess)
         step = schedule.duration / 128 * trace[0, 0] * 2
         assert (mean <= band.upper * (1 + step) + 4 * error + 1e-12).all(), seed
-        ratios.append(band.upper[-1] / mean[-1])
+        if mean[-1] > 0:
+            ratios.append(band.upper[-1] / mean[-1])
     return ratios
 
 
