@@ -15,6 +15,8 @@ from .features import AlignmentTime as AlignmentTime
 from .features import Distortion as Distortion
 from .features import alignment_time as alignment_time
 from .features import distortion as distortion
+from .first_order import Estimate as Estimate
+from .first_order import first_order_loss as first_order_loss
 from .linear import expected_norm as expected_norm
 from .linear import fft_expected_loss as fft_expected_loss
 from .linear import localised_loss as localised_loss
@@ -30,5 +32,6 @@ from .privacy import epsilon as epsilon
 from .privacy import gdp as gdp
 from .privacy import gdp_delta as gdp_delta
 from .privacy import gdp_epsilon as gdp_epsilon
+from .privacy import last_iterate_gdp as last_iterate_gdp
 from .privacy import renyi as renyi
 from .privacy import zcdp as zcdp

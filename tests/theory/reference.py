@@ -53,8 +53,8 @@ def drift(problem, W, v, phase):
     return -np.einsum("...n,...nh,...h,nd->...hd", u, slope, v, problem.X), dv
 
 
-def chain(problem, weights, schedule, dt, paths, seed, times):
-    """Euler-Maruyama at the steps nearest to ``times``."""
+def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
+    """Euler-Maruyama at the steps nearest to ``times``; antithetic: the second half has the noise negated."""
     rng = np.random.default_rng(seed)
     W = np.repeat(weights.W[None], paths, 0)
     v = np.repeat(weights.v[None], paths, 0)
@@ -62,14 +62,21 @@ def chain(problem, weights, schedule, dt, paths, seed, times):
     want = np.rint(np.asarray(times) / dt).astype(int)
     out = []
     step = 0
+
+    def noise(shape):
+        if not antithetic:
+            return rng.standard_normal(shape)
+        half = rng.standard_normal((shape[0] // 2, *shape[1:]))
+        return np.concatenate([half, -half])
+
     for phase, count in zip(schedule, steps, strict=True):
         for _ in range(count):
             out += [(W, v)] * int((want == step).sum())
             dW, dv = drift(problem, W, v, phase)
             scale = phase.sigma * np.sqrt(2 * dt)
             if phase.method == "fft":
-                W = W + dW * dt + scale * rng.standard_normal(W.shape)
-            v = v + dv * dt + scale * rng.standard_normal(v.shape)
+                W = W + dW * dt + scale * noise(W.shape)
+            v = v + dv * dt + scale * noise(v.shape)
             step += 1
     out += [(W, v)] * int((want >= step).sum())
     return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
