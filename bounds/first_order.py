@@ -121,12 +121,11 @@ def _by_phase(
     return out
 
 
-def _solve(rate, span_: tuple[float, float], y: FloatArray, t: FloatArray, **options):
-    grid = np.unique(np.append(t, span_[1]))
-    solved = solve_ivp(rate, span_, y, "DOP853", t_eval=grid, rtol=RTOL, atol=ATOL, **options)
+def _solve(rate, between: tuple[float, float], y: FloatArray, **options):
+    solved = solve_ivp(rate, between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options)
     if not solved.success:
         raise ArithmeticError(f"the expansion diverged at time {solved.t[-1]:g}: {solved.message}")
-    return solved, grid
+    return solved
 
 
 def _general(
@@ -168,8 +167,8 @@ def _general(
             change = change + change.T + 2 * phase.sigma**2 * spread.reshape(q * q, q * q)
             return np.concatenate([(drift + drift.T).ravel(), push.ravel(), change.ravel()])
 
-        solved, grid = _solve(rate, (0.0, phase.time), y, times)
-        return solved.y.T[np.searchsorted(grid, times)], solved.y[:, -1]
+        solved = _solve(rate, (0.0, phase.time), y)
+        return solved.sol(times).T, solved.y[:, -1]
 
     start = np.concatenate([(Theta.T @ Theta).ravel(), np.zeros(q * q + q**4)])
     states = _by_phase(start, schedule, t, run)
@@ -260,11 +259,11 @@ class _Collapsed:
             leaves.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
             # leave the surface first: after a jump psi is 0 up to roundoff
             leaves.direction = -1.0 if active else 1.0  # pyright: ignore[reportFunctionMemberAccess]
-            wanted = times[times >= now]
-            solved, _ = _solve(rate, (now, phase.time), y, wanted, events=leaves)
+            solved = _solve(rate, (now, phase.time), y, events=leaves)
             end = float(solved.t_events[0][0]) if solved.status == 1 else phase.time
-            reached = np.isin(times, solved.t) & (times >= now)
-            out[reached] = solved.y.T[np.isin(solved.t, times)]
+            reached = (times >= now) & (times <= end)
+            if reached.any():
+                out[reached] = solved.sol(times[reached]).T
             if solved.status != 1 or clip is None:
                 return out, solved.y[:, -1]
             y = np.array(solved.y_events[0][0])

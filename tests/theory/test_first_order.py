@@ -50,12 +50,12 @@ def check(cases, pairs):
         times = np.array([0.5, 1.0]) * schedule.duration
         found = bounds.first_order_loss(problem, weights, schedule, times)
         assert found.valid.all(), found.reason
-        (coarse, _), (mean, error) = measured(problem, weights, schedule, times, seed, pairs)
+        (coarse, e0), (mean, error) = measured(problem, weights, schedule, times, seed, pairs)
         assert found.zeroth == pytest.approx(
             reference.flow(problem, weights, schedule, times).losses(problem)[:, 0], rel=1e-6, abs=1e-8
         )
-        # the change on halving dt holds both runs' noise
-        slack = 5 * error + 2 * np.abs(mean - coarse)
+        bias = np.maximum(np.abs(mean - coarse) - 3 * np.hypot(error, e0), 0)
+        slack = 4.5 * error + bias
         assert (np.abs(mean - found.correction) <= slack).all(), seed
         far += list((np.abs(mean - 0.7 * found.correction) > slack) & (np.abs(found.correction) > 0))
     return np.mean(far)
@@ -63,17 +63,17 @@ def check(cases, pairs):
 
 def test_linear_nets():
     # negative control: a correction scaled by 0.7 is seen in a fair share of the cases
-    assert check([linear_case(seed, 0.02) for seed in range(12)], 300) > 0.3
+    assert check([linear_case(seed, 0.02) for seed in range(12)], 1500) > 0.3
 
 
 def test_collapsed_blocks():
-    assert check([collapsed_case(seed, 0.02) for seed in range(12)], 300) > 0.3
+    assert check([collapsed_case(seed, 0.02) for seed in range(12)], 1500) > 0.3
 
 
 @pytest.mark.slow
 def test_first_order_many():
-    check([linear_case(seed, 0.02) for seed in range(100)], 300)
-    check([collapsed_case(seed, 0.02) for seed in range(100)], 300)
+    check([linear_case(seed, 0.02) for seed in range(100)], 1500)
+    check([collapsed_case(seed, 0.02) for seed in range(100)], 1500)
 
 
 def test_both_methods_agree():
@@ -85,8 +85,8 @@ def test_both_methods_agree():
         block = bounds.first_order_loss(
             problem, weights, Schedule.fft(time=0.5, sigma=0.02, clip=1e6), [0.25, 0.5]
         )
-        assert block.value == pytest.approx(through_gram.value, rel=1e-6)
-        assert block.correction == pytest.approx(through_gram.correction, rel=1e-5)
+        assert block.value == pytest.approx(through_gram.value, rel=1e-4)
+        assert block.correction == pytest.approx(through_gram.correction, rel=1e-4)
 
 
 def test_floor_at_an_interpolating_minimiser():
