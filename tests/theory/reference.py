@@ -6,6 +6,7 @@ Written apart from the package's solvers, straight from the definition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -52,8 +53,8 @@ def drift(problem, W, v, phase):
     return -np.einsum("...n,...nh,...h,nd->...hd", u, slope, v, problem.X), dv
 
 
-def chain(problem, weights, schedule, dt, paths, seed, times):
-    """Euler-Maruyama at the steps nearest to ``times``."""
+def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
+    """Euler-Maruyama at the steps nearest to ``times``; antithetic: the second half has the noise negated."""
     rng = np.random.default_rng(seed)
     W = np.repeat(weights.W[None], paths, 0)
     v = np.repeat(weights.v[None], paths, 0)
@@ -61,20 +62,27 @@ def chain(problem, weights, schedule, dt, paths, seed, times):
     want = np.rint(np.asarray(times) / dt).astype(int)
     out = []
     step = 0
+
+    def noise(shape):
+        if not antithetic:
+            return rng.standard_normal(shape)
+        half = rng.standard_normal((shape[0] // 2, *shape[1:]))
+        return np.concatenate([half, -half])
+
     for phase, count in zip(schedule, steps, strict=True):
         for _ in range(count):
             out += [(W, v)] * int((want == step).sum())
             dW, dv = drift(problem, W, v, phase)
             scale = phase.sigma * np.sqrt(2 * dt)
             if phase.method == "fft":
-                W = W + dW * dt + scale * rng.standard_normal(W.shape)
-            v = v + dv * dt + scale * rng.standard_normal(v.shape)
+                W = W + dW * dt + scale * noise(W.shape)
+            v = v + dv * dt + scale * noise(v.shape)
             step += 1
     out += [(W, v)] * int((want >= step).sum())
     return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
 
 
-def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11):
+def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "DOP853"):
     """Zeroth-order flow at ``times``, one path."""
     h, d = weights.W.shape
     times = np.asarray(times, dtype=float)
@@ -92,11 +100,21 @@ def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11):
         here = (times >= start) & ((times < end) | last)
         local = np.minimum(times[here] - start, phase.time)
         grid = np.unique(np.concatenate([local, [phase.time]]))
-        solved = solve_ivp(rate, (0, phase.time), y, "DOP853", t_eval=grid, rtol=rtol, atol=atol)
+        # short steps: the interpolation between them does not see the kinks of clipping
+        solved = solve_ivp(
+            rate, (0, phase.time), y, method, t_eval=grid, rtol=rtol, atol=atol, max_step=phase.time / 64
+        )
         assert solved.success, solved.message
         out[here] = solved.y.T[np.searchsorted(grid, local)]
         y, start = solved.y[:, -1], end
     return Paths(times, out[:, None, : h * d].reshape(-1, 1, h, d), out[:, None, h * d :])
+
+
+def flow_losses(problem, weights, schedule, times):
+    """Loss of the flow, and its error as seen by a coarser integrator of another order."""
+    fine = flow(problem, weights, schedule, times).losses(problem)[:, 0]
+    coarse = flow(problem, weights, schedule, times, 1e-6, 1e-8, "RK45").losses(problem)[:, 0]
+    return fine, np.abs(fine - coarse) + 1e-9 * (1 + fine)
 
 
 def mean_and_error(samples):

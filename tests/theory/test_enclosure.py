@@ -42,11 +42,7 @@ def linear_case(seed):
     return problem, weights, schedule, np.linspace(0, schedule.duration, TIMES)
 
 
-def simulated(problem, weights, schedule, times):
-    """Zeroth-order loss, and its change between two tolerances."""
-    fine = reference.flow(problem, weights, schedule, times).losses(problem)[:, 0]
-    coarse = reference.flow(problem, weights, schedule, times, 1e-7, 1e-9).losses(problem)[:, 0]
-    return fine, np.abs(fine - coarse) + 1e-9 * (1 + fine)
+simulated = reference.flow_losses
 
 
 def check(cases):
@@ -61,9 +57,9 @@ def check(cases):
         assert band.contains(loss, slack), (problem, weights, schedule)
         assert (band.lower[band.valid] <= band.upper[band.valid]).all()
         name = "-".join(phase.method.upper() for phase in schedule)
-        k = int(np.argmax(times == stop))
-        if loss[k] > 1e-9:
-            ratios[name].append(band.upper[k] / loss[k])
+        # tightness while a hundredth of the loss is left
+        k = np.flatnonzero((times <= stop) & (loss >= 0.01 * loss[0]))[-1]
+        ratios[name].append(band.upper[k] / loss[k])
     return ratios, np.mean(share)
 
 
@@ -83,7 +79,7 @@ def test_sandwich_contains_the_flow_many(tightness):
         ratios, _ = check(cases)
         for name, found in ratios.items():
             tightness(f"4b: sandwich, {title}, {name}", found)
-            if "near" in title:
+            if title == "ReLU, near-collapsed":
                 assert np.median(found) < 1.1
 
 

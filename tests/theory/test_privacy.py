@@ -1,6 +1,7 @@
 """Section 2: closed forms against dp-accounting, calibration, DP-SGD."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +109,45 @@ def test_poisson_is_refused_and_would_understate():
     pld = accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
     pld.compose(accounting.PoissonSampledDpEvent(0.05, accounting.GaussianDpEvent(1.0)), dpsgd.steps)
     assert pld.get_delta(2.0) > 2 * through_the_map
+
+
+def two_heads(decay, clip, sigma, lp_time, steps):
+    """Distance and standard deviation of the last head, where one sample pushes at the clip throughout."""
+    dt = lp_time / steps
+    c = 1 - decay * dt
+    powers = c ** np.arange(steps)
+    return clip * dt * powers.sum(), math.sqrt(2 * sigma**2 * dt * (powers**2).sum())
+
+
+@settings(max_examples=60)
+@given(st.floats(0.05, 5.0), st.floats(0.1, 10.0), st.floats(0.2, 5.0))
+def test_last_iterate_against_a_pair_that_attains_it(decay, lp_time, sigma):
+    # the last head is Gaussian with the same covariance for both data sets, if the sample that differs
+    # pushes at the clip throughout in whichever direction hurts most
+    steps = 4000
+    arguments: Any = {"weight_decay": decay, "sigma": sigma, "clip": 1.0, "lp_time": lp_time}
+    mu = bounds.last_iterate_gdp(**arguments)
+    dt = lp_time / steps
+    chain = bounds.last_iterate_gdp(**arguments, dt=dt, smoothness=decay)
+    assert chain == pytest.approx(mu, rel=2e-2)
+    shift, spread = two_heads(decay, 1.0, sigma, lp_time, steps)
+    # a constant push attains (1 - c^N)/(1 - c) over its noise: exactly the chain's mu
+    assert shift / spread == pytest.approx(chain, rel=1e-6)
+    assert shift / spread > 0.97 * mu
+    # negative control: half the effective time is too small a guarantee
+    assert shift / spread > mu / math.sqrt(2)
+    whole = bounds.gdp(Schedule.lp(time=lp_time, sigma=sigma, clip=1.0))
+    assert mu <= whole
+    assert mu <= math.sqrt(1 / decay) / sigma
+    both = bounds.last_iterate_gdp(**arguments, fft_time=1.0)
+    assert both**2 == pytest.approx(mu**2 + 1 / (2 * sigma**2))
+
+
+def test_last_iterate_refuses():
+    good: Any = {"sigma": 1.0, "clip": 1.0, "lp_time": 1.0}
+    with pytest.raises(ValueError, match="weight_decay must be positive"):
+        bounds.last_iterate_gdp(weight_decay=0.0, **good)
+    with pytest.raises(ValueError, match="smoothness must be given"):
+        bounds.last_iterate_gdp(weight_decay=1.0, dt=0.1, **good)
+    with pytest.raises(ValueError, match="dt must be at most"):
+        bounds.last_iterate_gdp(weight_decay=1.0, dt=0.5, smoothness=9.0, **good)

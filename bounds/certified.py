@@ -1,0 +1,170 @@
+"""Intervals for the expected loss of the diffusion itself, through the zeroth-order loss (section 1d)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bounds._flow import span
+from bounds.approximation import UNCLIPPED, _monotone_phases, _path, _until, approximation_error
+from bounds.band import Band, nowhere
+from bounds.enclosure import enclose
+from bounds.linear import expected_norm
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Phase, Schedule, record_times
+
+Base = Literal["flow", "sandwich"]
+
+BASES = ("flow", "sandwich")
+SOURCE = "new (1d)"
+
+
+def certified_loss(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    times: ArrayLike | None = None,
+    *,
+    base: Base = "flow",
+) -> Band:
+    r"""Enclose ``E L(theta_t)`` of the diffusion around the zeroth-order loss.
+
+    New (1d). With ``A^2 >= E ||Delta||^2``, ``Delta = theta - theta~``: logistic loss, linear probing
+    ``|E L - L~| <= A sum_i ||A_i||``; full fine-tuning ``<= sum_i ||x_i|| (||theta~|| A + A^2 / 2)``,
+    ``theta~ = (W~, v~)``. Square loss, linear probing ``A ||A^T r~|| + lambda_max(A A^T) A^2 / 2``; full
+    fine-tuning ``sum |r~_i| ||x_i|| (||theta~|| A + A^2 / 2) + sum ||x_i||^2 (||theta~|| B + B^2 / 2)^2 / 2``
+    with ``B = 2 n C t + sigma sqrt(2 t) (p (p + 2))^(1/4)``. The last, quadratic terms are above only: the
+    lower bound does without. All in span coordinates, ``A`` from 1a and 1b.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+    base : {"flow", "sandwich"}
+        Where ``L~``, ``r~`` and ``||theta~||`` come from: the zeroth-order flow, integrated here for any
+        problem, or `sandwich` and the growth of the norm, without integration of the network.
+
+    Returns
+    -------
+    Band
+        Not valid from the first phase after linear probing that does not clip, with normalised
+        clipping there, or where the sandwich is not.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem, weights = Problem([[1.0], [-1.0]], [1, -1]), Weights([[1.0], [-1.0]], [0.1, 0.1])
+    >>> schedule = Schedule.lp_fft(lp_time=1.0, fft_time=0.1, sigma=0.02, clip=0.1)
+    >>> band = certified_loss(problem, weights, schedule, [0.0, 1.0, 1.1])
+    >>> bool((band.lower <= band.upper).all()), bool(band.valid.all())
+    (True, True)
+    """
+    require_compatible(problem, weights)
+    _validate.choice("base", base, BASES)
+    t = record_times(schedule, times)
+    monotone = _monotone_phases(schedule)
+    bad = [
+        not m and (phase.clip is None or phase.clipping == "normalised")
+        for m, phase in zip(monotone, schedule, strict=True)
+    ]
+    valid = _until(schedule, bad, t)
+    reason = f"{UNCLIPPED}, or its clipping is normalised"
+    if not valid.any():
+        return nowhere(t, reason, SOURCE)
+    probing = t <= _probed(schedule, monotone)
+    if base == "flow":
+        if not valid.all():
+            schedule, t_run = _cut(schedule, bad, t)
+        else:
+            t_run = t
+        states, e, _ = _path(problem, weights, schedule, t_run)
+        outputs = np.array([state.outputs for state in states])
+        low = high = problem.losses(outputs).sum(1)
+        residual = np.abs(problem.residuals(outputs))
+        sizes = np.array([state.squared_norm - state.rest for state in states])
+        count = len(t_run)
+    else:
+        found = enclose(problem, weights, schedule, t)
+        if isinstance(found, str):
+            return nowhere(t, found, SOURCE)
+        if not found.valid.all():
+            valid, reason = valid & found.valid, found.reason
+        count = int(valid.sum())
+        # valid times come first
+        lower, upper = problem.y * found.lower[:count], problem.y * found.upper[:count]
+        high, low = problem.losses(lower).sum(1), problem.losses(upper).sum(1)
+        residual = np.maximum(np.abs(problem.residuals(lower)), np.abs(problem.residuals(upper)))
+        still = Schedule([Phase(p.method, p.time, 0.0, p.clip) for p in schedule])
+        sizes = expected_norm(problem, weights, still, t[:count]).upper
+        e = approximation_error(problem, weights, schedule, t[:count], kind="lambert").upper
+    up, down = np.zeros(len(t)), np.zeros(len(t))
+    above, below = _widths(problem, weights, schedule, t[:count], probing[:count], residual, sizes, e)
+    up[:count], down[:count] = high + above, np.maximum(low - below, 0.0)
+    finite = np.isfinite(up)
+    return Band(t, down, up, valid & finite, reason if finite.all() else "the bound overflows", SOURCE)
+
+
+def _probed(schedule: Schedule, monotone: list[bool]) -> float:
+    """Length of the leading linear probing."""
+    return float(sum(p.time for p, m in zip(schedule, monotone, strict=True) if m))
+
+
+def _cut(schedule: Schedule, bad: list[bool], t: FloatArray) -> tuple[Schedule, FloatArray]:
+    """Keep the phases before the first bad one, and the times in them."""
+    keep = schedule.phases[: bad.index(True)]
+    if not keep:
+        # only time 0 is left: any good phase leads there
+        phase = schedule.phases[0]
+        keep = (Phase(phase.method, phase.time, 0.0, 1.0),)
+        return Schedule(keep), t[t <= 0.0]
+    short = Schedule(keep)
+    return short, t[t <= short.duration]
+
+
+def _widths(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    t: FloatArray,
+    probing: np.ndarray,
+    residual: FloatArray,
+    squared_size: FloatArray,
+    e: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """How far ``E L`` may lie above and below ``L~``."""
+    A = problem.features(weights.W)
+    root, size = np.sqrt(e), np.sqrt(squared_size)
+    norms = np.sqrt(problem.squared_norms)
+    reach = size * root + e / 2
+    features = np.linalg.norm(A, axis=1)
+    if problem.loss == "logistic":
+        width = np.where(probing, root * features.sum(), norms.sum() * reach)
+        return width, width
+    # ||A^T r|| <= sum |r_i| ||A_i||, tight enough and free of signs
+    head = root * (residual @ features)
+    slope = residual @ norms * reach
+    below = np.where(probing, head, slope)
+    most = float(np.linalg.norm(A, 2)) ** 2
+    B = _fourth(problem, weights, schedule, t)
+    curve = 0.5 * float(problem.squared_norms.sum()) * (size * B + B**2 / 2) ** 2
+    return below + np.where(probing, most * e / 2, curve), below
+
+
+def _fourth(problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray) -> FloatArray:
+    """Bound of ``(E ||Delta||^4)^(1/4)`` in span coordinates."""
+    k = span(problem, weights).X.shape[1]
+    total = np.zeros(len(t))
+    for phase, free, time in zip(schedule, _monotone_phases(schedule), schedule.time_in(t), strict=True):
+        p = weights.width * (k + 1 if phase.method == "fft" else 1)
+        total += phase.sigma * np.sqrt(2 * time) * (p * (p + 2)) ** 0.25
+        if not free and phase.clip is not None:
+            total += 2 * problem.samples * phase.clip * time
+    return total

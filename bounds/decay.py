@@ -1,0 +1,281 @@
+"""Rates of the zeroth-order square loss: probing (section 4a), full fine-tuning of linear nets (4c)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.integrate import solve_ivp
+
+from bounds._flow import RANK_TOLERANCE, span
+from bounds.band import Band, nowhere
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Schedule, record_times
+
+RATES = "re-derived, clipped form new (4a); in the place of Theorem 4.2 of [1]"
+CONSERVED = "new (4c); in the place of Theorem 4.3 and Section 5.2 of [1]"
+PAD = 1e-9
+"""Relative padding of integrated bounds, above the integration's error."""
+
+
+class Probe(NamedTuple):
+    """Frozen features in their singular basis.
+
+    Attributes
+    ----------
+    eigenvalues : ndarray, shape (rank,)
+        Positive eigenvalues of ``A A^T``.
+    coordinates : ndarray, shape (rank,)
+        ``u_k . r_0``.
+    floor : float
+        ``L_perp``, loss that no head removes.
+    right : ndarray, shape (rank, h)
+        Eigenvectors of ``A^T A``.
+    """
+
+    eigenvalues: FloatArray
+    coordinates: FloatArray
+    floor: float
+    right: FloatArray
+
+
+def probe(problem: Problem, weights: Weights) -> Probe:
+    """Decompose the frozen features of linear probing."""
+    A = problem.features(weights.W)
+    U, s, Vt = np.linalg.svd(A, full_matrices=False)
+    rank = int((s > RANK_TOLERANCE * max(A.shape) * max(s[0], 1e-300)).sum())
+    r = A @ weights.v - problem.y
+    coordinates = U[:, :rank].T @ r
+    rest = r - U[:, :rank] @ coordinates
+    return Probe(s[:rank] ** 2, coordinates, 0.5 * float(rest @ rest), Vt[:rank])
+
+
+def first(schedule: Schedule, t: FloatArray, good: list[bool]) -> np.ndarray:
+    """Mark the times up to the end of the leading phases that are good."""
+    if all(good):
+        return np.ones(len(t), dtype=bool)
+    return t <= schedule.starts[good.index(False)] if good[0] else np.zeros(len(t), dtype=bool)
+
+
+def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
+    r"""Exponential and clipped-linear bounds of the square loss in linear probing, zeroth order.
+
+    Re-derived; in the place of Theorem 4.2 of [1]_, with clipping new (4a).
+
+    Statement
+        Unclipped: ``L - L_perp`` lies between ``(L_0 - L_perp) exp(-2 lambda t)`` with ``lambda_max`` and
+        ``lambda_min+`` of ``A A^T``. Clipped: the Huberised loss ``H`` obeys ``H' <= -lambda min(2 H,
+        kappa^2)``, ``kappa = C / max ||A_i||``, and ``H' >= -2 lambda_max H``; then ``H <= L <= H + (H -
+        kappa^2/2)_+^2 / (2 kappa^2)``.
+
+    Assumptions
+        Square loss, any activation and targets; linear-probing phases with flat clipping or none; with
+        clipping, targets in the range of the features.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how; the noise plays no part.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Band
+        Not valid from the first phase that is not linear probing, or where an assumption fails.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    >>> band = rates(problem, weights, Schedule.lp(time=1.0), [0.0, 1.0])
+    >>> band.lower.round(4), band.upper.round(4)
+    (array([1.e+00, 3.e-04]), array([1.    , 0.1353]))
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    if problem.loss != "square":
+        return nowhere(t, "the loss is not the square loss", RATES)
+    good = [phase.method == "lp" and phase.clipping == "flat" for phase in schedule]
+    reason = "a phase is not linear probing with flat clipping or none"
+    found = probe(problem, weights)
+    attainable = found.floor <= 1e-18 * max(1.0, float(problem.y @ problem.y))
+    if not attainable and any(phase.clip is not None for phase in schedule):
+        good = [g and phase.clip is None for g, phase in zip(good, schedule, strict=True)]
+        reason += ", or it clips and the targets are not in the range of the features"
+    if len(found.eigenvalues) == 0:
+        loss = float(problem.losses(problem.outputs(weights)).sum())
+        return Band(t, loss, loss, first(schedule, t, good), reason, RATES)
+    least, most = float(found.eigenvalues.min()), float(found.eigenvalues.max())
+    A = problem.features(weights.W)
+    sizes = np.linalg.norm(A, axis=1)
+    residual = np.abs(A @ weights.v - problem.y)
+    lower, upper = np.zeros(len(t)), np.zeros(len(t))
+    low = high = 0.5 * float(found.coordinates @ found.coordinates)
+    for k, (phase, start) in enumerate(zip(schedule, schedule.starts, strict=True)):
+        here = (t >= start) & (t <= start + phase.time)
+        local = np.append(t[here] - start, phase.time)
+        if phase.clip is None:
+            below, above = low * np.exp(-2 * most * local), high * np.exp(-2 * least * local)
+        else:
+            kappa = phase.clip / float(sizes.max())
+            # the Huberised loss is known at the start, and between 0 and L later
+            H_low = H_high = _huber(residual, phase.clip, sizes)
+            if k > 0:
+                H_low, H_high = min(low, _least_huber(low, kappa)), high
+            below = H_low * np.exp(-2 * most * local)
+            H = _relax(H_high, least, kappa, local)
+            above = H + np.maximum(H - kappa**2 / 2, 0.0) ** 2 / (2 * kappa**2)
+        lower[here], upper[here] = below[:-1], above[:-1]
+        low, high = float(below[-1]), float(above[-1])
+    return Band(t, found.floor + lower, found.floor + upper, first(schedule, t, good), reason, RATES)
+
+
+def _huber(residual: FloatArray, clip: float, sizes: FloatArray) -> float:
+    """Huberised loss whose gradient in the head is the clipped one."""
+    with np.errstate(divide="ignore"):
+        knee = clip / sizes
+    inside = residual <= knee
+    knee = np.where(inside, 0.0, knee)
+    return float(np.where(inside, residual**2 / 2, knee * residual - knee**2 / 2).sum())
+
+
+def _least_huber(loss: float, kappa: float) -> float:
+    """Return the least Huberised loss that a loss of at least ``loss`` allows: all of it on one sample."""
+    r = np.sqrt(2 * loss)
+    return loss if r <= kappa else float(kappa * r - kappa**2 / 2)
+
+
+def _relax(H: float, rate: float, kappa: float, t: FloatArray) -> FloatArray:
+    """Solve ``H' = -rate min(2 H, kappa^2)``."""
+    knee = kappa**2 / 2
+    if knee >= H:
+        return H * np.exp(-2 * rate * t)
+    turn = (H - knee) / (rate * kappa**2)
+    return np.where(t < turn, H - rate * kappa**2 * t, knee * np.exp(-2 * rate * np.maximum(t - turn, 0.0)))
+
+
+def imbalance(W: FloatArray, v: FloatArray) -> FloatArray:
+    """Eigenvalues of ``-D = W W^T - v v^T``, falling, all ``h`` of them; ``O(h k^2)``.
+
+    Parameters
+    ----------
+    W : ndarray, shape (h, k)
+        First layer in span coordinates.
+    v : ndarray, shape (h,)
+    """
+    R: FloatArray = np.asarray(np.linalg.qr(np.column_stack([W, v]), mode="r"), dtype=np.float64)
+    signs = np.ones(W.shape[1] + 1)
+    signs[-1] = -1.0
+    found = np.asarray(np.linalg.eigvalsh((R * signs) @ R.T), dtype=np.float64)
+    return np.sort(np.concatenate([found, np.zeros(len(v) - len(found))]))[::-1]
+
+
+def conserved_rates(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Band:
+    r"""Bounds of the square loss of a linear net from the conserved imbalance of its layers.
+
+    New (4c); in the place of Theorem 4.3 and Section 5.2 of [1]_, without their conditions on the data.
+    Zeroth order.
+
+    Statement
+        In span coordinates ``X = U Sigma V^T``, ``D = v v^T - W W^T`` is conserved. With ``u`` the norm of
+        the residual in the range of ``X``: ``u' <= -sigma_min^2 (kappa_W + kappa_v(u)) u`` and ``u' >=
+        -sigma_max^2 (v_max + w_max) u``; ``kappa_W = max(lambda_k(-D), 0)``, ``kappa_v(u) = (-d_- +
+        sqrt(d_-^2 + 4 max(||beta*|| - u/sigma_min, 0)^2)) / 2``, ``v_max = (d_+ + sqrt(d_+^2 + 4
+        (||beta*|| + u/sigma_min)^2)) / 2``, ``w_max = v_max + d_-``, ``beta*`` the least-squares solution and
+        ``d_-``, ``d_+`` the largest eigenvalues of ``-D`` and ``D`` (at least 0). The lower bound lets
+        ``v_max`` shrink with the upper bound on ``u``.
+
+    Assumptions
+        Linear activation, square loss, no clipping; any data and targets. Leading linear-probing phases
+        are followed exactly, later ones are not covered.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how; the noise plays no part.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Band
+        Not valid from the first phase that is not covered.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0.0, 0.0, 0.0])
+    >>> band = conserved_rates(problem, weights, Schedule.fft(time=1.0), [0.0, 1.0])
+    >>> bool(band.lower[1] < band.upper[1] < 0.14)
+    True
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    if problem.loss != "square" or problem.activation != "linear":
+        return nowhere(t, "the network is not linear with the square loss", CONSERVED)
+    methods = [phase.method for phase in schedule]
+    lead = methods.index("fft") if "fft" in methods else len(methods)
+    good = [
+        phase.clip is None and phase.clipping == "flat" and (k < lead or phase.method == "fft")
+        for k, phase in enumerate(schedule)
+    ]
+    if not good[0]:
+        return nowhere(t, "a phase clips", CONSERVED)
+    valid = first(schedule, t, good)
+    usable = good.index(False) if False in good else len(good)
+    X, W, _ = span(problem, weights)
+    starts = schedule.starts
+    probed = float(starts[lead]) if lead < len(methods) else schedule.duration
+    found = probe(problem, weights)
+    decay = np.exp(-2 * np.outer(np.minimum(t, probed), found.eigenvalues))
+    exact = found.floor + 0.5 * decay @ found.coordinates**2
+    lower, upper = exact.copy(), exact.copy()
+    late = valid & (t > probed)
+    if late.any() and lead < usable:
+        # head at the end of linear probing
+        shift = np.expm1(-found.eigenvalues * probed) / np.sqrt(found.eigenvalues) * found.coordinates
+        v = weights.v + shift @ found.right
+        low, high, floor = _full(problem, X, W, v, t[late] - probed)
+        lower[late], upper[late] = floor + low, floor + high
+    return Band(t, lower, upper, valid, "a phase clips or probes after full fine-tuning", CONSERVED)
+
+
+def _full(
+    problem: Problem, X: FloatArray, W: FloatArray, v: FloatArray, t: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
+    """Bound ``u^2 / 2`` at ``t`` from both sides, and return ``L_perp``."""
+    U, s, _ = np.linalg.svd(X, full_matrices=False)
+    k = X.shape[1]
+    r = X @ (W.T @ v) - problem.y
+    inside = U.T @ r
+    floor = 0.5 * max(float(r @ r - inside @ inside), 0.0)
+    start = float(np.linalg.norm(inside))
+    beta = float(np.linalg.norm(U.T @ problem.y / s))
+    values = imbalance(W, v)
+    minus, plus = max(float(values[0]), 0.0), max(-float(values[-1]), 0.0)
+    kappa_W = max(float(values[k - 1]), 0.0) if k <= len(v) else 0.0
+    least, most = float(s[-1]), float(s[0])
+
+    def rate(_: float, logs: FloatArray) -> FloatArray:
+        u = start * np.exp(logs[0])
+        kappa_v = 0.5 * (-minus + np.hypot(minus, 2 * max(beta - u / least, 0.0)))
+        v_most = 0.5 * (plus + np.hypot(plus, 2 * (beta + u / least)))
+        return np.array([-(least**2) * (kappa_W + kappa_v), -(most**2) * (2 * v_most + minus)])
+
+    solved = solve_ivp(
+        rate, (0.0, float(t.max())), np.zeros(2), "DOP853", rtol=1e-10, atol=1e-12, dense_output=True
+    )
+    logs = solved.sol(t) if solved.success else np.stack([0 * t, -np.inf + 0 * t])
+    high, low = logs[0] + PAD * (1 + np.abs(logs[0])), logs[1] - PAD * (1 + np.abs(logs[1]))
+    return 0.5 * (start * np.exp(low)) ** 2, 0.5 * (start * np.exp(high)) ** 2, floor

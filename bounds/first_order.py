@@ -1,0 +1,276 @@
+"""The expected loss to first order in the noise (section 8): an estimate, not a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import solve_ivp
+
+from bounds._flow import span
+from bounds.allocation import _collapsed
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Phase, Schedule, record_times
+
+SOURCE = "new (section 8), an estimate"
+LARGEST = 9
+"""Largest ``k + 1`` of the general method, whose unknowns number its fourth power."""
+RTOL, ATOL = 1e-9, 1e-11
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """An estimate of ``E L(theta_t)``, with no guarantee; see `first_order_loss`.
+
+    Attributes
+    ----------
+    times : ndarray, shape (m,)
+    value : ndarray, shape (m,)
+        ``L(theta~_t)`` plus ``correction``; NaN where not valid.
+    zeroth : ndarray, shape (m,)
+        ``L(theta~_t)``.
+    correction : ndarray, shape (m,)
+        ``sigma^2 c(t)``.
+    valid : ndarray of bool, shape (m,)
+    reason : str
+    source : str
+    """
+
+    times: FloatArray
+    value: FloatArray
+    zeroth: FloatArray
+    correction: FloatArray
+    valid: NDArray[np.bool_]
+    reason: str
+    source: str = SOURCE
+
+
+def first_order_loss(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Estimate:
+    r"""Estimate ``E L(theta_t) = L(theta~_t) + sigma^2 c(t) + o(sigma^2)``.
+
+    New (section 8). Mean and covariance of the deviation are carried along the zeroth-order path, for
+    the Gram matrix ``M`` of ``(W, v)`` in span coordinates, or for the two coordinates of a collapsed
+    block. It is an **estimate, not a bound**, doubtful once ``sigma^2 h`` is not small.
+
+    Assumptions
+        Either a linear net with the square loss, no clipping and inputs of rank at most 8 (any phases);
+        or one collapsed block (all ``y_i x_i`` equal) in full fine-tuning, either loss, flat clipping or
+        none, of a linear net or of a ReLU net whose neurons stay in their cone.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Estimate
+        Nowhere valid if no method applies.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[2.0, 0.0], [0.0, 2.0]], [0.0, 0.0])
+    >>> found = first_order_loss(problem, weights, Schedule.fft(time=9.0, sigma=0.01), [0.0, 9.0])
+    >>> found.value.round(7)
+    array([1.e+00, 1.e-04])
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    k = span(problem, weights).X.shape[1]
+    plain = all(p.clip is None and p.clipping == "flat" for p in schedule)
+    if problem.activation == "linear" and problem.loss == "square" and plain and k < LARGEST:
+        zeroth, correction = _general(problem, weights, schedule, t)
+        return _estimate(t, zeroth, correction)
+    block, reason = _collapsed(problem, weights)
+    if block is None:
+        reason = f"not a linear net of low rank with the unclipped square loss, and {reason}"
+    elif any(p.method != "fft" or p.clipping != "flat" for p in schedule):
+        reason = "a collapsed block is covered in full fine-tuning with flat clipping or none"
+    if reason or block is None:
+        nan = np.full(len(t), np.nan)
+        return Estimate(t, nan, nan, nan, np.zeros(len(t), dtype=bool), reason)
+    scale = float(np.sqrt(block.G[0, 0]))
+    u = block.Z[:, 0] / scale
+    start = 0.5 * np.array([((block.alpha + u) ** 2).sum(), ((block.alpha - u) ** 2).sum()])
+    chain = _Collapsed(problem, len(block.samples), scale, len(block.neurons))
+    return _estimate(t, *chain.run(start, schedule, t))
+
+
+def _estimate(t: FloatArray, zeroth: FloatArray, correction: FloatArray) -> Estimate:
+    return Estimate(t, zeroth + correction, zeroth, correction, np.ones(len(t), dtype=bool), "")
+
+
+def _by_phase(
+    y: FloatArray,
+    schedule: Schedule,
+    t: FloatArray,
+    run: Callable[[FloatArray, Phase, FloatArray], tuple[FloatArray, FloatArray]],
+) -> FloatArray:
+    """Run the phases in turn and return the state at ``t``, shape (m, unknowns)."""
+    out = np.empty((len(t), len(y)))
+    for phase, start in zip(schedule, schedule.starts, strict=True):
+        here = (t >= start) & (t <= start + phase.time)
+        out[here], y = run(y, phase, np.minimum(t[here] - start, phase.time))
+    return out
+
+
+def _solve(rate, between: tuple[float, float], y: FloatArray, **options):
+    solved = solve_ivp(rate, between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options)
+    if not solved.success:
+        raise ArithmeticError(f"the expansion diverged at time {solved.t[-1]:g}: {solved.message}")
+    return solved
+
+
+def _general(
+    problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Zeroth-order loss and correction through the Gram matrix."""
+    X, W, _ = span(problem, weights)
+    h, k = W.shape
+    q = k + 1
+    H, target = X.T @ X, X.T @ problem.y
+    Theta = np.column_stack([W, weights.v])
+    eye = np.eye(q)
+
+    def run(y: FloatArray, phase: Phase, times: FloatArray) -> tuple[FloatArray, FloatArray]:
+        fft = phase.method == "fft"
+        noisy = eye if fft else np.diag(eye[-1])
+        # B depends on M through beta: T is its derivative
+        T = np.zeros((q, q, q, q))
+        T[:k, k, :k, k] = -H
+        if fft:
+            T[k, :k, :k, k] = -H
+
+        def rate(_: float, y: FloatArray) -> FloatArray:
+            M, mean = y[: q * q].reshape(q, q), y[q * q : 2 * q * q].reshape(q, q)
+            S = y[2 * q * q :].reshape(q * q, q * q)
+            B = np.zeros((q, q))
+            B[:k, k] = target - H @ M[:k, k]
+            if fft:
+                B[k, :k] = B[:k, k]
+            drift = M @ B
+            J = np.einsum("ia,bj->ijab", eye, B) + np.einsum("ai,bj->ijab", B, eye)
+            swing = np.einsum("ik,kjab->ijab", M, T)
+            J = (J + swing + swing.swapaxes(0, 1)).reshape(q * q, q * q)
+            bend = np.einsum("ikab,kjab->ij", S.reshape(q, q, q, q), T)
+            push = (J @ mean.ravel()).reshape(q, q) + bend + bend.T + 2 * phase.sigma**2 * h * noisy
+            spread = np.einsum("ik,jl->ijkl", noisy, M) + np.einsum("il,jk->ijkl", noisy, M)
+            spread = spread + spread.swapaxes(0, 1)
+            change = J @ S
+            change = change + change.T + 2 * phase.sigma**2 * spread.reshape(q * q, q * q)
+            return np.concatenate([(drift + drift.T).ravel(), push.ravel(), change.ravel()])
+
+        solved = _solve(rate, (0.0, phase.time), y)
+        return solved.sol(times).T, solved.y[:, -1]
+
+    start = np.concatenate([(Theta.T @ Theta).ravel(), np.zeros(q * q + q**4)])
+    states = _by_phase(start, schedule, t, run)
+    M = states[:, : q * q].reshape(-1, q, q)
+    mean = states[:, q * q : 2 * q * q].reshape(-1, q, q)[:, :k, k]
+    S = states[:, 2 * q * q :].reshape(-1, q, q, q, q)[:, :k, k, :k, k]
+    r = M[:, :k, k] @ X.T - problem.y
+    correction = ((r @ X) * mean).sum(1) + 0.5 * np.einsum("tab,ab->t", S, H)
+    return 0.5 * (r**2).sum(1), correction
+
+
+class _Collapsed:
+    """Moments of ``P``, ``N`` of a collapsed block: path, mean deviation, covariance, all times sigma^2."""
+
+    def __init__(self, problem: Problem, n: int, scale: float, h: int) -> None:
+        self.square = problem.loss == "square"
+        self.n, self.scale, self.h = n, scale, h
+
+    def slopes(self, x: FloatArray) -> tuple[float, float, float, float]:
+        """``m``, ``g`` and its first two derivatives."""
+        m = self.scale * (x[0] - x[1]) / 2
+        if self.square:
+            return m, 1 - m, -1.0, 0.0
+        g = float(np.exp(-np.logaddexp(0.0, m)))
+        return m, g, -g * (1 - g), g * (1 - g) * (1 - 2 * g)
+
+    def surface(self, x: FloatArray, clip: float) -> tuple[float, FloatArray]:
+        """``psi``, positive where clipping is active, and its gradient."""
+        _, g, g1, _ = self.slopes(x)
+        size = x[0] + x[1]
+        a = np.sign(g) * g1 * self.scale / 2
+        b = 0.5 * clip / self.scale * size**-1.5
+        return abs(g) - clip / (self.scale * np.sqrt(size)), np.array([a + b, b - a])
+
+    def drift(self, x: FloatArray, clip: float | None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Drift, its Jacobian and its second derivatives, shape (2, 2, 2); ``clip`` None where inactive."""
+        P, N = x
+        _, g, g1, g2 = self.slopes(x)
+        if clip is None:
+            a = self.scale / 2
+            phi = self.n * self.scale * g
+            d = self.n * self.scale * g1 * a * np.array([1.0, -1.0])
+            dd = self.n * self.scale * g2 * a**2 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+        else:
+            size = P + N
+            phi = self.n * clip * np.sign(g) / np.sqrt(size)
+            d = np.full(2, -0.5 * phi / size)
+            dd = np.full((2, 2), 0.75 * phi / size**2)
+        f = np.array([2 * phi * P, -2 * phi * N])
+        J = np.array([2 * P * d, -2 * N * d]) + np.diag([2 * phi, -2 * phi])
+        unit = np.eye(2)
+        H = np.array([2 * P * dd, -2 * N * dd])
+        H[0] += 2 * (np.outer(unit[0], d) + np.outer(d, unit[0]))
+        H[1] -= 2 * (np.outer(unit[1], d) + np.outer(d, unit[1]))
+        return f, J, H
+
+    def run(self, start: FloatArray, schedule: Schedule, t: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return zeroth-order loss and correction at ``t``."""
+        states = _by_phase(np.concatenate([start, np.zeros(6)]), schedule, t, self.phase)
+        loss, correction = np.empty(len(t)), np.empty(len(t))
+        for i, y in enumerate(states):
+            m, g, g1, _ = self.slopes(y[:2])
+            half = self.scale / 2
+            spread = half**2 * (y[4] - y[5] - y[6] + y[7])
+            loss[i] = self.n * (0.5 * g**2 if self.square else np.logaddexp(0.0, -m))
+            # the loss has slope -g and curvature -g' in the margin
+            correction[i] = self.n * (-g * half * (y[2] - y[3]) - 0.5 * g1 * spread)
+        return loss, correction
+
+    def phase(self, y: FloatArray, phase: Phase, times: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Run one phase, jumping wherever clipping sets in or ends."""
+        clip = phase.clip
+        active = clip is not None and self.surface(y[:2], clip)[0] > 0
+        out = np.empty((len(times), 8))
+        now = 0.0
+        while True:
+
+            def rate(_: float, y: FloatArray, active: bool = active) -> FloatArray:
+                f, J, H = self.drift(y[:2], clip if active else None)
+                S = y[4:].reshape(2, 2)
+                mean = J @ y[2:4] + 0.5 * np.einsum("iab,ab->i", H, S) + 2 * phase.sigma**2 * self.h
+                change = J @ S + S @ J.T + 8 * phase.sigma**2 * np.diag(y[:2])
+                return np.concatenate([f, mean, change.ravel()])
+
+            def leaves(_: float, y: FloatArray) -> float:
+                return self.surface(y[:2], clip)[0] if clip is not None else 1.0
+
+            leaves.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
+            # leave the surface first: after a jump psi is 0 up to roundoff
+            leaves.direction = -1.0 if active else 1.0  # pyright: ignore[reportFunctionMemberAccess]
+            solved = _solve(rate, (now, phase.time), y, events=leaves)
+            end = float(solved.t_events[0][0]) if solved.status == 1 else phase.time
+            reached = (times >= now) & (times <= end)
+            if reached.any():
+                out[reached] = solved.sol(times[reached]).T
+            if solved.status != 1 or clip is None:
+                return out, solved.y[:, -1]
+            y = np.array(solved.y_events[0][0])
+            gradient = self.surface(y[:2], clip)[1]
+            speed = float(gradient @ self.drift(y[:2], clip)[0])
+            S = y[4:].reshape(2, 2)
+            sign = np.sign(self.slopes(y[:2])[1])
+            size = self.n * self.scale * sign * float(gradient @ S @ gradient) / abs(speed)
+            y[2:4] -= size * np.array([y[0], -y[1]])
+            active, now = not active, end

@@ -1,0 +1,459 @@
+"""Expected loss of the diffusion itself, square loss, without the approximation (section 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bounds._flow import span
+from bounds.approximation import OMEGA
+from bounds.band import Band, nowhere
+from bounds.decay import first, imbalance, probe
+from langevin import _validate
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights, require_compatible
+from langevin.schedule import Schedule, record_times
+
+LP = "re-derived (5a); in the place of Section 5.2 of [1]"
+LOCALISED = "re-derived, localised (5b); in the place of Section 5.2 of [1]"
+FFT = "new (5c)"
+NORM = "new (sections 0 and 5b)"
+KNOTS = 40
+KAPPAS = np.concatenate([np.geomspace(0.02, 0.5, 8), np.linspace(0.55, 0.97, 9)])
+LEVELS = np.geomspace(0.5, 60.0, 18)
+POWERS = np.geomspace(0.02, 2e3, 60)
+
+
+def lp_expected_loss(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Band:
+    r"""``E L(theta_t)`` of linear probing with noise, exactly.
+
+    Re-derived (5a); in the place of Section 5.2 of [1]_. The head is an Ornstein-Uhlenbeck process:
+    with eigenpairs ``(lambda_k, u_k)`` of ``A A^T`` and the initial residual ``r_0``, ``E L = L_perp +
+    sum_k [(u_k . r_0)^2 exp(-2 lambda_k t) + sigma^2 (1 - exp(-2 lambda_k t))] / 2``: a floor of
+    ``sigma^2 rank(A) / 2``. Over phases the noise of each decays in the next.
+
+    Assumptions
+        Square loss, linear-probing phases without clipping; any activation and targets.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Band
+        ``lower`` and ``upper`` are the same. Not valid from the first other phase on.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    >>> lp_expected_loss(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [0.0, 9.0]).upper.round(6)
+    array([1.  , 0.01])
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    if problem.loss != "square":
+        return nowhere(t, "the loss is not the square loss", LP)
+    found = probe(problem, weights)
+    mean = np.exp(-np.outer(t, found.eigenvalues)) * found.coordinates
+    spread = _head_variance(found.eigenvalues, schedule, t) * found.eigenvalues
+    loss = found.floor + 0.5 * (mean**2 + spread).sum(1)
+    return Band(t, loss, loss, first(schedule, t, _probing(schedule)), PROBING, LP)
+
+
+PROBING = "a phase is not linear probing without clipping"
+
+
+def _probing(schedule: Schedule) -> list[bool]:
+    return [p.method == "lp" and p.clip is None and p.clipping == "flat" for p in schedule]
+
+
+def _head_variance(eigenvalues: FloatArray, schedule: Schedule, t: FloatArray) -> FloatArray:
+    """Variance of the head along each eigenvector, shape (m, rank)."""
+    variance = np.zeros((len(t), len(eigenvalues)))
+    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
+        lost = np.outer(time, 2 * eigenvalues)
+        variance = variance * np.exp(-lost) - phase.sigma**2 * np.expm1(-lost) / eigenvalues
+    return variance
+
+
+def lp_expected_head(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Band:
+    """``E ||v_t||^2`` of linear probing with noise, exactly; assumptions of `lp_expected_loss`.
+
+    Re-derived (5a): mean ``v_0 - sum_k (1 - exp(-lambda_k t)) m_k q_k``, covariance
+    ``sigma^2 H^-1 (I - exp(-2 H t))`` with ``H = A^T A``, ``2 sigma^2 t`` on its kernel. It is what full
+    fine-tuning starts from in the place of Corollary 5.3 of [1]_.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0]], [1.0], "linear", "square")
+    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    >>> lp_expected_head(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [9.0]).upper.round(4)
+    array([1.1898])
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    if problem.loss != "square":
+        return nowhere(t, "the loss is not the square loss", LP)
+    found = probe(problem, weights)
+    shift = np.expm1(-np.outer(t, found.eigenvalues)) / np.sqrt(found.eigenvalues) * found.coordinates
+    mean = weights.v + shift @ found.right
+    free = weights.width - len(found.eigenvalues)
+    spread = _head_variance(found.eigenvalues, schedule, t).sum(1)
+    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
+        spread = spread + 2 * phase.sigma**2 * free * time
+    value = (mean**2).sum(1) + spread
+    return Band(t, value, value, first(schedule, t, _probing(schedule)), PROBING, LP)
+
+
+def expected_norm(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Band:
+    """Bound ``E ||(W, v)_t||^2`` of the diffusion.
+
+    New (sections 0 and 5b): it grows by at most ``c + 2 sigma^2 p`` per unit time, ``c = 4 n Omega``
+    (logistic, ``Omega = W_0(1/e)``) or ``||y||^2`` (square) in full fine-tuning and half that in linear
+    probing; ReLU or linear, flat clipping or none.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Band
+        ``upper`` is the bound, ``lower`` 0; not valid from the first phase with normalised clipping.
+
+    Examples
+    --------
+    >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
+    >>> expected_norm(problem, weights, Schedule.fft(time=1.0, sigma=0.5), [1.0]).upper
+    array([3.])
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    upper = np.full(len(t), float((weights.W**2).sum() + weights.v @ weights.v))
+    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
+        pull = _pull(problem) * (1.0 if phase.method == "fft" else 0.5)
+        upper += (pull + 2 * phase.sigma**2 * weights.trained_parameters(phase.method)) * time
+    valid = first(schedule, t, [phase.clipping == "flat" for phase in schedule])
+    return Band(t, 0.0, upper, valid, "normalised clipping is not covered", NORM)
+
+
+def _pull(problem: Problem) -> float:
+    """Largest growth of ``||theta||^2`` by the drift of full fine-tuning."""
+    if problem.loss == "logistic":
+        return 4 * problem.samples * OMEGA
+    return float(problem.y @ problem.y)
+
+
+def _single(problem: Problem, schedule: Schedule) -> str:
+    """Return why the bounds of noisy full fine-tuning of a linear net do not apply, or ''."""
+    if problem.activation != "linear" or problem.loss != "square":
+        return "the network is not linear with the square loss"
+    settings = {(p.method, p.sigma, p.clip, p.clipping) for p in schedule}
+    if len(settings) > 1 or schedule.phases[0].method != "fft":
+        return "the schedule is not full fine-tuning with one sigma and one clip throughout"
+    if schedule.phases[0].clipping != "flat":
+        return "normalised clipping is not covered"
+    return ""
+
+
+def localised_loss(
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    times: ArrayLike | None = None,
+    *,
+    kappa: float | None = None,
+    trace: float | None = None,
+) -> Band:
+    r"""Bound ``E[(L_t - L_perp) 1{tau > t}]`` of noisy full fine-tuning of a linear net.
+
+    Re-derived, localised (5b); in the place of Section 5.2 of [1]_. With ``K = X (W^T W + ||v||^2 I)
+    X^T`` and ``tau`` the first time that ``lambda_min(W^T W) + ||v||^2 < kappa`` (in span coordinates),
+    ``tr K > trace`` or, with clipping, ``|r_i| ||grad f_i|| > C`` for some sample: at most ``exp(-2 lambda
+    t) (L_0 - L_perp) + sigma^2 trace (1 - exp(-2 lambda t)) / (2 lambda)``, ``lambda = sigma_min^2(X)
+    kappa``. It does *not* bound ``E L`` alone; `fft_expected_loss` does.
+
+    Assumptions
+        Linear activation, square loss, one sigma and one flat clip or none in full fine-tuning.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+    kappa, trace : float, optional
+        The levels that define ``tau``; half of and twice their initial values by default.
+
+    Returns
+    -------
+    Band
+        ``lower`` is 0. Nowhere valid if an assumption fails or the start is already beyond a level.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[2.0, 0.0], [0.0, 2.0]], [0.0, 0.0])
+    >>> localised_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.1), [0.0, 1.0]).upper.round(4)
+    array([1.    , 0.0576])
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    reason = _single(problem, schedule)
+    if reason:
+        return nowhere(t, reason, LOCALISED)
+    X, W, _ = span(problem, weights)
+    s = np.linalg.svd(X, compute_uv=False)
+    head = float(weights.v @ weights.v)
+    least = float(np.linalg.eigvalsh(W.T @ W)[0]) + head
+    total = float(((X @ W.T) ** 2).sum()) + head * float((X**2).sum())
+    kappa = least / 2 if kappa is None else _validate.positive("kappa", kappa)
+    trace = 2 * total if trace is None else _validate.positive("trace", trace)
+    phase = schedule.phases[0]
+    if least < kappa or total > trace or kappa <= 0:
+        return nowhere(t, f"the start is beyond the levels kappa={kappa:g}, trace={trace:g}", LOCALISED)
+    if phase.clip is not None and (problem.gradient_norms(weights, "fft") > phase.clip).any():
+        return nowhere(t, "a sample is clipped from the start", LOCALISED)
+    r = X @ (W.T @ weights.v) - problem.y
+    U = np.linalg.svd(X, full_matrices=False)[0]
+    start = 0.5 * float(((U.T @ r) ** 2).sum())
+    rate = float(s[-1]) ** 2 * kappa
+    lost = -np.expm1(-2 * rate * t)
+    upper = np.exp(-2 * rate * t) * start + phase.sigma**2 * trace * lost / (2 * rate)
+    return Band(t, 0.0, upper, True, "", LOCALISED)
+
+
+def _fourth_moment(start: float, dimension: float, variance: FloatArray) -> FloatArray:
+    """``E Z^4`` of ``Z = variance chi'^2_dimension(start / variance)``."""
+    shift = start / variance
+    k1, k2 = dimension + shift, 2 * (dimension + 2 * shift)
+    k3, k4 = 8 * (dimension + 3 * shift), 48 * (dimension + 4 * shift)
+    return variance**4 * (k4 + 4 * k3 * k1 + 3 * k2**2 + 6 * k2 * k1**2 + k1**4)
+
+
+def _second_moment(start: float, dimension: float, variance: FloatArray) -> FloatArray:
+    shift = start / variance
+    k1 = dimension + shift
+    return variance**2 * (2 * (dimension + 2 * shift) + k1**2)
+
+
+def norm_tail(
+    problem: Problem, weights: Weights, schedule: Schedule, time: float, level: ArrayLike
+) -> FloatArray:
+    r"""Bound ``P(||(W, v)_t||^2 >= level)`` of full fine-tuning.
+
+    New (5c i): ``||theta_t||^2`` is dominated by ``2 sigma^2 t`` times a non-central chi-square with
+    ``delta = p + c / (2 sigma^2)`` degrees of freedom and non-centrality ``||theta_0||^2 / (2 sigma^2
+    t)``, ``c = 4 n Omega`` (logistic) or ``||y||^2`` (square). ReLU or linear, any flat clip or none.
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        One sigma > 0 and flat clipping (or none) in full fine-tuning throughout.
+    time : float
+        ``t > 0``.
+    level : array_like
+        Levels of the squared norm.
+
+    Raises
+    ------
+    ValueError
+        If the schedule is not as above: there is then no bound.
+
+    Examples
+    --------
+    >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
+    >>> bool(norm_tail(problem, weights, Schedule.fft(time=1.0, sigma=0.5), 1.0, 9.0) < 0.05)
+    True
+    """
+    from scipy.stats import ncx2
+
+    require_compatible(problem, weights)
+    time = _validate.positive("time", time)
+    phase = schedule.phases[0]
+    same = {(p.method, p.sigma, p.clipping) for p in schedule} == {("fft", phase.sigma, "flat")}
+    if not same or phase.sigma == 0:
+        raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
+    variance = 2 * phase.sigma**2 * time
+    freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
+    start = float((weights.W**2).sum() + weights.v @ weights.v)
+    return np.asarray(ncx2.sf(np.asarray(level) / variance, freedom, start / variance))
+
+
+def fft_expected_loss(
+    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+) -> Band:
+    r"""Unconditional bound of ``E L(theta_t)`` in noisy full fine-tuning of a linear net.
+
+    New (5c). For levels ``kappa`` below the smallest of the top ``k`` eigenvalues of ``W_0 W_0^T - v_0
+    v_0^T`` and ``u > 0``, on an event of probability at least ``1 - P`` the tangent kernel keeps a floor
+    ``lambda = sigma_min^2(X) kappa``, which gives ``E L_t <= L_perp + exp(-2 lambda t) (L_0 - L_perp) +
+    sigma^2 U (1 - exp(-2 lambda t)) / (2 lambda)`` plus ``sqrt(P)`` times a moment bound. Minimised over
+    ``kappa`` and ``u`` at a grid of times; never above the moment bound that needs neither.
+
+    Assumptions
+        Linear activation, square loss, one sigma > 0 in full fine-tuning; no clipping, or flat clipping
+        (where the threshold is too low to stay inactive on that event, the moment bound is left).
+
+    Parameters
+    ----------
+    problem, weights, schedule
+        What is trained, from where, and how.
+    times : array_like, shape (m,), optional
+
+    Returns
+    -------
+    Band
+        ``lower`` is ``L_perp``, the loss that no weights remove. Nowhere valid if an assumption fails.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")
+    >>> weights = Weights([[2.0, 0.0], [0.0, 2.0]], [0.0, 0.0])
+    >>> band = fft_expected_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.01), [0.0, 1.0])
+    >>> float(band.upper[0]), bool(band.upper[1] < 0.1)
+    (1.0, True)
+    """
+    require_compatible(problem, weights)
+    t = record_times(schedule, times)
+    reason = _single(problem, schedule)
+    if not reason and schedule.phases[0].sigma == 0:
+        reason = "sigma is 0: conserved_rates covers that"
+    if reason:
+        return nowhere(t, reason, FFT)
+    setting = _Setting(problem, weights, schedule)
+    upper = np.empty(len(t))
+    upper[t == 0] = setting.floor + setting.start
+    later = t > 0
+    upper[later] = setting.bound(t[later])
+    valid = np.isfinite(upper)
+    return Band(t, setting.floor, upper, valid, "the bound overflows", FFT)
+
+
+class _Setting:
+    """Constants of 5c."""
+
+    def __init__(self, problem: Problem, weights: Weights, schedule: Schedule) -> None:
+        phase = schedule.phases[0]
+        self.sigma = phase.sigma
+        self.clip = phase.clip
+        X, W, _ = span(problem, weights)
+        U, s, _ = np.linalg.svd(X, full_matrices=False)
+        self.h, self.k = W.shape
+        self.W2, self.v2 = float((W**2).sum()), float(weights.v @ weights.v)
+        self.y2 = float(problem.y @ problem.y)
+        inside = U.T @ problem.y
+        self.y_in = float(np.linalg.norm(inside))
+        r = X @ (W.T @ weights.v) - problem.y
+        r_in = U.T @ r
+        self.r_out = np.abs(problem.y - U @ inside)
+        self.floor = 0.5 * float(self.r_out @ self.r_out)
+        self.start = 0.5 * float(r_in @ r_in)
+        self.least, self.most, self.frobenius = float(s[-1]) ** 2, float(s[0]) ** 2, float((s**2).sum())
+        self.norms = np.sqrt(problem.squared_norms)
+        # -D_0 has h eigenvalues: fewer neurons than dimensions leave no floor
+        values = imbalance(W, weights.v)
+        self.top = values[: self.k] if self.h >= self.k else np.zeros(1)
+
+    def moments(self, t: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Moment bound of ``E L`` alone, and the factor of ``sqrt(P)``."""
+        variance = 2 * self.sigma**2 * t
+        extra = self.y2 / (4 * self.sigma**2)
+        W4 = _fourth_moment(self.W2, self.h * self.k + extra, variance)
+        v4 = _fourth_moment(self.v2, self.h + extra, variance)
+        factor = self.most * (W4 * v4) ** 0.25 + self.y2
+        W2 = _second_moment(self.W2, self.h * self.k + extra, variance)
+        v2 = _second_moment(self.v2, self.h + extra, variance)
+        # ||W|| ||v|| <= ||theta||^2 / 2
+        both = _second_moment(self.W2 + self.v2, self.h * (self.k + 1) + 2 * extra, variance) / 4
+        return self.most * np.minimum(np.sqrt(W2 * v2), both) + self.y2, factor
+
+    def bound(self, t: FloatArray) -> FloatArray:
+        """Bound at times ``t > 0``."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            crude, factor = self.moments(t)
+            if self.top[-1] <= 0:
+                return crude
+            knots = t if len(t) <= KNOTS else t[np.unique(np.linspace(0, len(t) - 1, KNOTS).astype(int))]
+            kappa, u = np.meshgrid(KAPPAS * self.top[-1], LEVELS, indexing="ij")
+            kappa, u = kappa.ravel(), u.ravel()
+            values = self.good(knots[:, None], kappa, u, self.moments(knots)[1][:, None])
+            best = values.argmin(1)
+            # any level gives a bound: at each time the best of the two neighbouring knots
+            right = np.minimum(np.searchsorted(knots, t), len(knots) - 1)
+            both = np.stack([best[np.maximum(right - 1, 0)], best[right]], 1)
+            found = self.good(t[:, None], kappa[both], u[both], factor[:, None]).min(1)
+        return np.minimum(np.where(np.isnan(found), np.inf, found), crude)
+
+    def good(self, t: FloatArray, kappa: FloatArray, u: FloatArray, factor: FloatArray) -> FloatArray:
+        """Bound of ``E L_t`` at levels ``kappa``, ``u``; all broadcast."""
+        sigma, h, k = self.sigma, self.h, self.k
+        rate = self.least * kappa
+        t, kappa, u, rate = np.broadcast_arrays(t, kappa, u, rate)
+        cap = 0.5 * self.y_in**2 * t
+        r0 = np.sqrt(2 * self.start)
+
+        def closed(gain: FloatArray, start: float, count: int) -> FloatArray:
+            # R = start + gain + 2 sigma^2 count t + 4 sigma sqrt(R t u)
+            half = 2 * sigma * np.sqrt(t * u)
+            return (half + np.sqrt(half**2 + start + gain + 2 * sigma**2 * count * t)) ** 2
+
+        # from the cap down: every iterate satisfies R >= right-hand side of R
+        gain = cap
+        for _ in range(12):
+            R_v, R_W = closed(gain, self.v2, h), closed(gain, self.W2, h * k)
+            U = self.most * R_W + self.frobenius * R_v
+            U_op = self.most * (R_W + R_v)
+            integral = r0 + 1.1 * sigma * np.sqrt(rate * U) * t + 2 * sigma * np.sqrt(U_op * t * u)
+            gain = np.minimum(gain, 2 * self.y_in * integral / rate)
+        R_v, R_W = closed(gain, self.v2, h), closed(gain, self.W2, h * k)
+        U, U_op = self.most * R_W + self.frobenius * R_v, self.most * (R_W + R_v)
+        P = self.floor_lost(t, kappa, R_v) + (3.0 if self.clip is None else 4.0) * np.exp(-u)
+        if self.clip is not None:
+            reach = r0 + 2 * sigma * np.sqrt(U * t) + 2 * sigma * np.sqrt(U_op * t * u)
+            largest = np.max(self.norms * (reach[..., None] + self.r_out), axis=-1) * np.sqrt(R_W + R_v)
+            P = np.where(largest <= self.clip, P, np.inf)
+        lost = -np.expm1(-2 * rate * t)
+        mean = (1 - lost) * self.start + sigma**2 * U * lost / (2 * rate)
+        return self.floor + mean + np.sqrt(np.minimum(P, 1e300)) * factor
+
+    def floor_lost(self, t: FloatArray, kappa: FloatArray, R_v: FloatArray) -> FloatArray:
+        """``p_kappa``: the probability that ``lambda_min(W^T W)`` falls to ``kappa``."""
+        k = self.k
+        eta = 2 * R_v / kappa
+        # sum_i (kappa / e_i)^q on the few distinct kappas
+        levels, where = np.unique(kappa, return_inverse=True)
+        sums = np.exp(-POWERS * np.log(self.top[None, :, None] / levels[:, None, None])).sum(1)
+        best = np.full(np.shape(kappa), np.inf)
+        for j, q in enumerate(POWERS):
+            growth = (1 + eta) * (q + 1) * (2 * k + 2) - 2 * (k - 1)
+            log = np.log(np.maximum(sums[where.reshape(np.shape(kappa)), j], 1e-300))
+            best = np.minimum(best, log + self.sigma**2 * q * t / kappa * growth)
+        return np.exp(np.minimum(best, 700.0))

@@ -1,0 +1,168 @@
+"""Section 6: the least share of linear probing, utility curves, and when linear probing helps."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bounds
+from langevin.problem import Problem, Weights
+from langevin.schedule import Schedule
+from tests.theory import reference, strategies
+
+
+def test_minimum_share():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        problem, weights = strategies.decoupled(rng, "logistic", spread=0.2)
+        sigma, clip = 0.7, 0.4
+        neighbours: Any
+        for neighbours in ("add-remove", "replace"):
+            shares = []
+            for rho in (0.01, 0.1, 1.0, 10.0):
+                found = bounds.minimum_lp_share(
+                    problem, weights, rho=rho, sigma=sigma, clip=clip, neighbours=neighbours
+                )
+                assert found.valid
+                schedule = Schedule.lp(time=found.time, sigma=sigma, clip=clip)
+                assert bounds.zcdp(schedule, neighbours=neighbours) == pytest.approx(rho)
+                assert found.share == pytest.approx(found.alignment / found.time)
+                assert found.attainable == (found.share <= 1)
+                shares.append(found.share)
+            assert (np.diff(shares) <= 0).all()
+
+
+def test_minimum_share_needs_its_assumptions():
+    problem, weights = Problem([[1.0], [2.0]], [1, -1]), Weights([[1.0]], [1.0])
+    found = bounds.minimum_lp_share(problem, weights, rho=1.0, sigma=1.0, clip=1.0)
+    assert not found.valid
+    assert np.isnan(found.share)
+    assert "3.2" in found.reason
+
+
+def check_curves(seeds):
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        problem, weights = strategies.decoupled(rng, "logistic", spread=0.05)
+        clip = None if seed % 2 else 1.0
+        total = float(np.exp(rng.uniform(-1, 1)))
+        shares = [0, 0.3, 0.6, 1]
+        curve = bounds.utility_curve(
+            problem, weights, sigma=0.05, clip=clip, time=total, shares=shares, bounds=("sandwich",)
+        )
+        if "sandwich" not in curve.curves:
+            assert curve.reasons["sandwich"]
+            continue
+        band = curve.curves["sandwich"]
+        losses, slacks = [], []
+        for share in curve.shares:
+            schedule = Schedule.lp_fft(lp_time=share * total, fft_time=(1 - share) * total, clip=clip)
+            loss, slack = reference.flow_losses(problem, weights, schedule, [schedule.duration])
+            losses.append(loss[0])
+            slacks.append(slack[0])
+        losses, slack = np.array(losses), max(slacks)
+        assert band.contains(losses, slack)
+        at_best = losses[np.argmax(curve.shares == curve.best["sandwich"])]
+        assert at_best - losses[band.valid].min() <= curve.gap["sandwich"] + 2 * slack
+        low, high = curve.flatness["sandwich"]
+        assert low <= curve.best["sandwich"] <= high
+
+
+def test_utility_curve():
+    check_curves(range(8))
+
+
+def test_utility_curve_of_a_linear_net():
+    problem, weights = strategies.general(np.random.default_rng(3), "linear", "square", n=2, d=3, h=5)
+    curve = bounds.utility_curve(problem, weights, sigma=0.01, clip=None, time=1.0, shares=[0.0, 0.5, 1.0])
+    assert curve.curves["lp_expected"].valid.tolist() == [False, False, True]
+    assert curve.curves["fft_expected"].valid.tolist() == [True, False, False]
+    assert curve.curves["conserved"].valid.all()
+    assert curve.best["lp_expected"] == 1.0
+
+
+def test_utility_curve_refuses():
+    problem, weights = strategies.general(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="one of rho and time"):
+        bounds.utility_curve(problem, weights, sigma=1.0, clip=1.0)
+    with pytest.raises(ValueError, match="clip must be positive"):
+        bounds.utility_curve(problem, weights, sigma=1.0, clip=None, rho=1.0)
+    with pytest.raises(ValueError, match="shares must rise"):
+        bounds.utility_curve(problem, weights, sigma=1.0, clip=1.0, time=1.0, shares=[0.5, 0.2])
+
+
+def collapsed(rng, negative):
+    """One collapsed block with a margin of the sign asked for, and a head smaller than the features."""
+    n, h = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    x = rng.standard_normal(3)
+    x = x / np.linalg.norm(x) * np.exp(rng.uniform(-0.5, 0.5))
+    W = rng.standard_normal((h, 3)) * 0.2
+    W += (np.exp(rng.uniform(-0.5, 0.7, h)) / (x @ x) - W @ x / (x @ x))[:, None] * x
+    u = W @ x / np.linalg.norm(x)
+    v = rng.standard_normal(h)
+    v *= rng.uniform(0.1, 0.9) * np.linalg.norm(u) / np.linalg.norm(v)
+    if (v @ u < 0) != negative:
+        v = -v
+    loss: Any = ["logistic", "square"][rng.integers(2)]
+    if loss == "square" and not negative:
+        v *= min(1.0, 0.5 / max(v @ W @ x, 1e-9))
+    activation: Any = "relu" if rng.random() < 0.5 else "linear"
+    return Problem(np.repeat(x[None], n, 0), np.ones(n), activation, loss), Weights(W, v)
+
+
+def final(problem, weights, lp, total):
+    schedule = Schedule.lp_fft(lp_time=lp, fft_time=total - lp)
+    return reference.flow(problem, weights, schedule, [total], 1e-11, 1e-13).losses(problem)[0, 0]
+
+
+def check_crossover(seeds):
+    seen = {"fft": 0, "above": 0}
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        problem, weights = collapsed(rng, negative=bool(seed % 2))
+        found = bounds.lp_crossover(problem, weights, time=0.3)
+        if not found.valid:
+            continue
+        if found.case == "fft":
+            losses = [final(problem, weights, lp, 0.3) for lp in (0.0, 0.05, 0.15, 0.3)]
+            assert (np.diff(losses) >= -1e-8 * losses[0]).all(), seed
+            seen["fft"] += 1
+            continue
+        for factor, helps in ((0.85, False), (1.2, True)):
+            total = factor * found.critical_time
+            step = min(1e-3 * total, 0.01 * found.latest_switch)
+            without = final(problem, weights, 0.0, total)
+            change = final(problem, weights, step, total) - without
+            # where the loss is gone there is no difference to see
+            if abs(change) > 1e-8 * without and without > 1e-8:
+                assert (change < 0) == helps, (seed, factor)
+                seen["above"] += 1
+        total = 2 * found.critical_time
+        if total > found.latest_switch:
+            switch = found.latest_switch + np.array([0.0, 0.3, 1.0]) * (total - found.latest_switch)
+            late = [final(problem, weights, lp, total) for lp in switch]
+            assert (np.diff(late) >= -1e-8 * late[0]).all(), seed
+    return seen
+
+
+def test_crossover():
+    seen = check_crossover(range(20))
+    assert seen["fft"] > 3
+    assert seen["above"] > 6
+
+
+@pytest.mark.slow
+def test_crossover_many():
+    check_crossover(range(200))
+    check_curves(range(20, 200))
+
+
+def test_crossover_says_where_it_does_not_hold():
+    rng = np.random.default_rng(0)
+    assert "equal" in bounds.lp_crossover(*strategies.decoupled(rng, n=4), time=1.0).reason
+    problem = Problem([[1.0]], [1.0])
+    assert "clips" in bounds.lp_crossover(problem, Weights([[1.0]], [-0.5]), time=1.0, clip=1.0).reason
+    assert "cone" in bounds.lp_crossover(problem, Weights([[1.0]], [-1.5]), time=1.0).reason
+    linear = Problem([[1.0]], [1.0], "linear")
+    assert "too large" in bounds.lp_crossover(linear, Weights([[1.0]], [-1.5]), time=1.0).reason
+    assert "outgrows" in bounds.lp_crossover(problem, Weights([[1.0]], [0.9]), time=100.0).reason

@@ -1,0 +1,197 @@
+"""Section 5: expected losses of the diffusion itself against simulated chains."""
+
+import time
+
+import numpy as np
+import pytest
+
+import bounds
+from langevin.problem import Problem, Weights
+from langevin.schedule import Phase, Schedule
+from tests.theory import reference, strategies
+
+PATHS = 600
+
+
+def simulated(problem, weights, schedule, times, seed, paths=PATHS, parts=256):
+    """Mean loss, its standard error, and the change on halving dt."""
+    found = []
+    for steps in (parts // 2, parts):
+        run = reference.chain(problem, weights, schedule, schedule.duration / steps, paths, seed, times)
+        found.append(reference.mean_and_error(run.losses(problem)))
+    (coarse, e0), (mean, error) = found
+    return mean, error, 2 * np.maximum(np.abs(mean - coarse) - 3 * np.hypot(error, e0), 0)
+
+
+def probing_case(seed):
+    rng = np.random.default_rng(seed)
+    problem, weights = strategies.general(rng, loss="square")
+    sigma = float(np.exp(rng.uniform(-2, 0)))
+    schedule = Schedule([Phase("lp", 0.5, sigma), Phase("lp", 0.5, 0.5 * sigma)])
+    # steps well inside stability
+    top = np.linalg.norm(problem.features(weights.W), 2) ** 2
+    scale = min(1.0, np.sqrt(10 / max(top, 1e-9)))
+    return problem, Weights(weights.W * scale, weights.v), schedule
+
+
+def check_probing(seeds, control=False):
+    times = [0.25, 0.5, 1.0]
+    for seed in seeds:
+        problem, weights, schedule = probing_case(seed)
+        band = bounds.lp_expected_loss(problem, weights, schedule, times)
+        head = bounds.lp_expected_head(problem, weights, schedule, times)
+        run = reference.chain(problem, weights, schedule, 1 / 512, PATHS, seed, times)
+        coarse = reference.chain(problem, weights, schedule, 1 / 256, PATHS, seed, times)
+        for exact, of in ((band, lambda r, p=problem: r.losses(p)), (head, lambda r: (r.v**2).sum(-1))):
+            mean, error = reference.mean_and_error(of(run))
+            rough, rough_error = reference.mean_and_error(of(coarse))
+            bias = 2 * np.maximum(np.abs(mean - rough) - 3 * np.hypot(error, rough_error), 0)
+            # first-order bias in dt: a constant times dt, here from the step and the largest rate
+            slack = 4.5 * error + bias + 0.02 * np.abs(exact.upper)
+            assert (np.abs(mean - exact.upper) <= slack).all(), seed
+            assert (exact.upper == exact.lower).all()
+
+
+def test_probing_is_exact():
+    check_probing(range(20))
+
+
+@pytest.mark.slow
+def test_probing_is_exact_many():
+    check_probing(range(200))
+
+
+def test_probing_wrong_noise_is_seen():
+    problem = Problem(np.eye(3), [1.0, -1.0, 0.5], "linear", "square")
+    weights = Weights(np.eye(3), np.zeros(3))
+    run = reference.chain(problem, weights, Schedule.lp(time=1.0, sigma=0.5), 1 / 256, 4000, 0, [1.0])
+    mean, error = reference.mean_and_error(run.losses(problem))
+    for sigma, close in ((0.5, True), (0.5 * 2 / 3, False), (0.5 * 3 / 2, False)):
+        exact = bounds.lp_expected_loss(problem, weights, Schedule.lp(time=1.0, sigma=sigma), [1.0]).upper
+        assert bool(np.abs(mean - exact)[0] <= 4 * error[0] + 4e-3 * exact[0]) == close
+
+
+def fft_case(seed, clipped=False):
+    rng = np.random.default_rng(seed)
+    n, d, h = int(rng.integers(1, 5)), int(rng.integers(1, 4)), int(rng.integers(3, 8))
+    X = rng.standard_normal((n, d))
+    y = rng.standard_normal(n)
+    W = rng.standard_normal((h, d)) * np.exp(rng.uniform(-0.5, 0.8))
+    v = rng.standard_normal(h) * np.exp(rng.uniform(-4, -1))
+    sigma = float(np.exp(rng.uniform(-5, -1)))
+    scale = max(np.linalg.norm(X, 2) * np.linalg.norm(W, 2) / 4, 1.0)
+    clip = float(np.exp(rng.uniform(0, 5))) if clipped else None
+    schedule = Schedule.fft(time=float(np.exp(rng.uniform(-1, 0.5))), sigma=sigma, clip=clip)
+    return Problem(X / scale, y, "linear", "square"), Weights(W, v), schedule
+
+
+def check_fft(seeds):
+    ratios = []
+    for seed in seeds:
+        problem, weights, schedule = fft_case(seed, clipped=seed % 3 == 0)
+        times = np.linspace(0, schedule.duration, 5)
+        band = bounds.fft_expected_loss(problem, weights, schedule, times)
+        assert band.valid.all()
+        mean, error, bias = simulated(problem, weights, schedule, times, seed, paths=200)
+        assert (mean <= band.upper + 4 * error + bias + 1e-12).all(), seed
+        assert (mean >= band.lower - 4 * error - bias - 1e-12).all(), seed
+        norms = bounds.expected_norm(problem, weights, schedule, times).upper
+        run = reference.chain(problem, weights, schedule, schedule.duration / 128, 200, seed, times)
+        size, size_error = reference.mean_and_error((run.W**2).sum((-1, -2)) + (run.v**2).sum(-1))
+        assert (size <= norms + 4 * size_error + 0.02 * norms).all(), seed
+        ratios.append(band.upper[-1] / mean[-1])
+    return ratios
+
+
+def test_fft_bound_holds():
+    assert min(check_fft(range(20))) < 2
+
+
+def check_localised(seeds):
+    ratios = []
+    for seed in seeds:
+        problem, weights, schedule = fft_case(seed)
+        times = np.linspace(0, schedule.duration, 129)
+        band = bounds.localised_loss(problem, weights, schedule, times)
+        if not band.valid.any():
+            continue
+        run = reference.chain(problem, weights, schedule, schedule.duration / 128, 400, seed, times)
+        U, s, Vt = np.linalg.svd(problem.X, full_matrices=False)
+        k = int((s > 1e-10).sum())
+        W, v2 = run.W @ Vt[:k].T, (run.v**2).sum(-1)
+        floor = np.linalg.eigvalsh(W.swapaxes(-1, -2) @ W)[..., 0] + v2
+        trace = ((W * s[:k]) ** 2).sum((-1, -2)) + v2 * (s**2).sum()
+        inside = (floor >= floor[0, 0] / 2) & (trace <= 2 * trace[0, 0])
+        alive = np.logical_and.accumulate(inside, axis=0)
+        rest = U[:, :k] @ (U[:, :k].T @ problem.y) - problem.y
+        excess = np.where(alive, run.losses(problem) - 0.5 * rest @ rest, 0.0)
+        mean, error = reference.mean_and_error(excess)
+        step = schedule.duration / 128 * trace[0, 0] * 2
+        assert (mean <= band.upper * (1 + step) + 4 * error + 1e-12).all(), seed
+        if mean[-1] > 0:
+            ratios.append(band.upper[-1] / mean[-1])
+    return ratios
+
+
+def test_localised():
+    assert len(check_localised(range(20))) > 10
+
+
+@pytest.mark.slow
+def test_fft_many(tightness):
+    tightness("5c: E L, unconditional", check_fft(range(200)))
+    tightness("5b: localised", check_localised(range(200)))
+
+
+def test_fft_bound_is_sharp_for_small_noise():
+    # orthonormal data at small noise: the bound is near exp(-2 lambda t)
+    problem = Problem(np.eye(2), [0.05, -0.05], "linear", "square")
+    weights = Weights(2 * np.eye(2), [0.0, 0.0])
+    schedule = Schedule.fft(time=0.2, sigma=1e-4)
+    band = bounds.fft_expected_loss(problem, weights, schedule, [0.1, 0.2])
+    mean, error, bias = simulated(problem, weights, schedule, [0.1, 0.2], 0, paths=100)
+    assert (mean <= band.upper + 4 * error + bias).all()
+    assert (mean > 0.8 * band.upper).all()
+
+
+def test_norm_tail():
+    problem, weights = Problem([[1.0]], [1.0]), Weights([[1.0]], [0.5])
+    schedule = Schedule.fft(time=1.0, sigma=0.7, clip=1.0)
+    run = reference.chain(problem, weights, schedule, 1 / 128, 4000, 0, [1.0])
+    size = (run.W**2).sum((-1, -2))[0] + (run.v**2).sum(-1)[0]
+    for level in (1.0, 3.0, 6.0, 10.0):
+        share = (size >= level).mean()
+        assert share <= bounds.norm_tail(problem, weights, schedule, 1.0, level) + 4 * np.sqrt(0.25 / 4000)
+    # negative control: without the pull of the data the tail is too thin
+    inert = bounds.norm_tail(
+        Problem([[1.0]], [1e-9], loss="square"), weights, Schedule.fft(time=1.0, sigma=0.7), 1.0, 3.0
+    )
+    assert (size >= 3.0).mean() > inert
+    with pytest.raises(ValueError, match="schedule must be full fine-tuning"):
+        bounds.norm_tail(problem, weights, Schedule.lp(time=1.0, sigma=0.7), 1.0, 3.0)
+
+
+def test_where_they_do_not_hold():
+    problem, weights = strategies.general(np.random.default_rng(0), "linear", "square")
+    relu, _ = strategies.general(np.random.default_rng(0), "relu", "square")
+    fft = Schedule.fft(time=1.0, sigma=0.1)
+    logistic, _ = strategies.general(np.random.default_rng(0), "relu", "logistic")
+    assert "square" in bounds.lp_expected_loss(logistic, weights, Schedule.lp(time=1.0)).reason
+    assert not bounds.lp_expected_loss(problem, weights, fft).valid[1:].any()
+    assert not bounds.lp_expected_loss(problem, weights, Schedule.lp(time=1.0, clip=1.0)).valid[1:].any()
+    assert not bounds.fft_expected_loss(relu, weights, fft).valid.any()
+    assert not bounds.fft_expected_loss(problem, weights, Schedule.fft(time=1.0)).valid.any()
+    assert not bounds.fft_expected_loss(problem, weights, Schedule.lp(time=1.0, sigma=0.1)).valid.any()
+    assert "levels" in bounds.localised_loss(problem, weights, fft, kappa=1e9).reason
+    tight = Schedule.fft(time=1.0, sigma=0.1, clip=1e-6)
+    assert "clipped" in bounds.localised_loss(problem, weights, tight).reason
+
+
+def test_speed():
+    rng = np.random.default_rng(0)
+    problem, weights = strategies.general(rng, "linear", "square", n=100, d=20, h=512)
+    times = np.linspace(0, 1, 1000)
+    start = time.perf_counter()
+    bounds.fft_expected_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.01), times)
+    bounds.lp_expected_loss(problem, weights, Schedule.lp(time=1.0, sigma=0.01), times)
+    assert time.perf_counter() - start < 1.0
