@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from langevin.problem import Problem, Weights
+    from langevin.report import Theory
     from langevin.schedule import Schedule
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m langevin.simulate",
         usage="python -m langevin.simulate [option ...]",
-        description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, beside its "
-        "zeroth-order approximation, and report what happens to loss, features and head.",
+        description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, beside "
+        "its zeroth-order approximation, and report what happens to loss, features and head.",
         epilog="Times are diffusion times: with full-batch DP-SGD, dt is the learning rate and time is steps "
         "times learning rate. Exit status: 0 done, 1 failed or diverged (what was computed is saved), "
         "2 wrong usage, 130 or 143 interrupted (--resume goes on).",
@@ -96,6 +96,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="draw loss, distance and neurons (default: beside out)",
     )
+    out.add_argument(
+        "--bounds",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="what the theorems say of the run: bands, privacy, the state of their assumptions",
+    )
+    out.add_argument("--delta", type=float, default=1e-5, help="at which to give epsilon")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress bar, no talk on stderr")
     out.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the same bits")
@@ -108,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
-    from langevin import _validate, store
+    from langevin import _validate, report, store
     from langevin.solvers import Diverged, Interrupted, euler_maruyama, zeroth_order
 
     received: list[int] = []
@@ -126,8 +133,9 @@ def main(argv: list[str] | None = None) -> int:
             times = _validate.integer("times", args.times, 2)
             problem, weights = _problem_and_weights(args)
             schedule = _schedule(args)
+            _validate.fraction("delta", args.delta)
             wanted = schedule.default_times(min(times, _steps(schedule, args.dt) + 1))
-            _talk(args, f"{_problem_line(args, problem)}\n{schedule}")
+            _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
             zeroth = zeroth_order(
                 problem,
                 weights,
@@ -156,7 +164,6 @@ def main(argv: list[str] | None = None) -> int:
                     progress=not args.quiet,
                 )
             except Diverged as error:
-                assert error.run is not None
                 run, failure = error.run, str(error)
         except Diverged as error:
             return _fail(f"the zeroth-order path: {error}")
@@ -164,22 +171,34 @@ def main(argv: list[str] | None = None) -> int:
             command.error(_as_option(str(error)))
         seconds = time.perf_counter() - first_step
         run.attrs["command"] = json.dumps(vars(args))
-        saved, problem_saving = _save(run, out)
-        report = _report(args, problem, weights, schedule, run, zeroth)
-        report["seconds"] = {"to first step": first_step - started, "simulation": seconds}
-        report["throughput"] = {
-            "path steps per second": run.sizes["path"] * _steps(schedule, args.dt) / seconds
-        }
-        report["saved"] = str(saved)
-        report["failure"] = failure or problem_saving
+        saved, failure_to_save = _save(run, out)
+        subject = report.Subject(
+            problem,
+            weights,
+            schedule,
+            run,
+            zeroth,
+            data=args.data,
+            head=_head(args),
+            solver=f"Euler-Maruyama, dt {args.dt:g}, {_steps(schedule, args.dt)} steps, {args.paths} paths, "
+            f"{args.precision} precision, seed {args.seed}",
+            simulated_dim=json.loads(run.attrs["config"])["simulated_dim"],
+            theory=_theory(args, problem, weights, schedule, run.time.values) if args.bounds else None,
+        )
+        said = report.build(subject)
+        said["end"] = schedule.duration
+        said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
+        said["path steps per second"] = args.paths * _steps(schedule, args.dt) / seconds
+        said["saved"] = str(saved)
+        said["failure"] = failure or failure_to_save
         if plot is not None:
             try:
-                _plot(run, zeroth, schedule, plot)
-                report["plot"] = str(plot)
+                report.draw(subject, plot)
+                said["plot"] = str(plot)
             except OSError as error:
-                report["failure"] = report["failure"] or f"plot {plot} could not be written: {error}"
-        print(json.dumps(report, indent=2) if args.json else _text(report))
-        return _fail(report["failure"]) if report["failure"] else 0
+                said["failure"] = said["failure"] or f"plot {plot} could not be written: {error}"
+        print(json.dumps(said, indent=2) if args.json else report.text(said))
+        return _fail(said["failure"]) if said["failure"] else 0
     except Interrupted as error:
         print(
             f"\n{error}.\nThe same command with --resume goes on from there, to the same bits.",
@@ -196,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _default_out(args: argparse.Namespace) -> str:
     """A name that tells runs apart: what was asked for, and a digest of all of it."""
-    ignored = ("out", "plot", "json", "quiet", "resume", "threads")
+    ignored = ("out", "plot", "json", "quiet", "resume", "threads", "bounds", "delta")
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(args.data).stem
@@ -295,88 +314,11 @@ def _as_option(message: str) -> str:
     return f"--{name.replace('_', '-')} {rest}" if name in known else message
 
 
-# --- report ----------------------------------------------------------------------------------
+# --- what comes of it ------------------------------------------------------------------------
 
 
 def _steps(schedule: Schedule, dt: float) -> int:
     return sum(round(phase.time / dt) for phase in schedule)
-
-
-def _problem_line(args: argparse.Namespace, problem: Problem) -> str:
-    return (
-        f"{problem.samples} samples in {problem.dim} dimensions ({args.data}), {problem.activation}, "
-        f"{problem.loss} loss"
-    )
-
-
-def _mean(values: Any) -> dict[str, float | None]:
-    """Mean and standard error over paths that did not diverge."""
-    import numpy as np
-
-    finite = np.asarray(values)[np.isfinite(values)]
-    if finite.size == 0:
-        return {"mean": None, "standard error": None}
-    error = float(finite.std(ddof=1) / finite.size**0.5) if finite.size > 1 else None
-    return {"mean": float(finite.mean()), "standard error": error}
-
-
-def _report(
-    args: argparse.Namespace,
-    problem: Problem,
-    weights: Weights,
-    schedule: Schedule,
-    run: xr.Dataset,
-    zeroth: xr.Dataset,
-) -> dict[str, Any]:
-    """Everything that the report says, as plain data."""
-    from bounds import approximation_error
-
-    config = json.loads(run.attrs["config"])
-    end = {"time": -1}
-    report: dict[str, Any] = {
-        "problem": f"{_problem_line(args, problem)}; simulated in {config['simulated_dim']} dimensions",
-        "network": f"width {weights.width}, {_head(args)}",
-        "schedule": str(schedule),
-        "solver": f"Euler-Maruyama, dt {args.dt:g}, {_steps(schedule, args.dt)} steps, {run.sizes['path']} paths, "
-        f"{args.precision} precision, seed {args.seed}",
-        "loss": {
-            "start": float(zeroth.loss[0]),
-            "end": _mean(run.loss.isel(end)),
-            "zeroth order at the end": float(zeroth.loss.isel(end)),
-        },
-    }
-    distance: dict[str, Any] = {"measured": _mean(run.squared_distance.isel(end))}
-    for name, kind in (("Theorem 2.2 of the paper", "paper"), ("sharper in LP phases (1a, new)", "monotone")):
-        band = approximation_error(problem, weights, schedule, [schedule.duration], kind=kind)
-        distance[name] = float(band.upper[0]) if band.valid[0] else f"does not apply: {band.reason}"
-    report["squared distance to the zeroth-order path"] = distance
-    for name in ("accuracy", "test_accuracy", "knn_accuracy"):
-        if name in run:
-            report[name.replace("_", " ")] = _mean(run[name].isel(end))
-    if problem.classification:
-        report["neurons"] = {
-            "width": weights.width,
-            "misaligned at the start": round(float(zeroth.misaligned[0]) * weights.width),
-            "zeroth order": _neurons(zeroth.misaligned, zeroth.distorted, zeroth.dead, weights.width),
-            "with noise": _neurons(
-                run.misaligned.mean("path"), run.distorted.mean("path"), run.dead.mean("path"), weights.width
-            ),
-        }
-    return report
-
-
-def _neurons(misaligned: Any, distorted: Any, dead: Any, width: int) -> dict[str, Any]:
-    """Counts of neurons along one path, or on average over paths."""
-    times = misaligned.time.values
-    left = misaligned.values > 0
-    aligned = None if left[-1] else float(times[0] if not left.any() else times[left.nonzero()[0][-1] + 1])
-    return {
-        "misaligned at the end": float(misaligned[-1]) * width,
-        "distorted at most": float(distorted.max()) * width,
-        "distorted at the end": float(distorted[-1]) * width,
-        "dead at the end": float(dead[-1]) * width,
-        "all heads aligned from time": aligned,
-    }
 
 
 def _head(args: argparse.Namespace) -> str:
@@ -384,61 +326,34 @@ def _head(args: argparse.Namespace) -> str:
     return "zero head" if args.head == "zero" else f"{args.head} head of scale {scale}"
 
 
-def _text(report: dict[str, Any]) -> str:
-    def value(x: Any) -> str:
-        if isinstance(x, dict):
-            if x["mean"] is None:
-                return "not finite"
-            error = x["standard error"]
-            return f"{x['mean']:.4g}" + ("" if error is None else f" +- {error:.2g}")
-        return x if isinstance(x, str) else f"{x:.4g}"
+def _theory(
+    args: argparse.Namespace, problem: Problem, weights: Weights, schedule: Schedule, times: Any
+) -> Theory:
+    import bounds
+    from langevin.report import Theory
 
-    loss = report["loss"]
-    distance = dict(report["squared distance to the zeroth-order path"])
-    lines = [(name, report[name]) for name in ("problem", "network", "schedule", "solver")]
-    lines.append(
-        (
-            "loss",
-            f"{loss['start']:.4g} at the start, {value(loss['end'])} at the end; "
-            f"zeroth order {loss['zeroth order at the end']:.4g}",
-        )
+    given = (problem, weights, schedule, times)
+    names = {
+        "paper": "Theorem 2.2 of the paper",
+        "monotone": "sharper in LP (1a, new)",
+        "ode": "sharper (1b, new)",
+    }
+    try:
+        privacy: dict[str, Any] = {
+            "epsilon": bounds.epsilon(schedule, args.delta),
+            "delta": args.delta,
+            "gdp": bounds.gdp(schedule),
+            "zcdp": bounds.zcdp(schedule),
+        }
+    except ValueError as error:
+        privacy = {"none": str(error)}
+    return Theory(
+        {name: bounds.approximation_error(*given, kind=kind) for kind, name in names.items()},
+        bounds.sandwich(*given),
+        bounds.certified_loss(*given),
+        privacy,
+        str(bounds.check_assumptions(problem, weights)),
     )
-    lines += [(name, value(report[name])) for name in report if name.endswith("accuracy")]
-    lines.append(("E|theta-theta~|^2", f"{value(distance.pop('measured'))} at the end, measured"))
-    lines += [
-        ("", f"{value(bound)}: bound, {name}" if not isinstance(bound, str) else f"{name}: {bound}")
-        for name, bound in distance.items()
-    ]
-    if "neurons" in report:
-        n = report["neurons"]
-        lines.append(("neurons", f"{n['misaligned at the start']} of {n['width']} misaligned at the start"))
-        for name in ("zeroth order", "with noise"):
-            c = n[name]
-            aligned = c["all heads aligned from time"]
-            lines.append(
-                (
-                    "",
-                    f"{name}: {c['misaligned at the end']:.4g} misaligned at the end, distorted at most "
-                    f"{c['distorted at most']:.4g}, at the end {c['distorted at the end']:.4g}; "
-                    f"{c['dead at the end']:.4g} dead; "
-                    + (
-                        "some head never aligned"
-                        if aligned is None
-                        else f"last head aligned by time {aligned:.4g}"
-                    ),
-                )
-            )
-    lines.append(
-        (
-            "speed",
-            f"{report['throughput']['path steps per second']:.3g} path steps/s, {report['seconds']['simulation']:.2f} s; "
-            f"first step after {report['seconds']['to first step']:.2f} s",
-        )
-    )
-    lines.append(("saved", report["saved"]))
-    if "plot" in report:
-        lines.append(("plot", report["plot"]))
-    return "\n".join(f"{name:<18} {text}".rstrip() for name, text in lines)
 
 
 def _talk(args: argparse.Namespace, text: str) -> None:
@@ -460,57 +375,6 @@ def _save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
     except store.StoreError as error:
         rescue = Path(tempfile.mkdtemp(prefix="langevin-")) / out.name
         return store.save(run, rescue), f"{error}; the run is kept in {rescue}"
-
-
-# --- figure ----------------------------------------------------------------------------------
-
-
-def _plot(run: xr.Dataset, zeroth: xr.Dataset, schedule: Schedule, path: Path) -> None:
-    """Draw loss, distance and neurons over time."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shares = [name for name in ("misaligned", "distorted", "dead") if name in run]
-    colours = {
-        "noise": "#0072b2",
-        "zeroth": "black",
-        "misaligned": "#d55e00",
-        "distorted": "#009e73",
-        "dead": "#cc79a7",
-    }
-    figure, axes = plt.subplots(
-        1, 2 + bool(shares), figsize=(3.6 * (2 + bool(shares)), 3), layout="constrained"
-    )
-    time_ = run.time.values
-
-    def band(ax: Any, values: Any, colour: str, label: str) -> None:
-        low, middle, high = values.quantile([0.05, 0.5, 0.95], "path").values
-        ax.fill_between(time_, low, high, color=colour, alpha=0.25, linewidth=0)
-        ax.plot(time_, middle, color=colour, label=label)
-
-    band(axes[0], run.loss, colours["noise"], "diffusion: median, 90 % of paths")
-    axes[0].plot(time_, zeroth.loss, color=colours["zeroth"], linestyle="--", label="zeroth order")
-    axes[0].set(ylabel="training loss", yscale="log")
-    band(axes[1], run.squared_distance, colours["noise"], "diffusion: median, 90 % of paths")
-    axes[1].set(ylabel=r"$\|\theta_t-\tilde\theta_t\|^2$")
-    for name in shares:
-        axes[2].plot(time_, run[name].mean("path"), color=colours[name], label=f"{name}, diffusion")
-        axes[2].plot(time_, zeroth[name], color=colours[name], linestyle="--", label=f"{name}, zeroth order")
-    if shares:
-        axes[2].set(ylabel="share of neurons", ylim=(-0.02, None))
-    for ax in axes:
-        ax.set_xlabel("diffusion time")
-        for start in schedule.starts[1:]:
-            ax.axvline(start, color="0.6", linewidth=0.8)
-        ax.legend(fontsize=6.5, frameon=False)
-    figure.suptitle(str(schedule), fontsize=8)
-    # written under a temporary name: an old figure stays until the new one is whole
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(temporary, dpi=200)
-    os.replace(temporary, path)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ class Diverged(ArithmeticError):
 
     Attributes
     ----------
-    run : xarray.Dataset or None
+    run : xarray.Dataset
         All that was computed; NaN from the divergence on.
     """
 
-    def __init__(self, message: str, run: xr.Dataset | None) -> None:
+    def __init__(self, message: str, run: xr.Dataset) -> None:
         super().__init__(message)
         self.run = run
 
@@ -329,7 +329,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
 
     Raises
     ------
-    Diverged
+    ArithmeticError
         If the flow is no longer finite at the end.
     """
     require_compatible(problem, weights)
@@ -337,7 +337,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     chain = _chain(problem, weights, schedule, cut, (), "double", "auto").without_noise()
     W, v = chain.layout.unpack(_engine.reference_path(chain)[-1])
     if not (np.isfinite(W).all() and np.isfinite(v).all()):
-        raise Diverged(f"the flow is no longer finite at its end: take a smaller dt than {dt:g}", None)
+        raise ArithmeticError(f"the flow is no longer finite at its end: take a smaller dt than {dt:g}")
     # what lies across the span does not move
     move = W - chain.span.coordinates(weights.W)
     return Weights(weights.W + (move if chain.span.trivial else move @ chain.span.basis.T), v)

@@ -175,5 +175,5 @@ def test_a_decompression_bomb_is_not_followed(tmp_path):
         archive.infolist()[0].file_size = 2**40
         archive._didModify = True  # pyright: ignore[reportAttributeAccessIssue]
     assert path.read_bytes() != bytes(raw)
-    with pytest.raises(MemoryError, match="data file .* GiB are free"):
+    with pytest.raises(MemoryError, match=r"data file .* GiB are free"):
         from_npz(path)

@@ -43,7 +43,7 @@ def test_normals_follow_box_muller_of_the_words(precision):
     assert error < 64 * np.finfo(draws.dtype).eps
 
 
-def sample(precision: str, count: int = 400, size: int = 5000) -> np.ndarray:
+def sample(precision: noise.Precision, count: int = 400, size: int = 5000) -> np.ndarray:
     return np.concatenate([noise.normals((11, 12), p, 3, size, precision) for p in range(count)]).astype(
         float
     )

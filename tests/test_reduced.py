@@ -1,5 +1,7 @@
 """Section 7a: a run in the span of the data has the law of the full one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -45,7 +47,8 @@ def statistics(run: xr.Dataset) -> dict[str, np.ndarray]:
 def smallest_pvalue(a: xr.Dataset, b: xr.Dataset) -> float:
     """Bonferroni-corrected Kolmogorov-Smirnov p-value over all statistics."""
     first, second = statistics(a), statistics(b)
-    return min(1.0, len(first) * min(stats.ks_2samp(first[k], second[k]).pvalue for k in first))
+    tests: list[Any] = [stats.ks_2samp(first[name], second[name]) for name in first]
+    return min(1.0, len(first) * min(test.pvalue for test in tests))
 
 
 def test_reduced_and_full_runs_have_one_law():
