@@ -333,7 +333,7 @@ def _theory(
     from langevin.report import Theory
 
     given = (problem, weights, schedule, times)
-    names = {
+    names: dict[Any, str] = {
         "paper": "Theorem 2.2 of the paper",
         "monotone": "sharper in LP (1a, new)",
         "ode": "sharper (1b, new)",

@@ -11,7 +11,7 @@ SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0)
 EVERYTHING = list(OBSERVABLES)
 
 
-def with_test_points(activation: str, d: int = 5) -> tuple[Problem, Weights]:
+def with_test_points(activation: Activation, d: int = 5) -> tuple[Problem, Weights]:
     rng = np.random.default_rng(3)
     base = random_problem(3, n=8, d=d)
     problem = Problem(
