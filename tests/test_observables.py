@@ -5,6 +5,7 @@ import pytest
 
 from langevin import Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
 from langevin.observables import OBSERVABLES, own_class
+from langevin.problem import Activation
 from tests.helpers import end_states, random_problem
 
 SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0)
