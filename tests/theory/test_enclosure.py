@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import bounds
 from langevin.problem import Problem, Weights
@@ -112,6 +113,17 @@ def test_validity_ends_where_it_must():
     assert times[band.valid][-1] <= left
     assert "cone" in band.reason
     assert np.isnan(band.upper[~band.valid]).all()
+
+
+@settings(max_examples=20, derandomize=True)
+@given(strategies.decoupled_problems_and_weights, strategies.schedules)
+def test_any_phases(case, schedule):
+    problem, weights = case
+    times = np.linspace(0, schedule.duration, 9)
+    band = bounds.sandwich(problem, weights, schedule, times)
+    if band.valid.any():
+        loss, slack = simulated(problem, weights, schedule, times)
+        assert band.contains(loss, slack)
 
 
 @pytest.mark.parametrize(
