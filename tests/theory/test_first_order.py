@@ -61,7 +61,7 @@ def check(cases, pairs):
         assert found.valid.all(), found.reason
         (coarse, e0), (mean, error) = measured(problem, weights, schedule, times, seed, pairs)
         assert found.zeroth == pytest.approx(
-            reference.flow(problem, weights, schedule, times).losses(problem)[:, 0], rel=1e-4, abs=1e-8
+            reference.flow(problem, weights, schedule, times).losses(problem)[:, 0], rel=1e-6, abs=1e-8
         )
         bias = np.maximum(np.abs(mean - coarse) - 3 * np.hypot(error, e0), 0)
         slack = 4.5 * error + bias
