@@ -198,7 +198,7 @@ class _Collapsed:
     def surface(self, x: FloatArray, clip: float) -> tuple[float, FloatArray]:
         """``psi``, positive where clipping is active, and its gradient."""
         _, g, g1, _ = self.slopes(x)
-        size = x[0] + x[1]
+        size = max(x[0] + x[1], 1e-12)
         a = np.sign(g) * g1 * self.scale / 2
         b = 0.5 * clip / self.scale * size**-1.5
         return abs(g) - clip / (self.scale * np.sqrt(size)), np.array([a + b, b - a])
@@ -213,7 +213,8 @@ class _Collapsed:
             d = self.n * self.scale * g1 * a * np.array([1.0, -1.0])
             dd = self.n * self.scale * g2 * a**2 * np.array([[1.0, -1.0], [-1.0, 1.0]])
         else:
-            size = P + N
+            # trial steps of the integrator may leave P + N > 0
+            size = max(P + N, 1e-12)
             phi = self.n * clip * np.sign(g) / np.sqrt(size)
             d = np.full(2, -0.5 * phi / size)
             dd = np.full((2, 2), 0.75 * phi / size**2)

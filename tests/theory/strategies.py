@@ -105,3 +105,20 @@ def decoupled(rng, loss=None, spread=None, n=None, h=None, head=None, d=None):
         if m > 0.5:
             weights = Weights(weights.W, weights.v * 0.5 / m)
     return problem, weights
+
+
+def _drawn(make, **kwargs):
+    """Hypothesis strategy over the seeds of a generator."""
+    return seeds.map(lambda seed: make(np.random.default_rng(seed), **kwargs))
+
+
+problems_and_weights = _drawn(general)
+decoupled_problems_and_weights = st.sampled_from([None, 0.0, 0.05, 0.5]).flatmap(
+    lambda spread: _drawn(decoupled, spread=spread)
+)
+schedules = st.builds(
+    lambda lengths, clip, sigma: Schedule([Phase(method, time, sigma, clip) for method, time in lengths]),
+    st.lists(st.tuples(st.sampled_from(["lp", "fft"]), st.floats(0.05, 2.0)), min_size=1, max_size=3),
+    st.one_of(st.none(), st.floats(0.1, 5.0)),
+    st.floats(0.0, 1.0),
+)

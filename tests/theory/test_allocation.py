@@ -111,7 +111,7 @@ def collapsed(rng, negative):
 
 
 def final(problem, weights, lp, total):
-    schedule = Schedule.lp_fft(lp_time=lp, fft_time=total - lp)
+    schedule = Schedule.lp_fft(lp_time=lp, fft_time=max(total - lp, 0.0))
     return reference.flow(problem, weights, schedule, [total], 1e-11, 1e-13).losses(problem)[0, 0]
 
 

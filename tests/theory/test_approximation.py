@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import bounds
 from bounds.approximation import KINDS
@@ -59,6 +60,20 @@ def test_bounds_hold():
 def test_bounds_hold_many(tightness):
     for kind, ratios in check(200).items():
         tightness(f"1: E||theta - theta~||^2, {kind}", ratios)
+
+
+@settings(max_examples=20, derandomize=True)
+@given(strategies.problems_and_weights, strategies.schedules)
+def test_bounds_rise_in_time_and_in_the_noise(case, schedule):
+    problem, weights = case
+    times = np.linspace(0, schedule.duration, 9)
+    louder = Schedule([replace(phase, sigma=phase.sigma + 0.1) for phase in schedule])
+    for kind in ("paper", "monotone", "lambert"):
+        band = bounds.approximation_error(problem, weights, schedule, times, kind=kind)
+        more = bounds.approximation_error(problem, weights, louder, times, kind=kind)
+        upper, above = band.upper[band.valid], more.upper[band.valid]
+        assert (np.diff(upper) >= -1e-12).all()
+        assert (above >= upper * (1 - 1e-12)).all()
 
 
 @pytest.mark.parametrize("method", ["lp", "fft"])

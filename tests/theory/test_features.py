@@ -110,7 +110,8 @@ def check_alignment(seeds, loss):
         found = bounds.alignment_time(problem, weights, clip=clip)
         if not found.valid or found.time == 0:
             continue
-        times = np.linspace(0, found.time, 401)
+        # fine up to the sharp time, which can be far below the other
+        times = np.unique(np.append(np.linspace(0, found.sharp, 401), found.time))
         flow = reference.flow(problem, weights, Schedule.lp(time=found.time, clip=clip), times)
         pre = problem.X @ weights.W.T
         signs = np.where(pre[0] > 0, 1.0, -1.0) * problem.y[0]
