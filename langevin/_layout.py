@@ -15,6 +15,8 @@ CACHE_LINE = 64
 # OpenBLAS multiplies without packing, at full speed, while m n k stays below this
 SMALL_PRODUCT = 1_000_000
 NEURONS_A_PRODUCT = 128
+# a first layer beyond this many bytes streams from memory: better once, by packed products, than per block
+STREAMED = 4 * 2**20
 
 
 def _up(value: int, multiple: int) -> int:
@@ -82,14 +84,15 @@ class Layout:
             (samples, _up(self.inputs, CACHE_LINE // np.dtype(self.dtype).itemsize)), self.dtype
         )
         padded[: X.shape[0], : self.inputs] = X
+        streamed = self.inputs * self.ld * np.dtype(self.dtype).itemsize > STREAMED
         norms = np.zeros(samples, self.dtype)
         norms[: X.shape[0]] = np.einsum("ij,ij->i", X, X)
         return Data(
             padded,
             y.astype(self.dtype),
             norms,
-            _row_blocks(padded, self.inputs),
-            _column_blocks(padded, self.inputs),
+            _row_blocks(padded, self.inputs, streamed),
+            _column_blocks(padded, self.inputs, streamed),
             self.inputs,
             self.width,
             self.head,
@@ -118,30 +121,32 @@ def _block(depth: int, smallest: int) -> int:
     return int(np.clip(round(4096 / depth / 8) * 8, smallest, 128))
 
 
-def _neurons(rows: int, depth: int) -> int:
+def _neurons(rows: int, depth: int, streamed: bool) -> int:
     """Neurons a product of ``rows`` over ``depth``."""
+    if streamed:
+        return 2**31 - 1
     fitting = SMALL_PRODUCT // (rows * depth) // 8 * 8
     return int(np.clip(fitting, 32, NEURONS_A_PRODUCT))
 
 
-def _row_blocks(X: np.ndarray, inputs: int) -> np.ndarray:
-    count = _block(inputs, 16)
+def _row_blocks(X: np.ndarray, inputs: int, streamed: bool) -> np.ndarray:
+    count = X.shape[0] if streamed else _block(inputs, 16)
     blocks = []
     for first in range(0, X.shape[0], count):
         rows = min(count, X.shape[0] - first)
         used = np.flatnonzero(X[first : first + rows].any(axis=0))
         columns = int(used[-1]) + 1 if used.size else 1
-        blocks.append((first, rows, columns, _neurons(rows, columns)))
+        blocks.append((first, rows, columns, _neurons(rows, columns, streamed)))
     return np.array(blocks, np.int64)
 
 
-def _column_blocks(X: np.ndarray, inputs: int) -> np.ndarray:
+def _column_blocks(X: np.ndarray, inputs: int, streamed: bool) -> np.ndarray:
     samples = X.shape[0]
-    count = _block(samples, 24)
+    count = 256 if streamed else _block(samples, 24)
     blocks = []
     for first in range(0, inputs, count):
         columns = min(count, inputs - first)
         used = np.flatnonzero(X[:, first : first + columns].any(axis=1))
         row = min(int(used[0]), samples - 4) // 4 * 4 if used.size else samples - 4
-        blocks.append((first, columns, row, samples - row, _neurons(columns, samples - row)))
+        blocks.append((first, columns, row, samples - row, _neurons(columns, samples - row, streamed)))
     return np.array(blocks, np.int64)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from langevin import Problem, Schedule, Weights, gradient_flow
-from tests.helpers import random_problem, random_weights
+from langevin._layout import STREAMED, Layout
+from tests.helpers import end_states, random_problem, random_weights
 
 
 def autograd_drift(
@@ -75,6 +76,19 @@ def test_drift_is_that_of_autograd(activation, loss, method, clipping, n, d, h):
     tolerance = 1e-13 * (n + d + h) * max(scale, 1e-3)
     assert np.linalg.norm(end.W - weights.W - W) <= tolerance
     assert np.linalg.norm(end.v - weights.v - v) <= tolerance
+
+
+def test_drift_of_a_first_layer_that_streams_from_memory():
+    """Full input space, more than `STREAMED` bytes: one product a layer."""
+    problem = random_problem(1, 30, 2100)
+    weights = random_weights(1, 300, 2100, scale=0.05)
+    layout = Layout(2100, 300, np.float64)
+    assert 2100 * layout.ld * 8 > STREAMED
+    schedule = Schedule.fft(time=1.0, clip=0.7)
+    W, v, _ = end_states(problem, weights, schedule, dt=1.0, paths=1, rng=0, reduce="none")
+    drift_W, drift_v = autograd_drift(problem, weights, "fft", 0.7, "flat", 0.0)
+    np.testing.assert_allclose(W[0] - weights.W, drift_W, atol=1e-13)
+    np.testing.assert_allclose(v[0] - weights.v, drift_v, atol=1e-13)
 
 
 def test_a_wrong_clip_would_be_seen():
