@@ -505,7 +505,7 @@ def _evaluate(theta, data, rule, scratch, mark):
         scratch.neurons[ACTIVE, :] = 0
     if rule.method == LP:
         if mark:
-            _mark_active(0, scratch.Z.shape[0], data, scratch)
+            _mark_active(np.int64(0), scratch.Z.shape[0], data, scratch)
         _feature_outputs(theta, data, scratch)
     else:
         for block in range(data.rows.shape[0]):
