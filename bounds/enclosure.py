@@ -18,9 +18,9 @@ from langevin.schedule import Phase, Schedule, record_times
 SOURCE = "new (4b); in the place of Theorems 4.2 and 4.3 of [1]"
 LARGEST = 300.0
 """Cap of ``sqrt(G) S``: margins beyond exp(300) have no loss left."""
-RTOL, ATOL = 1e-9, 1e-12
-PAD = 1e-7
-"""Relative padding of the clock, above the error of its integration."""
+RTOL, ATOL = 1e-10, 1e-13
+PAD = 1e-6
+"""Relative padding of the clock, above the error of interpolating it across a kink of clipping."""
 
 
 def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
