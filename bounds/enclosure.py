@@ -18,9 +18,9 @@ from langevin.schedule import Phase, Schedule, record_times
 SOURCE = "new (4b); in the place of Theorems 4.2 and 4.3 of [1]"
 LARGEST = 300.0
 """Cap of ``sqrt(G) S``: margins beyond exp(300) have no loss left."""
-RTOL, ATOL = 1e-9, 1e-12
-PAD = 1e-7
-"""Relative padding of the clock, above the error of its integration."""
+RTOL, ATOL = 1e-10, 1e-13
+PAD = 1e-6
+"""Relative padding of the clock, above the error of interpolating it across a kink of clipping."""
 
 
 def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
@@ -204,7 +204,7 @@ class _Enclosure:
                     reason = reason or why
                 good = good & ok
             if not good.all():
-                reason = reason or "the clock could not be enclosed"
+                reason = reason or self.ended or "the clock could not be enclosed"
             # margins never fall, so a bound from below keeps
             good = np.logical_and.accumulate(good)
             low[here], high[here], valid[here] = m_low[:-1], m_high[:-1], good[:-1]
@@ -290,6 +290,8 @@ class _Enclosure:
         end = float(local.max())
         out = np.full(len(local), np.inf)
         out[local <= 0.0] = 0.0
+        if upper:
+            self.ended = ""
         if end > 0.0:
             # of low order: the error estimate of a high one can miss the kinks of clipping
             solver = RK45(rate, 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
@@ -300,10 +302,11 @@ class _Enclosure:
                 inside = (local > (solver.t_old or 0.0)) & (local <= solver.t)
                 if inside.any():
                     out[inside] = solver.dense_output()(local[inside])[0]
-                if upper and not all(
-                    ok.all() for ok, _ in self.conditions(phase, solver.y, self.margins(phase, solver.y)[1])
-                ):
-                    break
+                if upper:
+                    checked = self.conditions(phase, solver.y, self.margins(phase, solver.y)[1])
+                    self.ended = next((why for ok, why in checked if not ok.all()), "")
+                    if self.ended:
+                        break
         if upper:
             self.last_clock = out
         return out
