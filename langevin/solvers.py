@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _AUTOSAVE_SECONDS = 60.0
+# of the adaptive method, a phase
+_FEWEST_STEPS, _MOST_STEPS = 50, 20_000
 
 
 class Diverged(ArithmeticError):
@@ -215,8 +217,8 @@ def zeroth_order(
     times: ArrayLike | None = None,
     dt: float | None = None,
     observables: Sequence[str] | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
     precision: Precision = "double",
     reduce: str = "auto",
 ) -> xr.Dataset:
@@ -232,8 +234,9 @@ def zeroth_order(
         ``dt``, ``precision`` and ``reduce``. The first has no discretisation error to speak of, the
         second the diffusion's own.
     rtol, atol : float
-        Tolerances of the adaptive method, per component of the state. Where a ReLU neuron slides along the
-        hyperplane of a sample the drift jumps, and the number of steps grows like ``1 / rtol``.
+        Tolerances of the adaptive method, per component of the state. Its steps are between 1/50 of a phase,
+        lest it passes over the kinks of clipping, and 1/20000: where a ReLU neuron slides along the
+        hyperplane of a sample the drift jumps, and a shorter step would gain nothing.
     precision : {"double", "single"}
         Of the Euler steps; the adaptive method is always double.
 
@@ -376,6 +379,12 @@ def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
     """Solve the zeroth-order flow; the chain's records count its record times, not steps."""
     from scipy.integrate import DOP853
 
+    class Flow(DOP853):
+        def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
+            error = super()._estimate_error_norm(K, h, scale)
+            # with this error the controller keeps the step as it is
+            return min(error, 0.43) if abs(h) <= shortest else error
+
     times = chain.grid.times
     results = Results.empty(1, len(times), chain.layout.width, True, [w.name for w in chain.watchers])
     scratch = chain.layout.scratch(chain.data)
@@ -406,7 +415,16 @@ def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
                 return out
 
             with np.errstate(all="ignore"):
-                flow = DOP853(drift, start, theta[:trained].copy(), start + phase.time, rtol=rtol, atol=atol)
+                shortest = phase.time / _MOST_STEPS
+                flow = Flow(
+                    drift,
+                    start,
+                    theta[:trained].copy(),
+                    start + phase.time,
+                    max_step=phase.time / _FEWEST_STEPS,
+                    rtol=rtol,
+                    atol=atol,
+                )
                 while flow.status == "running":
                     flow.step()
                     if flow.status == "failed" or not np.isfinite(flow.y).all():
