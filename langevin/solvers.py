@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -450,10 +451,8 @@ def _progress_bar(show: bool, total: int, done: int) -> Iterator[Callable[[int],
     from tqdm import tqdm
 
     lock = threading.Lock()
-    # disable=None: none where stderr is no terminal
-    with tqdm(
-        total=total, initial=done, unit="step", unit_scale=True, disable=None if show else True, leave=False
-    ) as bar:
+    hidden = not (show and sys.stderr.isatty())
+    with tqdm(total=total, initial=done, unit="step", unit_scale=True, disable=hidden, leave=False) as bar:
 
         def advance(steps: int) -> None:
             with lock:

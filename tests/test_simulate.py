@@ -1,6 +1,9 @@
 """The command, end to end, as a process."""
 
+import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,6 +210,26 @@ def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
     resumed = command(*LONG, "--out", "run.nc", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert equal_bits(store.load(tmp_path / "run.nc"), whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize(("extra", "shown"), [([], True), (["--quiet"], False)])
+def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
+    screen, terminal = os.openpty()
+    arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
+    done = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
+    os.close(terminal)
+    os.set_blocking(screen, False)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(screen, 65536):
+            seen += part
+    os.close(screen)
+    assert done.returncode == 0
+    # a bar with the time that is left
+    assert bool(re.search(rb"\d+%\|.*<\d\d:\d\d", seen)) == shown
+    assert b"samples in" in seen or not shown
+    assert json.loads(done.stdout)["failure"] is None
 
 
 def test_help_and_import_are_light(tmp_path):
