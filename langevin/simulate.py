@@ -300,13 +300,16 @@ def _schedule(args: argparse.Namespace) -> Schedule:
     rest: dict[str, Any] = dict(
         sigma=args.sigma, clip=clip, clipping=args.clipping, stabiliser=args.stabiliser
     )
+    if dt > time_:
+        raise ValueError(f"dt must be at most the time, got {dt:g} for a time of {time_:g}")
+    # whole steps, so that the change falls on one
+    steps = round(time_ / dt)
     if args.method == "lp":
-        return Schedule.lp(time=time_, **rest)
+        return Schedule.lp(time=steps * dt, **rest)
     if args.method == "fft":
-        return Schedule.fft(time=time_, **rest)
-    # the change has to fall on a step
-    lp_time = round(share * time_ / dt) * dt
-    return Schedule.lp_fft(lp_time=lp_time, fft_time=max(time_ - lp_time, 0.0), **rest)
+        return Schedule.fft(time=steps * dt, **rest)
+    lp_steps = round(share * steps)
+    return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
 
 
 def _as_option(message: str) -> str:

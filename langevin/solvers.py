@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -451,7 +450,8 @@ def _progress_bar(show: bool, total: int, done: int) -> Iterator[Callable[[int],
     from tqdm import tqdm
 
     lock = threading.Lock()
-    hidden = not (show and sys.stderr.isatty())
+    # disable=None: hidden where stderr is no terminal
+    hidden = None if show else True
     with tqdm(total=total, initial=done, unit="step", unit_scale=True, disable=hidden, leave=False) as bar:
 
         def advance(steps: int) -> None:

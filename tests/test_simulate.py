@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_a_users_file(tmp_path):
         (["--lp-share", "1.5"], r"--lp-share must lie in [0, 1], got 1.5"),
         (["--width", "0"], "--width must be at least 1, got 0"),
         (["--paths", "two"], "invalid int value: 'two'"),
-        (["--dt", "9"], "--dt must be at most the length of each phase"),
+        (["--dt", "9"], "--dt must be at most the time, got 9 for a time of 0.1"),
         (["--data", "nowhere.npz"], "--data must be an .npz file, but there is no file 'nowhere.npz'"),
         (["--data", "mnist"], "--data must be separable, teacher, digits or a file.npz, got 'mnist'"),
         (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
@@ -216,6 +217,7 @@ def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
 @pytest.mark.parametrize(("extra", "shown"), [([], True), (["--quiet"], False)])
 def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
     screen, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
     arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
     done = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
     os.close(terminal)
