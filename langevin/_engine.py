@@ -24,6 +24,8 @@ from langevin.schedule import Grid, Phase, Schedule
 _CLIPPING = {"flat": _kernels.FLAT, "normalised": _kernels.NORMALISED}
 # a call into compiled code lasts about this long: the delay of an interruption
 _CALL_SECONDS = 0.1
+# states of a chunk take at most this, unless one path takes more
+_CHUNK_BYTES = 2**25
 # a cautious rate, to cut calls; nothing else depends on it
 _FLOPS = 2e10
 
@@ -184,6 +186,12 @@ class Chain:
         samples, inputs = self.data.X.shape
         return (4 * samples * inputs * self.layout.width + 50 * self.layout.size) / _FLOPS + 1e-6
 
+    def chunk_paths(self, paths: int, threads: int) -> int:
+        """Paths a chunk: a call's worth, some chunks for each thread, and not too much memory."""
+        a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
+        fitting = _CHUNK_BYTES // self.records.origin.nbytes
+        return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
+
     def scratch_bytes(self) -> int:
         """Work space of a thread."""
         return sum(a.nbytes for a in self.layout.scratch(self.data))
@@ -279,7 +287,7 @@ def run(
     Parameters
     ----------
     unfinished : sequence of Chunk
-        Paths that were under way when a run was interrupted; all others with ``results.steps == 0`` start.
+        Paths that were under way when a run was interrupted; all others start anew.
     on_progress : callable
         Told of every ``paths x steps`` done, from any thread.
     on_pause : callable
@@ -292,11 +300,10 @@ def run(
     """
     total = chain.grid.steps
     a_step = chain.step_seconds()
-    size = max(1, min(int(_CALL_SECONDS / (a_step * total)), math.ceil(len(results.steps) / (4 * threads))))
     waiting = [c for c in unfinished if c.step < total]
     under_way = {p for c in unfinished for p in range(c.paths.start, c.paths.stop)}
-    new = [int(p) for p in np.flatnonzero(results.steps == 0) if p not in under_way]
-    fresh = [(g[0], len(g)) for g in _consecutive(new, size)]
+    new = [int(p) for p in np.flatnonzero(results.steps < total) if p not in under_way]
+    fresh = [(g[0], len(g)) for g in _consecutive(new, chain.chunk_paths(len(results.steps), threads))]
     rest = threading.Event()
     scratches = threading.local()
 
@@ -349,6 +356,10 @@ def run(
         except KeyboardInterrupt:
             drain(running)
             return waiting
+        except BaseException:
+            # the pool waits for its threads
+            rest.set()
+            raise
 
 
 def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:
@@ -369,7 +380,8 @@ def ensemble_bytes(chain: Chain, paths: int, per_neuron: bool, threads: int) -> 
     results = paths * records * 8 * (rows + _kernels.NEURON_ROWS * chain.layout.width * per_neuron)
     itemsize = np.dtype(chain.layout.dtype).itemsize
     reference = records * chain.layout.size * itemsize
-    in_flight = threads * (chain.layout.size * itemsize + chain.scratch_bytes())
+    states = chain.chunk_paths(paths, threads) * chain.layout.size * itemsize
+    in_flight = threads * (states + chain.scratch_bytes())
     return 1.2 * results + reference + in_flight
 
 
