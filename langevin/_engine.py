@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +35,20 @@ _FLOPS = 2e10
 def available_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let no further signal interrupt what keeps the work of an interrupted run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_blas_thread() -> threadpool_limits:
@@ -163,6 +179,10 @@ class Chain:
     def rule(self, phase: Phase) -> Rule:
         """A phase in the compiled code's form."""
         number = self.layout.dtype
+        if phase.clip is not None and number(phase.clip) == 0:
+            raise ValueError(
+                f"clip must be larger for this precision, got {phase.clip:g}: take precision='double'"
+            )
         sigma = phase.sigma if self.noisy else 0.0
         return Rule(
             _kernels.LP if phase.method == "lp" else _kernels.FFT,
@@ -354,7 +374,8 @@ def run(
                     on_pause(waiting)
                     paused = time.monotonic()
         except KeyboardInterrupt:
-            drain(running)
+            with shielded():
+                drain(running)
             return waiting
         except BaseException:
             # the pool waits for its threads

@@ -684,8 +684,11 @@ def _move_complement(complement, scale, dim, step, path, k0, k1):
 
 
 @njit(**JIT)
-def _observe(r, theta, complement, path, k0, k1, data, scratch, records, scalars, neurons):
-    """Write the observables of record ``r``: ``scalars (SCALARS, m)``, ``neurons (3, m, h)`` or empty."""
+def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, scalars, neurons):
+    """Write the observables of record ``r``: ``scalars (SCALARS, m)``, ``neurons (3, m, h)`` or empty.
+
+    ``draw`` counts draws on the noise's own grid: what lies outside the span moves by its stream there.
+    """
     loss, accuracy = _loss_and_accuracy(data, scratch)
     outside = 0.0
     if records.complement_dim > 0:
@@ -693,7 +696,7 @@ def _observe(r, theta, complement, path, k0, k1, data, scratch, records, scalars
             complement,
             records.complement_scale[r],
             records.complement_dim,
-            records.steps[r],
+            draw,
             path,
             k0,
             k1,
@@ -795,7 +798,10 @@ def advance(
                 diverged[p] = step
                 break
             if recording:
-                _observe(r, theta, complement, path, k0, k1, data, scratch, records, scalars[p], neurons[p])
+                draw = step * rule.draws
+                _observe(
+                    r, draw, theta, complement, path, k0, k1, data, scratch, records, scalars[p], neurons[p]
+                )
                 r += 1
             if step == stop:
                 break

@@ -71,6 +71,7 @@ def configuration(
         "precision": "double" if chain.layout.dtype is np.float64 else "single",
         "reduction": "none" if chain.span.trivial else "span",
         "simulated_dim": chain.span.dim,
+        "basis": _digest(chain.span.basis),
         "key": list(chain.key),
         "draws": chain.draws,
     }

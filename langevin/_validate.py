@@ -17,7 +17,7 @@ def number(name: str, value: Any) -> float:
     """Return ``value`` as a finite float."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if not math.isfinite(result):
         raise ValueError(f"{name} must be finite, got {value!r}")

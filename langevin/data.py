@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from langevin import _validate
+from langevin._random import RNG, generator
 from langevin._validate import FloatArray
 from langevin.initial import gaussian_features, gaussian_head
-from langevin.noise import RNG
 from langevin.problem import Activation, Loss, Problem, Weights
 from langevin.schedule import Schedule
 
@@ -73,18 +73,18 @@ def orthogonally_separable(
             f"spread must lie in [0, {limit:.4g}) at angle={angle:g}, else samples of different classes may "
             f"have a positive product; got {spread!r}"
         )
-    generator = np.random.default_rng(rng)
-    plane = np.linalg.qr(generator.standard_normal((dim, 2)))[0].T
+    random = generator(rng, "separable data")
+    plane = np.linalg.qr(random.standard_normal((dim, 2)))[0].T
     turn = math.radians(angle)
     means = {1.0: plane[0], -1.0: math.cos(turn) * plane[0] + math.sin(turn) * plane[1]}
 
     def draw(count: int) -> tuple[FloatArray, FloatArray]:
         y = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
         centres = np.array([means[label] for label in y])
-        across = generator.standard_normal((count, dim))
+        across = random.standard_normal((count, dim))
         across -= np.einsum("ij,ij->i", across, centres)[:, None] * centres
         across /= np.linalg.norm(across, axis=1, keepdims=True)
-        lengths = generator.uniform(size=(count, 1)) ** (1 / (dim - 1))
+        lengths = random.uniform(size=(count, 1)) ** (1 / (dim - 1))
         return centres + spread * lengths * across, y
 
     X, y = draw(samples)
@@ -117,13 +117,13 @@ def linear_teacher(
     samples, dim = _validate.integer("samples", samples, 1), _validate.integer("dim", dim, 1)
     test_samples = _validate.integer("test_samples", test_samples, 0)
     noise = _validate.non_negative("noise", noise)
-    generator = np.random.default_rng(rng)
-    beta = generator.standard_normal(dim)
+    random = generator(rng, "teacher data")
+    beta = random.standard_normal(dim)
     beta *= dim**0.5 / np.linalg.norm(beta)
 
     def draw(count: int) -> tuple[FloatArray, FloatArray]:
-        X = generator.standard_normal((count, dim)) / dim**0.5
-        return X, X @ beta + noise * generator.standard_normal(count)
+        X = random.standard_normal((count, dim)) / dim**0.5
+        return X, X @ beta + noise * random.standard_normal(count)
 
     X, y = draw(samples)
     test = draw(test_samples) if test_samples else (None, None)
@@ -184,19 +184,19 @@ def digits(
     scale = np.sqrt(((images[~private] - mean) ** 2).sum(axis=1).mean())
     X = (images - mean) / scale
 
-    generator = np.random.default_rng(rng)
+    random = generator(rng, "digits")
     start = Weights(
-        gaussian_features(width, X.shape[1], scale=(X.shape[1] / width) ** 0.5, rng=generator),
-        gaussian_head(width, rng=generator),
+        gaussian_features(width, X.shape[1], scale=(X.shape[1] / width) ** 0.5, rng=random),
+        gaussian_head(width, rng=random),
     )
     public = Problem(X[~private], np.where(labels[~private] % 2 == 0, 1.0, -1.0), activation)
     W = _pretrained(public, start, cache)
 
     y = np.where(labels[private] == classes[1], 1.0, -1.0)
-    order = generator.permutation(len(y))
+    order = random.permutation(len(y))
     held_out, train = np.split(order, [round(_TEST_SHARE * len(y))])
     problem = Problem(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out])
-    return problem, Weights(W, gaussian_head(width, head_scale, rng=generator))
+    return problem, Weights(W, gaussian_head(width, head_scale, rng=random))
 
 
 def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from langevin import _validate
+from langevin._random import RNG, generator
 from langevin._validate import FloatArray
-from langevin.noise import RNG
 from langevin.problem import Problem, Weights
 
 
@@ -62,7 +62,7 @@ def collapsed_features(
         raise ValueError(f"spread must lie in [0, 1), got {spread!r}")
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
     _validate.labels("problem.y", problem.y)
-    generator = np.random.default_rng(rng)
+    random = generator(rng, "collapsed features")
     axis = problem.X.T @ problem.y
     axis = axis / max(float(np.linalg.norm(axis)), np.finfo(float).tiny)
     lengths = np.sqrt(problem.squared_norms)
@@ -72,27 +72,27 @@ def collapsed_features(
             "problem must be orthogonally separable (Assumption 3.1) for collapsed features: the cone of a "
             f"class does not hold its axis, whose smallest cosine is {margin:.3g}; take gaussian_features"
         )
-    deviations = generator.standard_normal((width, problem.dim))
+    deviations = random.standard_normal((width, problem.dim))
     deviations /= np.linalg.norm(deviations, axis=1, keepdims=True)
     # a deviation shorter than the margin cannot change a sign
-    rows = axis + spread * margin * generator.uniform(size=(width, 1)) ** (1 / problem.dim) * deviations
+    rows = axis + spread * margin * random.uniform(size=(width, 1)) ** (1 / problem.dim) * deviations
     rows *= scale / np.linalg.norm(rows, axis=1, keepdims=True)
     signs = np.where(np.arange(width) % 2 == 0, 1.0, -1.0)
-    return Weights(signs[:, None] * rows, gaussian_head(width, head_scale, rng=generator))
+    return Weights(signs[:, None] * rows, gaussian_head(width, head_scale, rng=random))
 
 
 def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: RNG = None) -> FloatArray:
     """Rows of independent normals of norm about ``scale``, by default ``1 / sqrt(width)``; shape (h, d)."""
     width, dim = _validate.integer("width", width, 1), _validate.integer("dim", dim, 1)
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
-    return np.random.default_rng(rng).standard_normal((width, dim)) * (scale / dim**0.5)
+    return generator(rng, "features").standard_normal((width, dim)) * (scale / dim**0.5)
 
 
 def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:
     """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``; shape (h,)."""
     width = _validate.integer("width", width, 1)
     deviation = width**-0.5 if scale is None else _validate.non_negative("head_scale", scale)
-    return np.random.default_rng(rng).standard_normal(width) * deviation
+    return generator(rng, "head").standard_normal(width) * deviation
 
 
 def zero_head(width: int) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Counter-based Brownian increments: one stream a path, the same on any machine, thread or chunk.
+"""Counter-based Brownian increments: one stream a path, whatever the threads and chunks.
 
 Draw ``e`` of step ``s`` on path ``p`` is a function of ``(key, p, s, e)`` alone (Philox 4x32-10 and
 Box-Muller), so threads, chunks, interruptions and the number of paths cannot change a run. Uniforms
@@ -14,19 +14,15 @@ import numpy as np
 from langevin import _validate
 from langevin._kernels import LANES, add_normals
 from langevin._layout import Layout, aligned_zeros
+from langevin._random import RNG, generator
 
 Precision = Literal["double", "single"]
 DTYPES = {"double": np.float64, "single": np.float32}
-RNG = int | np.random.Generator | np.random.SeedSequence | np.random.BitGenerator | None
 
 
 def key(rng: RNG) -> tuple[int, int]:
-    """Two 32-bit words drawn from ``np.random.default_rng(rng)``: the key of a run's noise."""
-    try:
-        generator = np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"rng must be a seed or a numpy Generator, got {rng!r}: {error}") from None
-    first, second = generator.integers(0, 2**32, size=2, dtype=np.uint64)
+    """Two 32-bit words drawn from ``rng``: the key of a run's noise."""
+    first, second = generator(rng, "noise").integers(0, 2**32, size=2, dtype=np.uint64)
     return int(first), int(second)
 
 

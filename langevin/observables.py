@@ -74,7 +74,8 @@ OBSERVABLES = {
         default=False,
     ),
 }
-NEIGHBOURS = 20
+# odd, lest ties favour a class
+NEIGHBOURS = 21
 
 
 def select(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:

@@ -38,7 +38,9 @@ class Span:
     @classmethod
     def of(cls, X: FloatArray, others: FloatArray | None = None) -> Span:
         """Span of the rows of ``X``, and of ``others`` beside them."""
-        basis, order = _range(X.T)
+        lengths = np.linalg.norm(X, axis=1, keepdims=True)
+        # by direction: a sample far shorter than another spans as much
+        basis, order = _range((X / np.where(lengths > 0, lengths, 1.0)).T)
         if basis.shape[1] == 0:
             basis = np.eye(X.shape[1], 1)
         if others is not None:

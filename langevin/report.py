@@ -125,11 +125,18 @@ def build(subject: Subject) -> dict[str, Any]:
         }
         report["privacy"] = theory.privacy
         report["assumptions"] = theory.assumptions.splitlines()
-    return report
+    return _known(report)
+
+
+def _known(said: Any) -> Any:
+    """The same, with None in place of what is not finite: JSON knows no NaN."""
+    if isinstance(said, dict):
+        return {name: _known(value) for name, value in said.items()}
+    return None if isinstance(said, float) and not np.isfinite(said) else said
 
 
 def _mean(values: Any) -> dict[str, float | None]:
-    """Mean and standard error over paths that did not diverge."""
+    """Mean and standard error over the paths that did not diverge."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size == 0:
         return {"mean": None, "standard error": None}
@@ -139,7 +146,7 @@ def _mean(values: Any) -> dict[str, float | None]:
 
 def _neurons(shares: xr.Dataset, width: int) -> dict[str, Any]:
     """Counts of neurons along one path, or on average over paths."""
-    times, left = shares.time.values, shares.misaligned.values > 0
+    times, left = shares.time.values, ~(shares.misaligned.values <= 0)
     aligned = None if left[-1] else float(times[0] if not left.any() else times[left.nonzero()[0][-1] + 1])
     return {
         "misaligned at the end": float(shares.misaligned[-1]) * width,
@@ -234,6 +241,9 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
         c = n[name]
         aligned = c["last head aligned by time"]
         last = "some head never aligned" if aligned is None else f"last head aligned by time {aligned:.4g}"
+        if c["misaligned at the end"] is None:
+            lines.append(("", f"{name}: not finite at the end"))
+            continue
         lines.append(
             (
                 "",
@@ -248,6 +258,8 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
 def _privacy(privacy: dict[str, Any]) -> str:
     if "none" in privacy:
         return f"none: {privacy['none']}"
+    if privacy["epsilon"] is None:
+        return "none: there is no noise"
     return (
         f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {privacy['gdp']:.4g}-GDP, "
         f"{privacy['zcdp']:.4g}-zCDP; one sample added or removed, full batch, whole path released"

@@ -247,8 +247,8 @@ def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
     wanted = record_times(schedule, times)
     record_steps = np.minimum(np.rint(wanted / dt).astype(np.int64), total)
     if times is None:
-        record_steps = np.unique(record_steps)
-        wanted = record_steps * dt
+        record_steps, kept = np.unique(record_steps, return_index=True)
+        wanted = wanted[kept]
     repeated = np.diff(record_steps) == 0
     if repeated.any():
         i = int(np.argmax(repeated))
@@ -360,6 +360,10 @@ class DPSGD:
             _validate.positive("sample_rate", sample_rate)
             if samples is None:
                 raise ValueError("samples must be given with a sample_rate, got None")
+            samples = _validate.integer("samples", samples, 1)
             learning_rate, scale = dt * samples, sample_rate * samples
         nu = phase.sigma * math.sqrt(2 * dt) * scale / (learning_rate * phase.clip)
-        return cls(learning_rate, nu, phase.clip, round(phase.time / dt), sample_rate, samples)
+        steps = round(phase.time / dt)
+        if abs(steps * dt - phase.time) > 1e-6 * dt:
+            raise ValueError(f"dt must divide the phase's time, got {dt:g} for a time of {phase.time:g}")
+        return cls(learning_rate, nu, phase.clip, steps, sample_rate, samples)

@@ -118,9 +118,11 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
 
     from langevin import _validate, report, store
+    from langevin._engine import shielded
     from langevin.solvers import Diverged, Interrupted, euler_maruyama, zeroth_order
 
     received: list[int] = []
+    out = checkpoint = None
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             plot = None if args.plot is None else _plot_target(args.plot, out)
             checkpoint = _checkpoint(out, args.resume)
             times = _validate.integer("times", args.times, 2)
-            problem, weights = _problem_and_weights(args)
+            problem, weights, head_given = _problem_and_weights(args)
             schedule = _schedule(args)
             _validate.fraction("delta", args.delta)
             wanted = schedule.default_times(min(times, _steps(schedule, args.dt) + 1))
@@ -173,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
             command.error(_as_option(str(error)))
         seconds = time.perf_counter() - first_step
         run.attrs["command"] = json.dumps(vars(args))
-        saved, failure_to_save = _save(run, out)
+        with shielded():
+            saved, failure_to_save = _save(run, out)
         subject = report.Subject(
             problem,
             weights,
@@ -181,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
             run,
             zeroth,
             data=args.data,
-            head=_head(args),
+            head=_head(args, head_given),
             solver=f"Euler-Maruyama, dt {args.dt:g}, {_steps(schedule, args.dt)} steps, {args.paths} paths, "
             f"{args.precision} precision, seed {args.seed}",
             simulated_dim=json.loads(run.attrs["config"])["simulated_dim"],
@@ -199,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
                 said["plot"] = str(plot)
             except OSError as error:
                 said["failure"] = said["failure"] or f"plot {plot} could not be written: {error}"
-        print(json.dumps(said, indent=2) if args.json else report.text(said))
+        print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
         return _fail(said["failure"]) if said["failure"] else 0
     except Interrupted as error:
         print(
@@ -208,7 +211,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 128 + (received[0] if received else signal.SIGINT)
     except KeyboardInterrupt:
-        print("\ninterrupted before the first step: nothing to keep", file=sys.stderr)
+        kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
+        print(f"\ninterrupted; there is {' and '.join(kept) or 'nothing to keep yet'}", file=sys.stderr)
         return 128 + (received[0] if received else signal.SIGINT)
 
 
@@ -244,7 +248,8 @@ def _checkpoint(out: Path, resume: bool) -> Path:
     return checkpoint
 
 
-def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights]:
+def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bool]:
+    """Problem and weights, and whether the head is the user's own."""
     from langevin import data, initial
     from langevin.problem import Weights
 
@@ -263,7 +268,7 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights]:
             test_samples=args.samples,
             rng=args.seed,
         )
-        W = initial.collapsed_features(problem, args.width, rng=args.seed + 1).W
+        W = initial.collapsed_features(problem, args.width, rng=args.seed).W
     elif args.data == "teacher":
         problem = data.linear_teacher(
             args.samples, args.dim, activation=args.activation, test_samples=args.samples, rng=args.seed
@@ -277,17 +282,18 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights]:
         problem, W, v = data.from_npz(args.data, activation=args.activation, loss=loss)
     else:
         raise ValueError(f"data must be separable, teacher, digits or a file.npz, got {args.data!r}")
+    given = v is not None
     if W is None:
         width = args.width if v is None else len(v)
-        W = initial.gaussian_features(width, problem.dim, rng=args.seed + 1)
+        W = initial.gaussian_features(width, problem.dim, rng=args.seed)
     if v is None:
         if args.head == "gaussian":
-            v = initial.gaussian_head(len(W), args.head_scale, rng=args.seed + 2)
+            v = initial.gaussian_head(len(W), args.head_scale, rng=args.seed)
         elif args.head == "zero":
             v = initial.zero_head(len(W))
         else:
             v = initial.prototype_head(problem, W, args.head_scale)
-    return problem, Weights(W, v)
+    return problem, Weights(W, v), given
 
 
 def _schedule(args: argparse.Namespace) -> Schedule:
@@ -309,12 +315,17 @@ def _schedule(args: argparse.Namespace) -> Schedule:
     if args.method == "fft":
         return Schedule.fft(time=steps * dt, **rest)
     lp_steps = round(share * steps)
+    if (share > 0 and lp_steps == 0) or (share < 1 and lp_steps == steps):
+        raise ValueError(
+            f"lp_share must leave a step to each phase, got {share:g} of {steps} steps: take a smaller dt"
+        )
     return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
 
 
 def _as_option(message: str) -> str:
     """Name the option in place of the argument that a message starts with."""
     name, _, rest = message.partition(" ")
+    name = "seed" if name == "rng" else name
     known = {action.dest for action in parser()._actions}
     return f"--{name.replace('_', '-')} {rest}" if name in known else message
 
@@ -326,7 +337,9 @@ def _steps(schedule: Schedule, dt: float) -> int:
     return sum(round(phase.time / dt) for phase in schedule)
 
 
-def _head(args: argparse.Namespace) -> str:
+def _head(args: argparse.Namespace, given: bool) -> str:
+    if given:
+        return "head from the file"
     scale = "1/sqrt(width)" if args.head_scale is None else f"{args.head_scale:g}"
     return "zero head" if args.head == "zero" else f"{args.head} head of scale {scale}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from numpy.typing import ArrayLike
 
 from langevin import _engine, _kernels, _record, _validate, noise
 from langevin._engine import Chain, Chunk, Results
-from langevin.noise import DTYPES, RNG, Precision
+from langevin._random import RNG
+from langevin.noise import DTYPES, Precision
 from langevin.observables import WATCHERS, select
 from langevin.problem import Problem, Weights, require_compatible
 from langevin.reduced import REDUCTIONS, span
 from langevin.schedule import Grid, Schedule, grid, record_times
+from langevin.store import StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,8 +82,9 @@ def euler_maruyama(
 
     Solves ``d theta = b(theta) dt + sqrt(2) sigma dB`` with ``b = -sum_i clip_C(grad l_i)``, equation (1)
     of [1]_, by ``theta <- theta + b(theta) dt + sigma sqrt(2 dt) xi``: clipping per sample and flat over
-    the *trained* parameters. Strong order 1 where the drift is smooth (the noise is additive), at least
-    1/2 at the kinks of clipping and ReLU; weak order 1.
+    the *trained* parameters. Measured strong order: 1 where the drift is smooth (the noise is additive), at
+    least 1/2 at the kinks of clipping and ReLU. Unclipped full fine-tuning has a cubic drift: single paths
+    may escape, and moments of the chain need not converge.
 
     Parameters
     ----------
@@ -94,11 +98,13 @@ def euler_maruyama(
     paths : int
         Number of independent paths.
     rng : int, Generator, SeedSequence or None
-        Source of the noise's key (SPEC 7). The same seed gives the same run to the last bit, whatever
-        the number of threads and of paths, and with or without interruption.
+        Source of the noise's key (SPEC 7). The same seed gives the same run to the last bit, whatever the
+        number of threads and of paths, and with or without interruption, on one machine with one set of
+        versions. What lies outside the span of the data is drawn at the recorded times: the distances, but
+        not the loss, of a path depend on them.
     times : array_like, shape (m,), optional
         When to record; 101 equidistant times by default. Times between steps move to the nearest step,
-        and the ``time`` coordinate says so.
+        and the ``time`` coordinate says so: ``times=run.time`` gives another run the same ones.
     observables : sequence of str, optional
         Observables beside the default ones, see `langevin.observables.OBSERVABLES`.
     precision : {"double", "single"}
@@ -109,7 +115,8 @@ def euler_maruyama(
         By default as many as there are processors.
     noise_dt : float, optional
         Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
-        Runs with different ``dt`` and the same ``noise_dt`` and ``rng`` share their Brownian paths.
+        Runs with different ``dt`` and the same ``noise_dt``, ``rng`` and ``times`` share their Brownian
+        paths.
     checkpoint : path, optional
         File that keeps an unfinished run: written every minute and on interruption, gone on from if it
         exists, removed at the end.
@@ -175,6 +182,8 @@ def euler_maruyama(
 
     config = _record.configuration(problem, weights, schedule, chain, names, paths)
     saved = None if checkpoint is None else Path(checkpoint)
+    if saved is not None and not saved.parent.is_dir():
+        raise ValueError(f"checkpoint must lie in an existing folder, got {str(saved)!r}")
     unfinished = [] if saved is None or not saved.exists() else _record.restore(saved, config, chain, results)
 
     def so_far() -> xr.Dataset:
@@ -182,9 +191,12 @@ def euler_maruyama(
             chain, results, names, {**config, "solver": "euler_maruyama", "noise_dt": cut.dt / draws}
         )
 
-    def save(chunks: Sequence[Chunk]) -> None:
+    def autosave(chunks: Sequence[Chunk]) -> None:
         if saved is not None:
-            _record.save(saved, config, chain, results, chunks)
+            try:
+                _record.save(saved, config, chain, results, chunks)
+            except StoreError as error:
+                warnings.warn(f"{error}; the run goes on", stacklevel=2)
 
     with _progress_bar(progress, paths * cut.steps, int(results.steps.sum())) as advance:
         in_flight = _engine.run(
@@ -193,14 +205,19 @@ def euler_maruyama(
             unfinished,
             threads=threads,
             on_progress=advance,
-            on_pause=save,
+            on_pause=autosave,
             pause_seconds=_AUTOSAVE_SECONDS,
         )
     if (results.steps < cut.steps).any():
-        save(in_flight)
-        done = results.steps.sum() / (paths * cut.steps)
-        where = "" if saved is None else f"; kept in {saved}"
-        raise Interrupted(f"interrupted at {done:.1%} of the steps{where}", so_far(), saved)
+        message = f"interrupted at {results.steps.sum() / (paths * cut.steps):.1%} of the steps"
+        if saved is not None:
+            with _engine.shielded():
+                try:
+                    _record.save(saved, config, chain, results, in_flight)
+                    message += f"; kept in {saved}"
+                except StoreError as error:
+                    message += f"; {error}"
+        raise Interrupted(message, so_far(), saved)
     if saved is not None:
         saved.unlink(missing_ok=True)
     run = so_far()
@@ -235,8 +252,9 @@ def zeroth_order(
         second the diffusion's own.
     rtol, atol : float
         Tolerances of the adaptive method, per component of the state. Its steps are between 1/50 of a phase,
-        lest it passes over the kinks of clipping, and 1/20000: where a ReLU neuron slides along the
-        hyperplane of a sample the drift jumps, and a shorter step would gain nothing.
+        lest it passes over the kinks of clipping, and, in full fine-tuning of a ReLU net, 1/20000: where a
+        neuron slides along the hyperplane of a sample the drift jumps, and a shorter step would gain
+        nothing. A flow that is too stiff for that is refused.
     precision : {"double", "single"}
         Of the Euler steps; the adaptive method is always double.
 
@@ -270,12 +288,14 @@ def zeroth_order(
         counts = (len(wanted), *[0] * (len(schedule) - 1))
         cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
         chain = _chain(problem, weights, schedule, cut, names, "double", reduce).without_noise()
-        results = _adaptive(chain, _validate.positive("rtol", rtol), _validate.positive("atol", atol))
-        solver = {"solver": "DOP853", "rtol": rtol, "atol": atol}
+        rtol, atol = _validate.positive("rtol", rtol), _validate.positive("atol", atol)
+        results = _one_path(chain, names)
+        _adaptive(chain, results, rtol, atol)
+        solver = {"solver": "DOP853", "dt": None, "rtol": rtol, "atol": atol}
     else:
         cut = grid(schedule, dt, times)
         chain = _chain(problem, weights, schedule, cut, names, precision, reduce).without_noise()
-        results = Results.empty(1, len(cut.times), weights.width, True, [w.name for w in chain.watchers])
+        results = _one_path(chain, names)
         _engine.run(
             chain,
             results,
@@ -298,7 +318,7 @@ def zeroth_order(
     if results.diverged[0] >= 0 and dt is None:
         raise Diverged(
             f"the adaptive method could not go on after record {results.diverged[0]} of {run.sizes['time']}: "
-            f"rtol={rtol:g} and atol={atol:g} may be too tight, or the flow leaves the range of doubles",
+            "the flow is too stiff for it, or leaves the range of doubles; take less time, a clip, or a dt",
             run,
         )
     if results.diverged[0] >= 0:
@@ -359,7 +379,9 @@ def _chain(
     _validate.choice("precision", precision, DTYPES)
     _validate.choice("reduce", reduce, REDUCTIONS)
     watched = [name for name in names if name in WATCHERS]
-    coordinates = span(problem, reduce, with_test=bool(watched))
+    # the basis has to be the same whatever the number of threads
+    with _engine.one_blas_thread():
+        coordinates = span(problem, reduce, with_test=bool(watched))
     watchers = []
     if watched:
         assert problem.X_test is not None
@@ -375,18 +397,32 @@ def _chain(
     return Chain.build(problem, weights, schedule, cut, coordinates, DTYPES[precision], key, draws, watchers)
 
 
-def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
+def _one_path(chain: Chain, names: Sequence[str]) -> Results:
+    per_neuron = _record.per_neuron_wanted(names)
+    _validate.memory(
+        _engine.ensemble_bytes(chain, 1, per_neuron, 1),
+        f"a path with {len(chain.grid.times)} times and width {chain.layout.width}",
+        "take fewer times, or no per-neuron observables",
+    )
+    watched = [w.name for w in chain.watchers]
+    return Results.empty(1, len(chain.grid.times), chain.layout.width, per_neuron, watched)
+
+
+def _adaptive(chain: Chain, results: Results, rtol: float, atol: float) -> None:
     """Solve the zeroth-order flow; the chain's records count its record times, not steps."""
     from scipy.integrate import DOP853
 
     class Flow(DOP853):
         def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
             error = super()._estimate_error_norm(K, h, scale)
+            if error < 1 or abs(h) > shortest:
+                return error
+            forced.append(self.t)
             # with this error the controller keeps the step as it is
-            return min(error, 0.43) if abs(h) <= shortest else error
+            return 0.43
 
-    times = chain.grid.times
-    results = Results.empty(1, len(times), chain.layout.width, True, [w.name for w in chain.watchers])
+    times, problem = chain.grid.times, chain.problem
+    inside = Problem(chain.span.coordinates(problem.X), problem.y, problem.activation, problem.loss)
     scratch = chain.layout.scratch(chain.data)
     theta = chain.records.origin.copy()
     done = 0
@@ -415,7 +451,10 @@ def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
                 return out
 
             with np.errstate(all="ignore"):
-                shortest = phase.time / _MOST_STEPS
+                # only a ReLU's features make the drift jump; elsewhere a short step is a stiff flow's
+                slides = phase.method == "fft" and chain.data.relu
+                shortest = phase.time / _MOST_STEPS if slides else 0.0
+                forced, checked = [], 1
                 flow = Flow(
                     drift,
                     start,
@@ -427,9 +466,15 @@ def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
                 )
                 while flow.status == "running":
                     flow.step()
-                    if flow.status == "failed" or not np.isfinite(flow.y).all():
+                    stiff = False
+                    if len(forced) >= checked:
+                        # forced steps are right where the flow slides, wrong where it is stiff
+                        checked = 2 * len(forced)
+                        here = Weights(*chain.layout.unpack(flow.y))
+                        stiff = shortest > _stability_limit(inside, here, chain.schedule)
+                    if flow.status == "failed" or stiff or not np.isfinite(flow.y).all():
                         results.diverged[0] = done
-                        return results
+                        return
                     dense = flow.dense_output()
                     if phase.method == "lp":
                         # the observation overwrites the frozen features
@@ -441,7 +486,6 @@ def _adaptive(chain: Chain, rtol: float, atol: float) -> Results:
                         observe_until(float(flow.t), dense)
             theta[:trained] = flow.y
         observe_until(np.inf, lambda t: theta)
-    return results
 
 
 @contextmanager
@@ -480,7 +524,7 @@ def _divergence(chain: Chain, results: Results) -> str:
 
 
 def _stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:
-    """``2 / lambda`` of the unclipped gradient flow at the start, its curvature by Gauss-Newton."""
+    """``2 / lambda`` of the unclipped gradient flow at ``weights``, its curvature by Gauss-Newton."""
     z = problem.X @ weights.W.T
     a = problem.activate(z)
     kernel = a @ a.T

@@ -23,7 +23,7 @@ class StoreError(Exception):
     """A file that cannot be read or written; the message says which, why, and what to do."""
 
 
-def check_target(path: str | Path, overwrite: bool = True) -> Path:
+def check_target(path: str | Path) -> Path:
     """Refuse a target that cannot be written, before any work is done.
 
     Returns
@@ -60,7 +60,7 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
             if target.exists():
                 os.replace(target, folder / "replaced")
             os.replace(temporary, target)
-    except OSError as error:
+    except Exception as error:  # netCDF and Zarr raise errors of many kinds
         raise StoreError(f"{target} could not be written: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +88,10 @@ def load(path: str | Path) -> xr.Dataset:
 
 def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write an unfinished run, atomically."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise StoreError(f"checkpoint {path} could not be written: {error}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, allow_pickle=False, config=_encode({"format": _FORMAT, **config}), **arrays)

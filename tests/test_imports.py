@@ -9,13 +9,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = {"simulate.py", "sweep.py", "plan.py", "finetune.py"}
-SOLVERS = ("langevin.solvers", "langevin._kernels", "langevin.reduced")
+# the solvers, and what would bring them in
+SOLVERS = tuple(
+    f"langevin.{name}"
+    for name in (
+        "solvers",
+        "reduced",
+        "noise",
+        "data",
+        "_kernels",
+        "_engine",
+        "_layout",
+        "_record",
+        "simulate",
+    )
+)
 FORBIDDEN = {
     "bounds": (*SOLVERS, "empirical", "figures", "torch", "opacus"),
     "langevin": ("bounds", "empirical", "figures", "torch", "opacus"),
+    "empirical": ("figures",),
 }
 # what `from langevin import ...` would fetch from a solver
-SOLVER_NAMES = ("euler_maruyama", "zeroth_order")
+SOLVER_NAMES = ("euler_maruyama", "zeroth_order", "gradient_flow")
 
 
 def imported(source: str) -> set[str]:
@@ -24,7 +39,10 @@ def imported(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            # a relative import stays in its package, whatever its name: none is used, so none is resolved
+            assert node.level == 0, "import by the full name"
+            assert node.module is not None
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
@@ -47,12 +65,23 @@ def test_arrows(package):
             assert not crossings(package, path.read_text(encoding="utf8")), path
 
 
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_nothing_imports_the_doors(package):
+    doors = {f"{folder}.{door.removesuffix('.py')}" for folder in FORBIDDEN for door in DOORS}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        assert not doors & imported(path.read_text(encoding="utf8")), path
+
+
 @pytest.mark.parametrize(
     ("package", "source"),
     [
         ("bounds", "from langevin.solvers import zeroth_order"),
         ("bounds", "from langevin import reduced"),
         ("bounds", "from langevin import zeroth_order"),
+        ("bounds", "from langevin import gradient_flow"),
+        ("bounds", "from langevin import _engine"),
+        ("bounds", "from langevin._record import dataset"),
+        ("empirical", "from figures import style"),
         ("bounds", "def f():\n    import langevin._kernels"),
         ("langevin", "import bounds.band"),
         ("langevin", "import torch"),

@@ -73,7 +73,7 @@ def test_it_runs_reports_saves_and_draws(tmp_path):
 def test_options(tmp_path, arguments):
     done = command(*SMALL, *arguments, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = json.loads(done.stdout, parse_constant=pytest.fail)
     assert report["loss"]["end"]["mean"] > 0
     assert report["failure"] is None
     run = store.load(tmp_path / report["saved"])
@@ -103,6 +103,8 @@ def test_a_users_file(tmp_path):
         (["--lp-share", "1.5"], r"--lp-share must lie in [0, 1], got 1.5"),
         (["--width", "0"], "--width must be at least 1, got 0"),
         (["--paths", "two"], "invalid int value: 'two'"),
+        (["--lp-share", "0.001"], "--lp-share must leave a step to each phase"),
+        (["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
         (["--dt", "9"], "--dt must be at most the time, got 9 for a time of 0.1"),
         (["--data", "nowhere.npz"], "--data must be an .npz file, but there is no file 'nowhere.npz'"),
         (["--data", "mnist"], "--data must be separable, teacher, digits or a file.npz, got 'mnist'"),
@@ -143,7 +145,11 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
     assert done.returncode == 1
     assert "diverged" in done.stderr
     assert "at step" in done.stderr
-    assert "take dt <=" in done.stderr or "Take a smaller dt" in done.stderr
+    assert "take dt <=" in done.stderr
+    assert "not finite" in done.stdout
+    loss = store.load(tmp_path / "r.nc").loss
+    assert np.isfinite(loss[:, 0]).all()
+    assert np.isnan(loss[:, -1]).any()
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

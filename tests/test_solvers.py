@@ -16,7 +16,10 @@ from langevin import (
     _engine,
     collapsed_features,
     euler_maruyama,
+    gaussian_features,
+    gaussian_head,
     gradient_flow,
+    linear_teacher,
     noise,
     orthogonally_separable,
     zeroth_order,
@@ -214,3 +217,40 @@ def test_only_diverging_paths_are_lost():
     lost = np.isnan(caught.value.run.loss.values[:, -1])
     assert 0 < lost.sum() < 200
     assert np.isfinite(caught.value.run.loss.values[~lost]).all()
+
+
+@pytest.mark.parametrize(("time", "dt"), [(0.7, 1e-3), (0.1, 1e-4), (1.5, 1e-3)])
+def test_default_times_are_those_of_the_zeroth_order_path(time, dt):
+    """Else xarray would drop most of them from a difference."""
+    problem = Problem([[1.0]], [1.0])
+    weights, schedule = Weights([[1.0]], [1.0]), Schedule.fft(time=time, sigma=0.1, clip=1.0)
+    run = euler_maruyama(problem, weights, schedule, dt=dt, rng=0)
+    assert (run.loss - zeroth_order(problem, weights, schedule).loss).sizes["time"] == 101
+    assert (run.loss - zeroth_order(problem, weights, schedule, dt=dt).loss).sizes["time"] == 101
+
+
+def test_equal_seeds_do_not_make_equal_numbers():
+    """Data, features, head and noise of one seed are independent of each other."""
+    teacher = linear_teacher(20, 6, noise=0, rng=0)
+    beta = np.linalg.lstsq(teacher.X, teacher.y, rcond=None)[0]
+    W, v = gaussian_features(64, 6, rng=0), gaussian_head(64, rng=0)
+    cosine = lambda a, b: abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    assert max(cosine(beta, w) for w in W) < 0.99
+    assert cosine(v, W.ravel()[:64]) < 0.5
+    assert cosine(gaussian_head(64, rng=1), W.ravel()[:64]) < 0.5
+
+
+def test_what_lies_outside_the_span_follows_the_fine_grid():
+    """Without drift, runs of different dt on one Brownian path end at the same place."""
+    problem = Problem([[1e-9, 0.0, 0.0]], [1.0])
+    weights, schedule = Weights(np.zeros((4, 3)), np.zeros(4)), Schedule.fft(time=0.4, sigma=0.5, clip=1.0)
+    ends = [
+        euler_maruyama(
+            problem, weights, schedule, dt=dt, noise_dt=0.01, paths=5, rng=0, times=[0.2, 0.4]
+        ).squared_distance.values
+        for dt in (0.01, 0.02, 0.1)
+    ]
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-6)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=1e-6)
+    other = euler_maruyama(problem, weights, schedule, dt=0.02, paths=5, rng=0, times=[0.2, 0.4])
+    assert np.abs(other.squared_distance.values / ends[0] - 1).max() > 0.01

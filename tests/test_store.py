@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,64 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, afte
     monkeypatch.setattr(_engine, "_CALL_SECONDS", 0.1)
     assert equal_bits(whole, simulate(checkpoint=checkpoint, threads=3 - threads))
     assert not checkpoint.exists()
+
+
+def test_an_interruption_in_full_fine_tuning_keeps_what_lies_outside_the_span(tmp_path, monkeypatch):
+    whole = simulate()
+    reached, raised = threading.Event(), threading.Event()
+    advance = _engine.Chain.advance
+
+    def pausing(self, chunk, results, scratch, stop):
+        advance(self, chunk, results, scratch, min(stop, chunk.step + 1))
+        # step 25 of 40 lies in the second phase; the main thread is given time to ask for a halt
+        if self.noisy and chunk.step == 25 and not raised.is_set():
+            reached.set()
+            raised.wait(30)
+            time.sleep(0.2)
+
+    def interrupting(*args, **kwargs):
+        if not raised.is_set():
+            reached.wait(30)
+            raised.set()
+            raise KeyboardInterrupt
+        return WAIT(*args, **kwargs)
+
+    monkeypatch.setattr(_engine.Chain, "advance", pausing)
+    monkeypatch.setattr(_engine, "wait", interrupting)
+    checkpoint = tmp_path / "c"
+    with pytest.raises(Interrupted):
+        simulate(checkpoint=checkpoint, threads=1)
+    with np.load(checkpoint) as file:
+        assert 25 in file["chunks"][:, 1]
+        assert np.abs(file["complements"]).max() > 0
+    assert equal_bits(whole, simulate(checkpoint=checkpoint, threads=2))
+
+
+def test_a_chunk_that_an_interruption_lost_is_run_again(tmp_path, monkeypatch):
+    """A signal between taking up a chunk and handing it to a thread."""
+    whole = simulate()
+    path = tmp_path / "c"
+    interrupted(path, monkeypatch)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name in ("chunks", "thetas", "complements"):
+        arrays[name] = arrays[name][:0]
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    assert equal_bits(whole, simulate(checkpoint=path))
+
+
+def test_a_failing_autosave_does_not_stop_the_run(tmp_path, monkeypatch):
+    def full(*args):
+        raise store.StoreError("No space left on device")
+
+    monkeypatch.setattr(solvers, "_AUTOSAVE_SECONDS", 0.0)
+    monkeypatch.setattr(store, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match="No space left.*the run goes on"):
+        run = simulate(checkpoint=tmp_path / "c")
+    assert equal_bits(run, simulate())
+    with pytest.raises(ValueError, match="checkpoint must lie in an existing folder"):
+        simulate(checkpoint=tmp_path / "nowhere" / "c")
 
 
 def interrupted(path: Path, monkeypatch) -> None:
