@@ -1,3 +1,6 @@
+from .allocation import Crossover as Crossover
+from .allocation import LpShare as LpShare
+from .allocation import UtilityCurve as UtilityCurve
 from .allocation import budget_time as budget_time
 from .allocation import lp_crossover as lp_crossover
 from .allocation import minimum_lp_share as minimum_lp_share

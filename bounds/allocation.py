@@ -46,6 +46,10 @@ def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = 
 
     Re-derived; in the place of Theorem 4.1 of [1]_, solved for the time.
 
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
     Examples
     --------
     >>> budget_time(rho=0.02, sigma=5.0, clip=1.0)
@@ -191,9 +195,10 @@ def utility_curve(
 ) -> UtilityCurve:
     r"""Bound the final loss as a function of the share of linear probing.
 
-    In the place of Section 6 and Corollary 5.3 of [1]_: each bound that applies is evaluated at the
-    end of linear probing for ``share * T`` followed by full fine-tuning for the rest. The minimiser may
-    be interior or an endpoint; nothing makes it grow as the budget shrinks.
+    Re-derived, by way of its bounds; in the place of Section 6 and Corollary 5.3 of [1]_: each bound
+    that applies is evaluated at the end of linear probing for ``share * T`` followed by full fine-tuning
+    for the rest. The minimiser may be interior or an endpoint; nothing makes it grow as the budget
+    shrinks.
 
     Parameters
     ----------

@@ -360,10 +360,6 @@ def fft_expected_loss(
     Band
         ``lower`` is ``L_perp``, the loss that no weights remove. Nowhere valid if an assumption fails.
 
-    References
-    ----------
-    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
-
     Examples
     --------
     >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")

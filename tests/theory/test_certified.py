@@ -69,6 +69,14 @@ def test_a_narrower_interval_is_violated():
     assert mean[0] > 0.9 * band.upper[0] + 4 * error[0]
 
 
+def test_stiff_probing_stays_stable():
+    # 8100 time constants: a step that error control lets pass unseen would blow up
+    problem, weights = Problem([[30.0]], [1.0], "linear", "square"), Weights([[3.0]], [0.0])
+    times = np.array([0.0, 1e-4, 1.0])
+    band = bounds.certified_loss(problem, weights, Schedule.lp(time=1.0), times)
+    assert band.upper == pytest.approx(0.5 * np.exp(-2 * 8100 * times), rel=1e-6, abs=1e-12)
+
+
 def test_where_it_does_not_hold():
     problem, weights = strategies.general(np.random.default_rng(0))
     assert not bounds.certified_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.1)).valid[1:].any()
