@@ -182,7 +182,8 @@ def gaussian_pair(seed, kernel=False):
     drifted = (1 - lost) / rates * (vectors.T @ push)
     spread = sigma**2 / rates * (1 - lost**2)
     exact = math.sqrt((drifted**2 / spread).sum())
-    return math.sqrt((shift**2 / variance).sum()), exact, arguments, {"dt": dt, "smoothness": smoothness}
+    chain: Any = {"dt": dt, "smoothness": smoothness}
+    return math.sqrt((shift**2 / variance).sum()), exact, arguments, chain
 
 
 def unit(rng, h, basis):
