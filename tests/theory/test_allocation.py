@@ -138,7 +138,7 @@ def check_crossover(usable):
         told = 0
         for factor, helps in ((0.85, False), (1.2, True)):
             total = factor * found.critical_time
-            step = min(1e-3 * total, 0.01 * found.latest_switch)
+            step = min(1e-3 * total, 0.01 * min(found.latest_switch, 0.03))
             without = final(problem, weights, 0.0, total)
             change = final(problem, weights, step, total) - without
             # where the loss is gone there is no difference to see
@@ -148,11 +148,25 @@ def check_crossover(usable):
         # usable where both sides of the critical time could be told apart
         seen["above"] += told == 2
         total = 2 * found.critical_time
+        found = bounds.lp_crossover(problem, weights, time=total)
         if total > found.latest_switch:
             switch = found.latest_switch + np.array([0.0, 0.3, 1.0]) * (total - found.latest_switch)
             late = [final(problem, weights, lp, total) for lp in switch]
             # 1e-12: where the loss is gone
             assert (np.diff(late) >= -1e-8 * late[0] - 1e-12).all(), seed
+
+
+def test_a_head_that_outgrows_the_features_switches_late():
+    # at large times the best switch is far behind the time t_0 at which the margin is 0
+    problem, weights = collapsed(np.random.default_rng(357), negative=True)
+    early = bounds.lp_crossover(problem, weights, time=0.3)
+    total = 2 * early.critical_time
+    late = bounds.lp_crossover(problem, weights, time=total)
+    assert early.latest_switch < 0.1
+    assert late.latest_switch == np.inf
+    assert late.critical_time == early.critical_time
+    best_early = min(final(problem, weights, lp, total) for lp in np.linspace(0, early.latest_switch, 5))
+    assert final(problem, weights, 0.2 * total, total) < 0.8 * best_early
 
 
 def test_crossover():
