@@ -57,18 +57,19 @@ def check(case, seeds, pairs):
     """Hold the estimate against Monte Carlo; where sigma is too large for first order, at a quarter of it."""
     far, smaller = [], 0
     for seed in seeds:
-        seen = compare(*case(seed, 0.02), seed, pairs)
+        seen = compare(case(seed, 0.02), seed, pairs)
         if seen is None:
             smaller += 1
-            seen = compare(*case(seed, 0.005), seed, pairs)
+            seen = compare(case(seed, 0.005), seed, pairs)
         assert seen is not None, seed
         far += seen
     assert smaller <= 0.02 * len(seeds)
     return np.mean(far)
 
 
-def compare(problem, weights, schedule, seed, pairs):
+def compare(instance, seed, pairs):
     """Return where 0.7 of the correction is seen to be wrong, or None if the correction is."""
+    problem, weights, schedule = instance
     times = np.array([0.5, 1.0]) * schedule.duration
     found = bounds.first_order_loss(problem, weights, schedule, times)
     assert found.valid.all(), found.reason
