@@ -1,3 +1,6 @@
+from .allocation import Crossover as Crossover
+from .allocation import LpShare as LpShare
+from .allocation import UtilityCurve as UtilityCurve
 from .allocation import budget_time as budget_time
 from .allocation import lp_crossover as lp_crossover
 from .allocation import minimum_lp_share as minimum_lp_share
@@ -15,6 +18,7 @@ from .features import AlignmentTime as AlignmentTime
 from .features import Distortion as Distortion
 from .features import alignment_time as alignment_time
 from .features import distortion as distortion
+from .features import drift_of_expectation as drift_of_expectation
 from .first_order import Estimate as Estimate
 from .first_order import first_order_loss as first_order_loss
 from .linear import expected_norm as expected_norm

@@ -17,20 +17,24 @@ from langevin.schedule import Phase
 
 RTOL, ATOL = 1e-8, 1e-10
 RANK_TOLERANCE = 1e-12
-SHORTEST = 1 / 4096
-"""Shortest step of the flow, as a share of its phase."""
+SHORTEST = 1 / 512
+"""Steps of this share of their phase are short enough..."""
+LOOSE = 1e3
+"""... if their error exceeds the tolerance by no more than this factor."""
 
 
 class _Steps(RK45):
-    """RK45 that accepts any step as short as `SHORTEST`; higher orders miss the kinks of clipping.
+    """RK45 that is content with steps as short as `SHORTEST`; higher orders miss the kinks of clipping.
 
-    A ReLU flow may slide along the surface ``w_j . x_i = 0``, where error control would stall.
+    A ReLU flow may slide along the surface ``w_j . x_i = 0``, where error control would stall. Digits at
+    width 512, against steps of 1/8192: bound (1b) and loss agree to 3e-6 even with a shortest step of 1/256.
     """
 
     def _estimate_error_norm(self, K: FloatArray, h: float, scale: FloatArray) -> float:
         found = super()._estimate_error_norm(K, h, scale)
+        short = abs(h) <= SHORTEST * abs(self.t_bound)
         # at this error the step size controller keeps the step as it is
-        return min(found, 0.43) if abs(h) <= SHORTEST * abs(self.t_bound) else found
+        return min(found, 0.43) if short and found <= LOOSE else found
 
 
 class Span(NamedTuple):
@@ -97,6 +101,11 @@ class Flow:
         self.X, self.W, self.rest = span(problem, weights)
         self.v = np.array(weights.v)
         self.squared_norms = problem.squared_norms
+        # two arrays of the size of the features serve every call of `drift`
+        self._room = np.empty((problem.samples, weights.width)), np.empty((problem.samples, weights.width))
+        self._sizes = self.squared_norms
+        self._held: FloatArray | None = None
+        """First layer whose features ``_room`` holds: linear probing does not change them."""
 
     def state(self) -> State:
         """Where the flow stands."""
@@ -105,18 +114,26 @@ class Flow:
 
     def drift(self, W: FloatArray, v: FloatArray, phase: Phase) -> tuple[FloatArray | None, FloatArray]:
         """Clipped drift of the first layer (None in LP) and of the head."""
-        z = self.X @ W.T
-        A = self.problem.activate(z)
+        A, slope, relu = *self._room, self.problem.activation == "relu"
+        probing = phase.method == "lp"
+        if not probing or W is not self._held:
+            np.matmul(self.X, W.T, out=A)
+            if relu:
+                np.maximum(A, 0.0, out=A)
+                # 1 where active, else 0
+                np.sign(A, out=slope)
+            self._sizes = np.einsum("ij,ij->i", A, A)
+        self._held = W if probing else None
         r = self.problem.residuals(A @ v)
-        squared = np.einsum("ij,ij->i", A, A)
-        slope = self.problem.slope(z)
-        if phase.method == "fft":
-            squared = squared + self.squared_norms * (slope @ v**2)
-        u = r * clip_factors(np.abs(r) * np.sqrt(squared), phase)
-        head = -(u @ A)
-        if phase.method == "lp":
-            return None, head
-        return -v[:, None] * ((slope * u[:, None]).T @ self.X), head
+        if probing:
+            u = r * clip_factors(np.abs(r) * np.sqrt(self._sizes), phase)
+            return None, -(u @ A)
+        heads = slope @ v**2 if relu else v @ v
+        u = r * clip_factors(np.abs(r) * np.sqrt(self._sizes + self.squared_norms * heads), phase)
+        # the factors go into the inputs, the smaller product
+        pull = self.X * -u[:, None]
+        first = slope.T @ pull if relu else pull.sum(0)
+        return v[:, None] * first, -(u @ A)
 
     def run(
         self, phase: Phase, times: FloatArray, extra: float, extra_rate

@@ -46,6 +46,10 @@ def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = 
 
     Re-derived; in the place of Theorem 4.1 of [1]_, solved for the time.
 
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
     Examples
     --------
     >>> budget_time(rho=0.02, sigma=5.0, clip=1.0)
@@ -191,9 +195,10 @@ def utility_curve(
 ) -> UtilityCurve:
     r"""Bound the final loss as a function of the share of linear probing.
 
-    In the place of Section 6 and Corollary 5.3 of [1]_: each bound that applies is evaluated at the
-    end of linear probing for ``share * T`` followed by full fine-tuning for the rest. The minimiser may
-    be interior or an endpoint; nothing makes it grow as the budget shrinks.
+    Re-derived, by way of its bounds; in the place of Section 6 and Corollary 5.3 of [1]_: each bound
+    that applies is evaluated at the end of linear probing for ``share * T`` followed by full fine-tuning
+    for the rest. The minimiser may be interior or an endpoint; nothing makes it grow as the budget
+    shrinks.
 
     Parameters
     ----------
@@ -283,7 +288,8 @@ class Crossover:
     critical_time : float
         ``T_c``: infinite in the first case, NaN if not valid.
     latest_switch : float
-        ``t_0``: no minimiser switches later; 0 in the first case, NaN if not valid.
+        ``t_0``: no minimiser switches later; 0 in the first case, infinite (nothing is said) where the
+        head outgrows the features within ``time``, NaN if not valid.
     valid : bool
     reason : str
     source : str
@@ -305,9 +311,10 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
 
     1. ``mu >= 0`` and ``s <= Q`` through linear probing: the final loss rises with the time of linear
        probing; the best share is 0.
-    2. ``mu_0 < 0``, ``s_0 < Q``, unclipped: every minimiser switches by ``t_0 = int_{m_0}^0 dm / (n gamma Q
-       g)``, and a short linear probing helps iff the total time exceeds ``T_c``. Below ``T_c`` it hurts: a
-       smaller budget does *not* ask for a larger share.
+    2. ``mu_0 < 0``, ``s_0 < Q``, unclipped: a short linear probing helps iff the total time exceeds
+       ``T_c``. Below ``T_c`` it hurts: a smaller budget does *not* ask for a larger share. If also ``s <= Q``
+       through linear probing, every minimiser switches by ``t_0 = int_{m_0}^0 dm / (n gamma Q g)``. A
+       head that outgrows the features (logistic loss, large times) makes a much later switch better.
 
     Parameters
     ----------
@@ -316,7 +323,7 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
         stay there (``|v_j| < u_j`` if misaligned), or a linear net; all ``y_i x_i`` equal (to a relative
         1e-9).
     time : float
-        Total time, for the first case's condition on ``s``.
+        Total time, for the condition on ``s`` through linear probing.
     clip : float or None
         Threshold of flat clipping; case 2 needs None.
 
@@ -385,6 +392,8 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
         step *= 1.5
     end = root(excess, origin, origin + step)
     critical = over(0.5, end) / (2 * n * gamma)
+    # past margin 0 more linear probing hurts only while the head is the smaller
+    latest = latest if _head_after(problem, weights, time, clip) <= Q else np.inf
     return Crossover("lp-helps-above", float(critical), float(latest), True, "")
 
 

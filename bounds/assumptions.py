@@ -149,8 +149,8 @@ class Assumptions:
 def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     """Measure how far data and features are from assumptions 3.1 and 3.2.
 
-    Assumption 3.1: ``<x_i, x_k> > 0`` within a class and ``<= 0`` across classes. Assumption 3.2: each
-    ``w_j`` has ``w_j . x_i > 0`` exactly on the samples of one class and no product is 0. Products below
+    Of [1]_. Assumption 3.1: ``<x_i, x_k> > 0`` within a class and ``<= 0`` across classes. Assumption 3.2:
+    each ``w_j`` has ``w_j . x_i > 0`` exactly on the samples of one class and no product is 0. Products below
     1e-12 of the norms count as 0.
 
     Parameters

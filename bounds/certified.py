@@ -55,10 +55,6 @@ def certified_loss(
         Not valid from the first phase after linear probing that does not clip, with normalised
         clipping there, or where the sandwich is not.
 
-    References
-    ----------
-    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
-
     Examples
     --------
     >>> problem, weights = Problem([[1.0], [-1.0]], [1, -1]), Weights([[1.0], [-1.0]], [0.1, 0.1])

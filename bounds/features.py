@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bounds._blocks import Block, decouple, fft_obstacle
+from bounds._blocks import ROUNDOFF, Block, decouple, fft_obstacle
 from bounds._flow import span
 from bounds.enclosure import enclose
 from langevin import _validate
@@ -203,6 +203,53 @@ def _beyond_class(problem: Problem, weights: Weights, block: Block) -> NDArray[n
     least = float((x @ mean / np.linalg.norm(x, axis=1)).min())
     w = weights.W[block.neurons]
     return (w @ mean / np.linalg.norm(w, axis=1) < least) & (least > 0)
+
+
+def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | None = None) -> FloatArray:
+    r"""Rate at which ``E[w_j . x_k]`` starts to move in full fine-tuning, for the diffusion itself.
+
+    Re-derived; the remark to Theorem 3.3 of [1]_: the noise has mean zero, so at time 0 ``d/dt E[w_j .
+    x_k] = -v_j sum_i c_i r_i phi'(w_j . x_i) <x_i, x_k>`` whatever ``sigma``. Under assumptions 3.1 and
+    3.2 the distortion of misaligned neurons thus also holds in expectation, for small times.
+
+    Assumptions
+        No ``w_j . x_i`` is 0 in a ReLU network, where the drift jumps.
+
+    Parameters
+    ----------
+    problem, weights
+        Any network and loss.
+    clip : float or None
+        Threshold of flat clipping.
+
+    Returns
+    -------
+    ndarray, shape (h, n)
+        Per unit time; NaN for neurons that are exactly at a sample's boundary.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1])
+    >>> weights = Weights([[1.0, -0.5], [-0.5, 1.0]], [-0.6, 0.3])
+    >>> drift_of_expectation(problem, weights, clip=0.2).diagonal().round(3)
+    array([-0.103, -0.057])
+    """
+    require_compatible(problem, weights)
+    clip = _validate.positive_or_none("clip", clip)
+    X = problem.X
+    pre = X @ weights.W.T
+    norms = problem.gradient_norms(weights, "fft")
+    factors = np.ones(len(X)) if clip is None else clip / np.maximum(norms, clip)
+    u = factors * problem.residuals(problem.outputs(weights))
+    rate = -weights.v[:, None] * ((problem.slope(pre) * u[:, None]).T @ X @ X.T)
+    if problem.activation == "relu":
+        scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)
+        rate[((np.abs(pre) <= ROUNDOFF * scale) & (problem.squared_norms[:, None] > 0)).any(0)] = np.nan
+    return rate
 
 
 @dataclass(frozen=True)

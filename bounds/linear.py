@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -261,22 +263,38 @@ def _second_moment(start: float, dimension: float, variance: FloatArray) -> Floa
 
 
 def norm_tail(
-    problem: Problem, weights: Weights, schedule: Schedule, time: float, level: ArrayLike
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    time: float,
+    level: ArrayLike,
+    *,
+    over: Literal["time", "path"] = "time",
 ) -> FloatArray:
-    r"""Bound ``P(||(W, v)_t||^2 >= level)`` of full fine-tuning.
+    r"""Bound ``P(||(W, v)_t||^2 >= level)`` of full fine-tuning, at a time or ever until then.
 
     New (5c i): ``||theta_t||^2`` is dominated by ``2 sigma^2 t`` times a non-central chi-square with
     ``delta = p + c / (2 sigma^2)`` degrees of freedom and non-centrality ``||theta_0||^2 / (2 sigma^2
-    t)``, ``c = 4 n Omega`` (logistic) or ``||y||^2`` (square). ReLU or linear, any flat clip or none.
+    t)``, ``c = 4 n Omega`` (logistic) or ``||y||^2`` (square). By Doob's inequality its largest value
+    until ``t`` reaches ``x`` with probability at most ``exp(-a x / (4 sigma^2 t) + a ||theta_0||^2 /
+    ((1 - a) 4 sigma^2 t)) (1 - a)^(-delta / 2)`` for each ``0 < a < 1``; the least of these is returned,
+    in closed form. ReLU or linear, any flat clip or none.
 
     Parameters
     ----------
     problem, weights, schedule
         One sigma > 0 and flat clipping (or none) in full fine-tuning throughout.
     time : float
-        ``t > 0``.
+        ``0 < t``, within the schedule.
     level : array_like
         Levels of the squared norm.
+    over : {"time", "path"}
+        Whether the norm reaches the level at ``t``, or at any time until ``t``.
+
+    Returns
+    -------
+    ndarray
+        Probabilities, in the shape of ``level``.
 
     Raises
     ------
@@ -286,21 +304,34 @@ def norm_tail(
     Examples
     --------
     >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
-    >>> bool(norm_tail(problem, weights, Schedule.fft(time=1.0, sigma=0.5), 1.0, 9.0) < 0.05)
-    True
+    >>> schedule = Schedule.fft(time=1.0, sigma=0.5)
+    >>> norm_tail(problem, weights, schedule, 1.0, [4.0, 9.0]).round(4)
+    array([0.2549, 0.0126])
+    >>> norm_tail(problem, weights, schedule, 1.0, [4.0, 9.0], over="path").round(4)
+    array([0.9012, 0.1185])
     """
     from scipy.stats import ncx2
 
     require_compatible(problem, weights)
+    _validate.choice("over", over, ("time", "path"))
     time = _validate.positive("time", time)
+    if time > schedule.duration:
+        raise ValueError(f"time must be at most the schedule's {schedule.duration:g}, got {time:g}")
     phase = schedule.phases[0]
     same = {(p.method, p.sigma, p.clipping) for p in schedule} == {("fft", phase.sigma, "flat")}
     if not same or phase.sigma == 0:
         raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
-    start = float((weights.W**2).sum() + weights.v @ weights.v)
-    return np.asarray(ncx2.sf(np.asarray(level) / variance, freedom, start / variance))
+    start = float((weights.W**2).sum() + weights.v @ weights.v) / variance
+    x = np.asarray(level, dtype=np.float64) / variance
+    if over == "time":
+        return np.asarray(ncx2.sf(x, freedom, start))
+    # the exponent is convex in a; its slope vanishes at 1 / (1 - a) = b, a root of start b^2 + freedom b = x
+    x = np.maximum(x, 0.0)
+    b = np.maximum(2 * x / (freedom + np.sqrt(freedom**2 + 4 * start * x)), 1.0)
+    a = 1 - 1 / b
+    return np.exp(0.5 * (a * (b * start - x) + freedom * np.log(b)))
 
 
 def fft_expected_loss(
@@ -328,10 +359,6 @@ def fft_expected_loss(
     -------
     Band
         ``lower`` is ``L_perp``, the loss that no weights remove. Nowhere valid if an assumption fails.
-
-    References
-    ----------
-    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
 
     Examples
     --------

@@ -144,7 +144,11 @@ def gdp_delta(mu: float, epsilon: float) -> float:
 def gdp_epsilon(mu: float, delta: float) -> float:
     """Smallest ``epsilon >= 0`` at which a ``mu``-GDP mechanism is ``(epsilon, delta)``-private.
 
-    The inverse of `gdp_delta`, rounded up by the root finder's tolerance (relative 1e-12).
+    The inverse of `gdp_delta` [2]_, rounded up by the root finder's tolerance (relative 1e-12).
+
+    References
+    ----------
+    .. [2] Dong, Roth, Su, "Gaussian differential privacy", arXiv:1905.02383, corollary 2.13.
 
     Examples
     --------
@@ -217,8 +221,9 @@ def calibrate(
 ) -> Schedule:
     """Scale one quantity of all phases so that the path spends exactly ``(epsilon, delta)``.
 
-    ``mu`` is proportional to ``1/sigma``, to ``clip`` and to the square root of ``time`` (`gdp`), so
-    one common factor solves each; it is rounded to the private side.
+    Re-derived; in the place of Theorem 4.1 of [1]_, solved backwards: ``mu`` is proportional to
+    ``1/sigma``, to ``clip`` and to the square root of ``time`` (`gdp`), so one common factor solves each;
+    it is rounded to the private side.
 
     Parameters
     ----------
@@ -234,6 +239,10 @@ def calibrate(
     -------
     Schedule
         With ``bounds.epsilon(result, delta) <= epsilon``, equal to a relative 1e-8.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
 
     Examples
     --------
@@ -272,7 +281,8 @@ def _scaled(phase: Phase, name: str, factor: float) -> Phase:
 def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-remove") -> float:
     """``mu`` of full-batch DP-SGD: ``sqrt(K)/nu`` a phase, twice that if a sample is replaced.
 
-    Exact, and what `gdp` says of the phase that a `langevin.schedule.DPSGD` maps to.
+    Exact, by composition of Gaussian mechanisms [2]_, and what `gdp` says of the phase that a
+    `langevin.schedule.DPSGD` maps to.
 
     Raises
     ------
@@ -280,6 +290,10 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
         With Poisson sampling: the diffusion's guarantee *understates* the subsampled mechanism's
         loss, so it is not carried through the map. An accountant for the subsampled Gaussian
         mechanism (such as dp-accounting's PLD accountant) is what that needs.
+
+    References
+    ----------
+    .. [2] Dong, Roth, Su, "Gaussian differential privacy", arXiv:1905.02383, corollary 3.3.
 
     Examples
     --------
@@ -308,7 +322,13 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
 def dpsgd_epsilon(
     phases: DPSGD | Sequence[DPSGD], delta: float, *, neighbours: Neighbours = "add-remove"
 ) -> float:
-    """``epsilon`` of full-batch DP-SGD at ``delta``; refuses Poisson sampling, see `dpsgd_gdp`.
+    """``epsilon`` of full-batch DP-SGD at ``delta``; refuses Poisson sampling.
+
+    Exact: `dpsgd_gdp`, then `gdp_epsilon` [2]_.
+
+    References
+    ----------
+    .. [2] Dong, Roth, Su, "Gaussian differential privacy", arXiv:1905.02383.
 
     Examples
     --------
@@ -321,7 +341,13 @@ def dpsgd_epsilon(
 def dpsgd_delta(
     phases: DPSGD | Sequence[DPSGD], epsilon: float, *, neighbours: Neighbours = "add-remove"
 ) -> float:
-    """``delta`` of full-batch DP-SGD at ``epsilon``; refuses Poisson sampling, see `dpsgd_gdp`.
+    """``delta`` of full-batch DP-SGD at ``epsilon``; refuses Poisson sampling.
+
+    Exact: `dpsgd_gdp`, then `gdp_delta` [2]_.
+
+    References
+    ----------
+    .. [2] Dong, Roth, Su, "Gaussian differential privacy", arXiv:1905.02383.
 
     Examples
     --------

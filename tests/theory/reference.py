@@ -82,7 +82,7 @@ def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
     return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
 
 
-def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "RK45"):
+def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "RK45", parts=64):
     """Zeroth-order flow at ``times``, one path; higher orders can miss the kinks of clipping."""
     h, d = weights.W.shape
     times = np.asarray(times, dtype=float)
@@ -102,7 +102,7 @@ def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any =
         grid = np.unique(np.concatenate([local, [phase.time]]))
         # short steps: the interpolation between them does not see the kinks of clipping
         solved = solve_ivp(
-            rate, (0, phase.time), y, method, t_eval=grid, rtol=rtol, atol=atol, max_step=phase.time / 64
+            rate, (0, phase.time), y, method, t_eval=grid, rtol=rtol, atol=atol, max_step=phase.time / parts
         )
         assert solved.success, solved.message
         out[here] = solved.y.T[np.searchsorted(grid, local)]
@@ -110,10 +110,10 @@ def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any =
     return Paths(times, out[:, None, : h * d].reshape(-1, 1, h, d), out[:, None, h * d :])
 
 
-def flow_losses(problem, weights, schedule, times):
-    """Loss of the flow, and its error as seen by a coarser tolerance."""
-    fine = flow(problem, weights, schedule, times).losses(problem)[:, 0]
-    coarse = flow(problem, weights, schedule, times, 1e-7, 1e-9).losses(problem)[:, 0]
+def flow_losses(problem, weights, schedule, times, parts=64):
+    """Loss of the flow, and its error as seen by a coarser tolerance; no step exceeds a phase's ``parts``."""
+    fine = flow(problem, weights, schedule, times, parts=parts).losses(problem)[:, 0]
+    coarse = flow(problem, weights, schedule, times, 1e-7, 1e-9, parts=parts).losses(problem)[:, 0]
     return fine, np.abs(fine - coarse) + 1e-9 * (1 + fine)
 
 

@@ -1,5 +1,7 @@
 """Sections 4a and 4c: rates of the square loss against the zeroth-order flow."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,11 @@ TIMES = 17
 losses = reference.flow_losses
 
 
-def check_probing(seeds):
+def check_probing(usable):
     ratios, clipped = [], []
-    for seed in seeds:
+    for seed in count():
+        if min(len(ratios), len(clipped)) >= usable:
+            break
         rng = np.random.default_rng(seed)
         # wide features, so that the targets are in their range
         problem, weights = strategies.general(rng, loss="square", n=int(rng.integers(1, 4)), d=4, h=8)
@@ -29,6 +33,9 @@ def check_probing(seeds):
             assert band.reason
             continue
         loss, slack = losses(problem, weights, schedule, times)
+        if not band.contains(loss, slack):
+            # the reference's own error: short steps must do away with the excess
+            loss, slack = losses(problem, weights, schedule, times, parts=2048)
         assert band.contains(loss, slack), seed
         if loss[-1] > 1e-9:
             (ratios if phases[0].clip is None else clipped).append(band.upper[-1] / loss[-1])
@@ -36,14 +43,14 @@ def check_probing(seeds):
 
 
 def test_probing():
-    ratios, clipped = check_probing(range(20))
-    assert len(ratios) > 2
-    assert len(clipped) > 4
+    check_probing(20)
 
 
-def check_conserved(seeds):
+def check_conserved(usable):
     ratios = []
-    for seed in seeds:
+    for seed in count():
+        if len(ratios) >= usable:
+            break
         rng = np.random.default_rng(seed)
         problem, weights = strategies.general(rng, "linear", "square", h=int(rng.integers(1, 9)))
         schedule = strategies.schedule(rng, clip=None, duration=0.5)
@@ -51,6 +58,9 @@ def check_conserved(seeds):
         band = bounds.conserved_rates(problem, weights, schedule, times)
         assert band.valid.all()
         loss, slack = losses(problem, weights, schedule, times)
+        if not band.contains(loss, slack):
+            # the reference's own error: short steps must do away with the excess
+            loss, slack = losses(problem, weights, schedule, times, parts=2048)
         assert band.contains(loss, slack), seed
         if loss[-1] > 1e-9:
             ratios.append(band.upper[-1] / loss[-1])
@@ -58,15 +68,15 @@ def check_conserved(seeds):
 
 
 def test_conserved():
-    assert len(check_conserved(range(20))) > 15
+    check_conserved(20)
 
 
 @pytest.mark.slow
 def test_rates_many(tightness):
-    ratios, clipped = check_probing(range(400))
+    ratios, clipped = check_probing(200)
     tightness("4a: LP rate, square, unclipped", ratios)
     tightness("4a: LP rate, square, clipped", clipped)
-    tightness("4c: conserved rates", check_conserved(range(200)))
+    tightness("4c: conserved rates", check_conserved(200))
 
 
 def test_equal_eigenvalues_make_the_rates_exact():

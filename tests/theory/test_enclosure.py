@@ -24,6 +24,10 @@ def case(seed, spread: Any = "random", **kwargs):
     return problem, weights, schedule, np.linspace(0, schedule.duration, TIMES)
 
 
+def near_collapsed_case(seed):
+    return case(seed, spread=0.05)
+
+
 def linear_case(seed):
     """Linear net of one sign a neuron; pairs in FFT are all non-negative."""
     rng = np.random.default_rng(seed)
@@ -55,6 +59,9 @@ def check(cases):
             continue
         stop = times[band.valid][-1]
         loss, slack = simulated(problem, weights, schedule, times)
+        if not band.contains(loss, slack):
+            # a kink of clipping within a step: short steps must do away with the excess
+            loss, slack = simulated(problem, weights, schedule, times, parts=4096)
         assert band.contains(loss, slack), (problem, weights, schedule)
         assert (band.lower[band.valid] <= band.upper[band.valid]).all()
         name = "-".join(phase.method.upper() for phase in schedule)
@@ -71,17 +78,15 @@ def test_sandwich_contains_the_flow():
 
 
 @pytest.mark.slow
-def test_sandwich_contains_the_flow_many(tightness):
-    for title, cases in (
-        ("ReLU, mixed spread", [case(seed) for seed in range(300)]),
-        ("linear", [linear_case(seed) for seed in range(200)]),
-        ("ReLU, near-collapsed", [case(seed, spread=0.05) for seed in range(200)]),
-    ):
-        ratios, _ = check(cases)
-        for name, found in ratios.items():
-            tightness(f"4b: sandwich, {title}, {name}", found)
-            if title == "ReLU, near-collapsed":
-                assert np.median(found) < 1.1
+@pytest.mark.parametrize("title", ["ReLU, mixed spread", "ReLU, near-collapsed", "linear"])
+def test_sandwich_contains_the_flow_many(title, tightness):
+    make = {"ReLU, mixed spread": case, "ReLU, near-collapsed": near_collapsed_case, "linear": linear_case}
+    ratios, _ = check(make[title](seed) for seed in range(700))
+    for name, found in ratios.items():
+        tightness(f"4b: sandwich, {title}, {name}", found)
+        assert len(found) >= 200
+        if title == "ReLU, near-collapsed":
+            assert np.median(found) < 1.1
 
 
 def test_collapsed_is_exact():
