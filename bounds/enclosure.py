@@ -47,7 +47,8 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     Returns
     -------
     Band
-        Bounds of ``L(theta~_t)``. Not valid, for good, from the first time at which a neuron may
+        Bounds of ``L(theta~_t)``, up to the integration error of the clock, which is padded by 1e-6 but
+        not enclosed in interval arithmetic. Not valid, for good, from the first time at which a neuron may
         leave its cone or (square loss) a margin may reach 1; nowhere if an assumption fails.
 
     References
