@@ -183,7 +183,7 @@ def text(report: dict[str, Any]) -> str:
         (
             "loss",
             f"{loss['start']:.4g} at the start, {_value(loss['end'])} at the end; "
-            f"zeroth order {loss['zeroth order at the end']:.4g}",
+            f"zeroth order {_number(loss['zeroth order at the end'])}",
         )
     )
     for name, what in (("zeroth order, enclosed", "zeroth order"), ("expectation, enclosed", "expectation")):
@@ -209,6 +209,10 @@ def text(report: dict[str, Any]) -> str:
     )
     lines += [(name, report[name]) for name in ("saved", "plot") if name in report]
     return "\n".join(f"{name:<18} {line}".rstrip() for name, line in lines)
+
+
+def _number(x: float | None) -> str:
+    return "not finite" if x is None else f"{x:.4g}"
 
 
 def _value(x: dict[str, float | None]) -> str:

@@ -140,17 +140,20 @@ def main(argv: list[str] | None = None) -> int:
             _validate.fraction("delta", args.delta)
             wanted = schedule.default_times(min(times, _steps(schedule, args.dt) + 1))
             _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
-            zeroth = zeroth_order(
-                problem,
-                weights,
-                schedule,
-                dt=args.dt,
-                times=wanted,
-                precision=args.precision,
-                reduce=args.reduce,
-            )
-            first_step = time.perf_counter()
             failure = None
+            try:
+                zeroth = zeroth_order(
+                    problem,
+                    weights,
+                    schedule,
+                    dt=args.dt,
+                    times=wanted,
+                    precision=args.precision,
+                    reduce=args.reduce,
+                )
+            except Diverged as error:
+                zeroth, failure = error.run, f"the zeroth-order path: {error}"
+            first_step = time.perf_counter()
             try:
                 run = euler_maruyama(
                     problem,
@@ -169,8 +172,6 @@ def main(argv: list[str] | None = None) -> int:
                 )
             except Diverged as error:
                 run, failure = error.run, str(error)
-        except Diverged as error:
-            return _fail(f"the zeroth-order path: {error}")
         except (ValueError, TypeError, MemoryError, store.StoreError) as error:
             command.error(_as_option(str(error)))
         seconds = time.perf_counter() - first_step

@@ -145,11 +145,19 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
     assert done.returncode == 1
     assert "diverged" in done.stderr
     assert "at step" in done.stderr
-    assert "take dt <=" in done.stderr
+    assert "Take a smaller dt than 0.05" in done.stderr
     assert "not finite" in done.stdout
     loss = store.load(tmp_path / "r.nc").loss
     assert np.isfinite(loss[:, 0]).all()
     assert np.isnan(loss[:, -1]).any()
+
+
+def test_a_diverging_zeroth_order_path_is_saved_too(tmp_path):
+    arguments = ["--clip", "none", "--loss", "square", "--dt", "5", "--time", "200", "--out", "r.nc"]
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "take dt <=" in done.stderr
+    assert np.isfinite(store.load(tmp_path / "r.nc").loss[:, 0]).all()
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
@@ -176,7 +184,15 @@ def under_way(cwd: Path) -> subprocess.Popen:
         "from langevin.simulate import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", script, *LONG, "--out", "run.nc"]
-    process = subprocess.Popen(arguments, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell ignores SIGINT in what it runs in the background, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(2400):
         if (cwd / "run.nc.unfinished").exists() or process.poll() is not None:
             break
