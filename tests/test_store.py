@@ -83,7 +83,8 @@ class Stop:
 WAIT = _engine.wait
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5])
+# seven paths on two threads wait at least four times
+@pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, after, threads):
     whole = simulate()
