@@ -206,10 +206,9 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
         return _fail(said["failure"]) if said["failure"] else 0
     except Interrupted as error:
-        print(
-            f"\n{error}.\nThe same command with --resume goes on from there, to the same bits.",
-            file=sys.stderr,
-        )
+        print(f"\n{error}", file=sys.stderr)
+        if checkpoint is not None and checkpoint.exists():
+            print("The same command with --resume goes on from there, to the same bits.", file=sys.stderr)
         return 128 + (received[0] if received else signal.SIGINT)
     except KeyboardInterrupt:
         kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
