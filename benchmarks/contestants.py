@@ -19,7 +19,8 @@ from langevin import Phase, Problem, Schedule, Weights
 from langevin import _kernels as kernels
 from langevin._engine import Chain, Results
 from langevin._layout import aligned_zeros
-from langevin.reduced import Span, span
+from langevin._span import Span
+from langevin.reduced import Reduction, Request, reduction
 from langevin.schedule import grid
 
 CLIP, SIGMA = 1.0, 0.1
@@ -54,9 +55,19 @@ class Case:
         """Full fine-tuning with flat clipping and noise."""
         return Phase("fft", HORIZON, SIGMA, CLIP)
 
+    @cached_property
+    def request(self) -> Request:
+        """What `langevin.euler_maruyama` would be asked for."""
+        schedule = Schedule([self.phase])
+        return Request(self.problem, self.weights, schedule, grid(schedule, DT, [HORIZON]))
+
+    def reduction(self, reduce: str) -> Reduction:
+        """What is simulated."""
+        return reduction(reduce, self.request)
+
     def span(self, reduce: str) -> Span:
         """Coordinates that the data are given in."""
-        return span(self.problem, reduce, with_test=False)
+        return self.reduction(reduce).span
 
     @cached_property
     def reducible(self) -> bool:
@@ -101,13 +112,18 @@ class Ours:
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int) -> None:
         self.paths = paths
-        schedule = Schedule([case.phase])
-        cut = grid(schedule, DT, [HORIZON])
+        request = case.request
         self.chain = Chain.build(
-            case.problem, case.weights, schedule, cut, case.span(reduce), dtype, key=(1, 2)
+            case.problem,
+            case.weights,
+            request.schedule,
+            request.grid,
+            case.reduction(reduce),
+            dtype,
+            key=(1, 2),
         )
-        self.scratch = self.chain.layout.scratch(self.chain.data)
-        self.results = Results.empty(paths, len(cut.times), case.width, False, ())
+        self.scratch = self.chain.scratch()
+        self.results = Results.empty(paths, len(request.grid.times), case.width, False, ())
         self.chunk = self.chain.start(0, paths)
 
     @property
@@ -122,7 +138,8 @@ class Ours:
         out = aligned_zeros(theta.shape, chain.layout.dtype)
         kernels.drift(theta, out, chain.data, chain.rule(chain.schedule.phases[0]), self.scratch)
         drift_W, drift_v = (array.astype(np.float64) for array in chain.layout.unpack(out))
-        return (drift_W if chain.span.trivial else drift_W @ chain.span.basis.T), drift_v
+        span = chain.reduction.span
+        return (drift_W if span.trivial else drift_W @ span.basis.T), drift_v
 
     def advance(self, steps: int) -> float:
         start = time.process_time()

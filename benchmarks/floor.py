@@ -191,7 +191,7 @@ def _gemm_rate(dtype: type, seconds: float) -> float:
 @njit(**_kernels.JIT)
 def _draw(x, scale, times, words):
     for turn in range(times):
-        _kernels.add_normals(x, x.size, scale, turn, 0, np.uint64(1), np.uint64(2), words)
+        _kernels.add_normals(x, x.size, scale, turn, 0, 0, np.uint64(1), np.uint64(2), words)
 
 
 def _normal_rate(dtype: type, seconds: float) -> float:

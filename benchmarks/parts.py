@@ -31,7 +31,7 @@ def _repeat(part, times, theta, data, rule, scratch):
             kernels._descend(theta, rule.dt, data, rule, scratch)
         else:
             kernels.add_normals(
-                theta, theta.size, rule.noise, turn, 0, np.uint64(1), np.uint64(2), scratch.words
+                theta, theta.size, rule.noise, turn, 0, 0, np.uint64(1), np.uint64(2), scratch.words
             )
 
 

@@ -1,12 +1,20 @@
 from .data import digits, from_npz, linear_teacher, orthogonally_separable
-from .initial import collapsed_features, gaussian_features, gaussian_head, prototype_head, zero_head
-from .problem import Problem, Weights
+from .initial import (
+    collapsed_features,
+    gaussian_features,
+    gaussian_gram,
+    gaussian_head,
+    prototype_head,
+    zero_head,
+)
+from .problem import GramWeights, Problem, Weights
 from .schedule import DPSGD, Phase, Schedule
 from .solvers import Diverged, Interrupted, euler_maruyama, gradient_flow, zeroth_order
 
 __all__ = [
     "DPSGD",
     "Diverged",
+    "GramWeights",
     "Interrupted",
     "Phase",
     "Problem",
@@ -17,6 +25,7 @@ __all__ = [
     "euler_maruyama",
     "from_npz",
     "gaussian_features",
+    "gaussian_gram",
     "gaussian_head",
     "gradient_flow",
     "linear_teacher",

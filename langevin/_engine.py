@@ -20,7 +20,7 @@ from langevin._kernels import Data, Records, Rule
 from langevin._layout import Layout, aligned_zeros
 from langevin.observables import Watcher, own_class
 from langevin.problem import Problem, Weights
-from langevin.reduced import Span
+from langevin.reduced import Reduction
 from langevin.schedule import Grid, Phase, Schedule
 
 _CLIPPING = {"flat": _kernels.FLAT, "normalised": _kernels.NORMALISED}
@@ -63,7 +63,7 @@ class Chunk:
     first_path: int
     step: int
     thetas: np.ndarray  # (paths, size)
-    complements: np.ndarray  # (paths, 2, h), or (paths, 2, 0) if nothing lies outside the span
+    complements: np.ndarray  # (paths, 2, processes) of what is not simulated, see `Reduction`
 
     @property
     def paths(self) -> slice:
@@ -98,15 +98,16 @@ class Results:
 class Chain:
     """What all paths of a run share: data, rules, records, noise.
 
-    ``key`` is the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left
-    out, which gives the zeroth-order approximation on the same grid, to the last bit.
+    ``problem`` and ``weights`` are the user's, ``reduction`` is what is simulated in their place; ``key`` is
+    the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left out, which gives
+    the zeroth-order approximation on the same grid, to the last bit.
     """
 
     problem: Problem
     weights: Weights
     schedule: Schedule
     grid: Grid
-    span: Span
+    reduction: Reduction
     layout: Layout
     data: Data
     records: Records
@@ -122,24 +123,28 @@ class Chain:
         weights: Weights,
         schedule: Schedule,
         grid: Grid,
-        span: Span,
+        reduction: Reduction,
         dtype: type,
         key: tuple[int, int] = (0, 0),
         draws: int = 1,
         watchers: Sequence[Watcher] = (),
     ) -> Chain:
         """Bring a problem into the compiled code's form."""
-        layout = Layout(span.dim, weights.width, dtype)
-        X = span.coordinates(problem.X)[span.order]
-        # zeros but for rounding, which would keep whole blocks of products alive
-        X = X if span.trivial else np.tril(X)
-        y = problem.y[span.order]
-        data = layout.data(X, y, relu=problem.activation == "relu", logistic=problem.loss == "logistic")
+        rows, inputs = reduction.W.shape
+        layout = Layout(inputs, rows, dtype)
+        X, y, span = reduction.problem.X, reduction.problem.y, reduction.span
+        data = layout.data(
+            X,
+            y,
+            relu=reduction.problem.activation == "relu",
+            logistic=problem.loss == "logistic",
+            features=X if reduction.frozen else None,
+        )
         origin = aligned_zeros((layout.size,), dtype)
-        layout.pack(span.coordinates(weights.W), weights.v, origin)
-        means, own = np.zeros((2, span.dim)), np.zeros(0)
-        if problem.classification:
-            own = own_class(problem, weights.W)
+        layout.pack(reduction.W, reduction.v, origin)
+        means, own, outside = np.zeros((2, inputs)), np.zeros(0), np.zeros(0)
+        if reduction.neurons and problem.classification:
+            own, outside = own_class(problem, weights.W), span.complement_norms(weights.W)
             for row, label in enumerate((-1.0, 1.0)):
                 if (y == label).any():
                     means[row] = X[y == label].mean(axis=0)
@@ -150,16 +155,16 @@ class Chain:
             own,
             means.astype(dtype),
             np.linalg.norm(means, axis=1),
-            span.complement_norms(weights.W),
-            span.complement_dim,
-            _complement_scale(schedule, grid),
+            outside,
+            reduction.hidden,
+            _hidden_scale(schedule, grid, reduction.hidden_method),
         )
         return cls(
             problem,
             weights,
             schedule,
             grid,
-            span,
+            reduction,
             layout,
             data,
             records,
@@ -192,19 +197,26 @@ class Chain:
             number(self.grid.dt),
             number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
             self.draws,
+            self.reduction.folded if self.noisy else 0,
         )
 
     def start(self, first_path: int, paths: int) -> Chunk:
         """Paths at step 0."""
         thetas = aligned_zeros((paths, self.layout.size), self.layout.dtype)
         thetas[:] = self.records.origin
-        outside = self.layout.width if self.records.complement_dim else 0
-        return Chunk(first_path, 0, thetas, np.zeros((paths, 2, outside)))
+        return Chunk(first_path, 0, thetas, np.zeros((paths, 2, self.reduction.processes)))
+
+    def scratch(self) -> _kernels.Scratch:
+        """Work space for one thread."""
+        return self.layout.scratch(self.data, folds=self.reduction.folded > 0)
 
     def step_seconds(self) -> float:
         """Rough time of a step of one path, to cut work into calls."""
         samples, inputs = self.data.X.shape
-        return (4 * samples * inputs * self.layout.width + 50 * self.layout.size) / _FLOPS + 1e-6
+        folding = 10 * (inputs + 1) ** 3 if self.reduction.folded else 0
+        return (
+            4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding
+        ) / _FLOPS + 1e-6
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Paths a chunk: a call's worth, some chunks for each thread, and not too much memory."""
@@ -214,7 +226,7 @@ class Chain:
 
     def scratch_bytes(self) -> int:
         """Work space of a thread."""
-        return sum(a.nbytes for a in self.layout.scratch(self.data))
+        return sum(a.nbytes for a in self.scratch())
 
     def advance(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int) -> None:
         """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""
@@ -232,7 +244,8 @@ class Chain:
         self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int, phase: Phase, last: bool
     ) -> None:
         rows = chunk.paths
-        _kernels.advance(
+        advance = _kernels.advance_collapsed if self.reduction.name == "collapsed" else _kernels.advance
+        advance(
             chunk.thetas,
             chunk.complements,
             results.diverged[rows],
@@ -258,7 +271,7 @@ class Chain:
         for p, theta in enumerate(chunk.thetas):
             path = chunk.first_path + p
             if results.diverged[path] < 0:
-                W, v = self.layout.unpack(theta)
+                W, v = self.reduction.net(*self.layout.unpack(theta))
                 for watcher in self.watchers:
                     results.watched[watcher.name][path, r] = watcher(W, v)
 
@@ -270,11 +283,11 @@ class Chain:
         return min(limits)
 
 
-def _complement_scale(schedule: Schedule, grid: Grid) -> np.ndarray:
-    """Standard deviation, over each record interval, of a coordinate of ``W`` outside the span."""
+def _hidden_scale(schedule: Schedule, grid: Grid, method: str) -> np.ndarray:
+    """Standard deviation, over each record interval, of what moves by noise alone in such phases."""
     variance = np.zeros(len(grid.record_steps))
     for phase, first, steps in zip(schedule, grid.phase_starts, grid.phase_steps, strict=True):
-        if phase.method == "fft":
+        if phase.method == method:
             variance += 2 * phase.sigma**2 * grid.dt * np.clip(grid.record_steps - first, 0, steps)
     return np.sqrt(np.diff(variance, prepend=0.0))
 
@@ -282,7 +295,7 @@ def _complement_scale(schedule: Schedule, grid: Grid) -> np.ndarray:
 def reference_path(chain: Chain) -> np.ndarray:
     """States of a noiseless chain at the record steps, shape (m, size)."""
     states = aligned_zeros((len(chain.grid.record_steps), chain.layout.size), chain.layout.dtype)
-    chunk, scratch = chain.start(0, 1), chain.layout.scratch(chain.data)
+    chunk, scratch = chain.start(0, 1), chain.scratch()
     results = Results.empty(1, len(states), chain.layout.width, False, ())
     with one_blas_thread():
         for r, record in enumerate(chain.grid.record_steps):
@@ -329,7 +342,7 @@ def run(
 
     def work(chunk: Chunk) -> Chunk:
         if not hasattr(scratches, "one"):
-            scratches.one = chain.layout.scratch(chain.data)
+            scratches.one = chain.scratch()
         steps = max(1, int(_CALL_SECONDS / (a_step * len(chunk.thetas))))
         while chunk.step < total:
             before = chunk.step

@@ -1,9 +1,12 @@
-"""All compiled code: GEMM, counter-based normal draws, clipped drift, observables, the step loop.
+"""All compiled code: GEMM, counter-based normal draws, clipped drift, observables, the step loops.
 
 Layout of one path's state ``theta``, a flat buffer: the head in ``theta[:h]`` of a slot of ``head``
 elements, then the first layer transposed, ``(k, ld)`` row by row, neuron ``j`` in column ``j``. Both
 slots are multiples of `TILE`, so that noise is added in whole tiles; what lies beyond the ``h``-th
 column is never read. ``Z`` is ``(n, ld)`` likewise: all inner loops run over neurons, contiguously.
+
+The exact reductions of `langevin.reduced` use the same code: a linear net's Gram matrix is carried as a
+narrow net with the same one, into whose last neurons `_fold` brings the noise of all others.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas as cython_blas
+import scipy.linalg.cython_lapack as cython_lapack
 from llvmlite import binding
 from numba import njit, types
 from numba.core import cgutils
@@ -26,6 +30,9 @@ MATH = {"reassoc", "contract", "nsz"}
 JIT: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
 
+# columns of a triangle up to which our reflections are faster than LAPACK's, and its block
+HOUSEHOLDER, REFLECTORS = 96, 16
+
 # Philox lanes in a batch, and normals that a batch gives
 LANES = 32
 TILE = 4 * LANES
@@ -34,7 +41,7 @@ LP, FFT = 0, 1
 UNCLIPPED, FLAT, NORMALISED = 0, 1, 2
 
 # streams of a path
-STATE_STREAM, COMPLEMENT_STREAM = 0, 1
+STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM = 0, 1, 2
 
 # rows of the scalar observables
 LOSS, ACCURACY, DISPLACEMENT, DISTANCE, MISALIGNED, DISTORTED, DEAD = range(7)
@@ -47,19 +54,20 @@ NEURON_ROWS = 3
 # --- matrix products -------------------------------------------------------------------------
 
 
-def _blas(name: str) -> types.ExternalFunction:
-    """Make a routine of SciPy's BLAS callable from compiled code; all arguments are addresses."""
-    capsule = cython_blas.__pyx_capi__[name]
+def _routine(module: Any, name: str, arguments: int) -> types.ExternalFunction:
+    """Make a routine of SciPy's BLAS or LAPACK callable from compiled code; all arguments are addresses."""
+    capsule = module.__pyx_capi__[name]
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     symbol = f"langevin_{name}"
     binding.add_symbol(symbol, get_pointer(capsule, get_name(capsule)))
-    return types.ExternalFunction(symbol, types.void(*[types.uintp] * 13))
+    return types.ExternalFunction(symbol, types.void(*[types.uintp] * arguments))
 
 
-_DGEMM, _SGEMM = _blas("dgemm"), _blas("sgemm")
+_DGEMM, _SGEMM = (_routine(cython_blas, name, 13) for name in ("dgemm", "sgemm"))
+_DTPQRT, _STPQRT = (_routine(cython_lapack, name, 12) for name in ("dtpqrt", "stpqrt"))
 
 
 def _gemm(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
@@ -222,12 +230,13 @@ def _box_muller_overload(w0, w1, scale):
 
 
 @njit(**FAST)
-def add_normals(x, size, scale, step, path, k0, k1, words):
+def add_normals(x, size, scale, step, path, stream, k0, k1, words):
     """Add ``scale`` times the standard normals of ``(path, step)`` to ``x[:size]``.
 
-    ``size`` must be a multiple of `TILE`. Normal ``e`` of a step depends on ``(key, path, step, e)`` alone.
+    ``size`` must be a multiple of `TILE`. Normal ``e`` of a step depends on ``(key, path, stream, step, e)``
+    alone.
     """
-    c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(STATE_STREAM)
+    c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(stream)
     for tile in range(size // TILE):
         philox_batch(words, np.uint64(tile * LANES), c1, c2, c3, k0, k1)
         at = tile * TILE
@@ -241,7 +250,7 @@ def add_normals(x, size, scale, step, path, k0, k1, words):
 
 
 @njit(**FAST)
-def _chi_square(degrees, counter, step, path, k0, k1):
+def _chi_square(degrees, counter, step, path, stream, k0, k1):
     """One chi-square draw, by Marsaglia and Tsang's method; ``degrees >= 0`` a whole number."""
     if degrees == 0:
         return 0.0
@@ -249,8 +258,7 @@ def _chi_square(degrees, counter, step, path, k0, k1):
     shape = 0.5 * degrees - 1.0 / 3.0
     attempt = 1
     while True:
-        stream = np.uint64(COMPLEMENT_STREAM | (attempt << 8))
-        w0, w1, w2, w3 = _philox(c0, c1, c2, stream, k0, k1)
+        w0, w1, w2, w3 = _philox(c0, c1, c2, np.uint64(stream | (attempt << 8)), k0, k1)
         x = _radius64(w0) * _sincos64(w1)[0]
         if degrees == 1:
             return x * x
@@ -279,6 +287,7 @@ class Data(NamedTuple):
     squared_norms: np.ndarray  # (n,)
     rows: np.ndarray  # (blocks, 4), int64
     columns: np.ndarray  # (blocks, 5), int64
+    features: np.ndarray  # (n padded, ld): where only the head is simulated, the features; else (0, 0)
     inputs: int  # k
     width: int
     head: int  # slot of the head in theta
@@ -296,6 +305,7 @@ class Rule(NamedTuple):
     dt: Any  # in the state's precision, like noise
     noise: Any  # standard deviation of what one draw adds
     draws: int  # draws a step: more than one where a finer grid's Brownian path is followed
+    folded: int  # neurons that are not simulated but folded into the last ones, see `_fold`
 
 
 class Scratch(NamedTuple):
@@ -310,6 +320,10 @@ class Scratch(NamedTuple):
     words: np.ndarray  # (4, LANES), uint32
     ints: np.ndarray  # (8,), int32
     scalars: np.ndarray  # (2,): alpha and beta of a product
+    triangle: np.ndarray  # (q, ld), q = k + 1, by columns; this and the rest only where neurons are folded
+    stack: np.ndarray  # (q, ld), by columns
+    bartlett: np.ndarray  # (at least q (q - 1) / 2,)
+    reflectors: np.ndarray  # (2, at least REFLECTORS q)
 
 
 OUTPUT, NORM, RESIDUAL = range(3)
@@ -489,6 +503,8 @@ def freeze(theta, data, scratch):
     for block in range(data.rows.shape[0]):
         _preactivate(theta, block, data, scratch)
     Z, zero = scratch.Z, theta.dtype.type(0)
+    if data.features.size > 0:
+        Z[:] = data.features
     for i in range(Z.shape[0]):
         q = zero
         for j in range(data.width):
@@ -677,7 +693,7 @@ def _move_complement(complement, scale, dim, step, path, k0, k1):
         complement[0, j] += scale * radius * a
         if dim > 1:
             across = math.sqrt(complement[1, j]) + scale * radius * b
-            rest = _chi_square(dim - 2, j, step, path, k0, k1)
+            rest = _chi_square(dim - 2, j, step, path, COMPLEMENT_STREAM, k0, k1)
             complement[1, j] = across * across + scale * scale * rest
         total += complement[0, j] ** 2 + complement[1, j]
     return total
@@ -701,13 +717,12 @@ def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, s
             k0,
             k1,
         )
-    scalars[LOSS, r] = loss
+    scalars[LOSS, r], scalars[ACCURACY, r] = loss, accuracy
     scalars[DISPLACEMENT, r] = _squared_distance(theta, records.origin, data, scratch) + outside
     if records.reference.shape[0] > 0:
         scalars[DISTANCE, r] = _squared_distance(theta, records.reference[r], data, scratch) + outside
     if records.own.size == 0:
         return
-    scalars[ACCURACY, r] = accuracy
     _class_means(theta, data, scratch, records.means)
     misaligned, distorted, dead = 0, 0, 0
     start = scratch.neurons[START]
@@ -734,7 +749,142 @@ def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, s
     scalars[DEAD, r] = dead / data.width
 
 
-# --- the step loop ---------------------------------------------------------------------------
+# --- the Gram matrix of a linear net ---------------------------------------------------------
+
+
+@njit(**FAST)
+def _householder(triangle, stack, rows):
+    """Bring upper triangular ``triangle`` over ``stack`` to upper triangular form by reflections.
+
+    Columns lie contiguously. Four of the later columns are reflected at a time.
+    """
+    columns = triangle.shape[0]
+    for j in range(columns):
+        b, squared = stack[j], triangle.dtype.type(0)
+        for i in range(rows):
+            squared += b[i] * b[i]
+        if squared == 0:
+            continue
+        corner = triangle[j, j]
+        norm = math.copysign(math.sqrt(corner * corner + squared), -corner)
+        triangle[j, j] = norm
+        rate = norm - corner
+        for i in range(rows):
+            b[i] /= -rate
+        rate /= norm
+        first = j + 1
+        while first + 4 <= columns:
+            b0, b1, b2, b3 = stack[first], stack[first + 1], stack[first + 2], stack[first + 3]
+            t0, t1, t2, t3 = (
+                triangle[first, j],
+                triangle[first + 1, j],
+                triangle[first + 2, j],
+                triangle[first + 3, j],
+            )
+            for i in range(rows):
+                t0 += b[i] * b0[i]
+                t1 += b[i] * b1[i]
+                t2 += b[i] * b2[i]
+                t3 += b[i] * b3[i]
+            _reflect(triangle, stack, rate * t0, j, first, rows)
+            _reflect(triangle, stack, rate * t1, j, first + 1, rows)
+            _reflect(triangle, stack, rate * t2, j, first + 2, rows)
+            _reflect(triangle, stack, rate * t3, j, first + 3, rows)
+            first += 4
+        for c in range(first, columns):
+            t = triangle[c, j]
+            for i in range(rows):
+                t += b[i] * stack[c, i]
+            _reflect(triangle, stack, rate * t, j, c, rows)
+
+
+@njit(**FAST, forceinline=True)
+def _reflect(triangle, stack, t, j, c, rows):
+    """Subtract ``t`` times reflector ``j`` from column ``c``."""
+    b, target = stack[j], stack[c]
+    triangle[c, j] -= t
+    for i in range(rows):
+        target[i] -= t * b[i]
+
+
+def _triangularise(triangle, stack, rows, reflectors, ints):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_triangularise)
+def _triangularise_overload(triangle, stack, rows, reflectors, ints):
+    lapack = _DTPQRT if triangle.dtype == types.float64 else _STPQRT
+
+    def triangularise(triangle, stack, rows, reflectors, ints):
+        columns = triangle.shape[0]
+        if columns <= HOUSEHOLDER:
+            _householder(triangle, stack, rows)
+            return
+        ints[0], ints[1], ints[2], ints[3] = rows, columns, 0, REFLECTORS
+        ints[4], ints[5], ints[6] = triangle.shape[1], stack.shape[1], REFLECTORS
+        at = ints.ctypes.data
+        lapack(
+            at,
+            at + 4,
+            at + 8,
+            at + 12,
+            triangle.ctypes.data,
+            at + 16,
+            stack.ctypes.data,
+            at + 20,
+            reflectors[0].ctypes.data,
+            at + 24,
+            reflectors[1].ctypes.data,
+            at + 28,
+        )
+
+    return triangularise
+
+
+@njit(**FAST)
+def _fold(theta, draw, path, k0, k1, data, rule, scratch):
+    """Give the last ``q + 1`` neurons of a linear net the noise of ``folded`` others, in law.
+
+    Full fine-tuning: the others are zero before the step and Gaussian after it, so their Gram matrix is a
+    Wishart; Bartlett's triangular factor of it and the last neurons are brought to ``q`` neurons and a zero
+    one. Linear probing: the others have a head only, like the last neuron, which takes their norm.
+    """
+    q = data.inputs + 1
+    first = data.width - (q + 1)
+    if rule.method == LP:
+        tail = np.float64(theta[first + q])
+        rest = _chi_square(rule.folded, np.int64(0), draw, path, WISHART_STREAM, k0, k1)
+        theta[first + q] = math.sqrt(tail * tail + np.float64(rule.noise) ** 2 * rest)
+        return
+    W, triangle, stack, normals = (
+        _first_layer(theta, data, scratch),
+        scratch.triangle,
+        scratch.stack,
+        scratch.bartlett,
+    )
+    triangle[:] = 0
+    if rule.noise > 0:
+        normals[:] = 0
+        add_normals(normals, normals.size, rule.noise, draw, path, WISHART_STREAM, k0, k1, scratch.words)
+        at = 0
+        for c in range(q):
+            for i in range(min(c, rule.folded)):
+                triangle[c, i] = normals[at + i]
+            at += c
+            if c < rule.folded:
+                squared = _chi_square(rule.folded - c, c, draw, path, WISHART_STREAM, k0, k1)
+                triangle[c, c] = rule.noise * math.sqrt(squared)
+    stack[q - 1, : q + 1] = theta[first : first + q + 1]
+    for c in range(q - 1):
+        stack[c, : q + 1] = W[c, first : first + q + 1]
+    _triangularise(triangle, stack, q + 1, scratch.reflectors, scratch.ints)
+    # beyond the diagonal, LAPACK leaves the triangle as it was: zero
+    theta[first : first + q + 1] = triangle[q - 1, : q + 1]
+    for c in range(q - 1):
+        W[c, first : first + q + 1] = triangle[c, : q + 1]
+
+
+# --- the step loops --------------------------------------------------------------------------
 
 
 @njit(**JIT)
@@ -806,8 +956,113 @@ def advance(
             if step == stop:
                 break
             _descend(theta, rule.dt, data, rule, scratch)
-            if rule.noise > 0:
-                for draw in range(rule.draws):
-                    add_normals(
-                        theta, trained, rule.noise, step * rule.draws + draw, path, k0, k1, scratch.words
-                    )
+            for draw in range(step * rule.draws, (step + 1) * rule.draws):
+                if rule.noise > 0:
+                    add_normals(theta, trained, rule.noise, draw, path, STATE_STREAM, k0, k1, scratch.words)
+                if rule.folded > 0:
+                    _fold(theta, draw, path, k0, k1, data, rule, scratch)
+
+
+@njit(**JIT)
+def advance_collapsed(
+    thetas,
+    complements,
+    diverged,
+    first_path,
+    first,
+    stop,
+    last,
+    k0,
+    k1,
+    data,
+    rule,
+    scratch,
+    records,
+    scalars,
+    neurons,
+):
+    """`advance` for a linear net in full fine-tuning whose samples all have the same ``y_i x_i``.
+
+    With ``u = W x / ||x||``, ``p = (v + u) / sqrt(2)`` and ``m = (v - u) / sqrt(2)`` grow and shrink alone
+    (theory, section 7e). A state is ``(p along its start, norm of p across it, the same of m)``.
+    """
+    samples, gamma = data.y.size, np.float64(data.squared_norms[0])
+    dt, noise = np.float64(rule.dt), np.float64(rule.noise)
+    start_record = np.searchsorted(records.steps, first)
+    for p in range(thetas.shape[0]):
+        if diverged[p] >= 0:
+            continue
+        theta, complement, path = thetas[p], complements[p], first_path + p
+        r = start_record
+        for step in range(first, stop + last):
+            recording = r < records.steps.size and records.steps[r] == step
+            if step == stop and not recording:
+                break
+            a, b, c, d = (
+                np.float64(theta[0]),
+                np.float64(theta[1]),
+                np.float64(theta[2]),
+                np.float64(theta[3]),
+            )
+            plus, minus = a * a + b * b, c * c + d * d
+            margin = 0.5 * math.sqrt(gamma) * (plus - minus)
+            if not math.isfinite(plus + minus):
+                diverged[p] = step
+                break
+            if recording:
+                _observe_collapsed(
+                    r, step, margin, theta, complement, path, k0, k1, data, records, scalars[p]
+                )
+                r += 1
+            if step == stop:
+                break
+            pull = 1.0 / (1.0 + math.exp(margin)) if data.logistic else 1.0 - margin
+            norm = abs(pull) * math.sqrt(gamma * (plus + minus))
+            if rule.clipping == FLAT:
+                pull *= rule.clip / norm if norm > rule.clip else 1.0
+            elif rule.clipping == NORMALISED:
+                pull *= rule.clip / (norm + rule.stabiliser)
+            growth = samples * math.sqrt(gamma) * pull * dt
+            a, b, c, d = a * (1.0 + growth), b * (1.0 + growth), c * (1.0 - growth), d * (1.0 - growth)
+            if noise > 0:
+                w0, w1, w2, w3 = _philox(
+                    np.uint64(0), np.uint64(step), np.uint64(path), np.uint64(STATE_STREAM), k0, k1
+                )
+                x0, x1 = _sincos64(w1)
+                x2, x3 = _sincos64(w3)
+                first_radius, second_radius = noise * _radius64(w0), noise * _radius64(w2)
+                a += first_radius * x0
+                c += second_radius * x2
+                b = _across(b + first_radius * x1, noise, rule.folded, 0, step, path, k0, k1)
+                d = _across(d + second_radius * x3, noise, rule.folded, 1, step, path, k0, k1)
+            theta[0], theta[1], theta[2], theta[3] = a, b, c, d
+
+
+@njit(**JIT)
+def _across(x, noise, degrees, counter, step, path, k0, k1):
+    """Norm of ``(x, noise xi)`` for ``degrees`` standard normals ``xi``."""
+    rest = _chi_square(degrees, np.int64(counter), step, path, WISHART_STREAM, k0, k1)
+    return math.sqrt(x * x + noise * noise * rest)
+
+
+@njit(**JIT)
+def _observe_collapsed(r, step, margin, theta, complement, path, k0, k1, data, records, scalars):
+    """Write the observables of record ``r`` of a collapsed net."""
+    if data.logistic:
+        loss = max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+    else:
+        loss = 0.5 * (1.0 - margin) ** 2
+    outside = 0.0
+    if records.complement_dim > 0:
+        outside = _move_complement(
+            complement, records.complement_scale[r], records.complement_dim, step, path, k0, k1
+        )
+    scalars[LOSS, r], scalars[ACCURACY, r] = data.y.size * loss, margin > 0
+    displacement, distance = outside, outside
+    for i in range(4):
+        displacement += np.float64(theta[i] - records.origin[i]) ** 2
+        if records.reference.shape[0] > 0:
+            distance += np.float64(theta[i] - records.reference[r, i]) ** 2
+    scalars[DISPLACEMENT, r] = displacement
+    if records.reference.shape[0] > 0:
+        scalars[DISTANCE, r] = distance

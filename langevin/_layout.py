@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from langevin._kernels import LANES, TILE, Data, Scratch
+from langevin._kernels import LANES, REFLECTORS, TILE, Data, Scratch
 from langevin._validate import FloatArray
 
 CACHE_LINE = 64
@@ -77,22 +77,28 @@ class Layout:
     def _first_layer(self, theta: np.ndarray) -> np.ndarray:
         return theta[self.head : self.head + self.inputs * self.ld].reshape(self.inputs, self.ld)
 
-    def data(self, X: FloatArray, y: FloatArray, *, relu: bool, logistic: bool) -> Data:
-        """The compiled code's view of a problem with inputs ``X (n, k)``."""
+    def data(
+        self, X: FloatArray, y: FloatArray, *, relu: bool, logistic: bool, features: FloatArray | None = None
+    ) -> Data:
+        """The compiled code's view of a problem with inputs ``X (n, k)``, or with ``features (n, h)``."""
         samples = _up(X.shape[0], 4)
         padded = aligned_zeros(
             (samples, _up(self.inputs, CACHE_LINE // np.dtype(self.dtype).itemsize)), self.dtype
         )
-        padded[: X.shape[0], : self.inputs] = X
+        padded[: X.shape[0], : self.inputs] = X[:, : self.inputs]
         streamed = self.inputs * self.ld * np.dtype(self.dtype).itemsize > STREAMED
         norms = np.zeros(samples, self.dtype)
         norms[: X.shape[0]] = np.einsum("ij,ij->i", X, X)
+        frozen = aligned_zeros((0, 0) if features is None else (samples, self.ld), self.dtype)
+        if features is not None:
+            frozen[: X.shape[0], : self.width] = features
         return Data(
             padded,
             y.astype(self.dtype),
             norms,
             _row_blocks(padded, self.inputs, streamed),
             _column_blocks(padded, self.inputs, streamed),
+            frozen,
             self.inputs,
             self.width,
             self.head,
@@ -100,12 +106,14 @@ class Layout:
             logistic,
         )
 
-    def scratch(self, data: Data) -> Scratch:
-        """Work space for one thread."""
+    def scratch(self, data: Data, folds: bool = False) -> Scratch:
+        """Work space for one thread; ``folds`` where neurons are folded."""
         samples, inputs = data.X.shape
+        q = self.inputs + 1 if folds else 0
+        columns = q, _up(q + 1, CACHE_LINE // np.dtype(self.dtype).itemsize)
         return Scratch(
             aligned_zeros((samples, self.ld), self.dtype),
-            aligned_zeros((int(data.columns[:, 1].max()), self.ld), self.dtype),
+            aligned_zeros((int(data.columns[:, 1].max(initial=1)), self.ld), self.dtype),
             aligned_zeros((samples, inputs), self.dtype),
             aligned_zeros((3, samples), self.dtype),
             aligned_zeros((7, self.ld), self.dtype),
@@ -113,6 +121,10 @@ class Layout:
             aligned_zeros((4, LANES), np.uint32),
             np.zeros(8, np.int32),
             np.zeros(2, self.dtype),
+            aligned_zeros(columns, self.dtype),
+            aligned_zeros(columns, self.dtype),
+            aligned_zeros((_up(q * (q - 1) // 2, TILE),), self.dtype),
+            aligned_zeros((2, REFLECTORS * q), self.dtype),
         )
 
 
@@ -130,6 +142,8 @@ def _neurons(rows: int, depth: int, streamed: bool) -> int:
 
 
 def _row_blocks(X: np.ndarray, inputs: int, streamed: bool) -> np.ndarray:
+    if inputs == 0:
+        return np.zeros((0, 4), np.int64)
     count = X.shape[0] if streamed else _block(inputs, 16)
     blocks = []
     for first in range(0, X.shape[0], count):
@@ -149,4 +163,4 @@ def _column_blocks(X: np.ndarray, inputs: int, streamed: bool) -> np.ndarray:
         used = np.flatnonzero(X[:, first : first + columns].any(axis=1))
         row = min(int(used[0]), samples - 4) // 4 * 4 if used.size else samples - 4
         blocks.append((first, columns, row, samples - row, _neurons(columns, samples - row, streamed)))
-    return np.array(blocks, np.int64)
+    return np.array(blocks, np.int64).reshape(-1, 5)

@@ -69,9 +69,9 @@ def configuration(
         "paths": paths,
         "observables": list(names),
         "precision": "double" if chain.layout.dtype is np.float64 else "single",
-        "reduction": "none" if chain.span.trivial else "span",
-        "simulated_dim": chain.span.dim,
-        "basis": _digest(chain.span.basis),
+        "reduction": chain.reduction.name,
+        "simulated": chain.reduction.simulated,
+        "coordinates": _digest(chain.reduction.problem.X, chain.reduction.W, chain.reduction.v),
         "key": list(chain.key),
         "draws": chain.draws,
     }
@@ -133,7 +133,7 @@ def _arrays(results: Results) -> dict[str, np.ndarray]:
 
 
 def save(path: Path, config: dict[str, Any], chain: Chain, results: Results, chunks: Sequence[Chunk]) -> None:
-    layout, outside = chain.layout, chain.start(0, 0).complements.shape[2]
+    layout, outside = chain.layout, chain.reduction.processes
     store.save_checkpoint(
         path,
         config,
@@ -151,7 +151,7 @@ def save(path: Path, config: dict[str, Any], chain: Chain, results: Results, chu
 def restore(path: Path, config: dict[str, Any], chain: Chain, results: Results) -> list[Chunk]:
     """Fill ``results`` from a checkpoint and return the chunks in flight."""
     own = _arrays(results)
-    outside = chain.start(0, 0).complements.shape[2]
+    outside = chain.reduction.processes
     shapes = {name: array.shape for name, array in own.items()}
     shapes |= {"chunks": (-1, 3), "thetas": (-1, chain.layout.size), "complements": (-1, 2, outside)}
     arrays = store.load_checkpoint(path, config, shapes)

@@ -1,4 +1,7 @@
-"""Where fine-tuning starts: features (collapsed or Gaussian) and heads (Gaussian, zero, prototypes)."""
+"""Where fine-tuning starts: features (collapsed or Gaussian) and heads (Gaussian, zero, prototypes).
+
+`gaussian_gram` gives features and head of a linear net of any width.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import numpy as np
 
 from langevin import _validate
 from langevin._random import RNG, generator
+from langevin._span import Span
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
+from langevin.problem import GramWeights, Problem, Weights
 
 
 def collapsed_features(
@@ -86,6 +90,60 @@ def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: 
     width, dim = _validate.integer("width", width, 1), _validate.integer("dim", dim, 1)
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
     return generator(rng, "features").standard_normal((width, dim)) * (scale / dim**0.5)
+
+
+def gaussian_gram(
+    problem: Problem,
+    width: int,
+    *,
+    scale: float | None = None,
+    head_scale: float | None = None,
+    rng: RNG = None,
+) -> GramWeights:
+    """Weights of a linear net with `gaussian_features` and a `gaussian_head`, whatever its width.
+
+    No neuron is drawn: the Gram matrix in the span of the inputs, held-out ones included, is a Wishart, and
+    Bartlett's triangular factor of it stands for the net, exactly in law (new; theory, section 7c).
+
+    Parameters
+    ----------
+    problem : Problem
+        With a linear activation.
+    width : int
+        ``h``.
+    scale : float, optional
+        Root mean square norm of the rows of ``W``; ``1 / sqrt(width)`` by default.
+    head_scale : float, optional
+        Standard deviation of the head's entries; ``1 / sqrt(width)`` by default.
+    rng : int, Generator or None
+        Source of randomness (SPEC 7).
+
+    Examples
+    --------
+    >>> from langevin import linear_teacher
+    >>> problem = linear_teacher(samples=8, dim=3, activation="linear", rng=0)
+    >>> weights = gaussian_gram(problem, width=10**9, rng=0)
+    >>> weights.width, weights.W.shape
+    (1000000000, (4, 3))
+    >>> bool(abs(np.linalg.norm(weights.v) - 1) < 1e-3)
+    True
+    """
+    width = _validate.integer("width", width, 1)
+    scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
+    head_scale = width**-0.5 if head_scale is None else _validate.non_negative("head_scale", head_scale)
+    if problem.activation != "linear":
+        raise ValueError(
+            f"problem must have a linear activation, got {problem.activation!r}: a ReLU net has no Gram "
+            "matrix that tells its outputs; take gaussian_features"
+        )
+    span = Span.of(problem.X, problem.X_test)
+    columns = span.dim + 1
+    rows = min(width, columns)
+    random = generator(rng, "Gram matrix")
+    factor = np.triu(random.standard_normal((rows, columns)), 1)
+    factor[np.arange(rows), np.arange(rows)] = np.sqrt(random.chisquare(width - np.arange(rows)))
+    W = (scale / problem.dim**0.5) * (factor[:, :-1] @ span.basis.T)
+    return GramWeights(W, head_scale * factor[:, -1], width)
 
 
 def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:

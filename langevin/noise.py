@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from langevin import _validate
-from langevin._kernels import LANES, add_normals
+from langevin._kernels import LANES, STATE_STREAM, add_normals
 from langevin._layout import Layout, aligned_zeros
 from langevin._random import RNG, generator
 
@@ -40,7 +40,8 @@ def normals(
     tiles = -(-_validate.integer("size", size, 1) // (4 * LANES))
     draws = aligned_zeros((tiles * 4 * LANES,), dtype)
     words = np.empty((4, LANES), np.uint32)
-    add_normals(draws, draws.size, dtype(1), step, path, np.uint64(key[0]), np.uint64(key[1]), words)
+    first, second = (np.uint64(word) for word in key)
+    add_normals(draws, draws.size, dtype(1), step, path, STATE_STREAM, first, second, words)
     return draws[:size]
 
 

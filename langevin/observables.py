@@ -29,6 +29,8 @@ class Observable:
         "1" for ratios and counts.
     classes : bool
         Whether it needs labels -1 and +1.
+    neurons : bool
+        Whether it looks at single neurons, which not every reduction simulates.
     per_neuron : bool
         Whether it has a ``neuron`` dimension.
     held_out : bool
@@ -40,10 +42,13 @@ class Observable:
     meaning: str
     units: str = "1"
     classes: bool = False
+    neurons: bool = False
     per_neuron: bool = False
     held_out: bool = False
     default: bool = True
 
+
+_EACH_NEURON: dict[str, Any] = dict(classes=True, neurons=True, per_neuron=True, default=False)
 
 OBSERVABLES = {
     "loss": Observable("training loss, the sum over samples", "loss"),
@@ -52,18 +57,14 @@ OBSERVABLES = {
     "squared_distance": Observable(
         "squared distance ||theta_t - theta~_t||^2 to the zeroth-order path on the same grid", "parameter^2"
     ),
-    "misaligned": Observable("share of neurons with s_j v_j < 0", classes=True),
+    "misaligned": Observable("share of neurons with s_j v_j < 0", classes=True, neurons=True),
     "distorted": Observable(
-        "share of neurons whose mean own-class pre-activation is below its start", classes=True
+        "share of neurons whose mean own-class pre-activation is below its start", classes=True, neurons=True
     ),
-    "dead": Observable("share of ReLU neurons active on no training sample", classes=True),
-    "alignment": Observable(
-        "cosine of w_j and the mean of its own class", classes=True, per_neuron=True, default=False
-    ),
-    "preactivation": Observable(
-        "mean of w_j . x over its own class", "input parameter", classes=True, per_neuron=True, default=False
-    ),
-    "head_alignment": Observable("s_j v_j", "parameter", classes=True, per_neuron=True, default=False),
+    "dead": Observable("share of ReLU neurons active on no training sample", classes=True, neurons=True),
+    "alignment": Observable("cosine of w_j and the mean of its own class", **_EACH_NEURON),
+    "preactivation": Observable("mean of w_j . x over its own class", "input parameter", **_EACH_NEURON),
+    "head_alignment": Observable("s_j v_j", "parameter", **_EACH_NEURON),
     "test_accuracy": Observable(
         "share of held-out samples with y f > 0", classes=True, held_out=True, default=False
     ),
@@ -78,20 +79,16 @@ OBSERVABLES = {
 NEIGHBOURS = 21
 
 
-def select(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names to observe: the defaults that the problem allows, or ``names`` beside them.
+def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names asked for beside the defaults, checked.
 
     Raises
     ------
     ValueError
         On an unknown name, or one that the problem does not allow.
     """
-    chosen = [
-        name
-        for name, o in OBSERVABLES.items()
-        if o.default and (problem.classification or not o.classes) and name not in exclude
-    ]
-    for name in [names] if isinstance(names, str) else names or ():
+    asked = tuple(dict.fromkeys([names] if isinstance(names, str) else names or ()))
+    for name in asked:
         if name not in OBSERVABLES or name in exclude:
             allowed = ", ".join(n for n in OBSERVABLES if n not in exclude)
             raise ValueError(f"observables must be among {allowed}; got {name!r}")
@@ -100,9 +97,25 @@ def select(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str]
             raise ValueError(f"observables: {name!r} needs labels -1 and +1, but y holds other targets")
         if observable.held_out and problem.X_test is None:
             raise ValueError(f"observables: {name!r} needs held-out points: give Problem X_test and y_test")
-        if name not in chosen:
-            chosen.append(name)
-    return tuple(chosen)
+    return asked
+
+
+def select(
+    problem: Problem, asked: Sequence[str], exclude: Sequence[str] = (), *, neurons: bool = True
+) -> tuple[str, ...]:
+    """What to observe: the defaults that the problem allows, and what was ``asked`` for beside them.
+
+    Without ``neurons``, those that look at single neurons are no defaults.
+    """
+    defaults = [
+        name
+        for name, o in OBSERVABLES.items()
+        if o.default
+        and (problem.classification or not o.classes)
+        and (neurons or not o.neurons)
+        and name not in exclude
+    ]
+    return tuple(dict.fromkeys([*defaults, *asked]))
 
 
 def own_class(problem: Problem, W: FloatArray) -> FloatArray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,10 @@ Method = Literal["lp", "fft"]
 
 ACTIVATIONS = ("relu", "linear")
 LOSSES = ("logistic", "square")
+# rows of weights that are read at once
+BLOCK_ROWS = 2**15
+# so that the degrees of freedom of their noise are whole numbers of 64 bits
+MOST_NEURONS = 10**12
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,12 +204,93 @@ class Weights:
         return self.width * (self.dim + 1) if method == "fft" else self.width
 
 
+@dataclass(frozen=True, eq=False)
+class GramWeights(Weights):
+    """Initial parameters of a linear net of any width, known by their Gram matrix alone.
+
+    Outputs, gradient norms and hence the clipped dynamics of a linear net depend on ``[W, v]`` only through
+    ``[W, v]^T [W, v]`` (new; theory, section 7c): the rows given here have the Gram matrix of the net of
+    ``width`` neurons, and are not themselves its neurons.
+
+    Parameters
+    ----------
+    W : array_like, shape (r, d)
+    v : array_like, shape (r,)
+    neurons : int
+        The net's width ``h >= r``.
+
+    See Also
+    --------
+    langevin.gaussian_gram : draws Gaussian features and head of such a net.
+
+    Examples
+    --------
+    >>> weights = GramWeights([[1.0, 0.0], [0.0, 1.0]], [0.5, -0.5], neurons=10**9)
+    >>> weights.width
+    1000000000
+    """
+
+    neurons: int
+
+    def __init__(self, W: ArrayLike, v: ArrayLike, neurons: int) -> None:
+        super().__init__(W, v)
+        neurons = _validate.integer("neurons", neurons, len(self.W))
+        if neurons > MOST_NEURONS:
+            raise ValueError(f"neurons must be at most {MOST_NEURONS:.0e}, got {neurons}")
+        object.__setattr__(self, "neurons", neurons)
+
+    @classmethod
+    def from_rows(cls, W: Any, v: Any) -> GramWeights:
+        """Read weights in blocks of rows: ``W`` and ``v`` may be larger than memory.
+
+        Parameters
+        ----------
+        W, v : array_like, shapes (h, d) and (h,)
+            Anything with a shape whose slices are arrays: memory maps, HDF5 or Zarr arrays.
+        """
+        if len(W.shape) != 2 or W.shape[0] < 1 or tuple(v.shape) != (W.shape[0],):
+            raise ValueError(
+                f"W and v must have shapes (h, d) and (h,), got {tuple(W.shape)} and {tuple(v.shape)}"
+            )
+
+        def block(first: int) -> FloatArray:
+            rows = slice(first, first + BLOCK_ROWS)
+            part = Weights(W[rows], v[rows])
+            return np.column_stack([part.W, part.v])
+
+        rows = triangle(block(first) for first in range(0, W.shape[0], BLOCK_ROWS))
+        return cls(rows[:, :-1], rows[:, -1], W.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Number of neurons ``h``."""
+        return self.neurons
+
+
+def triangle(blocks: Iterable[FloatArray]) -> FloatArray:
+    """Triangular factor ``R`` of the matrix whose blocks of rows these are: ``R^T R`` is its Gram matrix.
+
+    By QR of one block after the other, never from the Gram matrix, whose rounding would hide small rows.
+    """
+    rows: FloatArray | None = None
+    for block in blocks:
+        stack = block if rows is None else np.vstack([rows, block])
+        rows = np.asarray(np.linalg.qr(stack, mode="r"))
+    assert rows is not None
+    return rows
+
+
 def require_compatible(problem: Problem, weights: Weights) -> None:
     """Refuse weights whose input dimension is not the data's."""
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a langevin.Problem, got {type(problem).__name__}")
     if not isinstance(weights, Weights):
         raise TypeError(f"weights must be langevin.Weights, got {type(weights).__name__}")
+    if isinstance(weights, GramWeights) and problem.activation != "linear":
+        raise ValueError(
+            f"weights must hold single neurons for activation {problem.activation!r}, got GramWeights: "
+            "take Weights, or a linear net"
+        )
     if weights.dim != problem.dim:
         raise ValueError(
             f"weights.W must have as many columns as problem.X, got {weights.dim} and {problem.dim}"

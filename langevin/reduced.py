@@ -1,107 +1,372 @@
-"""Exact reductions: the same law in fewer dimensions."""
+"""Exact reductions: the same law in fewer dimensions (new; theory, section 7).
+
+Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
+
+- ``"span"`` (7a): inputs in the span of the data, any net;
+- ``"kernel"`` (7b): linear probing of any net in as many dimensions as there are samples;
+- ``"gram"`` (7c): a linear net through its Gram matrix, whatever its width;
+- ``"collapsed"`` (7e): full fine-tuning of a linear net whose samples all have the same ``y_i x_i``;
+- ``"blocks"`` (7d): the zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes,
+  in `langevin.zeroth_order` alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from scipy.linalg import qr
 
+from langevin import _validate
+from langevin._span import Span
 from langevin._validate import FloatArray
-from langevin.problem import Problem
+from langevin.observables import OBSERVABLES
+from langevin.problem import BLOCK_ROWS, GramWeights, Problem, Weights, triangle
+from langevin.schedule import Grid, Schedule
 
-REDUCTIONS = ("auto", "none")
+REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
+# nanoseconds of a multiply-add in a product and in a loop, of a normal and of a chi-square draw
+_PRODUCT, _LOOP, _NORMAL, _CHI_SQUARE = 0.02, 0.1, 0.9, 60.0
 
 
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Coordinates of inputs and first layer in the span of the data (new; theory, section 7a).
-
-    Outputs, gradients and hence the drift live in the span of the inputs, of dimension
-    ``k = rank X <= min(n, d)``. The part of ``W`` across it has no drift: it stays put in the
-    zeroth-order flow and is Brownian, independent of the rest, in the diffusion and in every
-    Euler-Maruyama chain. Dropping it changes the law of nothing that is seen on the data.
+@dataclass(frozen=True)
+class Request:
+    """What a solver is asked for, as far as it decides between reductions.
 
     Attributes
     ----------
-    basis : ndarray, shape (d, k)
-        Orthonormal columns; the first ``rank X`` of them span the training inputs.
-    order : ndarray of int, shape (n,)
-        Order of the samples in which ``coordinates(X)[order]`` is lower triangular.
+    observables : tuple of str
+        Those asked for beside the defaults.
+    noisy : bool
+        Whether any noise is drawn.
+    coupled : bool
+        Whether runs of several steps are to share their Brownian paths.
+    flow : bool
+        Whether the flow is solved by an adaptive method, and not a chain.
     """
 
-    basis: FloatArray
-    order: np.ndarray
-
-    @classmethod
-    def of(cls, X: FloatArray, others: FloatArray | None = None) -> Span:
-        """Span of the rows of ``X``, and of ``others`` beside them."""
-        lengths = np.linalg.norm(X, axis=1, keepdims=True)
-        # by direction: a sample far shorter than another spans as much
-        basis, order = _range((X / np.where(lengths > 0, lengths, 1.0)).T)
-        if basis.shape[1] == 0:
-            basis = np.eye(X.shape[1], 1)
-        if others is not None:
-            across = others - (others @ basis) @ basis.T
-            extra, _ = _range(across.T, scale=float(np.linalg.norm(others, axis=1).max()))
-            extra -= basis @ (basis.T @ extra)
-            basis = np.hstack([basis, np.linalg.qr(extra)[0]])
-        return cls(basis, order)
-
-    @classmethod
-    def whole(cls, problem: Problem) -> Span:
-        """The input space itself."""
-        return cls(np.eye(problem.dim), np.arange(problem.samples))
+    problem: Problem
+    weights: Weights
+    schedule: Schedule
+    grid: Grid
+    observables: Sequence[str] = ()
+    noisy: bool = True
+    coupled: bool = False
+    flow: bool = False
 
     @property
-    def dim(self) -> int:
-        """``k``."""
-        return self.basis.shape[1]
-
-    @property
-    def complement_dim(self) -> int:
-        """``d - k``."""
-        return self.basis.shape[0] - self.dim
+    def held_out(self) -> bool:
+        """Whether an observable needs held-out points."""
+        return any(OBSERVABLES[name].held_out for name in self.observables)
 
     @cached_property
-    def trivial(self) -> bool:
-        """Whether the basis is that of the input space."""
-        return self.complement_dim == 0 and bool((self.basis == np.eye(self.dim)).all())
+    def span(self) -> Span:
+        """The span of the data where that is smaller than the input space, else the latter."""
+        found = Span.of(self.problem.X, self.problem.X_test if self.held_out else None)
+        return found if found.dim < self.problem.dim else Span.whole(self.problem)
 
-    def coordinates(self, rows: FloatArray) -> FloatArray:
-        """Coordinates in the span, shape (m, k), of ``rows`` (m, d)."""
-        return rows if self.trivial else rows @ self.basis
+    def blocks(self) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """First layer and head, so many rows at a time."""
+        for first in range(0, len(self.weights.v), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            yield self.weights.W[rows], self.weights.v[rows]
 
-    def complement_norms(self, rows: FloatArray) -> FloatArray:
-        """Norms across the span, shape (m,)."""
-        if self.complement_dim == 0:
-            return np.zeros(rows.shape[0])
-        return np.linalg.norm(rows - (rows @ self.basis) @ self.basis.T, axis=1)
+    def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
+        """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
+        samples, linear, total = self.problem.samples, self.problem.activation == "linear", 0.0
+        q = inputs + 1
+        for phase, steps in zip(self.schedule, self.grid.phase_steps, strict=True):
+            draws = _NORMAL * self.noisy
+            if phase.method == "lp":
+                step = rows * (2 * samples * _LOOP + draws) + _CHI_SQUARE * (folded > 0)
+            else:
+                step = 2 * samples * inputs * rows * _PRODUCT / (2 if linear else 1)
+                step += inputs * rows * (3 * _LOOP + draws)
+                if folded:
+                    step += q**3 * _LOOP + q * (_CHI_SQUARE + 0.5 * q * draws)
+            total += steps * step
+        return total
 
 
-def _range(matrix: FloatArray, scale: float = 0.0) -> tuple[FloatArray, np.ndarray]:
-    """Orthonormal basis of the columns' span, and the pivots' order."""
-    factors: Any = qr(matrix, mode="economic", pivoting=True)
-    q, r, order = factors
-    diagonal = np.abs(np.diag(r))
-    tolerance = max(matrix.shape) * np.finfo(np.float64).eps * max(diagonal.max(initial=0.0), scale)
-    rank = int((diagonal > tolerance).sum())
-    return q[:, :rank], order
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """The chain that is simulated in place of the problem's own.
 
-
-def span(problem: Problem, reduce: str, with_test: bool) -> Span:
-    """The coordinates in which a run is simulated.
-
-    Parameters
+    Attributes
     ----------
-    reduce : {"auto", "none"}
-        ``"auto"`` takes the span where it is smaller than the input space.
-    with_test : bool
-        Whether the held-out points must lie in it, too.
+    name : str
+        In `REDUCTIONS`.
+    problem : Problem
+        In the coordinates that are simulated, samples in an order in which inputs are triangular if they can
+        be. ``"kernel"``: a linear net whose inputs are the features of the net in question.
+    W, v : ndarray, shapes (r, k) and (r,)
+        Where the chain starts; its neurons are the net's own only if ``neurons``.
+    span : Span
+        Coordinates of ``problem`` in the input space.
+    frozen : bool
+        Whether the head alone is simulated, in front of features that are all the same.
+    folded : int
+        Neurons that are folded into the last ones, see `langevin._kernels`.
+    hidden : int
+        Dimensions that are not simulated, per process: Brownian motion that shows in distances alone.
+    processes : int
+        How many there are: one for each neuron, or one for all.
+    hidden_method : {"lp", "fft"}
+        The phases in which they move.
     """
-    if reduce == "none":
-        return Span.whole(problem)
-    reduced = Span.of(problem.X, problem.X_test if with_test else None)
-    return reduced if reduced.dim < problem.dim else Span.whole(problem)
+
+    name: str
+    problem: Problem
+    W: FloatArray
+    v: FloatArray
+    span: Span
+    neurons: bool = True
+    frozen: bool = False
+    folded: int = 0
+    hidden: int = 0
+    processes: int = 0
+    hidden_method: str = "fft"
+
+    @property
+    def simulated(self) -> str:
+        """In a few words."""
+        rows, inputs = self.W.shape
+        return {
+            "none": "the full chain",
+            "span": f"inputs in the {inputs} dimensions of their span",
+            "kernel": f"the head in {rows} dimensions",
+            "gram": f"the Gram matrix, as a net of width {rows} in {inputs} dimensions",
+            "collapsed": "four numbers",
+            "blocks": "the Gram matrix of each class",
+        }[self.name]
+
+    def net(self, W: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """A net with the same outputs on ``problem``, at a state of the chain."""
+        return (np.eye(len(v)), v) if self.frozen else (W, v)
+
+
+def reduction(name: str, request: Request) -> Reduction:
+    """The reduction of that name, or, for ``"auto"``, the cheapest one that serves the request.
+
+    Raises
+    ------
+    ValueError
+        If the reduction does not apply; the message says why.
+    """
+    _validate.choice("reduce", name, REDUCTIONS)
+    if name == "auto":
+        costs = {name: route.cost(request) for name, route in _ROUTES.items() if not route.refusal(request)}
+        if not costs:
+            why = _ROUTES["gram"].refusal(request)
+            raise ValueError(f"weights must hold single neurons for this run, got GramWeights: 'gram' {why}")
+        name = min(costs, key=costs.__getitem__)
+    elif why := _ROUTES[name].refusal(request):
+        raise ValueError(f"reduce must apply to the run, but {name!r} {why}: take 'auto'")
+    return _ROUTES[name].build(request)
+
+
+# --- each reduction: whether it applies, what it costs, what is simulated ---------------------
+
+
+class _Route(Protocol):
+    def refusal(self, request: Request) -> str:
+        """Say why it does not apply, or nothing."""
+        ...
+
+    def cost(self, request: Request) -> float: ...
+
+    def build(self, request: Request) -> Reduction: ...
+
+
+class _Full:
+    """The net's own neurons; ``span``: on inputs in the span of the data."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _span(self, request: Request) -> Span:
+        return request.span if self.name == "span" else Span.whole(request.problem)
+
+    def refusal(self, request: Request) -> str:
+        if isinstance(request.weights, GramWeights):
+            return "needs single neurons, and these weights are known by their Gram matrix alone"
+        return ""
+
+    def cost(self, request: Request) -> float:
+        # triangular data halve the products
+        span = self._span(request)
+        return request.cost(request.weights.width, span.dim) * (1.0 if span.trivial else 0.6)
+
+    def build(self, request: Request) -> Reduction:
+        span, weights = self._span(request), request.weights
+        return Reduction(
+            self.name,
+            _local(request.problem, span),
+            span.coordinates(weights.W),
+            weights.v,
+            span,
+            hidden=span.complement_dim,
+            processes=weights.width if span.complement_dim else 0,
+        )
+
+
+class _Kernel:
+    """Linear probing in the range of the features: ``f = L a``, ``A = L Q^T``, ``a = Q^T v``."""
+
+    def refusal(self, request: Request) -> str:
+        if any(phase.method != "lp" for phase in request.schedule):
+            return "needs a schedule of linear probing alone"
+        return _sees_neurons(request)
+
+    def cost(self, request: Request) -> float:
+        return request.cost(min(request.problem.samples, request.weights.width), 0)
+
+    def build(self, request: Request) -> Reduction:
+        problem = request.problem
+        X_test, y_test = (problem.X_test, problem.y_test) if request.held_out else (None, None)
+        X = problem.X if X_test is None else np.vstack([problem.X, X_test])
+        rows = triangle(np.column_stack([problem.activate(W @ X.T), v]) for W, v in request.blocks())
+        # neurons beyond those that any sample sees
+        rows = rows[: len(X)]
+        train, test = rows[:, : problem.samples].T, rows[:, problem.samples : -1].T
+        frozen = Problem(
+            train,
+            problem.y,
+            "linear",
+            problem.loss,
+            None if X_test is None else test,
+            y_test,
+        )
+        hidden = request.weights.width - len(rows)
+        return Reduction(
+            "kernel",
+            frozen,
+            np.zeros((len(rows), 0)),
+            rows[:, -1],
+            Span.whole(problem),
+            neurons=False,
+            frozen=True,
+            hidden=hidden,
+            processes=int(hidden > 0),
+            hidden_method="lp",
+        )
+
+
+class _Gram:
+    """A linear net of few neurons with the same Gram matrix, noise included.
+
+    In coordinates of the span of ``[W_0, v_0]``'s columns and across it: the first ``q`` neurons, whose
+    noise is Gaussian, tell distances from the start and from the zeroth-order path; of all others the Gram
+    matrix counts, which ``q + 1`` neurons carry.
+    """
+
+    def _rows(self, request: Request) -> tuple[int, int, int]:
+        """Neurons along and across, and neurons folded."""
+        q, width = request.span.dim + 1, request.weights.width
+        along = min(q, width)
+        across = min(q + 1, width - along) if request.noisy else 0
+        return along, across, (width - along - across) if request.noisy else 0
+
+    def refusal(self, request: Request) -> str:
+        if request.problem.activation != "linear":
+            return "needs a linear net: with noise the Gram matrix no longer tells which neurons are active"
+        return _sees_neurons(request) or _has_no_path(request)
+
+    def cost(self, request: Request) -> float:
+        along, across, folded = self._rows(request)
+        return request.cost(along + across, request.span.dim, folded)
+
+    def build(self, request: Request) -> Reduction:
+        span, width = request.span, request.weights.width
+        along, across, folded = self._rows(request)
+        rows = triangle(np.column_stack([span.coordinates(W), v]) for W, v in request.blocks())
+        start = np.zeros((along + across, span.dim + 1))
+        start[: len(rows)] = rows
+        return Reduction(
+            "gram",
+            _local(request.problem, span),
+            start[:, :-1],
+            start[:, -1],
+            span,
+            neurons=False,
+            folded=folded,
+            hidden=width * span.complement_dim,
+            processes=int(span.complement_dim > 0),
+        )
+
+
+class _Collapsed:
+    """Two vectors that grow and shrink alone, see `langevin._kernels.advance_collapsed`."""
+
+    def refusal(self, request: Request) -> str:
+        problem = request.problem
+        if problem.activation != "linear":
+            return "needs a linear net: with noise nothing tells when a neuron of a ReLU net leaves its cone"
+        if any(phase.method != "fft" for phase in request.schedule):
+            return "needs a schedule of full fine-tuning alone"
+        if request.flow:
+            return "is a chain of whole steps, and the adaptive method has none: give dt"
+        if request.weights.width < 2:
+            return "needs two neurons at least"
+        if not problem.classification:
+            return "needs labels -1 and +1"
+        if request.held_out:
+            return "knows nothing of held-out points"
+        directed = problem.y[:, None] * problem.X
+        size = np.abs(directed).max()
+        if size == 0 or np.abs(directed - directed[0]).max() > 1e-12 * size:
+            return "needs samples that all have the same y_i x_i, other than 0"
+        return _sees_neurons(request) or _has_no_path(request)
+
+    def cost(self, request: Request) -> float:
+        return request.grid.steps * (50.0 + 300.0 * request.noisy)
+
+    def build(self, request: Request) -> Reduction:
+        problem, weights = request.problem, request.weights
+        x = problem.y[0] * problem.X[0]
+        length = float(np.linalg.norm(x))
+        span = Span((x / length)[:, None], np.arange(problem.samples))
+        u = weights.W @ span.basis[:, 0]
+        sizes = [float(np.linalg.norm(weights.v + sign * u)) / 2**0.5 for sign in (1.0, -1.0)]
+        return Reduction(
+            "collapsed",
+            Problem(length * problem.y[:, None], problem.y, "linear", problem.loss),
+            np.zeros((4, 0)),
+            np.array([sizes[0], 0.0, sizes[1], 0.0]),
+            span,
+            neurons=False,
+            folded=weights.width - 2,
+            hidden=weights.width * span.complement_dim,
+            processes=int(span.complement_dim > 0),
+        )
+
+
+def _local(problem: Problem, span: Span) -> Problem:
+    """The problem in coordinates, its samples in the order in which they are triangular."""
+    X = span.coordinates(problem.X)[span.order]
+    # zeros but for rounding, which would keep whole blocks of products alive
+    X = X if span.trivial else np.tril(X)
+    X_test = None if problem.X_test is None else span.coordinates(problem.X_test)
+    return Problem(X, problem.y[span.order], problem.activation, problem.loss, X_test, problem.y_test)
+
+
+def _sees_neurons(request: Request) -> str:
+    asked = [name for name in request.observables if OBSERVABLES[name].neurons]
+    return f"simulates no single neurons, which {', '.join(asked)} needs" if asked else ""
+
+
+def _has_no_path(request: Request) -> str:
+    if request.coupled and request.noisy:
+        return "draws noise that runs with other steps cannot share, and noise_dt asks for it"
+    return ""
+
+
+_ROUTES: dict[str, _Route] = {
+    "none": _Full("none"),
+    "span": _Full("span"),
+    "kernel": _Kernel(),
+    "gram": _Gram(),
+    "collapsed": _Collapsed(),
+}

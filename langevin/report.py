@@ -66,8 +66,8 @@ class Subject:
     ----------
     run, zeroth : xarray.Dataset
         The diffusion, and the zeroth-order approximation on the same grid.
-    data, head, solver : str
-        How data, head and solver are called.
+    data, head, solver, simulated : str
+        How data, head, solver and what is simulated are called.
     """
 
     problem: Problem
@@ -78,7 +78,7 @@ class Subject:
     data: str
     head: str
     solver: str
-    simulated_dim: int
+    simulated: str
     theory: Theory | None = field(default=None)
 
 
@@ -94,8 +94,7 @@ def build(subject: Subject) -> dict[str, Any]:
     """Everything that the report says, as plain data."""
     run, zeroth, width = subject.run, subject.zeroth, subject.weights.width
     report: dict[str, Any] = {
-        "problem": f"{problem_line(subject.problem, subject.data)}; "
-        f"simulated in {subject.simulated_dim} dimensions",
+        "problem": f"{problem_line(subject.problem, subject.data)}; simulated: {subject.simulated}",
         "network": f"width {width}, {subject.head}",
         "schedule": str(subject.schedule),
         "solver": subject.solver,
@@ -109,7 +108,7 @@ def build(subject: Subject) -> dict[str, Any]:
     for name in ACCURACIES:
         if name in run:
             report[name.replace("_", " ")] = _mean(run[name].isel(time=-1))
-    if subject.problem.classification:
+    if all(name in run for name in SHARES):
         report["neurons"] = {
             "width": width,
             "misaligned at the start": round(float(zeroth.misaligned[0]) * width),

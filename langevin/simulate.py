@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             head=_head(args, head_given),
             solver=f"Euler-Maruyama, dt {args.dt:g}, {_steps(schedule, args.dt)} steps, {args.paths} paths, "
             f"{args.precision} precision, seed {args.seed}",
-            simulated_dim=json.loads(run.attrs["config"])["simulated_dim"],
+            simulated=json.loads(run.attrs["config"])["simulated"],
             theory=_theory(args, problem, weights, schedule, run.time.values) if args.bounds else None,
         )
         said = report.build(subject)

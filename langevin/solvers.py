@@ -16,9 +16,9 @@ from langevin import _engine, _kernels, _record, _validate, noise
 from langevin._engine import Chain, Chunk, Results
 from langevin._random import RNG
 from langevin.noise import DTYPES, Precision
-from langevin.observables import WATCHERS, select
+from langevin.observables import WATCHERS, requested, select
 from langevin.problem import Problem, Weights, require_compatible
-from langevin.reduced import REDUCTIONS, span
+from langevin.reduced import Request, reduction
 from langevin.schedule import Grid, Schedule, grid, record_times
 from langevin.store import StoreError
 
@@ -166,9 +166,11 @@ def euler_maruyama(
         raise ValueError(
             f"dt must give fewer than 2^32 draws a path, got {cut.steps * draws}: take a larger dt"
         )
-    names = select(problem, observables)
-    key = noise.key(rng)
-    chain = _chain(problem, weights, schedule, cut, names, precision, reduce, key, draws)
+    asked = requested(problem, observables)
+    noisy = any(phase.sigma > 0 for phase in schedule)
+    request = Request(problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None)
+    chain = _chain(request, reduce, precision, noise.key(rng), draws)
+    names = select(problem, asked, neurons=chain.reduction.neurons)
     per_neuron = _record.per_neuron_wanted(names)
     _validate.memory(
         _engine.ensemble_bytes(chain, paths, per_neuron, threads),
@@ -281,20 +283,24 @@ def zeroth_order(
     True
     """
     require_compatible(problem, weights)
-    names = select(problem, observables, exclude=("squared_distance",))
+    asked = requested(problem, observables, exclude=("squared_distance",))
     if dt is None:
         wanted = record_times(schedule, times)
         # records are counted, not steps
         counts = (len(wanted), *[0] * (len(schedule) - 1))
         cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
-        chain = _chain(problem, weights, schedule, cut, names, "double", reduce).without_noise()
+        request = Request(problem, weights, schedule, cut, asked, noisy=False, flow=True)
+        chain = _chain(request, reduce, "double").without_noise()
+        names = select(problem, asked, ("squared_distance",), neurons=chain.reduction.neurons)
         rtol, atol = _validate.positive("rtol", rtol), _validate.positive("atol", atol)
         results = _one_path(chain, names)
         _adaptive(chain, results, rtol, atol)
         solver = {"solver": "DOP853", "dt": None, "rtol": rtol, "atol": atol}
     else:
         cut = grid(schedule, dt, times)
-        chain = _chain(problem, weights, schedule, cut, names, precision, reduce).without_noise()
+        request = Request(problem, weights, schedule, cut, asked, noisy=False)
+        chain = _chain(request, reduce, precision).without_noise()
+        names = select(problem, asked, ("squared_distance",), neurons=chain.reduction.neurons)
         results = _one_path(chain, names)
         _engine.run(
             chain,
@@ -343,13 +349,14 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     """
     require_compatible(problem, weights)
     cut = grid(schedule, dt, [schedule.duration])
-    chain = _chain(problem, weights, schedule, cut, (), "double", "auto").without_noise()
+    chain = _chain(Request(problem, weights, schedule, cut, noisy=False), "span", "double").without_noise()
+    span = chain.reduction.span
     W, v = chain.layout.unpack(_engine.reference_path(chain)[-1])
     if not (np.isfinite(W).all() and np.isfinite(v).all()):
         raise ArithmeticError(f"the flow is no longer finite at its end: take a smaller dt than {dt:g}")
     # what lies across the span does not move
-    move = W - chain.span.coordinates(weights.W)
-    return Weights(weights.W + (move if chain.span.trivial else move @ chain.span.basis.T), v)
+    move = W - span.coordinates(weights.W)
+    return Weights(weights.W + (move if span.trivial else move @ span.basis.T), v)
 
 
 # --- parts -----------------------------------------------------------------------------------
@@ -366,35 +373,24 @@ def _draws(dt: float, noise_dt: float | None) -> int:
 
 
 def _chain(
-    problem: Problem,
-    weights: Weights,
-    schedule: Schedule,
-    cut: Grid,
-    names: Sequence[str],
-    precision: str,
-    reduce: str,
-    key: tuple[int, int] = (0, 0),
-    draws: int = 1,
+    request: Request, reduce: str, precision: str, key: tuple[int, int] = (0, 0), draws: int = 1
 ) -> Chain:
     _validate.choice("precision", precision, DTYPES)
-    _validate.choice("reduce", reduce, REDUCTIONS)
-    watched = [name for name in names if name in WATCHERS]
-    # the basis has to be the same whatever the number of threads
+    # the coordinates have to be the same whatever the number of threads
     with _engine.one_blas_thread():
-        coordinates = span(problem, reduce, with_test=bool(watched))
-    watchers = []
-    if watched:
-        assert problem.X_test is not None
-        local = Problem(
-            coordinates.coordinates(problem.X),
-            problem.y,
-            problem.activation,
-            problem.loss,
-            coordinates.coordinates(problem.X_test),
-            problem.y_test,
-        )
-        watchers = [WATCHERS[name](local) for name in watched]
-    return Chain.build(problem, weights, schedule, cut, coordinates, DTYPES[precision], key, draws, watchers)
+        reduced = reduction(reduce, request)
+    watchers = [WATCHERS[name](reduced.problem) for name in request.observables if name in WATCHERS]
+    return Chain.build(
+        request.problem,
+        request.weights,
+        request.schedule,
+        request.grid,
+        reduced,
+        DTYPES[precision],
+        key,
+        draws,
+        watchers,
+    )
 
 
 def _one_path(chain: Chain, names: Sequence[str]) -> Results:
@@ -421,9 +417,8 @@ def _adaptive(chain: Chain, results: Results, rtol: float, atol: float) -> None:
             # with this error the controller keeps the step as it is
             return 0.43
 
-    times, problem = chain.grid.times, chain.problem
-    inside = Problem(chain.span.coordinates(problem.X), problem.y, problem.activation, problem.loss)
-    scratch = chain.layout.scratch(chain.data)
+    times, inside = chain.grid.times, chain.reduction.problem
+    scratch = chain.scratch()
     theta = chain.records.origin.copy()
     done = 0
 
@@ -433,7 +428,7 @@ def _adaptive(chain: Chain, results: Results, rtol: float, atol: float) -> None:
             point = theta.copy()
             values = state(times[done])
             point[: len(values)] = values
-            chunk = Chunk(0, done, point[None], np.zeros((1, 2, 0)))
+            chunk = Chunk(0, done, point[None], chain.start(0, 1).complements)
             chain.observe(chunk, results, scratch)
             done += 1
 

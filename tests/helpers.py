@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from langevin import Problem, Schedule, Weights, _engine, noise
-from langevin.reduced import Span, span
+from langevin._span import Span
+from langevin.reduced import Request, reduction
 from langevin.schedule import grid
 
 
@@ -31,19 +32,17 @@ def end_states(
     paths: int,
     rng: int,
     noise_dt: float | None = None,
-    reduce: str = "auto",
+    reduce: str = "span",
 ) -> tuple[np.ndarray, np.ndarray, Span]:
     """``W (paths, h, k)`` and ``v (paths, h)`` at the end, and the coordinates they are in."""
     cut = grid(schedule, dt, [schedule.duration])
     draws = 1 if noise_dt is None else round(dt / noise_dt)
-    coordinates = span(problem, reduce, with_test=False)
-    chain = _engine.Chain.build(
-        problem, weights, schedule, cut, coordinates, np.float64, noise.key(rng), draws
-    )
+    reduced = reduction(reduce, Request(problem, weights, schedule, cut))
+    chain = _engine.Chain.build(problem, weights, schedule, cut, reduced, np.float64, noise.key(rng), draws)
     results = _engine.Results.empty(paths, 1, weights.width, False, ())
-    chunk, scratch = chain.start(0, paths), chain.layout.scratch(chain.data)
+    chunk, scratch = chain.start(0, paths), chain.scratch()
     with _engine.one_blas_thread():
         while chunk.step < cut.steps:
             chain.advance(chunk, results, scratch, chain.stops(chunk.step))
     states = [chain.layout.unpack(theta) for theta in chunk.thetas]
-    return np.array([W for W, _ in states]), np.array([v for _, v in states]), coordinates
+    return np.array([W for W, _ in states]), np.array([v for _, v in states]), reduced.span
