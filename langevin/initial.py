@@ -129,8 +129,8 @@ def gaussian_gram(
     True
     """
     width = _validate.integer("width", width, 1)
-    scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
-    head_scale = width**-0.5 if head_scale is None else _validate.non_negative("head_scale", head_scale)
+    length = width**-0.5 if scale is None else _validate.positive("scale", scale)
+    deviation = width**-0.5 if head_scale is None else _validate.non_negative("head_scale", head_scale)
     if problem.activation != "linear":
         raise ValueError(
             f"problem must have a linear activation, got {problem.activation!r}: a ReLU net has no Gram "
@@ -142,8 +142,8 @@ def gaussian_gram(
     random = generator(rng, "Gram matrix")
     factor = np.triu(random.standard_normal((rows, columns)), 1)
     factor[np.arange(rows), np.arange(rows)] = np.sqrt(random.chisquare(width - np.arange(rows)))
-    W = (scale / problem.dim**0.5) * (factor[:, :-1] @ span.basis.T)
-    return GramWeights(W, head_scale * factor[:, -1], width)
+    W = (length / problem.dim**0.5) * (factor[:, :-1] @ span.basis.T)
+    return GramWeights(W, deviation * factor[:, -1], width)
 
 
 def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:

@@ -13,7 +13,7 @@ Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -77,7 +77,9 @@ class Request:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
         samples, linear, total = self.problem.samples, self.problem.activation == "linear", 0.0
         q = inputs + 1
-        for phase, steps in zip(self.schedule, self.grid.phase_steps, strict=True):
+        # an adaptive method takes about as many steps whatever it follows
+        phase_steps = [phase.time for phase in self.schedule] if self.flow else self.grid.phase_steps
+        for phase, steps in zip(self.schedule, phase_steps, strict=True):
             draws = _NORMAL * self.noisy
             if phase.method == "lp":
                 step = rows * (2 * samples * _LOOP + draws) + _CHI_SQUARE * (folded > 0)
@@ -343,6 +345,42 @@ class _Collapsed:
         )
 
 
+class _Blocks(_Full):
+    """Each class of a ReLU net like a linear net, see `langevin._cones`: an integrator, not a chain."""
+
+    def __init__(self) -> None:
+        super().__init__("span")
+
+    def refusal(self, request: Request) -> str:
+        problem, weights = request.problem, request.weights
+        if problem.activation != "relu":
+            return "is for ReLU nets: take 'gram' for a linear net"
+        if not request.flow:
+            return (
+                "is for the zeroth-order flow: with noise, or in whole steps, a class's Gram matrix does not "
+                "tell when a neuron leaves its cone"
+            )
+        if not problem.classification:
+            return "needs labels -1 and +1"
+        y, lengths = problem.y, np.sqrt(problem.squared_norms)
+        products = y[:, None] * (problem.X @ problem.X.T) * y
+        rounding = 1e-12 * lengths[:, None] * lengths
+        within = y[:, None] == y
+        if (products < -rounding).any() or (products <= rounding)[within].any():
+            return "needs orthogonally separable data (Assumption 3.1)"
+        sides = y[:, None] * np.sign(problem.X @ weights.W.T)
+        if (sides != sides[0]).any() or (sides == 0).any():
+            return "needs every neuron in the cone of a class (Assumption 3.2)"
+        return ""
+
+    def cost(self, request: Request) -> float:
+        # all neurons are looked at now and then
+        return request.cost(2 * (request.span.dim + 1), request.span.dim) + 0.2 * super().cost(request)
+
+    def build(self, request: Request) -> Reduction:
+        return replace(super().build(request), name="blocks")
+
+
 def _local(problem: Problem, span: Span) -> Problem:
     """The problem in coordinates, its samples in the order in which they are triangular."""
     X = span.coordinates(problem.X)[span.order]
@@ -369,4 +407,5 @@ _ROUTES: dict[str, _Route] = {
     "kernel": _Kernel(),
     "gram": _Gram(),
     "collapsed": _Collapsed(),
+    "blocks": _Blocks(),
 }

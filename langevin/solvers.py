@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from langevin import _engine, _kernels, _record, _validate, noise
+from langevin import _engine, _record, _validate, noise
 from langevin._engine import Chain, Chunk, Results
 from langevin._random import RNG
 from langevin.noise import DTYPES, Precision
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _AUTOSAVE_SECONDS = 60.0
-# of the adaptive method, a phase
-_FEWEST_STEPS, _MOST_STEPS = 50, 20_000
 
 
 class Diverged(ArithmeticError):
@@ -290,11 +288,8 @@ def zeroth_order(
         counts = (len(wanted), *[0] * (len(schedule) - 1))
         cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
         request = Request(problem, weights, schedule, cut, asked, noisy=False, flow=True)
-        chain = _chain(request, reduce, "double").without_noise()
-        names = select(problem, asked, ("squared_distance",), neurons=chain.reduction.neurons)
         rtol, atol = _validate.positive("rtol", rtol), _validate.positive("atol", atol)
-        results = _one_path(chain, names)
-        _adaptive(chain, results, rtol, atol)
+        chain, names, results = _adaptive(request, reduce, rtol, atol)
         solver = {"solver": "DOP853", "dt": None, "rtol": rtol, "atol": atol}
     else:
         cut = grid(schedule, dt, times)
@@ -404,83 +399,32 @@ def _one_path(chain: Chain, names: Sequence[str]) -> Results:
     return Results.empty(1, len(chain.grid.times), chain.layout.width, per_neuron, watched)
 
 
-def _adaptive(chain: Chain, results: Results, rtol: float, atol: float) -> None:
-    """Solve the zeroth-order flow; the chain's records count its record times, not steps."""
-    from scipy.integrate import DOP853
+def _adaptive(
+    request: Request, reduce: str, rtol: float, atol: float
+) -> tuple[Chain, tuple[str, ...], Results]:
+    """Solve the zeroth-order flow; the request's grid counts its record times, not steps."""
+    from langevin import _cones, _flow
 
-    class Flow(DOP853):
-        def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
-            error = super()._estimate_error_norm(K, h, scale)
-            if error < 1 or abs(h) > shortest:
-                return error
-            forced.append(self.t)
-            # with this error the controller keeps the step as it is
-            return 0.43
-
-    times, inside = chain.grid.times, chain.reduction.problem
-    scratch = chain.scratch()
-    theta = chain.records.origin.copy()
-    done = 0
-
-    def observe_until(t: float, state: Any) -> None:
-        nonlocal done
-        while done < len(times) and times[done] <= t:
-            point = theta.copy()
-            values = state(times[done])
-            point[: len(values)] = values
-            chunk = Chunk(0, done, point[None], chain.start(0, 1).complements)
-            chain.observe(chunk, results, scratch)
-            done += 1
-
-    with _engine.one_blas_thread():
-        observe_until(0.0, lambda t: theta)
-        for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
-            rule = chain.rule(phase)
-            trained = chain.layout.head if phase.method == "lp" else chain.layout.size
-            if phase.method == "lp":
-                _kernels.freeze(theta, chain.data, scratch)
-
-            def drift(t: float, y: np.ndarray, rule: _kernels.Rule = rule) -> np.ndarray:
-                out = np.empty_like(y)
-                _kernels.drift(y, out, chain.data, rule, scratch)
-                return out
-
-            with np.errstate(all="ignore"):
-                # only a ReLU's features make the drift jump; elsewhere a short step is a stiff flow's
-                slides = phase.method == "fft" and chain.data.relu
-                shortest = phase.time / _MOST_STEPS if slides else 0.0
-                forced, checked = [], 1
-                flow = Flow(
-                    drift,
-                    start,
-                    theta[:trained].copy(),
-                    start + phase.time,
-                    max_step=phase.time / _FEWEST_STEPS,
-                    rtol=rtol,
-                    atol=atol,
-                )
-                while flow.status == "running":
-                    flow.step()
-                    stiff = False
-                    if len(forced) >= checked:
-                        # forced steps are right where the flow slides, wrong where it is stiff
-                        checked = 2 * len(forced)
-                        here = Weights(*chain.layout.unpack(flow.y))
-                        stiff = shortest > _stability_limit(inside, here, chain.schedule)
-                    if flow.status == "failed" or stiff or not np.isfinite(flow.y).all():
-                        results.diverged[0] = done
-                        return
-                    dense = flow.dense_output()
-                    if phase.method == "lp":
-                        # the observation overwrites the frozen features
-                        before = done
-                        observe_until(float(flow.t), dense)
-                        if done > before:
-                            _kernels.freeze(theta, chain.data, scratch)
-                    else:
-                        observe_until(float(flow.t), dense)
-            theta[:trained] = flow.y
-        observe_until(np.inf, lambda t: theta)
+    chain = _chain(request, reduce, "double").without_noise()
+    names = select(
+        request.problem, request.observables, ("squared_distance",), neurons=chain.reduction.neurons
+    )
+    results, scratch, done = _one_path(chain, names), chain.scratch(), 0
+    follow = _cones.follow if chain.reduction.name == "blocks" else _flow.follow
+    try:
+        with _engine.one_blas_thread():
+            for theta in follow(chain, rtol, atol):
+                chain.observe(Chunk(0, done, theta[None], chain.start(0, 1).complements), results, scratch)
+                done += 1
+    except _cones.LeavesCone as error:
+        if reduce == "auto":
+            return _adaptive(request, "span", rtol, atol)
+        raise ValueError(
+            f"reduce must apply to the run, but 'blocks' does not all along: {error}; take 'auto'"
+        ) from None
+    if done < len(request.grid.times):
+        results.diverged[0] = done
+    return chain, names, results
 
 
 @contextmanager
@@ -502,6 +446,8 @@ def _progress_bar(show: bool, total: int, done: int) -> Iterator[Callable[[int],
 
 def _divergence(chain: Chain, results: Results) -> str:
     """Say which paths diverged, when, and what would help."""
+    from langevin import _flow
+
     lost = results.diverged >= 0
     path = int(np.argmin(np.where(lost, results.diverged, np.iinfo(np.int64).max)))
     step = int(results.diverged[path])
@@ -509,22 +455,10 @@ def _divergence(chain: Chain, results: Results) -> str:
         f"{int(lost.sum())} of {lost.size} paths diverged, the first (path {path}) at step {step}, "
         f"time {step * chain.grid.dt:g}: outputs are no longer finite."
     )
-    limit = _stability_limit(chain.problem, chain.weights, chain.schedule)
+    limit = _flow.stability_limit(chain.problem, chain.weights, chain.schedule)
     if chain.grid.dt > limit:
         return (
             f"{message} dt={chain.grid.dt:g} is above {limit:.2g}, where unclipped steps become unstable "
             f"at the start: take dt <= {limit / 2:.1g}"
         )
     return f"{message} Take a smaller dt than {chain.grid.dt:g}, less noise, or a clip"
-
-
-def _stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:
-    """``2 / lambda`` of the unclipped gradient flow at ``weights``, its curvature by Gauss-Newton."""
-    z = problem.X @ weights.W.T
-    a = problem.activate(z)
-    kernel = a @ a.T
-    if any(phase.method == "fft" for phase in schedule):
-        slopes = problem.slope(z)
-        kernel = kernel + (problem.X @ problem.X.T) * ((slopes * weights.v**2) @ slopes.T)
-    curvature = float(np.linalg.eigvalsh(kernel)[-1]) * (0.25 if problem.loss == "logistic" else 1.0)
-    return 2 / curvature if curvature > 0 else np.inf

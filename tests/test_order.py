@@ -9,11 +9,11 @@ from langevin import (
     Problem,
     Schedule,
     Weights,
+    _flow,
     collapsed_features,
     euler_maruyama,
     noise,
     orthogonally_separable,
-    solvers,
     zeroth_order,
 )
 from tests.helpers import end_states, random_problem, random_weights
@@ -214,7 +214,7 @@ def test_a_stiff_flow_is_solved_or_refused():
 
 
 def test_tolerances_control_the_error(monkeypatch):
-    monkeypatch.setattr(solvers, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(_flow, "FEWEST_STEPS", 1)
     problem, weights = random_problem(4, activation="linear"), random_weights(4, scale=0.5)
     schedule = Schedule.fft(time=0.2)
     losses = [

@@ -1,0 +1,143 @@
+"""The zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes (theory, section 7d).
+
+Under Assumptions 3.1 and 3.2 of [1]_ the samples and neurons of a class train like a linear net, apart from
+those of the other class, until a neuron leaves its cone: so the Gram matrix of each class tells all neurons.
+
+References
+----------
+.. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from langevin import _flow
+from langevin._engine import Chain
+from langevin._span import Span
+from langevin._validate import FloatArray
+from langevin.problem import Problem, Weights
+from langevin.reduced import Reduction
+from langevin.schedule import Grid
+
+# intervals a phase in which neurons are watched
+_CHECKS = 100
+
+
+class LeavesCone(ArithmeticError):
+    """From here on a neuron may have left its cone."""
+
+
+def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
+    """`langevin._flow.follow`, class by class.
+
+    Raises
+    ------
+    LeavesCone
+        As soon as it is not certain that all neurons stay in their cones.
+    """
+    problem, W, v = chain.reduction.problem, chain.reduction.W.copy(), chain.reduction.v.copy()
+    blocks = [block for sign in (1.0, -1.0) if (block := _Block.of(problem, W, v, sign)).neurons.size]
+    times, probing = _checks(chain)
+    flows = [block.flow(chain, times, rtol, atol) for block in blocks]
+    records, theta = set(chain.grid.times.tolist()), np.zeros_like(chain.records.origin)
+    for i, t in enumerate(times):
+        before = W.copy(), v.copy()
+        for block, states in zip(blocks, flows, strict=True):
+            state = next(states, None)
+            if state is None:
+                return
+            moved = block.frame @ state
+            # features that have not moved keep their bits
+            if i > 0 and not probing[i]:
+                W[block.neurons] = moved[:, :-1]
+            if i > 0:
+                v[block.neurons] = moved[:, -1]
+        if i > 0 and not probing[i]:
+            for block in blocks:
+                if not block.certain(problem, *before, v, t - times[i - 1]):
+                    raise LeavesCone(
+                        f"neurons may leave the cones of their classes from time {times[i - 1]:g} on"
+                    )
+        if t in records:
+            chain.layout.pack(W, v, theta)
+            yield theta
+
+
+def _checks(chain: Chain) -> tuple[FloatArray, np.ndarray]:
+    """Times at which neurons are looked at, and whether each ends an interval of linear probing."""
+    parts = [chain.grid.times]
+    for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
+        parts.append(np.linspace(start, start + phase.time, _CHECKS + 1 if phase.method == "fft" else 2))
+    times = np.unique(np.concatenate([[0.0], *parts]))
+    times = times[times <= max(chain.schedule.duration, chain.grid.times[-1])]
+    last = np.searchsorted(chain.schedule.starts, times, side="left") - 1
+    methods = np.array([phase.method == "lp" for phase in chain.schedule])
+    return times, methods[np.maximum(last, 0)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A class's samples and neurons; none of the latter if it has no samples."""
+
+    X: FloatArray
+    y: FloatArray
+    others: FloatArray  # samples of the other class
+    neurons: np.ndarray
+    sign: float
+    frame: FloatArray  # orthonormal columns: rows [W, v] = frame @ coordinates
+    coordinates: FloatArray
+
+    @classmethod
+    def of(cls, problem: Problem, W: FloatArray, v: FloatArray, sign: float) -> _Block:
+        own = problem.y == sign
+        X = problem.X[own]
+        neurons = np.flatnonzero(W @ X[0] > 0) if len(X) else np.zeros(0, int)
+        frame, coordinates = np.linalg.qr(np.column_stack([W[neurons], v[neurons]]))
+        return cls(X, problem.y[own], problem.X[~own], neurons, sign, frame, coordinates)
+
+    def flow(self, chain: Chain, times: FloatArray, rtol: float, atol: float) -> Iterator[FloatArray]:
+        """Yield the coordinates ``[W, v]`` at each time."""
+        local = Problem(self.X, self.y, "linear", chain.problem.loss)
+        W, v = self.coordinates[:, :-1], self.coordinates[:, -1]
+        net = Reduction("gram", local, W, v, Span.whole(local), neurons=False)
+        counts = (len(times), *[0] * (len(chain.schedule) - 1))
+        grid = Grid(1.0, counts, np.arange(len(times)), times)
+        linear = Chain.build(local, Weights(W, v), chain.schedule, grid, net, np.float64).without_noise()
+        for theta in _flow.follow(linear, rtol, atol):
+            yield np.column_stack(linear.layout.unpack(theta))
+
+    def certain(self, problem: Problem, W: FloatArray, v: FloatArray, after: FloatArray, time: float) -> bool:
+        """Whether all neurons stay in their cones for ``time``, from ``W``, ``v`` until the heads ``after``.
+
+        In the clock ``S = int sum_i c_i g_i dt``, ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha``
+        and ``d alpha / dS >= zeta`` while ``alpha < 0``, which hyperbolic functions solve.
+        """
+        W, alpha, rise = W[self.neurons], self.sign * v[self.neurons], self.sign * (after - v)[self.neurons]
+        own = W @ self.X.T
+        zeta, room = own.min(axis=1), (-(W @ self.others.T))
+        gamma = float((self.X @ self.X.T).max())
+        aligned, clock = alpha >= 0, np.inf
+        if aligned.any():
+            # an aligned head rises at least at the rate of its smallest pre-activation
+            clock = float((rise[aligned] / zeta[aligned]).min())
+        elif problem.loss == "logistic":
+            clock = len(self.y) * time
+        turn = gamma**0.5 * clock
+        if problem.loss == "square":
+            # margins must stay below 1, where residuals change their sign
+            growth = float((own.max(axis=1) ** 2 + gamma * alpha**2).sum())
+            margin = float((self.sign * (own.T @ v[self.neurons])).max())
+            if not margin + growth * np.expm1(2 * turn) / (2 * gamma**0.5) < 1:
+                return False
+        zeta, room, a = zeta[~aligned], room[~aligned], gamma**0.5 * -alpha[~aligned]
+        pull = np.abs(self.others @ self.X.T).max(axis=1, initial=0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drop = np.where(pull > 0, gamma * room / pull, np.inf).min(axis=1, initial=np.inf)
+            lowest = np.maximum(0.0, zeta - drop)
+            squared = lowest**2 - zeta**2 + a**2
+            leaves = np.where(squared >= 0, np.log((zeta + a) / (lowest + np.sqrt(squared))), np.inf)
+        return bool((turn < leaves).all())
