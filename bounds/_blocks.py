@@ -88,9 +88,9 @@ def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
         if (signs == 0).any() or (signs != s).any():
             j = int(np.argmax(((signs != s) | (signs == 0)).any(0)))
             return [], f"neuron {j} of the linear net has y_i w_j.x_i of both signs or 0"
-        everything = np.arange(len(y)), np.arange(weights.width)
+        everything = np.arange(len(y)), np.arange(len(weights.v))
         signed = y[:, None] * X
-        none = np.empty((weights.width, 0)), np.empty((0, problem.dim))
+        none = np.empty((len(weights.v), 0)), np.empty((0, problem.dim))
         return [Block(*everything, s, np.abs(pre).T, s * weights.v, signed, *none)], ""
     # in the cone of class s: active exactly on that class, so the products y_i w.x_i all have sign s
     s = signs[0]

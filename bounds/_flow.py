@@ -102,7 +102,8 @@ class Flow:
         self.v = np.array(weights.v)
         self.squared_norms = problem.squared_norms
         # two arrays of the size of the features serve every call of `drift`
-        self._room = np.empty((problem.samples, weights.width)), np.empty((problem.samples, weights.width))
+        shape = problem.samples, len(weights.v)
+        self._room = np.empty(shape), np.empty(shape)
         self._sizes = self.squared_norms
         self._held: FloatArray | None = None
         """First layer whose features ``_room`` holds: linear probing does not change them."""

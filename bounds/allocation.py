@@ -423,7 +423,7 @@ def _collapsed(problem: Problem, weights: Weights) -> tuple[Block | None, str]:
         return None, "the y_i x_i are not all equal"
     if problem.activation == "linear":
         pre = signed[:1] @ weights.W.T
-        n, h = problem.samples, weights.width
+        n, h = problem.samples, len(weights.v)
         none = np.empty((h, 0)), np.empty((0, problem.dim))
         # signs may differ: no cone matters to a linear net
         Z = np.repeat(pre.T, n, axis=1)

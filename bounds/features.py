@@ -123,9 +123,9 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     """
     require_compatible(problem, weights)
     clip = _validate.positive_or_none("clip", clip)
-    h = weights.width
+    h = len(weights.v)
     nothing, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
-    probability = 1 - 0.5**h
+    probability = 1 - 0.5**weights.width
     blocks, reason = decouple(problem, weights)
     if problem.activation != "relu":
         reason = "the network is linear: the statement is for ReLU"

@@ -208,7 +208,8 @@ class Chain:
 
     def scratch(self) -> _kernels.Scratch:
         """Work space for one thread."""
-        return self.layout.scratch(self.data, folds=self.reduction.folded > 0)
+        # with or without noise, one compiled step loop for each kind of chain
+        return self.layout.scratch(self.data, folds=self.reduction.name == "gram")
 
     def step_seconds(self) -> float:
         """Rough time of a step of one path, to cut work into calls."""
@@ -226,7 +227,7 @@ class Chain:
 
     def scratch_bytes(self) -> int:
         """Work space of a thread."""
-        return sum(a.nbytes for a in self.scratch())
+        return sum(a.nbytes for a in self.scratch() if a is not None)
 
     def advance(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int) -> None:
         """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""

@@ -30,8 +30,8 @@ MATH = {"reassoc", "contract", "nsz"}
 JIT: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
 
-# columns of a triangle up to which our reflections are faster than LAPACK's, and its block
-HOUSEHOLDER, REFLECTORS = 96, 16
+# columns of a triangle up to which our reflections are faster than LAPACK's, which take so many at once
+HOUSEHOLDER, REFLECTORS = 48, 16
 
 # Philox lanes in a batch, and normals that a batch gives
 LANES = 32
@@ -320,10 +320,11 @@ class Scratch(NamedTuple):
     words: np.ndarray  # (4, LANES), uint32
     ints: np.ndarray  # (8,), int32
     scalars: np.ndarray  # (2,): alpha and beta of a product
-    triangle: np.ndarray  # (q, ld), q = k + 1, by columns; this and the rest only where neurons are folded
-    stack: np.ndarray  # (q, ld), by columns
-    bartlett: np.ndarray  # (at least q (q - 1) / 2,)
-    reflectors: np.ndarray  # (2, at least REFLECTORS q)
+    # only where neurons are folded: a type of its own, so that other runs do not wait for its compilation
+    triangle: np.ndarray | None  # (q, ld), q = k + 1, by columns
+    stack: np.ndarray | None  # (q, ld), by columns
+    bartlett: np.ndarray | None  # (at least q (q - 1) / 2,)
+    reflectors: np.ndarray | None  # (2, at least REFLECTORS q)
 
 
 OUTPUT, NORM, RESIDUAL = range(3)
@@ -503,8 +504,9 @@ def freeze(theta, data, scratch):
     for block in range(data.rows.shape[0]):
         _preactivate(theta, block, data, scratch)
     Z, zero = scratch.Z, theta.dtype.type(0)
-    if data.features.size > 0:
-        Z[:] = data.features
+    for i in range(data.features.shape[0]):
+        for j in range(data.width):
+            Z[i, j] = data.features[i, j]
     for i in range(Z.shape[0]):
         q = zero
         for j in range(data.width):
@@ -754,95 +756,62 @@ def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, s
 
 @njit(**FAST)
 def _householder(triangle, stack, rows):
-    """Bring upper triangular ``triangle`` over ``stack`` to upper triangular form by reflections.
-
-    Columns lie contiguously. Four of the later columns are reflected at a time.
-    """
-    columns = triangle.shape[0]
-    for j in range(columns):
-        b, squared = stack[j], triangle.dtype.type(0)
+    """Bring upper triangular ``triangle`` over ``stack`` to upper triangular form; columns lie contiguously."""
+    for j in range(triangle.shape[0]):
+        b, corner, squared = stack[j], triangle[j, j], triangle.dtype.type(0)
         for i in range(rows):
             squared += b[i] * b[i]
         if squared == 0:
             continue
-        corner = triangle[j, j]
         norm = math.copysign(math.sqrt(corner * corner + squared), -corner)
         triangle[j, j] = norm
-        rate = norm - corner
         for i in range(rows):
-            b[i] /= -rate
-        rate /= norm
-        first = j + 1
-        while first + 4 <= columns:
-            b0, b1, b2, b3 = stack[first], stack[first + 1], stack[first + 2], stack[first + 3]
-            t0, t1, t2, t3 = (
-                triangle[first, j],
-                triangle[first + 1, j],
-                triangle[first + 2, j],
-                triangle[first + 3, j],
-            )
+            b[i] /= corner - norm
+        rate = (norm - corner) / norm
+        for c in range(j + 1, triangle.shape[0]):
+            x, t = stack[c], triangle[c, j]
             for i in range(rows):
-                t0 += b[i] * b0[i]
-                t1 += b[i] * b1[i]
-                t2 += b[i] * b2[i]
-                t3 += b[i] * b3[i]
-            _reflect(triangle, stack, rate * t0, j, first, rows)
-            _reflect(triangle, stack, rate * t1, j, first + 1, rows)
-            _reflect(triangle, stack, rate * t2, j, first + 2, rows)
-            _reflect(triangle, stack, rate * t3, j, first + 3, rows)
-            first += 4
-        for c in range(first, columns):
-            t = triangle[c, j]
+                t += b[i] * x[i]
+            t *= rate
+            triangle[c, j] -= t
             for i in range(rows):
-                t += b[i] * stack[c, i]
-            _reflect(triangle, stack, rate * t, j, c, rows)
+                x[i] -= t * b[i]
 
 
-@njit(**FAST, forceinline=True)
-def _reflect(triangle, stack, t, j, c, rows):
-    """Subtract ``t`` times reflector ``j`` from column ``c``."""
-    b, target = stack[j], stack[c]
-    triangle[c, j] -= t
-    for i in range(rows):
-        target[i] -= t * b[i]
-
-
-def _triangularise(triangle, stack, rows, reflectors, ints):
+def _tpqrt(triangle, stack, rows, reflectors, ints):
     raise NotImplementedError("compiled code only")
 
 
-@overload(_triangularise)
-def _triangularise_overload(triangle, stack, rows, reflectors, ints):
-    lapack = _DTPQRT if triangle.dtype == types.float64 else _STPQRT
+@overload(_tpqrt)
+def _tpqrt_overload(triangle, stack, rows, reflectors, ints):
+    """`_householder` by LAPACK."""
+    routine = _DTPQRT if triangle.dtype == types.float64 else _STPQRT
 
-    def triangularise(triangle, stack, rows, reflectors, ints):
-        columns = triangle.shape[0]
-        if columns <= HOUSEHOLDER:
-            _householder(triangle, stack, rows)
-            return
-        ints[0], ints[1], ints[2], ints[3] = rows, columns, 0, REFLECTORS
+    def tpqrt(triangle, stack, rows, reflectors, ints):
+        ints[0], ints[1], ints[2], ints[3] = rows, triangle.shape[0], 0, REFLECTORS
         ints[4], ints[5], ints[6] = triangle.shape[1], stack.shape[1], REFLECTORS
-        at = ints.ctypes.data
-        lapack(
-            at,
-            at + 4,
-            at + 8,
-            at + 12,
-            triangle.ctypes.data,
-            at + 16,
-            stack.ctypes.data,
-            at + 20,
-            reflectors[0].ctypes.data,
-            at + 24,
-            reflectors[1].ctypes.data,
-            at + 28,
-        )
+        at, t, work = ints.ctypes.data, reflectors[0].ctypes.data, reflectors[1].ctypes.data
+        a, b = triangle.ctypes.data, stack.ctypes.data
+        routine(at, at + 4, at + 8, at + 12, a, at + 16, b, at + 20, t, at + 24, work, at + 28)
 
-    return triangularise
+    return tpqrt
+
+
+def _fold(theta, draw, path, k0, k1, data, rule, scratch):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_fold)
+def _fold_overload(theta, draw, path, k0, k1, data, rule, scratch):
+    if isinstance(scratch.types[scratch.fields.index("triangle")], types.NoneType):
+        return lambda theta, draw, path, k0, k1, data, rule, scratch: None
+    return lambda theta, draw, path, k0, k1, data, rule, scratch: _fold_neurons(
+        theta, draw, path, k0, k1, data, rule, scratch
+    )
 
 
 @njit(**FAST)
-def _fold(theta, draw, path, k0, k1, data, rule, scratch):
+def _fold_neurons(theta, draw, path, k0, k1, data, rule, scratch):
     """Give the last ``q + 1`` neurons of a linear net the noise of ``folded`` others, in law.
 
     Full fine-tuning: the others are zero before the step and Gaussian after it, so their Gram matrix is a
@@ -874,14 +843,19 @@ def _fold(theta, draw, path, k0, k1, data, rule, scratch):
             if c < rule.folded:
                 squared = _chi_square(rule.folded - c, c, draw, path, WISHART_STREAM, k0, k1)
                 triangle[c, c] = rule.noise * math.sqrt(squared)
-    stack[q - 1, : q + 1] = theta[first : first + q + 1]
-    for c in range(q - 1):
-        stack[c, : q + 1] = W[c, first : first + q + 1]
-    _triangularise(triangle, stack, q + 1, scratch.reflectors, scratch.ints)
-    # beyond the diagonal, LAPACK leaves the triangle as it was: zero
-    theta[first : first + q + 1] = triangle[q - 1, : q + 1]
-    for c in range(q - 1):
-        W[c, first : first + q + 1] = triangle[c, : q + 1]
+    for i in range(q + 1):
+        stack[q - 1, i] = theta[first + i]
+        for c in range(q - 1):
+            stack[c, i] = W[c, first + i]
+    if q <= HOUSEHOLDER:
+        _householder(triangle, stack, q + 1)
+    else:
+        _tpqrt(triangle, stack, q + 1, scratch.reflectors, scratch.ints)
+    # beyond the diagonal both leave the triangle as it was: zero
+    for i in range(q + 1):
+        theta[first + i] = triangle[q - 1, i]
+        for c in range(q - 1):
+            W[c, first + i] = triangle[c, i]
 
 
 # --- the step loops --------------------------------------------------------------------------

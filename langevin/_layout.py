@@ -109,8 +109,12 @@ class Layout:
     def scratch(self, data: Data, folds: bool = False) -> Scratch:
         """Work space for one thread; ``folds`` where neurons are folded."""
         samples, inputs = data.X.shape
-        q = self.inputs + 1 if folds else 0
-        columns = q, _up(q + 1, CACHE_LINE // np.dtype(self.dtype).itemsize)
+        folding: tuple[Any, ...] = (None,) * 4
+        if folds:
+            q = self.inputs + 1
+            shape = q, _up(q + 1, CACHE_LINE // np.dtype(self.dtype).itemsize)
+            shapes = shape, shape, (_up(q * (q - 1) // 2, TILE),), (2, REFLECTORS * q)
+            folding = tuple(aligned_zeros(s, self.dtype) for s in shapes)
         return Scratch(
             aligned_zeros((samples, self.ld), self.dtype),
             aligned_zeros((int(data.columns[:, 1].max(initial=1)), self.ld), self.dtype),
@@ -121,10 +125,7 @@ class Layout:
             aligned_zeros((4, LANES), np.uint32),
             np.zeros(8, np.int32),
             np.zeros(2, self.dtype),
-            aligned_zeros(columns, self.dtype),
-            aligned_zeros(columns, self.dtype),
-            aligned_zeros((_up(q * (q - 1) // 2, TILE),), self.dtype),
-            aligned_zeros((2, REFLECTORS * q), self.dtype),
+            *folding,
         )
 
 

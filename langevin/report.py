@@ -108,7 +108,7 @@ def build(subject: Subject) -> dict[str, Any]:
     for name in ACCURACIES:
         if name in run:
             report[name.replace("_", " ")] = _mean(run[name].isel(time=-1))
-    if all(name in run for name in SHARES):
+    if all(name in run and name in zeroth for name in SHARES):
         report["neurons"] = {
             "width": width,
             "misaligned at the start": round(float(zeroth.misaligned[0]) * width),
@@ -289,7 +289,7 @@ def draw(subject: Subject, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     run, zeroth, theory, times = subject.run, subject.zeroth, subject.theory, subject.run.time.values
-    shares = [name for name in SHARES if name in run]
+    shares = [name for name in SHARES if name in run and name in zeroth]
     panels = 2 + bool(shares)
     figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3), layout="constrained")
 

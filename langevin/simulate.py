@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import xarray as xr
 
-    from langevin.problem import Problem, Weights
+    from langevin.problem import GramWeights, Problem, Weights
     from langevin.report import Theory
     from langevin.schedule import Schedule
 
 EXIT_FAILED = 1
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
+# entries of W from which a linear net's is known by its Gram matrix alone
+_LARGE = 2**24
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +59,14 @@ def parser() -> argparse.ArgumentParser:
         "--loss", choices=["logistic", "square"], help="loss; logistic, or square for regression (default)"
     )
     net = p.add_argument_group("network")
-    net.add_argument("--width", type=int, default=512, help="neurons; a file's W has its own")
+    net.add_argument(
+        "--width", type=int, default=512, help="neurons, for linear nets up to 1e12; a file's W has its own"
+    )
+    net.add_argument(
+        "--features",
+        choices=["collapsed", "gaussian"],
+        help="first layer on synthetic data (default: collapsed for ReLU on separable data, else gaussian)",
+    )
     net.add_argument(
         "--head", choices=["gaussian", "zero", "prototype"], default="gaussian", help="initial head"
     )
@@ -80,14 +89,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0, help="of data, weights and noise")
     run.add_argument("--threads", type=int, help="threads (default: all processors)")
     run.add_argument("--precision", choices=["double", "single"], default="double", help="of the simulation")
-    run.add_argument("--reduce", choices=["auto", "none"], default="auto", help="simulate in the data's span")
+    run.add_argument(
+        "--reduce",
+        choices=["auto", "none", "span", "kernel", "gram", "collapsed"],
+        default="auto",
+        help="what to simulate, all with the same law: the cheapest (auto), the full chain (none), inputs in "
+        "the span of the data, linear probing's kernel, a linear net's Gram matrix, a collapsed net",
+    )
     run.add_argument("--times", type=int, default=101, help="recorded times, at most one a step")
     run.add_argument(
         "--observables",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="beside the default ones: alignment preactivation head_alignment test_accuracy knn_accuracy",
+        help="beside the default ones: alignment preactivation head_alignment test_accuracy knn_accuracy; "
+        "misaligned distorted dead where the reduction leaves them out",
     )
     out = p.add_argument_group("output")
     out.add_argument("--out", help="file.nc or folder.zarr (default: runs/<what was asked for>.nc)")
@@ -119,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from langevin import _validate, report, store
     from langevin._engine import shielded
+    from langevin.observables import OBSERVABLES
     from langevin.solvers import Diverged, Interrupted, euler_maruyama, zeroth_order
 
     received: list[int] = []
@@ -148,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
                     schedule,
                     dt=args.dt,
                     times=wanted,
+                    observables=[n for n in args.observables if n in OBSERVABLES and OBSERVABLES[n].neurons],
                     precision=args.precision,
                     reduce=args.reduce,
                 )
@@ -257,6 +275,16 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bo
     loss = args.loss or ("square" if square else "logistic")
     if square and loss != "square":
         raise ValueError(f"loss must be 'square' with --data teacher, got {loss!r}")
+    synthetic = args.data in ("separable", "teacher")
+    collapsed = args.features == "collapsed" or (
+        args.features is None and args.data == "separable" and args.activation == "relu"
+    )
+    if args.features is not None and not synthetic:
+        raise ValueError(f"features must be left out with --data {args.data}, got {args.features!r}")
+    huge = args.width * args.dim > _LARGE
+    by_gram = synthetic and not collapsed and args.activation == "linear" and huge
+    if not by_gram and not args.data.endswith(".npz"):
+        _check_width(args)
     W = v = None
     if args.data == "separable":
         problem = data.orthogonally_separable(
@@ -268,7 +296,6 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bo
             test_samples=args.samples,
             rng=args.seed,
         )
-        W = initial.collapsed_features(problem, args.width, rng=args.seed).W
     elif args.data == "teacher":
         problem = data.linear_teacher(
             args.samples, args.dim, activation=args.activation, test_samples=args.samples, rng=args.seed
@@ -282,8 +309,12 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bo
         problem, W, v = data.from_npz(args.data, activation=args.activation, loss=loss)
     else:
         raise ValueError(f"data must be separable, teacher, digits or a file.npz, got {args.data!r}")
+    if by_gram:
+        return problem, _gram_weights(args, problem), False
     given = v is not None
-    if W is None:
+    if W is None and collapsed:
+        W = initial.collapsed_features(problem, args.width, rng=args.seed).W
+    elif W is None:
         width = args.width if v is None else len(v)
         W = initial.gaussian_features(width, problem.dim, rng=args.seed)
     if v is None:
@@ -294,6 +325,33 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bo
         else:
             v = initial.prototype_head(problem, W, args.head_scale)
     return problem, Weights(W, v), given
+
+
+def _check_width(args: argparse.Namespace) -> None:
+    """Refuse weights of single neurons that do not fit into memory."""
+    from langevin import _validate
+
+    width = _validate.integer("width", args.width, 1)
+    _validate.memory(
+        4.0 * 8 * width * _validate.integer("dim", args.dim, 1),
+        f"width={width} with single neurons",
+        "take fewer, or --activation linear with Gaussian features, which knows no single ones",
+    )
+
+
+def _gram_weights(args: argparse.Namespace, problem: Problem) -> GramWeights:
+    from langevin import initial
+    from langevin.problem import GramWeights
+
+    weights = initial.gaussian_gram(problem, args.width, head_scale=args.head_scale, rng=args.seed)
+    if args.head == "zero":
+        return GramWeights(weights.W, initial.zero_head(len(weights.W)), args.width)
+    if args.head == "prototype":
+        scale = args.width**-0.5 if args.head_scale is None else args.head_scale
+        # a root mean square over fewer neurons of the same norm
+        v = initial.prototype_head(problem, weights.W, scale * (args.width / len(weights.W)) ** 0.5)
+        return GramWeights(weights.W, v, args.width)
+    return weights
 
 
 def _schedule(args: argparse.Namespace) -> Schedule:
@@ -353,7 +411,7 @@ def _theory(
     given = (problem, weights, schedule, times)
     names: dict[Any, str] = {"paper": "Theorem 2.2 of the paper", "monotone": "sharper in LP (1a, new)"}
     # the sharpest forms integrate the zeroth-order flow themselves, which takes minutes on a large problem
-    small = problem.samples * weights.width * min(problem.samples, problem.dim) <= _SMALL
+    small = problem.samples * len(weights.v) * min(problem.samples, problem.dim) <= _SMALL
     names |= {"ode": "sharper (1b, new)"} if small else {"lambert": "sharper (1b without the path, new)"}
     try:
         privacy: dict[str, Any] = {
