@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import floor
+from benchmarks import floor, scaling, threads
 from benchmarks.contestants import DT, SIGMA, Case
-from benchmarks.lineup import PEERS, lineup, require_same_drift
+from benchmarks.lineup import PEERS, best_paths, lineup, require_same_drift
 
 ROOT = Path(__file__).parents[1]
 TOLERANCES = {np.float64: 1e-10, np.float32: 1e-3}
@@ -74,6 +74,49 @@ def test_contestants_take_the_same_steps(name):
 def test_missing_peers_stay_out(monkeypatch):
     monkeypatch.setattr("benchmarks.lineup.find_spec", lambda name: None)
     assert set(lineup(Case(30, 16, 8), np.float64, (1,), 0.0)) == {"us, reduced", "us, full"}
+
+
+def test_the_fastest_number_of_paths_is_found():
+    tried = []
+
+    class Fastest:
+        def __init__(self, paths):
+            self.paths = paths
+            tried.append(paths)
+
+        def advance(self, steps):
+            return 1e-3 * steps * self.paths * (1 + abs(np.log2(self.paths / 4)))
+
+    build: Any = Fastest
+    assert best_paths(build, (1, 2, 4, 8, 16, 32, 64), 1.0) == 4
+    assert tried == [1, 2, 4, 8, 16]
+
+
+def test_exponents_come_from_large_sizes():
+    sizes = [2**power for power in range(11)]
+    family = scaling.Family(
+        "a law", "h", sizes, {"flat, then cubic": lambda size: lambda seconds: max(1e6, float(size) ** 3)}
+    )
+    family.measure(0.0, 1)
+    assert family.fitted == [128, 256, 512, 1024]
+    assert family.exponent("flat, then cubic") == pytest.approx(3)
+    assert family.costs["flat, then cubic"][0] == 1e6
+    record = {"processor": "none", "started": "never", "load": [0.0]}
+    assert "| a law | flat, then cubic | **3.00** | h = 128 to 1024 |" in scaling.report(record, [family])
+    assert len(scaling.draw([family]).axes) == 2
+
+
+@pytest.mark.parametrize("method", ["fft", "lp"])
+def test_whole_runs_are_timed(method):
+    seconds = scaling.whole_run(scaling.linear_net, method, 16)(1e-3)
+    assert 0 < seconds < 1
+
+
+def test_threads_are_compared():
+    record = {"processor": "none", "started": "never", "load": [0.0], "threads": 2}
+    record["cases"] = [threads.measure((5, 12, 9), 10, 4, 2, 2)]
+    assert len(record["cases"][0]["one"]) == 2
+    assert "| 5, 12, 9 |" in threads.report(record)
 
 
 def test_the_floor_of_reduced_data_counts_their_triangle():
