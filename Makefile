@@ -32,15 +32,17 @@ test: $(VENV)/.test  ## Run the tests
 test-all: $(VENV)/.test  ## Run the tests and the heavier statistical ones
 	$(BIN)/python -m pytest -n auto -m ''
 
-lint: $(VENV)/.lint $(VENV)/.test  ## Check style and types
+lint: $(VENV)/.lint $(VENV)/.test $(VENV)/.peers  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.bench  ## Time a step against the floor and torchsde, start-up; weigh a large run
+bench: $(VENV)/.peers  ## Time us and the peers, threads, growth, start-up; weigh a large run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scaling
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

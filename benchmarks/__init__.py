@@ -1,1 +1,1 @@
-"""Timings of a step against the floor of the machine and against torchsde; memory; start-up."""
+"""Timings of a step against the floor of the machine and against the peers; growth; memory; start-up."""

@@ -1,20 +1,14 @@
-"""Who takes part in a benchmark: this package's chain and torchsde, on the same problem.
-
-Each contestant has ``paths``, ``drift()`` in the problem's coordinates at the starting point, and
-``advance(steps)``, which returns the processor's seconds that so many steps of all its paths took: on a
-quiet machine wall time, on a busy one without the time that others had.
-"""
+"""The problem that all contestants of a benchmark are given, what is asked of them, and ours."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from benchmarks.peers import TorchDrift, run_torchsde
 from langevin import Phase, Problem, Schedule, Weights
 from langevin import _kernels as kernels
 from langevin._engine import Chain, Results
@@ -93,34 +87,42 @@ class Case:
     def error(self, contestant: Contestant) -> float:
         """Distance of a contestant's drift to `drift`, relative to its norm."""
         drift_W, drift_v = contestant.drift()
+        if not contestant.span.trivial:
+            drift_W = drift_W @ contestant.span.basis.T
         squared = ((drift_W - self.drift[0]) ** 2).sum() + ((drift_v - self.drift[1]) ** 2).sum()
         return float(np.sqrt(squared / ((self.drift[0] ** 2).sum() + (self.drift[1] ** 2).sum())))
 
 
 class Contestant(Protocol):
-    """See the module."""
+    """A batch of ``paths`` Euler-Maruyama chains, in coordinates of ``span``."""
 
     paths: int
+    span: Span
 
-    def drift(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def position(self) -> tuple[np.ndarray, np.ndarray]:
+        """``W`` and ``v`` of the first path."""
+        ...
 
-    def advance(self, steps: int) -> float: ...
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """Drift of the first path where it stands."""
+        ...
+
+    def advance(self, steps: int) -> float:
+        """Take steps; return the processor's seconds that they took.
+
+        On a quiet machine that is wall time, on a busy one without the time that others had.
+        """
+        ...
 
 
 class Ours:
     """The compiled step loop, as a run calls it; ``reduce`` as in `langevin.euler_maruyama`."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int) -> None:
-        self.paths = paths
-        request = case.request
+        request, reduced = case.request, case.reduction(reduce)
+        self.paths, self.span = paths, reduced.span
         self.chain = Chain.build(
-            case.problem,
-            case.weights,
-            request.schedule,
-            request.grid,
-            case.reduction(reduce),
-            dtype,
-            key=(1, 2),
+            case.problem, case.weights, request.schedule, request.grid, reduced, dtype, key=(1, 2)
         )
         self.scratch = self.chain.scratch()
         self.results = Results.empty(paths, len(request.grid.times), case.width, False, ())
@@ -132,38 +134,23 @@ class Ours:
         data = self.chain.data
         return data.X[: data.y.size, : data.inputs]
 
+    def position(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._unpack(self.chunk.thetas[0])
+
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
         chain = self.chain
-        theta = chain.records.origin
+        theta = self.chunk.thetas[0]
         out = aligned_zeros(theta.shape, chain.layout.dtype)
         kernels.drift(theta, out, chain.data, chain.rule(chain.schedule.phases[0]), self.scratch)
-        drift_W, drift_v = (array.astype(np.float64) for array in chain.layout.unpack(out))
-        span = chain.reduction.span
-        return (drift_W if span.trivial else drift_W @ span.basis.T), drift_v
+        return self._unpack(out)
+
+    def _unpack(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        W, v = self.chain.layout.unpack(theta)
+        return W.astype(np.float64), v.astype(np.float64)
 
     def advance(self, steps: int) -> float:
         start = time.process_time()
         self.chain.advance(self.chunk, self.results, self.scratch, self.chunk.step + steps)
         elapsed = time.process_time() - start
         assert (self.results.diverged < 0).all()
-        return elapsed
-
-
-class TorchSDE:
-    """torchsde's Euler solver on a batch of paths; ``reduce="auto"`` gives it the reduced data, too."""
-
-    def __init__(self, case: Case, dtype: type, reduce: str, paths: int, fresh: bool) -> None:
-        self.paths, self.fresh = paths, fresh
-        self.span = case.span(reduce)
-        self.model = TorchDrift(
-            self.span.coordinates(case.problem.X), case.problem.y, case.width, CLIP, paths, dtype
-        )
-        self.state: Any = self.model.pack(self.span.coordinates(case.weights.W), case.weights.v)
-
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        drift_W, drift_v = self.model.unpack(self.model(self.state))
-        return (drift_W if self.span.trivial else drift_W @ self.span.basis.T), drift_v
-
-    def advance(self, steps: int) -> float:
-        self.state, elapsed = run_torchsde(self.model, self.state, SIGMA, DT, steps, self.fresh)
         return elapsed

@@ -6,27 +6,45 @@ import os
 import platform
 import re
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 # they override OpenBLAS's choice of kernels and of blocks, and so the speed of every product
 OPENBLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "torch", "torchsde")
+# JAX on the processor, on one thread: NPROC is the size of XLA's pool of threads
+XLA_SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "torch", "torchsde", "jax", "jaxlib", "diffrax", "equinox")
 
 
 def restart_without_overrides() -> None:
-    """Run this very command again without `OPENBLAS_OVERRIDES`, if any is set: OpenBLAS reads them once."""
-    found = {name: os.environ[name] for name in OPENBLAS_OVERRIDES if name in os.environ}
-    if not found:
+    """Run this very command again in `clean_environment`, if this is another: libraries read it once."""
+    clean = clean_environment()
+    if clean == dict(os.environ):
         return
-    print(f"# started again without {' '.join(f'{k}={v}' for k, v in found.items())}", flush=True)
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], clean_environment())
+    print("# started again without overrides, XLA on one thread", flush=True)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], clean)
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without `OPENBLAS_OVERRIDES`."""
-    return {k: v for k, v in os.environ.items() if k not in OPENBLAS_OVERRIDES}
+    """The environment without what changes the speed of a library, and with `XLA_SETTINGS`."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in OPENBLAS_OVERRIDES and not key.startswith(("JAX_", "XLA_"))
+    }
+    return kept | XLA_SETTINGS
+
+
+def take_one_processor() -> None:
+    """Confine this process, and what it starts, to one processor: threads beyond one cannot help anyone."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def processor() -> str:
@@ -45,7 +63,7 @@ def slug() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Machine, processor, versions and BLAS libraries of this process."""
+    """Machine, processor, versions and BLAS libraries of this process, and the time."""
     from llvmlite import binding
     from threadpoolctl import threadpool_info
 
@@ -56,13 +74,15 @@ def describe() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "llvm_processor": binding.get_host_cpu_name(),
         "processors": os.cpu_count(),
+        "processors_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "load": [round(value, 2) for value in os.getloadavg()],
         "versions": versions,
-        "openblas_overrides": {name: os.environ.get(name) for name in OPENBLAS_OVERRIDES},
+        "environment": {name: os.environ.get(name) for name in (*OPENBLAS_OVERRIDES, *XLA_SETTINGS)},
         "blas": [
             {key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
             for pool in threadpool_info()

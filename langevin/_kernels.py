@@ -756,7 +756,7 @@ def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, s
 
 @njit(**FAST)
 def _householder(triangle, stack, rows):
-    """Bring upper triangular ``triangle`` over ``stack`` to upper triangular form; columns lie contiguously."""
+    """Bring ``stack`` below an upper triangular ``triangle`` into it; columns lie contiguously."""
     for j in range(triangle.shape[0]):
         b, corner, squared = stack[j], triangle[j, j], triangle.dtype.type(0)
         for i in range(rows):

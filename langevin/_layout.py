@@ -139,7 +139,8 @@ def _neurons(rows: int, depth: int, streamed: bool) -> int:
     if streamed:
         return 2**31 - 1
     fitting = SMALL_PRODUCT // (rows * depth) // 8 * 8
-    return int(np.clip(fitting, 32, NEURONS_A_PRODUCT))
+    # products this deep lose more by being narrow than they gain by being small
+    return min(fitting, NEURONS_A_PRODUCT) if fitting >= 16 else 32
 
 
 def _row_blocks(X: np.ndarray, inputs: int, streamed: bool) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""The peer: torchsde's Euler solver, with the drift written for it as well as torch allows.
+"""torchsde's Euler solver, with the drift written for it as well as torch allows.
 
-- The drift has the same closed form as ours: two products of all paths at once, per-sample norms
-  without per-sample gradients; it works in place, in buffers that are kept.
+- It works in place, in buffers that are kept.
 - A row of the state is a neuron, ``(w_j, v_j)``, and the rows of all paths are torchsde's batch: so the
   products read the state and write the drift where they lie, without copies.
 - Two sources of noise: torchsde's own, and plain fresh increments, which are cheaper.
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.contestants import CLIP, DT, SIGMA, Case
 
 
 class TorchDrift:
@@ -66,47 +67,57 @@ class TorchDrift:
         return self.out
 
 
-def run_torchsde(
-    model: TorchDrift, state: torch.Tensor, sigma: float, dt: float, steps: int, fresh: bool
-) -> tuple[torch.Tensor, float]:
-    """Let torchsde take steps; return the state and the processor's seconds from the first increment on.
+class TorchSDE:
+    """``sdeint(method="euler")`` on a batch of paths.
 
-    Neither what torchsde checks before the first step nor the making of its noise's tree is counted.
     With ``fresh`` the increments are drawn when asked for and forgotten, which is as cheap as it gets;
     else they come from torchsde's own `BrownianInterval`, told of ``dt`` as its manual advises.
     """
-    import torchsde
 
-    end = steps * dt
-    source: Any = (
-        _draw(state)
-        if fresh
-        else torchsde.BrownianInterval(0.0, end, state.shape, dtype=state.dtype, device=state.device, dt=dt)
-    )
-    noise = _timed(source, state)
-    times = torch.tensor([0.0, end], dtype=torch.float64)
-    with torch.no_grad():
-        ys = torchsde.sdeint(_sde(model, sigma), state, times, bm=noise, method="euler", dt=dt)
-    elapsed = time.process_time() - noise.first
-    assert noise.count == steps
-    assert bool(torch.isfinite(ys[-1]).all())
-    return ys[-1], elapsed
+    def __init__(self, case: Case, dtype: type, reduce: str, paths: int, fresh: bool) -> None:
+        self.paths, self.fresh = paths, fresh
+        self.span = case.span(reduce)
+        X = self.span.coordinates(case.problem.X)
+        self.model = TorchDrift(X, case.problem.y, case.width, CLIP, paths, dtype)
+        self.state: Any = self.model.pack(self.span.coordinates(case.weights.W), case.weights.v)
+
+    def position(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.model.unpack(self.state)
+
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.model.unpack(self.model(self.state))
+
+    def advance(self, steps: int) -> float:
+        """Counts neither torchsde's checks before the first step nor the making of its noise's tree."""
+        import torchsde
+
+        like, end = self.state, steps * DT
+        source: Any = (
+            (lambda ta, tb: torch.randn_like(like).mul_(float(tb - ta) ** 0.5))
+            if self.fresh
+            else torchsde.BrownianInterval(0.0, end, like.shape, dtype=like.dtype, device=like.device, dt=DT)
+        )
+        noise = _timed(source, like)
+        times = torch.tensor([0.0, end], dtype=torch.float64)
+        with torch.no_grad():
+            ys = torchsde.sdeint(_sde(self.model), like, times, bm=noise, method="euler", dt=DT)
+        elapsed = time.process_time() - noise.first
+        self.state = ys[-1]
+        assert noise.count == steps
+        assert bool(torch.isfinite(self.state).all())
+        return elapsed
 
 
-def _sde(model: TorchDrift, sigma: float) -> Any:
+def _sde(model: TorchDrift) -> Any:
     class SDE:
         noise_type, sde_type = "diagonal", "ito"
 
         def f_and_g_prod(
             self, t: torch.Tensor, y: torch.Tensor, v: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            return model(y), v.mul_(2**0.5 * sigma)
+            return model(y), v.mul_(2**0.5 * SIGMA)
 
     return SDE()
-
-
-def _draw(like: torch.Tensor) -> Callable[[Any, Any], torch.Tensor]:
-    return lambda ta, tb: torch.randn_like(like).mul_(float(tb - ta) ** 0.5)
 
 
 def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> Any:

@@ -1,0 +1,102 @@
+"""The tables of `benchmarks.step`: a column is a shape and a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+US = "us"
+DATA = ("full", "reduced")
+
+
+def title(record: dict[str, Any]) -> str:
+    """Where, when, and on what."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    architecture = "/".join(sorted({pool["architecture"] or "" for pool in record["blas"]} - {""}))
+    return (
+        f"# A step on {record['processor']} ({record['llvm_processor']}), one thread, {record['started']}\n\n"
+        f"{versions}; BLAS for {architecture}; load at the start {record['load'][0]}"
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(record: dict[str, Any]) -> list[str]:
+    """Times, ratios, floor and parts, each with its caption."""
+    cases = record["cases"]
+    columns = [f"{', '.join(map(str, case['shape']))} {case['precision']}" for case in cases]
+    names = list(dict.fromkeys(name for case in cases for name in case["contestants"]))
+    peers = list(dict.fromkeys(name.rpartition(", ")[0] for name in names if not name.startswith(f"{US}, ")))
+
+    def grid(rows: dict[str, Callable[[dict[str, Any]], str]], corner: str = "d, h, n, precision") -> str:
+        lines = [[name, *map(cell, cases)] for name, cell in rows.items()]
+        return table([corner, *columns], [line for line in lines if set(line[1:]) != {"-"}])
+
+    def ratio(name: str, data: str, by: str) -> Callable[[dict[str, Any]], str]:
+        return lambda case: _ratio(case, f"{name}, {data}", f"{US}, {by}")
+
+    return [
+        "µs per step and path: **median** (least to most; paths)\n\n"
+        + grid({name: lambda case, name=name: _times(case, name) for name in names}),
+        "Like for like: how many times as long as us, on the same data\n\n"
+        + grid({f"{peer}, {data}": ratio(peer, data, data) for data in DATA for peer in peers}),
+        "As they come: peers on the full data over us, who reduce by default\n\n"
+        + grid(
+            {f"{peer}, full": ratio(peer, "full", "reduced") for peer in peers}
+            | {"the reduction's own share: us, full": ratio(US, "full", "reduced")}
+        ),
+        "Floor of the reduced problem, µs per step and path, and the rates behind it\n\n"
+        + grid(
+            {
+                **{
+                    key: lambda case, key=key: f"{1e6 * case['floor'][key]:.4g}"
+                    for key in ("products", "draws", "traffic")
+                },
+                "floor": lambda case: f"{1e6 * sum(case['floor'].values()):.4g}",
+                "step / floor": lambda case: f"**{_ours(case) / sum(case['floor'].values()):.2f}**",
+                "GFLOP/s: multiply-adds": lambda case: f"{case['rates']['fma'] / 1e9:.0f}",
+                "GFLOP/s: best GEMM": lambda case: f"{case['rates']['gemm'] / 1e9:.0f}",
+                "ns a normal, ours": lambda case: f"{1e9 / case['rates']['normals']:.2f}",
+                "GB/s": lambda case: f"{case['rates']['copy'] / 1e9:.0f}",
+            }
+        ),
+        "Where the time of a step goes\n\n"
+        + grid(
+            {
+                **{
+                    part: lambda case, part=part: (
+                        f"{100 * case['parts'][part] / sum(case['parts'].values()):.0f} %"
+                    )
+                    for part in cases[0]["parts"]
+                },
+                "sum, µs": lambda case: f"{1e6 * sum(case['parts'].values()):.4g}",
+                "whole step, µs": lambda case: f"{1e6 * _ours(case):.4g}",
+            }
+        ),
+    ]
+
+
+def _ours(case: dict[str, Any]) -> float:
+    contestants = case["contestants"]
+    return contestants.get(f"{US}, reduced", contestants[f"{US}, full"])["seconds"]
+
+
+def _times(case: dict[str, Any], name: str) -> str:
+    if name not in case["contestants"]:
+        return "-"
+    c = case["contestants"][name]
+    low, mid, high = (1e6 * c[key] for key in ("least", "seconds", "most"))
+    return f"**{mid:.4g}** ({low:.4g} to {high:.4g}; {c['paths']})"
+
+
+def _ratio(case: dict[str, Any], name: str, by: str) -> str:
+    """Ratio of two contestants; where the data cannot be reduced, full data stand for reduced."""
+    contestants = case["contestants"]
+    if name not in contestants:
+        return "-"
+    reference = contestants[by]["seconds"] if by in contestants else _ours(case)
+    return f"{contestants[name]['seconds'] / reference:.1f}"
