@@ -153,13 +153,7 @@ def families() -> list[Family]:
         Family("inputs, h = 256, n = 64", "d", powers(12), contestants(lambda d: (d, 256, 64), both)),
         Family("width, d = 64, n = 64", "h", powers(12), contestants(lambda h: (64, h, 64), full)),
         Family("paths, 32, 128, 64", "paths", paths, contestants(lambda _: (32, 128, 64), full, True)),
-        Family(
-            "linear nets by default, d = 16, n = 64",
-            "h",
-            [10**power for power in range(3, 10)],
-            linear,
-            fit=1e6,
-        ),
+        Family("linear nets by default, d = 16, n = 64", "h", widths, linear, fit=1e6),
     ]
 
 
