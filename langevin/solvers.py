@@ -74,6 +74,7 @@ def euler_maruyama(
     precision: Precision = "double",
     reduce: str = "auto",
     threads: int | None = None,
+    device: str = "cpu",
     noise_dt: float | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = False,
@@ -113,6 +114,10 @@ def euler_maruyama(
         ``"auto"`` simulates in the span of the data where that is smaller (exact in law).
     threads : int, optional
         By default as many as there are processors.
+    device : str
+        ``"cpu"``; or ``"cuda"``, ``"cuda:1"``: an NVIDIA GPU, for many paths of wide networks; it needs
+        PyTorch and Triton. It follows the same Brownian paths, but rounds differently, and its last bits may
+        depend on the number of paths. A checkpoint goes on only on a device of the same name.
     noise_dt : float, optional
         Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
         Runs with different ``dt`` and the same ``noise_dt``, ``rng`` and ``times`` share their Brownian
@@ -160,6 +165,7 @@ def euler_maruyama(
     require_compatible(problem, weights)
     paths = _validate.integer("paths", paths, 1)
     threads = _engine.check_threads(threads)
+    _validate.device(device)
     cut = grid(schedule, dt, times)
     draws = _draws(cut.dt, noise_dt)
     if cut.steps * draws >= 2**32:
@@ -169,6 +175,9 @@ def euler_maruyama(
     names = select(problem, observables)
     key = noise.key(rng)
     chain = _chain(problem, weights, schedule, cut, names, precision, reduce, key, draws)
+    if device != "cpu":
+        # one thread talks to the device
+        chain, threads = _on_device(chain, device, threads), 1
     per_neuron = _record.per_neuron_wanted(names)
     _validate.memory(
         _engine.ensemble_bytes(chain, paths, per_neuron, threads),
@@ -363,6 +372,17 @@ def _draws(dt: float, noise_dt: float | None) -> int:
     if draws < 1 or abs(draws * noise_dt - dt) > 1e-9 * dt:
         raise ValueError(f"dt must be a whole multiple of noise_dt, got {dt:g} and {noise_dt:g}")
     return draws
+
+
+def _on_device(chain: Chain, name: str, threads: int) -> Chain:
+    try:
+        from langevin import _device
+    except ImportError:
+        raise ValueError(
+            f"device must be 'cpu' here, got {name!r}: PyTorch is not installed; "
+            "pip install 'private-finetuning-dynamics[gpu]'"
+        ) from None
+    return _device.DeviceChain.of(chain, _device.find(name), threads)
 
 
 def _chain(
