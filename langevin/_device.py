@@ -99,11 +99,11 @@ def _box_muller(w0: torch.Tensor, w1: torch.Tensor, dtype: torch.dtype) -> tuple
 
 
 def add_normals(e: Ensemble, trained: int, rule: Rule, draw: int) -> None:
-    """Add the noise of draw ``draw`` of the present step to ``theta[:, :trained]``."""
+    """Add draw ``draw`` of the step that `columns` has just counted to ``theta[:, :trained]``."""
     step, first_path, k0, k1 = e.clock.tolist()
     counter = torch.arange(trained // 4).view(1, -1, LANES)
     path = first_path + torch.arange(len(e.theta)).view(-1, 1, 1)
-    words = _philox(counter, (step * rule.draws + draw) & 0xFFFFFFFF, path, k0, k1)
+    words = _philox(counter, ((step - 1) * rule.draws + draw) & 0xFFFFFFFF, path, k0, k1)
     tiles = e.theta[:, :trained].view(len(e.theta), -1, TILE // LANES, LANES)
     for first in (0, 2):
         x, y = _box_muller(words[first], words[first + 1], e.theta.dtype)
@@ -133,12 +133,13 @@ def rows(e: Ensemble, rule: Rule) -> None:
 
 
 def columns(e: Ensemble, store: bool) -> None:
-    """Take the head's step; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
+    """Take the head's step, and count it; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
     a = torch.relu(e.Z) if e.relu else e.Z
     gradient = torch.bmm(e.s.unsqueeze(1), a).squeeze(1)
     if store:
         e.Z[:] = torch.where(e.Z <= 0, 0.0, e.s.unsqueeze(2) * e.v.unsqueeze(1))
     e.v.sub_(e.numbers[DT] * gradient)
+    e.clock[STEP] += 1
 
 
 # --- a chunk on the device -------------------------------------------------------------------
@@ -261,7 +262,6 @@ class Ensemble:
             trained = self.chain.layout.head if rule.method == LP else self.theta.shape[1]
             for draw in range(rule.draws):
                 self.passes.add_normals(self, trained, rule, draw)
-        self.clock[STEP] += 1
 
     # observation
 
@@ -389,13 +389,14 @@ class DeviceChain(Chain):
             ensemble.enter(int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1)
             r = int(np.searchsorted(records, chunk.step))
             last, late = stop == self.grid.steps, False
-            while True:
+            # asked after a step: every call gets somewhere; a record is taken by the call that goes on from it
+            while not (late and chunk.step < stop):
                 if r < records.size and records[r] == chunk.step and (chunk.step < stop or last):
                     ensemble.observe(r, chunk, results)
                     r += 1
-                before = time.monotonic()
-                if chunk.step == stop or late:
+                if chunk.step == stop:
                     break
+                before = time.monotonic()
                 following = int(records[r]) if r < records.size else stop
                 count = min(ensemble.burst, stop - chunk.step, following - chunk.step)
                 ensemble.advance(count)
@@ -403,7 +404,6 @@ class DeviceChain(Chain):
                 chunk.step += count
                 results.steps[chunk.paths] = chunk.step
                 now = time.monotonic()
-                # asked after a step: every call gets somewhere
                 late = now > deadline
                 if count == ensemble.burst and now - before < _BURST_SECONDS:
                     ensemble.burst *= 2

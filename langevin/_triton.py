@@ -21,10 +21,10 @@ _FLAT, _NORMALISED = tl.constexpr(FLAT), tl.constexpr(NORMALISED)
 _LN2 = tl.constexpr(0.6931471805599453)
 _QUARTER_TURN = tl.constexpr(1.5707963267948966 * 2.0**-30)
 
-# of a program: Philox counters and warps; then elements, neurons at most, and warps
-_NOISE = (128, 4)
-_ROWS = (512, 512, 1)
-_COLUMNS = (1024, 32, 4)
+# of a program: Philox counters and warps; bytes of a block, most bytes of its rows, and warps
+_NOISE = (128, 2)
+_ROWS = (2048, 2048, 1)
+_COLUMNS = (8192, 256, 4)
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def _add_normals(theta, size, counters, numbers, clock, draws, draw, BLOCK: tl.c
     k0, k1 = tl.load(clock + 2).to(tl.uint32), tl.load(clock + 3).to(tl.uint32)
     w0, w1, w2, w3 = philox_impl(
         counter.to(tl.uint32),
-        zero + (step * draws + draw).to(tl.uint32),
+        zero + ((step - 1) * draws + draw).to(tl.uint32),
         zero + (first_path + path).to(tl.uint32),
         zero,
         zero + k0,
@@ -218,6 +218,7 @@ def _columns(
     size,
     s,
     numbers,
+    clock,
     n,
     h,
     RELU: tl.constexpr,
@@ -242,15 +243,17 @@ def _columns(
             tl.store(at, tl.where(z <= 0, 0.0, residual * v[None, :]), mask)
     dt = tl.load(numbers + 2).to(dtype)
     tl.store(head, v - dt * tl.sum(gradient, 0), j < h)
+    tl.store(clock, tl.load(clock) + 1, (tl.program_id(0) == 0) & (tl.program_id(1) == 0))
 
 
 # --- as `langevin._device` calls them --------------------------------------------------------
 
 
-def _block(width: int, elements: int, most: int, warps: int) -> dict[str, int]:
+def _block(Z: Any, size: int, longest: int, warps: int) -> dict[str, int]:
     """Shape of a program's block of activations."""
-    neurons = min(triton.next_power_of_2(width), most)
-    return dict(ROWS=max(1, elements // neurons), NEURONS=neurons, num_warps=warps)
+    width, itemsize = Z.shape[2], Z.element_size()
+    neurons = min(triton.next_power_of_2(width), longest // itemsize)
+    return dict(ROWS=max(1, size // itemsize // neurons), NEURONS=neurons, num_warps=warps)
 
 
 def add_normals(e: Any, trained: int, rule: Rule, draw: int) -> None:
@@ -272,7 +275,7 @@ def add_normals(e: Any, trained: int, rule: Rule, draw: int) -> None:
 def rows(e: Any, rule: Rule) -> None:
     """See `langevin._device`."""
     paths, n, h = e.Z.shape
-    block = _block(h, *_ROWS)
+    block = _block(e.Z, *_ROWS)
     _rows[paths, triton.cdiv(n, block["ROWS"])](
         e.Z,
         e.theta,
@@ -297,7 +300,7 @@ def rows(e: Any, rule: Rule) -> None:
 def columns(e: Any, store: bool) -> None:
     """See `langevin._device`."""
     paths, n, h = e.Z.shape
-    block = _block(h, *_COLUMNS)
+    block = _block(e.Z, *_COLUMNS)
     _columns[paths, triton.cdiv(h, block["NEURONS"])](
-        e.Z, e.theta, e.theta.shape[1], e.s, e.numbers, n, h, RELU=e.relu, STORE=store, **block
+        e.Z, e.theta, e.theta.shape[1], e.s, e.numbers, e.clock, n, h, RELU=e.relu, STORE=store, **block
     )

@@ -80,7 +80,7 @@ def test_draws_are_those_of_the_compiled_code(precision, where):
     phase = Phase("fft", 0.1, sigma=0.5)
     chain, e = an_ensemble(problem, weights, phase, dtype, first_path=7, draws=2, where=where)
     e.theta[:] = 0
-    e.clock[0] = 2_000_000_000  # with two draws a step beyond what is a signed word
+    e.clock[0] = 2 * 10**9 + 1  # after step 2e9, whose draws are beyond what is a signed word
     for draw in range(2):
         e.passes.add_normals(e, chain.layout.size, chain.rule(phase), draw)
     rule = chain.rule(phase)
@@ -193,11 +193,13 @@ def test_only_diverging_paths_are_lost(device):
     assert (np.abs(lost[0] - lost[1]) <= 1).mean() > 0.95
 
 
-def test_chunks_do_not_matter(device, monkeypatch):
-    problem, weights = random_problem(0, n=9, d=5), random_weights(0, h=11, d=5, scale=0.5)
+def test_chunks_and_calls_do_not_matter(device, monkeypatch):
+    """Single paths and steps; a record at each, where what lies outside the span moves once."""
+    problem, weights = random_problem(0, n=3, d=7), random_weights(0, h=11, d=7, scale=0.5)
     base = simulate(device, problem, weights, SCHEDULE)
-    monkeypatch.setattr(_device, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(_device, "_CALL_SECONDS", 0.0)
+    assert_close(base, simulate(device, problem, weights, SCHEDULE), rtol=1e-13, atol=0)
+    monkeypatch.setattr(_device, "_CHUNK_BYTES", 1)
     assert_close(base, simulate(device, problem, weights, SCHEDULE), rtol=1e-11, atol=1e-13)
 
 
@@ -252,7 +254,7 @@ def smallest_pvalue(a: xr.Dataset, b: xr.Dataset) -> float:
         np.concatenate([run[n].values.reshape(*run.loss.shape, -1)[:, :, 0] for n in timed], axis=1).T
         for run in (a, b)
     )
-    tests: list[Any] = [stats.ks_2samp(x, y) for x, y in zip(first, second, strict=True)]
+    tests: list[Any] = [stats.ks_2samp(x, y, method="asymp") for x, y in zip(first, second, strict=True)]
     return min(1.0, len(tests) * min(test.pvalue for test in tests))
 
 
