@@ -39,7 +39,7 @@ from langevin._kernels import FLAT, LANES, LP, NORMALISED, TILE, Rule
 from langevin._layout import aligned_zeros
 
 # states of a chunk: more paths at once are no faster
-_CHUNK_BYTES = 2**30
+_CHUNK_BYTES = 2**28
 # a call lasts about this long, and its steps are sent off in bursts of about that
 _CALL_SECONDS, _BURST_SECONDS = 0.2, 0.02
 
@@ -226,8 +226,7 @@ class Ensemble:
             for _ in range(count):
                 self._step()
             return
-        graph: Any = self.graphs.get(self.phase)
-        if graph is None and count > 0:
+        if count > 0 and self.phase not in self.graphs:
             # compiles, and warms up
             self._step()
             count -= 1
@@ -235,7 +234,7 @@ class Ensemble:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
         for _ in range(count):
-            graph.replay()
+            self.graphs[self.phase].replay()
 
     def _preactivate(self) -> None:
         torch.bmm(self.X, self.W, out=self.Z)
@@ -389,7 +388,7 @@ class DeviceChain(Chain):
             ensemble.enter(int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1)
             r = int(np.searchsorted(records, chunk.step))
             last, late = stop == self.grid.steps, False
-            # asked after a step: every call gets somewhere; a record is taken by the call that goes on from it
+            # late after a step only: every call gets somewhere; the call that goes on from a record takes it
             while not (late and chunk.step < stop):
                 if r < records.size and records[r] == chunk.step and (chunk.step < stop or last):
                     ensemble.observe(r, chunk, results)
