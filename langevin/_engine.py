@@ -264,12 +264,21 @@ class Chain:
             results.neurons[rows],
         )
 
+    @property
+    def place(self) -> str:
+        """What it runs on: rounding differs elsewhere."""
+        return "cpu"
+
+    def states(self, chunk: Chunk) -> np.ndarray:
+        """The chunk's states, brought to where they can be read."""
+        return chunk.thetas
+
     def watch(self, chunk: Chunk, results: Results) -> None:
         """Evaluate the watchers if the chunk stands on a record."""
         r = int(np.searchsorted(self.records.steps, chunk.step))
-        if r == self.records.steps.size or self.records.steps[r] != chunk.step:
+        if not self.watchers or r == self.records.steps.size or self.records.steps[r] != chunk.step:
             return
-        for p, theta in enumerate(chunk.thetas):
+        for p, theta in enumerate(self.states(chunk)):
             path = chunk.first_path + p
             if results.diverged[path] < 0:
                 W, v = self.reduction.net(*self.layout.unpack(theta))
@@ -302,7 +311,7 @@ def reference_path(chain: Chain) -> np.ndarray:
         for r, record in enumerate(chain.grid.record_steps):
             while chunk.step < record:
                 chain.advance(chunk, results, scratch, min(int(record), chain.stops(chunk.step)))
-            states[r] = chunk.thetas[0]
+            states[r] = chain.states(chunk)[0]
     return states
 
 

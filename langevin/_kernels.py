@@ -702,6 +702,14 @@ def _move_complement(complement, scale, dim, step, path, k0, k1):
 
 
 @njit(**JIT)
+def move_complements(complements, diverged, scale, dim, draw, first_path, k0, k1, moved):
+    """Move what lies outside the span on all paths that are finite; ``moved (paths,)`` as it returns."""
+    for p in range(complements.shape[0]):
+        if diverged[p] < 0:
+            moved[p] = _move_complement(complements[p], scale, dim, draw, first_path + p, k0, k1)
+
+
+@njit(**JIT)
 def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, scalars, neurons):
     """Write the observables of record ``r``: ``scalars (SCALARS, m)``, ``neurons (3, m, h)`` or empty.
 

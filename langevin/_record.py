@@ -68,6 +68,7 @@ def configuration(
         "times": _digest(chain.grid.times),
         "paths": paths,
         "observables": list(names),
+        "device": chain.place,
         "precision": "double" if chain.layout.dtype is np.float64 else "single",
         "reduction": chain.reduction.name,
         "simulated": chain.reduction.simulated,
@@ -78,8 +79,10 @@ def configuration(
     return json.loads(json.dumps(config))
 
 
-def _versions() -> dict[str, str]:
-    packages = ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray")
+def _versions(device: str) -> dict[str, str]:
+    packages = ["private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray"]
+    if device != "cpu":
+        packages += ["torch", "triton"]
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -116,7 +119,7 @@ def dataset(chain: Chain, results: Results, names: Sequence[str], config: dict[s
             "title": "training dynamics of a two-layer network",
             "source": "langevin",
             "config": json.dumps(config),
-            "versions": json.dumps(_versions()),
+            "versions": json.dumps(_versions(config["device"])),
         },
     )
 
@@ -142,7 +145,9 @@ def save(path: Path, config: dict[str, Any], chain: Chain, results: Results, chu
             "chunks": np.array([(c.first_path, c.step, len(c.thetas)) for c in chunks], np.int64).reshape(
                 -1, 3
             ),
-            "thetas": np.concatenate([np.zeros((0, layout.size), layout.dtype), *(c.thetas for c in chunks)]),
+            "thetas": np.concatenate(
+                [np.zeros((0, layout.size), layout.dtype), *(chain.states(c) for c in chunks)]
+            ),
             "complements": np.concatenate([np.zeros((0, 2, outside)), *(c.complements for c in chunks)]),
         },
     )

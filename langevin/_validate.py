@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -74,6 +75,13 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         listed = ", ".join(repr(a) for a in allowed)
         raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+    return value
+
+
+def device(value: Any) -> str:
+    """Return the name of a device; whether there is one, `langevin._device` says."""
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:<number>', got {value!r}")
     return value
 
 

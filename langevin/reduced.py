@@ -45,6 +45,8 @@ class Request:
         Whether runs of several steps are to share their Brownian paths.
     flow : bool
         Whether the flow is solved by an adaptive method, and not a chain.
+    device : str
+        Where the chain runs: anywhere but on the processor it is the full one.
     """
 
     problem: Problem
@@ -55,6 +57,7 @@ class Request:
     noisy: bool = True
     coupled: bool = False
     flow: bool = False
+    device: str = "cpu"
 
     @property
     def held_out(self) -> bool:
@@ -220,7 +223,7 @@ class _Kernel:
     def refusal(self, request: Request) -> str:
         if any(phase.method != "lp" for phase in request.schedule):
             return "needs a schedule of linear probing alone"
-        return _sees_neurons(request)
+        return _needs_neurons(request)
 
     def cost(self, request: Request) -> float:
         return request.cost(min(request.problem.samples, request.weights.width), 0)
@@ -274,7 +277,7 @@ class _Gram:
     def refusal(self, request: Request) -> str:
         if request.problem.activation != "linear":
             return "needs a linear net: with noise the Gram matrix no longer tells which neurons are active"
-        return _sees_neurons(request) or _has_no_path(request)
+        return _needs_neurons(request) or _has_no_path(request)
 
     def cost(self, request: Request) -> float:
         along, across, folded = self._rows(request)
@@ -320,7 +323,7 @@ class _Collapsed:
         size = np.abs(directed).max()
         if size == 0 or np.abs(directed - directed[0]).max() > 1e-12 * size:
             return "needs samples that all have the same y_i x_i, other than 0"
-        return _sees_neurons(request) or _has_no_path(request)
+        return _needs_neurons(request) or _has_no_path(request)
 
     def cost(self, request: Request) -> float:
         return request.grid.steps * (50.0 + 300.0 * request.noisy)
@@ -390,7 +393,9 @@ def _local(problem: Problem, span: Span) -> Problem:
     return Problem(X, problem.y[span.order], problem.activation, problem.loss, X_test, problem.y_test)
 
 
-def _sees_neurons(request: Request) -> str:
+def _needs_neurons(request: Request) -> str:
+    if request.device != "cpu":
+        return f"runs on the processor alone, not on device {request.device!r}"
     asked = [name for name in request.observables if OBSERVABLES[name].neurons]
     return f"simulates no single neurons, which {', '.join(asked)} needs" if asked else ""
 

@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--paths", type=int, default=64, help="independent paths")
     run.add_argument("--seed", type=int, default=0, help="of data, weights and noise")
     run.add_argument("--threads", type=int, help="threads (default: all processors)")
+    run.add_argument("--device", default="cpu", help="cpu, or cuda or cuda:<number>: an NVIDIA GPU")
     run.add_argument("--precision", choices=["double", "single"], default="double", help="of the simulation")
     run.add_argument(
         "--reduce",
@@ -185,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
                     precision=args.precision,
                     reduce=args.reduce,
                     threads=args.threads,
+                    device=args.device,
                     checkpoint=checkpoint,
                     progress=not args.quiet,
                 )

@@ -72,6 +72,7 @@ def euler_maruyama(
     precision: Precision = "double",
     reduce: str = "auto",
     threads: int | None = None,
+    device: str = "cpu",
     noise_dt: float | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = False,
@@ -111,6 +112,10 @@ def euler_maruyama(
         ``"auto"`` simulates in the span of the data where that is smaller (exact in law).
     threads : int, optional
         By default as many as there are processors.
+    device : str
+        ``"cpu"``; or ``"cuda"``, ``"cuda:1"``: an NVIDIA GPU, for many paths of wide networks; it needs
+        PyTorch and Triton. It follows the same Brownian paths, but rounds differently, and its last bits may
+        depend on the number of paths. A checkpoint goes on only on a device of the same name.
     noise_dt : float, optional
         Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
         Runs with different ``dt`` and the same ``noise_dt``, ``rng`` and ``times`` share their Brownian
@@ -158,6 +163,7 @@ def euler_maruyama(
     require_compatible(problem, weights)
     paths = _validate.integer("paths", paths, 1)
     threads = _engine.check_threads(threads)
+    _validate.device(device)
     cut = grid(schedule, dt, times)
     draws = _draws(cut.dt, noise_dt)
     if cut.steps * draws >= 2**32:
@@ -166,9 +172,14 @@ def euler_maruyama(
         )
     asked = requested(problem, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
-    request = Request(problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None)
+    request = Request(
+        problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None, device=device
+    )
     chain = _chain(request, reduce, precision, noise.key(rng), draws)
     names = select(problem, asked, neurons=chain.reduction.neurons)
+    if device != "cpu":
+        # one thread talks to the device
+        chain, threads = _on_device(chain, device, threads), 1
     per_neuron = _record.per_neuron_wanted(names)
     _validate.memory(
         _engine.ensemble_bytes(chain, paths, per_neuron, threads),
@@ -365,6 +376,17 @@ def _draws(dt: float, noise_dt: float | None) -> int:
     if draws < 1 or abs(draws * noise_dt - dt) > 1e-9 * dt:
         raise ValueError(f"dt must be a whole multiple of noise_dt, got {dt:g} and {noise_dt:g}")
     return draws
+
+
+def _on_device(chain: Chain, name: str, threads: int) -> Chain:
+    try:
+        from langevin import _device
+    except ImportError:
+        raise ValueError(
+            f"device must be 'cpu' here, got {name!r}: PyTorch is not installed; "
+            "pip install 'private-finetuning-dynamics[gpu]'"
+        ) from None
+    return _device.DeviceChain.of(chain, _device.find(name), threads)
 
 
 def _chain(

@@ -137,3 +137,16 @@ def test_quick_run_prints_every_table():
     )
     assert "step / floor" in done.stdout
     assert done.stdout.count("20, 64, 50 single |") == 5
+
+
+def test_the_quick_run_on_a_device_prints_every_table():
+    pytest.importorskip("torchsde")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--quick"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "floor / step" in done.stdout
+    assert done.stdout.count("| 30, 16, 8 | 8; 8; single |") == 3
