@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.contestants import CLIP, DT, SIGMA, Case
-from benchmarks.peers import TorchDrift
+from benchmarks.peers.torchsde_euler import TorchDrift, sde
 from langevin import Schedule, euler_maruyama
 from langevin._device import DeviceChain, Ensemble
 from langevin._engine import Chain
@@ -98,8 +98,8 @@ class Ours:
     """The ensemble that a run on a device steps."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int, device: torch.device) -> None:
-        self.paths, self.device = paths, device
         request, reduced = case.request, case.reduction(reduce)
+        self.paths, self.device, self.span = paths, device, reduced.span
         chain = Chain.build(
             case.problem, case.weights, request.schedule, request.grid, reduced, dtype, key=(1, 2)
         )
@@ -116,9 +116,8 @@ class Ours:
         ensemble = self._start(still)
         ensemble.advance(1)
         moved = ensemble.theta[-1].cpu().numpy() - self.chain.records.origin
-        drift_W, drift_v = (array.astype(np.float64) for array in self.chain.layout.unpack(moved))
-        span = self.chain.reduction.span
-        return (drift_W if span.trivial else drift_W @ span.basis.T), drift_v
+        drift_W, drift_v = self.chain.layout.unpack(moved)
+        return drift_W.astype(np.float64), drift_v.astype(np.float64)
 
     def advance(self, steps: int) -> None:
         self.ensemble.advance(steps)
@@ -149,21 +148,12 @@ class TorchSDE:
         self.state = self.model.pack(W, case.weights.v).to(device)
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        drift_W, drift_v = self.model.unpack(self.model(self.state).cpu())
-        return (drift_W if self.span.trivial else drift_W @ self.span.basis.T), drift_v
+        return self.model.unpack(self.model(self.state).cpu())
 
     def advance(self, steps: int) -> None:
         import torchsde
 
-        y, end, model = self.state, steps * DT, self.model
-
-        class SDE:
-            noise_type, sde_type = "diagonal", "ito"
-
-            def f_and_g_prod(
-                self, t: Any, y: torch.Tensor, v: torch.Tensor
-            ) -> tuple[torch.Tensor, torch.Tensor]:
-                return model(y), v.mul_(2**0.5 * SIGMA)
+        y, end = self.state, steps * DT
 
         class Fresh:
             shape, dtype, device = y.shape, y.dtype, y.device
@@ -179,7 +169,7 @@ class TorchSDE:
         )
         times = torch.tensor([0.0, end], dtype=torch.float64)
         with torch.no_grad():
-            self.state = torchsde.sdeint(SDE(), y, times, bm=source, method="euler", dt=DT)[-1]
+            self.state = torchsde.sdeint(sde(self.model), y, times, bm=source, method="euler", dt=DT)[-1]
 
     def finite(self) -> bool:
         return bool(torch.isfinite(self.state).all())

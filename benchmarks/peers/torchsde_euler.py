@@ -100,7 +100,7 @@ class TorchSDE:
         noise = _timed(source, like)
         times = torch.tensor([0.0, end], dtype=torch.float64)
         with torch.no_grad():
-            ys = torchsde.sdeint(_sde(self.model), like, times, bm=noise, method="euler", dt=DT)
+            ys = torchsde.sdeint(sde(self.model), like, times, bm=noise, method="euler", dt=DT)
         elapsed = time.process_time() - noise.first
         self.state = ys[-1]
         assert noise.count == steps
@@ -108,7 +108,7 @@ class TorchSDE:
         return elapsed
 
 
-def _sde(model: TorchDrift) -> Any:
+def sde(model: TorchDrift) -> Any:
     class SDE:
         noise_type, sde_type = "diagonal", "ito"
 
