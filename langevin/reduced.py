@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from langevin import _validate
+from langevin._kernels import HOUSEHOLDER, TILE
 from langevin._span import Span
 from langevin._validate import FloatArray
 from langevin.observables import OBSERVABLES
@@ -27,8 +28,10 @@ from langevin.problem import BLOCK_ROWS, GramWeights, Problem, Weights, triangle
 from langevin.schedule import Grid, Schedule
 
 REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
-# nanoseconds of a multiply-add in a product and in a loop, of a normal and of a chi-square draw
-_PRODUCT, _LOOP, _NORMAL, _CHI_SQUARE = 0.02, 0.1, 0.9, 60.0
+# measured nanoseconds of a multiply-add in a product and in a loop, of a normal and of a chi-square draw, and
+# of a step that does nothing; in the cube of a triangle's columns, by reflections of ours and of LAPACK's
+_PRODUCT, _LOOP, _NORMAL, _CHI_SQUARE, _STEP = 0.02, 0.1, 0.9, 100.0, 300.0
+_REFLECTIONS, _LAPACK = 0.2, 0.07
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,23 @@ class Request:
 
     def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
-        samples, linear, total = self.problem.samples, self.problem.activation == "linear", 0.0
-        q = inputs + 1
+        samples, linear, q, total = self.problem.samples, self.problem.activation == "linear", inputs + 1, 0.0
         # an adaptive method takes about as many steps whatever it follows
         phase_steps = [phase.time for phase in self.schedule] if self.flow else self.grid.phase_steps
         for phase, steps in zip(self.schedule, phase_steps, strict=True):
-            draws = _NORMAL * self.noisy
+            step, normals = _STEP, max(rows, TILE)
             if phase.method == "lp":
-                step = rows * (2 * samples * _LOOP + draws) + _CHI_SQUARE * (folded > 0)
+                step += 2 * samples * rows * _LOOP
             else:
-                step = 2 * samples * inputs * rows * _PRODUCT / (2 if linear else 1)
-                step += inputs * rows * (3 * _LOOP + draws)
-                if folded:
-                    step += q**3 * _LOOP + q * (_CHI_SQUARE + 0.5 * q * draws)
-            total += steps * step
+                step += 2 * samples * inputs * rows * _PRODUCT / (2 if linear else 1)
+                step += 3 * inputs * rows * _LOOP
+                normals += max(inputs * rows, TILE)
+            if folded and phase.method == "lp":
+                step += _CHI_SQUARE
+            elif folded:
+                step += q * _CHI_SQUARE + q**3 * (_REFLECTIONS if q <= HOUSEHOLDER else _LAPACK)
+                normals += max(q * q // 2, TILE)
+            total += steps * (step + normals * _NORMAL * self.noisy)
         return total
 
 
