@@ -8,10 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
+from langevin.problem import GramWeights, Problem, Weights
 
 ROUNDOFF = 1e-12
 """Inner products below this share of the norms' product count as zero."""
+NO_NEURONS = "the weights are known by their Gram matrix, which tells no single neurons"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
     """
     if not problem.classification:
         return [], "the labels are not -1 and +1"
+    if isinstance(weights, GramWeights):
+        return [], NO_NEURONS
     X, y = problem.X, problem.y
     pre = X @ weights.W.T
     scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)

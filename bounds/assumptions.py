@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bounds._blocks import ROUNDOFF
+from bounds._blocks import NO_NEURONS, ROUNDOFF
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import GramWeights, Problem, Weights, require_compatible
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WORST = 5
@@ -95,8 +95,8 @@ class Assumptions:
     ----------
     separability : Separability
         3.1.
-    collapse : Collapse
-        3.2.
+    collapse : Collapse or None
+        3.2; None for `langevin.GramWeights`, which tell no single neurons.
     spread : dict
         By class: largest angle, in degrees, between a sample and its class mean.
     feature_spread : dict
@@ -105,13 +105,14 @@ class Assumptions:
     rank : int
         Rank of the inputs.
     linear_one_sign : float
-        Share of neurons that keep one sign of ``y_i w_j . x_i``: what a linear net's sandwich needs.
+        Share of neurons that keep one sign of ``y_i w_j . x_i``: what a linear net's sandwich needs; NaN
+        where there are no single neurons.
     labels : bool
         Whether the labels are -1 and +1; if not, no assumption holds.
     """
 
     separability: Separability
-    collapse: Collapse
+    collapse: Collapse | None
     spread: dict[int, float]
     feature_spread: dict[int, float]
     rank: int
@@ -121,23 +122,30 @@ class Assumptions:
     @property
     def hold(self) -> bool:
         """Whether both assumptions hold."""
-        return self.labels and self.separability.holds and self.collapse.holds
+        return self.labels and self.separability.holds and self.collapse is not None and self.collapse.holds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and dictionaries, for JSON."""
         out = asdict(self)
-        for name in ("classes", "margins"):
-            out["collapse"][name] = out["collapse"][name].tolist()
+        if self.collapse is not None:
+            for name in ("classes", "margins"):
+                out["collapse"][name] = out["collapse"][name].tolist()
         return out
 
     def __str__(self) -> str:
         a, b = self.separability, self.collapse
+        if b is None:
+            features = f"unknown: {NO_NEURONS}"
+        else:
+            features = (
+                f"{'holds' if b.holds else 'fails'}; neurons that violate it: {b.violations:.1%}, "
+                f"pairs {b.pair_violations:.1%}; least cone margin {b.margins.min():.3g}"
+            )
         lines = [
             f"3.1 orthogonal separability: {'holds' if a.holds else 'fails'}; pairs that violate it: "
             f"{a.within_violations:.1%} within, {a.across_violations:.1%} across classes; "
             f"margin {a.margin:.3g}",
-            f"3.2 collapsed features: {'holds' if b.holds else 'fails'}; neurons that violate it: "
-            f"{b.violations:.1%}, pairs {b.pair_violations:.1%}; least cone margin {b.margins.min():.3g}",
+            f"3.2 collapsed features: {features}",
             "spread within a class: "
             + ", ".join(f"{s:+d}: {angle:.1f} degrees" for s, angle in self.spread.items()),
         ]
@@ -192,11 +200,14 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
             size = float(np.linalg.norm(centre))
             distance = float(np.sqrt(((A[rows] - centre) ** 2).sum(1).mean()))
             feature_spread[sign] = distance / size if size > 0 else 0.0
-    cosines = _cosines(problem, weights, units) * s[:, None]
-    sided = ((cosines > 0).all(0) | (cosines < 0).all(0)).mean()
+    collapse, sided = None, np.nan
+    if not isinstance(weights, GramWeights):
+        cosines = _cosines(problem, weights, units) * s[:, None]
+        sided = ((cosines > 0).all(0) | (cosines < 0).all(0)).mean()
+        collapse = _collapse(cosines, s, weights)
     return Assumptions(
         _separability(units, s, int((norms == 0).sum())),
-        _collapse(cosines, s, weights),
+        collapse,
         spread,
         feature_spread,
         int(np.linalg.matrix_rank(problem.X)),

@@ -393,7 +393,7 @@ class _Setting:
         self.clip = phase.clip
         X, W, _ = span(problem, weights)
         U, s, _ = np.linalg.svd(X, full_matrices=False)
-        self.h, self.k = W.shape
+        self.h, self.k = weights.width, W.shape[1]
         self.W2, self.v2 = float((W**2).sum()), float(weights.v @ weights.v)
         self.y2 = float(problem.y @ problem.y)
         inside = U.T @ problem.y

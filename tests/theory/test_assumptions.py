@@ -16,6 +16,7 @@ def test_made_to_hold():
         problem, weights = strategies.decoupled(np.random.default_rng(seed), spread=0.3)
         found = bounds.check_assumptions(problem, weights)
         assert found.hold
+        assert found.collapse is not None
         assert found.collapse.margins.min() > 0
         assert found.separability.violations == 0 or np.isnan(found.separability.violations)
 
@@ -34,6 +35,7 @@ def test_against_brute_force():
             any(all((w @ x > 0) == (label == s) for x, label in zip(X, y, strict=True)) for s in (1, -1))
             for w in weights.W
         ]
+        assert found.collapse is not None
         assert found.collapse.violations == pytest.approx(1 - np.mean(cones))
         json.dumps(found.to_dict())
 
@@ -46,6 +48,7 @@ def test_zero_input_and_a_single_flaw_are_seen():
     tilted = Problem([X[0], X[1], [2.0, -1.0]], [1, 1, -1])
     flawed = bounds.check_assumptions(tilted, Weights([[1.0, 1.0]], [1]))
     assert [(i, k) for i, k, _ in flawed.separability.worst] == [(0, 2), (1, 2)]
+    assert flawed.collapse is not None
     assert flawed.collapse.worst[0][:2] == (0, 2)
 
 
