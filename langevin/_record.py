@@ -46,7 +46,10 @@ def per_neuron_wanted(names: Sequence[str]) -> bool:
 def _digest(*arrays: np.ndarray | None) -> str:
     total = hashlib.sha256()
     for array in arrays:
-        total.update(b"none" if array is None else repr(array.shape).encode() + array.tobytes())
+        total.update(b"none" if array is None else repr(array.shape).encode())
+        if array is not None:
+            # no copy: it may be a memory map
+            total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()[:16]
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+# rows of an array that are looked at together
+_ROWS = 2**16
 
 
 def number(name: str, value: Any) -> float:
@@ -86,21 +88,31 @@ def device(value: Any) -> str:
 
 
 def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
-    """Return a read-only, finite, C-contiguous float64 copy of ``value`` with ``ndim`` dimensions."""
+    """Return a read-only, finite, C-contiguous float64 array with ``ndim`` dimensions.
+
+    A copy of ``value``, unless that is a read-only memory map of doubles, which may be larger than memory.
+    """
+    mapped = isinstance(value, np.memmap) and not value.flags.writeable
     try:
-        result = np.array(value, dtype=np.float64, order="C")
+        result = np.array(value, dtype=np.float64, order="C", copy=None if mapped else True)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from None
     if result.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {result.shape}")
     if result.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {result.shape}")
-    bad = ~np.isfinite(result)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
+    bad = 0
+    where: tuple[int, ...] = ()
+    for first in range(0, len(result), _ROWS):
+        wrong = ~np.isfinite(result[first : first + _ROWS])
+        if wrong.any() and not bad:
+            row, *rest = (int(i) for i in np.argwhere(wrong)[0])
+            where = (first + row, *rest)
+        bad += int(wrong.sum())
+    if bad:
         raise ValueError(
             f"{name} must be finite, got {result[where]} at index {where} "
-            f"({int(bad.sum())} such values): remove or impute them"
+            f"({bad} such values): remove or impute them"
         )
     result.flags.writeable = False
     return result

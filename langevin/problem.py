@@ -170,7 +170,8 @@ class Weights:
     Parameters
     ----------
     W : array_like, shape (h, d)
-        First layer; row ``w_j`` is the feature of neuron ``j``.
+        First layer; row ``w_j`` is the feature of neuron ``j``. A read-only memory map stays one: reductions
+        to few dimensions, such as linear probing's, read it in blocks of rows.
     v : array_like, shape (h,)
         Head.
 

@@ -89,7 +89,7 @@ def euler_maruyama(
     ----------
     problem : Problem
     weights : Weights
-        Where every path starts.
+        Where every path starts; for linear nets of any width also `GramWeights`.
     schedule : Schedule
         Phases; each change falls on a step.
     dt : float
@@ -108,8 +108,11 @@ def euler_maruyama(
         Observables beside the default ones, see `langevin.observables.OBSERVABLES`.
     precision : {"double", "single"}
         Of the state and of the drift.
-    reduce : {"auto", "none"}
-        ``"auto"`` simulates in the span of the data where that is smaller (exact in law).
+    reduce : str
+        What is simulated in place of the full chain, with its law, see `langevin.reduced`: ``"span"``,
+        ``"kernel"``, ``"gram"`` or ``"collapsed"``; ``"none"`` for the full chain itself; ``"auto"`` for the
+        cheapest that serves the observables asked for. Those of neurons are default ones only where neurons
+        are simulated. The run's record says what was taken; equal seeds give equal paths under equal ones.
     threads : int, optional
         By default as many as there are processors.
     device : str
@@ -255,7 +258,9 @@ def zeroth_order(
     Parameters
     ----------
     problem, weights, schedule, times, observables, reduce
-        As in `euler_maruyama`; the noise of the schedule is left out.
+        As in `euler_maruyama`; the noise of the schedule is left out. The flow of a ReLU net may also be
+        reduced by ``"blocks"``, class by class, as long as it is certain that all neurons stay in the cones
+        of their classes; ``"auto"`` goes back to the full flow where it is not.
     dt : float, optional
         None: an adaptive Runge-Kutta method of order 8 (SciPy's DOP853), to ``rtol`` and ``atol``. Else
         explicit Euler steps: to the last bit a path with ``sigma = 0`` of `euler_maruyama` with the same

@@ -240,6 +240,17 @@ def test_weights_are_read_in_blocks(tmp_path, monkeypatch):
         np.testing.assert_allclose(a.loss, b.loss, rtol=1e-11)
 
 
+@pytest.mark.parametrize(("problem", "schedule"), [(RELU, LP), (LINEAR, LP_FFT)])
+def test_a_memory_map_stays_one(tmp_path, problem, schedule):
+    weights = weights_of(problem)
+    np.save(tmp_path / "W.npy", weights.W)
+    mapped = Weights(np.load(tmp_path / "W.npy", mmap_mode="r"), weights.v)
+    assert isinstance(mapped.W.base, np.memmap) or isinstance(mapped.W, np.memmap)
+    assert equal_bits(run(problem, schedule, mapped), run(problem, schedule, weights))
+    # what can be written to is copied
+    assert not np.shares_memory(Weights(weights.W, weights.v).W, weights.W)
+
+
 def test_fewer_neurons_than_columns():
     W, v = RNG.standard_normal((3, 6)), RNG.standard_normal(3)
     gram = GramWeights.from_rows(W, v)
