@@ -282,8 +282,10 @@ class Chain:
             path = chunk.first_path + p
             if results.diverged[path] < 0:
                 W, v = self.reduction.net(*self.layout.unpack(theta))
-                for watcher in self.watchers:
-                    results.watched[watcher.name][path, r] = watcher(W, v)
+                # a path about to diverge says so by its outputs
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for watcher in self.watchers:
+                        results.watched[watcher.name][path, r] = watcher(W, v)
 
     def stops(self, step: int) -> int:
         """The next step at which a call starting at ``step`` has to return."""

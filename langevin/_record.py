@@ -109,7 +109,9 @@ def dataset(chain: Chain, results: Results, names: Sequence[str], config: dict[s
             values = np.sqrt(values) if name == "displacement" else values
             variables[name] = (("path", "time"), values, attributes)
         else:
-            variables[name] = (("path", "time"), results.watched[name], attributes)
+            # a watcher may have seen a path that was then found to have diverged at that very step
+            lost = (results.diverged >= 0)[:, None] & (chain.grid.record_steps >= results.diverged[:, None])
+            variables[name] = (("path", "time"), np.where(lost, np.nan, results.watched[name]), attributes)
     if any(name in _NEURONS for name in names):
         variables["own_class"] = (("neuron",), chain.records.own, {"long_name": "s_j", "units": "1"})
     return xr.Dataset(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from langevin import Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
+from langevin import Diverged, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
 from langevin.observables import OBSERVABLES, own_class
 from langevin.problem import Activation
 from tests.helpers import end_states, random_problem
@@ -120,3 +120,24 @@ def test_regression_has_no_classes():
     assert set(run.data_vars) == {"loss", "displacement", "squared_distance"}
     with pytest.raises(ValueError, match="'alignment' needs labels"):
         euler_maruyama(problem, weights, SCHEDULE, dt=0.05, rng=0, observables=["alignment"])
+
+
+def test_nothing_is_observed_of_a_diverged_path():
+    problem = Problem([[1.0]], [1.0], "linear", "square", [[1.0], [2.0]], [1.0, -1.0])
+    with pytest.raises(Diverged) as caught:
+        euler_maruyama(
+            problem,
+            Weights([[1.0]], [1.0]),
+            Schedule.fft(time=60.0, sigma=0.9),
+            dt=0.2,
+            paths=100,
+            rng=0,
+            observables=["test_accuracy", "head_alignment"],
+        )
+    run = caught.value.run
+    lost = np.isnan(run.loss.values)
+    assert 0 < lost[:, -1].sum() < 100
+    for name in run.data_vars:
+        missing = np.isnan(run[name].values)
+        if name != "own_class":
+            assert (missing.reshape(*lost.shape, -1).any(axis=2) == lost).all(), name

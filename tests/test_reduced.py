@@ -117,3 +117,23 @@ def test_span_with_other_points():
         np.testing.assert_allclose(span.coordinates(rows) @ span.basis.T, rows, atol=1e-12)
     # points that lie in the span already add nothing
     assert Span.of(X, 2 * X[:1]).dim == 3
+
+
+def test_moves_outside_the_span_are_independent_from_record_to_record():
+    """The squared distance's increments are uncorrelated, and are not if a draw is used twice."""
+    problem = Problem(1e-9 * np.eye(1, 40), [1.0])
+    weights, paths = Weights(np.zeros((1, 40)), np.zeros(1)), 4000
+    run = euler_maruyama(
+        problem,
+        weights,
+        Schedule.fft(time=0.3, sigma=0.5),
+        dt=0.1,
+        paths=paths,
+        rng=0,
+        times=[0.1, 0.2, 0.3],
+        reduce="span",
+    )
+    first, second, third = np.diff(run.squared_distance.values, prepend=0.0).T
+    for a, b in ((first, second), (second, third), (first, third)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / paths**0.5
+        assert abs(np.corrcoef(a, b + 0.2 * a)[0, 1]) > 4.5 / paths**0.5
