@@ -87,8 +87,7 @@ class Case:
     def error(self, contestant: Contestant) -> float:
         """Distance of a contestant's drift to `drift`, relative to its norm."""
         drift_W, drift_v = contestant.drift()
-        if not contestant.span.trivial:
-            drift_W = drift_W @ contestant.span.basis.T
+        drift_W = contestant.span.embed(drift_W)
         squared = ((drift_W - self.drift[0]) ** 2).sum() + ((drift_v - self.drift[1]) ** 2).sum()
         return float(np.sqrt(squared / ((self.drift[0] ** 2).sum() + (self.drift[1] ** 2).sum())))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,17 @@ class Span:
 
     Attributes
     ----------
-    basis : ndarray, shape (d, k)
-        Orthonormal columns; the first ``rank X`` of them span the training inputs.
+    inputs : int
+        ``d``.
+    basis : ndarray, shape (d, k), or None
+        Orthonormal columns; the first ``rank X`` of them span the training inputs. None: the input space
+        itself.
     order : ndarray of int, shape (n,)
         Order of the samples in which ``coordinates(X)[order]`` is lower triangular.
     """
 
-    basis: FloatArray
+    inputs: int
+    basis: FloatArray | None
     order: np.ndarray
 
     @classmethod
@@ -46,37 +49,41 @@ class Span:
             extra, _ = _range(across.T, scale=float(np.linalg.norm(others, axis=1).max()))
             extra -= basis @ (basis.T @ extra)
             basis = np.hstack([basis, np.linalg.qr(extra)[0]])
-        return cls(basis, order)
+        return cls(X.shape[1], basis, order)
 
     @classmethod
     def whole(cls, problem: Problem) -> Span:
         """The input space itself."""
-        return cls(np.eye(problem.dim), np.arange(problem.samples))
+        return cls(problem.dim, None, np.arange(problem.samples))
 
     @property
     def dim(self) -> int:
         """``k``."""
-        return self.basis.shape[1]
+        return self.inputs if self.basis is None else self.basis.shape[1]
 
     @property
     def complement_dim(self) -> int:
         """``d - k``."""
-        return self.basis.shape[0] - self.dim
+        return self.inputs - self.dim
 
-    @cached_property
+    @property
     def trivial(self) -> bool:
-        """Whether the basis is that of the input space."""
-        return self.complement_dim == 0 and bool((self.basis == np.eye(self.dim)).all())
+        """Whether it is the input space itself."""
+        return self.basis is None
 
     def coordinates(self, rows: FloatArray) -> FloatArray:
         """Coordinates in the span, shape (m, k), of ``rows`` (m, d)."""
-        return rows if self.trivial else rows @ self.basis
+        return rows if self.basis is None else rows @ self.basis
+
+    def embed(self, rows: FloatArray) -> FloatArray:
+        """The vectors, shape (m, d), with coordinates ``rows`` (m, k)."""
+        return rows if self.basis is None else rows @ self.basis.T
 
     def complement_norms(self, rows: FloatArray) -> FloatArray:
         """Norms across the span, shape (m,)."""
         if self.complement_dim == 0:
             return np.zeros(rows.shape[0])
-        return np.linalg.norm(rows - (rows @ self.basis) @ self.basis.T, axis=1)
+        return np.linalg.norm(rows - self.embed(self.coordinates(rows)), axis=1)
 
 
 def _range(matrix: FloatArray, scale: float = 0.0) -> tuple[FloatArray, np.ndarray]:

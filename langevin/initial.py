@@ -142,7 +142,7 @@ def gaussian_gram(
     random = generator(rng, "Gram matrix")
     factor = np.triu(random.standard_normal((rows, columns)), 1)
     factor[np.arange(rows), np.arange(rows)] = np.sqrt(random.chisquare(width - np.arange(rows)))
-    W = (length / problem.dim**0.5) * (factor[:, :-1] @ span.basis.T)
+    W = (length / problem.dim**0.5) * span.embed(factor[:, :-1])
     return GramWeights(W, deviation * factor[:, -1], width)
 
 

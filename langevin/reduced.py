@@ -338,8 +338,8 @@ class _Collapsed:
         problem, weights = request.problem, request.weights
         x = problem.y[0] * problem.X[0]
         length = float(np.linalg.norm(x))
-        span = Span((x / length)[:, None], np.arange(problem.samples))
-        u = weights.W @ span.basis[:, 0]
+        span = Span(problem.dim, (x / length)[:, None], np.arange(problem.samples))
+        u = weights.W @ (x / length)
         sizes = [float(np.linalg.norm(weights.v + sign * u)) / 2**0.5 for sign in (1.0, -1.0)]
         return Reduction(
             "collapsed",

@@ -367,7 +367,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
         raise ArithmeticError(f"the flow is no longer finite at its end: take a smaller dt than {dt:g}")
     # what lies across the span does not move
     move = W - span.coordinates(weights.W)
-    return Weights(weights.W + (move if span.trivial else move @ span.basis.T), v)
+    return Weights(weights.W + span.embed(move), v)
 
 
 # --- parts -----------------------------------------------------------------------------------

@@ -97,10 +97,11 @@ def test_span(n, d, rank):
     X = rng.standard_normal((n, max(rank, 1))) @ rng.standard_normal((max(rank, 1), d)) * bool(rank)
     span = Span.of(X)
     k = max(rank, 1)
+    assert span.basis is not None
     assert span.basis.shape == (d, k)
     np.testing.assert_allclose(span.basis.T @ span.basis, np.eye(k), atol=1e-13)
     coordinates = span.coordinates(X)
-    np.testing.assert_allclose(coordinates @ span.basis.T, X, atol=1e-12)
+    np.testing.assert_allclose(span.embed(coordinates), X, atol=1e-12)
     assert np.abs(np.triu(coordinates[span.order], 1)).max(initial=0) < 1e-12
     W = rng.standard_normal((3, d))
     inside, outside = span.coordinates(W), span.complement_norms(W)
@@ -112,9 +113,10 @@ def test_span_with_other_points():
     X, others = rng.standard_normal((3, 9)), rng.standard_normal((2, 9))
     span = Span.of(X, others)
     assert span.dim == 5
+    assert span.basis is not None
     np.testing.assert_allclose(span.basis.T @ span.basis, np.eye(5), atol=1e-13)
     for rows in (X, others):
-        np.testing.assert_allclose(span.coordinates(rows) @ span.basis.T, rows, atol=1e-12)
+        np.testing.assert_allclose(span.embed(span.coordinates(rows)), rows, atol=1e-12)
     # points that lie in the span already add nothing
     assert Span.of(X, 2 * X[:1]).dim == 3
 

@@ -223,6 +223,16 @@ def test_divergence_is_named():
         run(problem, Schedule.fft(time=100.0, sigma=0.1), weights_of(problem), dt=1.0, paths=4, reduce="gram")
 
 
+@pytest.mark.parametrize("schedule", [LP, FFT])
+def test_a_hundred_thousand_inputs(schedule):
+    """Nothing of the size of their square is made."""
+    rng = np.random.default_rng(0)
+    problem = Problem(rng.standard_normal((3, 10**5)) / 300, [1, -1, 1])
+    found = run(problem, schedule, random_weights(0, h=4, d=10**5, scale=0.01))
+    assert taken(found) in ("kernel", "span")
+    assert np.isfinite(found.loss).all()
+
+
 # --- weights that are not held in memory -------------------------------------------------------
 
 
