@@ -299,6 +299,22 @@ def test_blocks_end_where_a_neuron_may_leave_its_cone():
     assert (full.preactivation[-1] * full.own_class <= 0).any() or (full.dead[-1] > 0)
 
 
+def test_blocks_know_that_normalised_clipping_makes_gradients_longer():
+    """Every head of a class misaligned: only time, times the largest clipping factor, bounds the clock."""
+    problem = orthogonally_separable(8, 3, spread=0.4, rng=69)
+    W = collapsed_features(problem, 4, spread=0.99, scale=0.3, rng=69).W
+    weights = Weights(W, [-0.25, 0.25, -0.25, 0.25])
+    schedule = Schedule.fft(time=4e-5, clip=1e6, clipping="normalised")
+    with pytest.raises(ValueError, match="neurons may leave the cones"):
+        zeroth_order(problem, weights, schedule, reduce="blocks")
+    auto, full = (zeroth_order(problem, weights, schedule, reduce=name) for name in ("auto", "none"))
+    np.testing.assert_allclose(auto.loss, full.loss, rtol=1e-6)
+    gentle = Schedule.fft(time=1.0, clip=1.0, clipping="normalised", stabiliser=1.0)
+    weights = Weights(W, 0.1 * weights.v)
+    short, full = (zeroth_order(problem, weights, gentle, reduce=name) for name in ("blocks", "none"))
+    np.testing.assert_allclose(short.loss, full.loss, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("problem", "weights", "reason"),
     [
