@@ -99,7 +99,9 @@ def first_order_loss(
     scale = float(np.sqrt(block.G[0, 0]))
     u = block.Z[:, 0] / scale
     start = 0.5 * np.array([((block.alpha + u) ** 2).sum(), ((block.alpha - u) ** 2).sum()])
-    chain = _Collapsed(problem, len(block.samples), scale, len(block.neurons))
+    # the block of a linear net holds all of its neurons, more than there are rows in a Gram matrix
+    neurons = weights.width if problem.activation == "linear" else len(block.neurons)
+    chain = _Collapsed(problem, len(block.samples), scale, neurons)
     return _estimate(t, *chain.run(start, schedule, t))
 
 
@@ -133,7 +135,7 @@ def _general(
 ) -> tuple[FloatArray, FloatArray]:
     """Zeroth-order loss and correction through the Gram matrix."""
     X, W, _ = span(problem, weights)
-    h, k = W.shape
+    h, k = weights.width, W.shape[1]
     q = k + 1
     H, target = X.T @ X, X.T @ problem.y
     Theta = np.column_stack([W, weights.v])

@@ -9,7 +9,7 @@ import pytest
 
 import bounds
 from bounds.approximation import OMEGA
-from langevin.problem import Problem, Weights
+from langevin.problem import GramWeights, Problem, Weights
 from langevin.schedule import Phase, Schedule
 from tests.theory import reference, strategies
 
@@ -306,3 +306,23 @@ def test_speed():
     bounds.fft_expected_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.01), times)
     bounds.lp_expected_loss(problem, weights, Schedule.lp(time=1.0, sigma=0.01), times)
     assert time.perf_counter() - start < 1.0
+
+
+def test_a_gram_matrix_has_the_noise_of_all_its_neurons():
+    """`fft_expected_loss` and `first_order_loss` count the net's neurons, not the rows that stand for them."""
+    rng = np.random.default_rng(0)
+    W, v = 0.1 * rng.standard_normal((400, 3)), 0.01 * rng.standard_normal(400)
+    collapsed = Problem([[1.0, 0.5, 0.2], [-1.0, -0.5, -0.2]], [1, -1], "linear")
+    schedule = Schedule.fft(time=0.4, sigma=0.01)
+    for problem in (Problem(np.eye(3), [1.0, -0.5, 0.3], "linear", "square"), collapsed):
+        both = [
+            bounds.first_order_loss(problem, weights, schedule, [0.1, 0.4]).correction
+            for weights in (Weights(W, v), GramWeights.from_rows(W, v))
+        ]
+        np.testing.assert_allclose(both[1], both[0], rtol=1e-6)
+    problem = Problem(np.eye(3), [1.0, -0.5, 0.3], "linear", "square")
+    both = [
+        bounds.fft_expected_loss(problem, weights, schedule, [0.1, 0.4]).upper
+        for weights in (Weights(W, v), GramWeights.from_rows(W, v))
+    ]
+    np.testing.assert_allclose(both[1], both[0], rtol=1e-9)
