@@ -309,7 +309,7 @@ def test_speed():
 
 
 def test_a_gram_matrix_has_the_noise_of_all_its_neurons():
-    """`fft_expected_loss` and `first_order_loss` count the net's neurons, not the rows that stand for them."""
+    """`fft_expected_loss` and `first_order_loss` count the net's neurons, not the rows that stand for it."""
     rng = np.random.default_rng(0)
     W, v = 0.1 * rng.standard_normal((400, 3)), 0.01 * rng.standard_normal(400)
     collapsed = Problem([[1.0, 0.5, 0.2], [-1.0, -0.5, -0.2]], [1, -1], "linear")
