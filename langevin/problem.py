@@ -234,9 +234,7 @@ class GramWeights(Weights):
 
     def __init__(self, W: ArrayLike, v: ArrayLike, neurons: int) -> None:
         super().__init__(W, v)
-        neurons = _validate.integer("neurons", neurons, len(self.W))
-        if neurons > MOST_NEURONS:
-            raise ValueError(f"neurons must be at most {MOST_NEURONS:.0e}, got {neurons}")
+        neurons = countable("neurons", _validate.integer("neurons", neurons, len(self.W)))
         object.__setattr__(self, "neurons", neurons)
 
     @classmethod
@@ -265,6 +263,13 @@ class GramWeights(Weights):
     def width(self) -> int:
         """Number of neurons ``h``."""
         return self.neurons
+
+
+def countable(name: str, neurons: int) -> int:
+    """Return ``neurons`` if a Gram matrix may stand for so many."""
+    if neurons > MOST_NEURONS:
+        raise ValueError(f"{name} must be at most {MOST_NEURONS:.0e}, got {neurons}: take fewer")
+    return neurons
 
 
 def triangle(blocks: Iterable[FloatArray]) -> FloatArray:

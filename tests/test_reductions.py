@@ -24,6 +24,7 @@ from langevin import (
     orthogonally_separable,
     zeroth_order,
 )
+from langevin._span import Span
 from tests.helpers import random_problem, random_weights
 
 RNG = np.random.default_rng(0)
@@ -129,6 +130,8 @@ def test_weights_without_neurons_are_refused_where_neurons_are_needed():
         GramWeights(np.eye(6), np.ones(6), 5)
     with pytest.raises(ValueError, match=r"neurons must be at most 1e\+12"):
         GramWeights(np.eye(6), np.ones(6), 10**13)
+    with pytest.raises(ValueError, match=r"width must be at most 1e\+12, got 10{30}: take fewer"):
+        gaussian_gram(LINEAR, 10**30)
     with pytest.raises(ValueError, match="problem must have a linear activation, got 'relu'"):
         gaussian_gram(RELU, 100)
     with pytest.raises(
@@ -166,6 +169,13 @@ def test_noiseless_runs_agree_to_rounding(problem, schedule, reductions, dt, wid
             np.testing.assert_allclose(
                 other[variable], full[variable], rtol=1e-9, atol=1e-10, err_msg=variable
             )
+
+
+@pytest.mark.parametrize("exponent", [-600, 530])
+def test_the_span_of_inputs_whose_squares_leave_the_range_of_doubles(exponent):
+    plain, scaled = (Span.of(X) for X in (POINTS.X, np.ldexp(POINTS.X, exponent)))
+    assert scaled.dim == 4
+    assert scaled.basis.tobytes() == plain.basis.tobytes()
 
 
 @pytest.mark.parametrize(("problem", "schedule"), [(LINEAR, LP), (LINEAR, LP_FFT), (COLLAPSED, FFT)])
