@@ -40,6 +40,7 @@ lint: $(VENV)/.lint $(VENV)/.test $(VENV)/.peers  ## Check style and types
 bench: $(VENV)/.peers  ## Time us and the peers, threads, growth, start-up; weigh a large run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.bounds
 	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling

@@ -405,9 +405,9 @@ class _Setting:
         self.start = 0.5 * float(r_in @ r_in)
         self.least, self.most, self.frobenius = float(s[-1]) ** 2, float(s[0]) ** 2, float((s**2).sum())
         self.norms = np.sqrt(problem.squared_norms)
-        # -D_0 has h eigenvalues: fewer neurons than dimensions leave no floor
+        # fewer neurons than dimensions leave no floor
         values = imbalance(W, weights.v)
-        self.top = values[: self.k] if self.h >= self.k else np.zeros(1)
+        self.top = values[: self.k] if len(values) >= self.k else np.zeros(1)
 
     def moments(self, t: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Moment bound of ``E L`` alone, and the factor of ``sqrt(P)``."""

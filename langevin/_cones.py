@@ -21,7 +21,7 @@ from langevin._span import Span
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.reduced import Reduction
-from langevin.schedule import Grid
+from langevin.schedule import Grid, Phase
 
 # intervals a phase in which neurons are watched
 _CHECKS = 100
@@ -44,6 +44,7 @@ def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
     times, probing = _checks(chain)
     flows = [block.flow(chain, times, rtol, atol) for block in blocks]
     records, theta = set(chain.grid.times.tolist()), np.zeros_like(chain.records.origin)
+    largest = max(_largest_factor(phase) for phase in chain.schedule)
     for i, t in enumerate(times):
         before = W.copy(), v.copy()
         for block, states in zip(blocks, flows, strict=True):
@@ -58,7 +59,7 @@ def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
                 v[block.neurons] = moved[:, -1]
         if i > 0 and not probing[i]:
             for block in blocks:
-                if not block.certain(problem, *before, v, t - times[i - 1]):
+                if not block.certain(problem, *before, v, largest * (t - times[i - 1])):
                     raise LeavesCone(
                         f"neurons may leave the cones of their classes from time {times[i - 1]:g} on"
                     )
@@ -77,6 +78,13 @@ def _checks(chain: Chain) -> tuple[FloatArray, np.ndarray]:
     last = np.searchsorted(chain.schedule.starts, times, side="left") - 1
     methods = np.array([phase.method == "lp" for phase in chain.schedule])
     return times, methods[np.maximum(last, 0)]
+
+
+def _largest_factor(phase: Phase) -> float:
+    """Bound of the clipping factors ``c_i``: normalised clipping makes short gradients longer."""
+    if phase.clip is None or phase.clipping == "flat":
+        return 1.0
+    return phase.clip / phase.stabiliser
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +118,14 @@ class _Block:
         for theta in _flow.follow(linear, rtol, atol):
             yield np.column_stack(linear.layout.unpack(theta))
 
-    def certain(self, problem: Problem, W: FloatArray, v: FloatArray, after: FloatArray, time: float) -> bool:
-        """Whether all neurons stay in their cones for ``time``, from ``W``, ``v`` until the heads ``after``.
+    def certain(
+        self, problem: Problem, W: FloatArray, v: FloatArray, after: FloatArray, longest: float
+    ) -> bool:
+        """Whether all neurons stay in their cones, from ``W``, ``v`` until the heads ``after``.
 
-        In the clock ``S = int sum_i c_i g_i dt``, ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha``
-        and ``d alpha / dS >= zeta`` while ``alpha < 0``, which hyperbolic functions solve.
+        ``longest`` bounds the integral of each ``c_i`` until then. In the clock ``S = int sum_i c_i g_i dt``,
+        ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha`` and ``d alpha / dS >= zeta`` while
+        ``alpha < 0``, which hyperbolic functions solve.
         """
         W, alpha, rise = W[self.neurons], self.sign * v[self.neurons], self.sign * (after - v)[self.neurons]
         own = W @ self.X.T
@@ -125,7 +136,7 @@ class _Block:
             # an aligned head rises at least at the rate of its smallest pre-activation
             clock = float((rise[aligned] / zeta[aligned]).min())
         elif problem.loss == "logistic":
-            clock = len(self.y) * time
+            clock = len(self.y) * longest
         turn = gamma**0.5 * clock
         if problem.loss == "square":
             # margins must stay below 1, where residuals change their sign

@@ -96,5 +96,7 @@ def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> f
     if any(phase.method == "fft" for phase in schedule):
         slopes = problem.slope(z)
         kernel = kernel + (problem.X @ problem.X.T) * ((slopes * weights.v**2) @ slopes.T)
+    if not np.isfinite(kernel).all():
+        return 0.0
     curvature = float(np.linalg.eigvalsh(kernel)[-1]) * (0.25 if problem.loss == "logistic" else 1.0)
     return 2 / curvature if curvature > 0 else np.inf

@@ -39,9 +39,11 @@ class Span:
     @classmethod
     def of(cls, X: FloatArray, others: FloatArray | None = None) -> Span:
         """Span of the rows of ``X``, and of ``others`` beside them."""
-        lengths = np.linalg.norm(X, axis=1, keepdims=True)
-        # by direction: a sample far shorter than another spans as much
-        basis, order = _range((X / np.where(lengths > 0, lengths, 1.0)).T)
+        # by direction: a sample far shorter than another spans as much; by powers of two first, exactly,
+        # so that no square leaves the range of doubles
+        scaled = np.ldexp(X, -np.frexp(np.abs(X).max(axis=1, keepdims=True))[1])
+        lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+        basis, order = _range((scaled / np.where(lengths > 0, lengths, 1.0)).T)
         if basis.shape[1] == 0:
             basis = np.eye(X.shape[1], 1)
         if others is not None:

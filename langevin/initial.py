@@ -11,7 +11,7 @@ from langevin import _validate
 from langevin._random import RNG, generator
 from langevin._span import Span
 from langevin._validate import FloatArray
-from langevin.problem import GramWeights, Problem, Weights
+from langevin.problem import GramWeights, Problem, Weights, countable
 
 
 def collapsed_features(
@@ -128,7 +128,7 @@ def gaussian_gram(
     >>> bool(abs(np.linalg.norm(weights.v) - 1) < 1e-3)
     True
     """
-    width = _validate.integer("width", width, 1)
+    width = countable("width", _validate.integer("width", width, 1))
     length = width**-0.5 if scale is None else _validate.positive("scale", scale)
     deviation = width**-0.5 if head_scale is None else _validate.non_negative("head_scale", head_scale)
     if problem.activation != "linear":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,8 +20,8 @@ Method = Literal["lp", "fft"]
 
 ACTIVATIONS = ("relu", "linear")
 LOSSES = ("logistic", "square")
-# rows of weights that are read at once
-BLOCK_ROWS = 2**15
+# entries of weights that are read at once
+BLOCK_ENTRIES = 2**22
 # so that the degrees of freedom of their noise are whole numbers of 64 bits
 MOST_NEURONS = 10**12
 
@@ -235,9 +235,7 @@ class GramWeights(Weights):
 
     def __init__(self, W: ArrayLike, v: ArrayLike, neurons: int) -> None:
         super().__init__(W, v)
-        neurons = _validate.integer("neurons", neurons, len(self.W))
-        if neurons > MOST_NEURONS:
-            raise ValueError(f"neurons must be at most {MOST_NEURONS:.0e}, got {neurons}")
+        neurons = countable("neurons", _validate.integer("neurons", neurons, len(self.W)))
         object.__setattr__(self, "neurons", neurons)
 
     @classmethod
@@ -249,23 +247,40 @@ class GramWeights(Weights):
         W, v : array_like, shapes (h, d) and (h,)
             Anything with a shape whose slices are arrays: memory maps, HDF5 or Zarr arrays.
         """
+        W, v = (array if hasattr(array, "shape") else np.asarray(array) for array in (W, v))
         if len(W.shape) != 2 or W.shape[0] < 1 or tuple(v.shape) != (W.shape[0],):
             raise ValueError(
                 f"W and v must have shapes (h, d) and (h,), got {tuple(W.shape)} and {tuple(v.shape)}"
             )
 
-        def block(first: int) -> FloatArray:
-            rows = slice(first, first + BLOCK_ROWS)
-            part = Weights(W[rows], v[rows])
+        def block(rows: slice) -> FloatArray:
+            try:
+                part = Weights(W[rows], v[rows])
+            except ValueError as error:
+                raise ValueError(f"in rows {rows.start} to {rows.stop - 1}, {error}") from None
             return np.column_stack([part.W, part.v])
 
-        rows = triangle(block(first) for first in range(0, W.shape[0], BLOCK_ROWS))
+        rows = triangle(block(rows) for rows in blocks_of_rows(W.shape[0], W.shape[1] + 1))
         return cls(rows[:, :-1], rows[:, -1], W.shape[0])
 
     @property
     def width(self) -> int:
         """Number of neurons ``h``."""
         return self.neurons
+
+
+def countable(name: str, neurons: int) -> int:
+    """Return ``neurons`` if a Gram matrix may stand for so many."""
+    if neurons > MOST_NEURONS:
+        raise ValueError(f"{name} must be at most {MOST_NEURONS:.0e}, got {neurons}: take fewer")
+    return neurons
+
+
+def blocks_of_rows(count: int, columns: int) -> Iterator[slice]:
+    """Cut ``count`` rows of so many ``columns`` into blocks that are read at once."""
+    size = max(columns, BLOCK_ENTRIES // columns)
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
 
 
 def triangle(blocks: Iterable[FloatArray]) -> FloatArray:

@@ -12,7 +12,7 @@ Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -24,7 +24,7 @@ from langevin._kernels import HOUSEHOLDER, TILE
 from langevin._span import Span
 from langevin._validate import FloatArray
 from langevin.observables import OBSERVABLES
-from langevin.problem import BLOCK_ROWS, GramWeights, Problem, Weights, triangle
+from langevin.problem import BLOCK_ENTRIES, GramWeights, Problem, Weights, blocks_of_rows, triangle
 from langevin.schedule import Grid, Schedule
 
 REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
@@ -73,11 +73,19 @@ class Request:
         found = Span.of(self.problem.X, self.problem.X_test if self.held_out else None)
         return found if found.dim < self.problem.dim else Span.whole(self.problem)
 
-    def blocks(self) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """First layer and head, so many rows at a time."""
-        for first in range(0, len(self.weights.v), BLOCK_ROWS):
-            rows = slice(first, first + BLOCK_ROWS)
-            yield self.weights.W[rows], self.weights.v[rows]
+    def triangle(self, columns: int, of: Callable[[FloatArray, FloatArray], FloatArray]) -> FloatArray:
+        """Triangular factor of the matrix whose rows ``of(W, v)`` gives, one a neuron."""
+        _validate.memory(
+            4.0 * 8 * columns * max(columns, min(len(self.weights.v), BLOCK_ENTRIES // columns)),
+            f"a reduction to {columns} dimensions",
+            "take reduce='none', or fewer samples",
+        )
+        rows = blocks_of_rows(len(self.weights.v), columns)
+        return triangle(of(self.weights.W[part], self.weights.v[part]) for part in rows)
+
+    def triangle_cost(self, columns: int) -> float:
+        """Rough time in nanoseconds of `triangle`."""
+        return len(self.weights.v) * columns * (self.problem.dim * _PRODUCT + columns * _LOOP)
 
     def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
@@ -171,7 +179,9 @@ def reduction(name: str, request: Request) -> Reduction:
         costs = {name: route.cost(request) for name, route in _ROUTES.items() if not route.refusal(request)}
         if not costs:
             why = _ROUTES["gram"].refusal(request)
-            raise ValueError(f"weights must hold single neurons for this run, got GramWeights: 'gram' {why}")
+            raise ValueError(
+                f"weights must hold single neurons for this run, got GramWeights: 'gram' {why}; take Weights"
+            )
         name = min(costs, key=costs.__getitem__)
     elif why := _ROUTES[name].refusal(request):
         raise ValueError(f"reduce must apply to the run, but {name!r} {why}: take 'auto'")
@@ -232,13 +242,16 @@ class _Kernel:
         return _needs_neurons(request)
 
     def cost(self, request: Request) -> float:
-        return request.cost(min(request.problem.samples, request.weights.width), 0)
+        samples = request.problem.samples
+        return request.cost(min(samples, request.weights.width), 0) + request.triangle_cost(samples + 1)
 
     def build(self, request: Request) -> Reduction:
         problem = request.problem
         X_test, y_test = (problem.X_test, problem.y_test) if request.held_out else (None, None)
         X = problem.X if X_test is None else np.vstack([problem.X, X_test])
-        rows = triangle(np.column_stack([problem.activate(W @ X.T), v]) for W, v in request.blocks())
+        rows = request.triangle(len(X) + 1, lambda W, v: np.column_stack([problem.activate(W @ X.T), v]))
+        if not np.isfinite(rows).all():
+            raise ValueError("weights.W must give finite features, got some beyond the range of doubles")
         # neurons beyond those that any sample sees
         rows = rows[: len(X)]
         train, test = rows[:, : problem.samples].T, rows[:, problem.samples : -1].T
@@ -287,12 +300,13 @@ class _Gram:
 
     def cost(self, request: Request) -> float:
         along, across, folded = self._rows(request)
-        return request.cost(along + across, request.span.dim, folded)
+        inputs = request.span.dim
+        return request.cost(along + across, inputs, folded) + request.triangle_cost(inputs + 1)
 
     def build(self, request: Request) -> Reduction:
         span, width = request.span, request.weights.width
         along, across, folded = self._rows(request)
-        rows = triangle(np.column_stack([span.coordinates(W), v]) for W, v in request.blocks())
+        rows = request.triangle(span.dim + 1, lambda W, v: np.column_stack([span.coordinates(W), v]))
         start = np.zeros((along + across, span.dim + 1))
         start[: len(rows)] = rows
         return Reduction(
@@ -329,6 +343,8 @@ class _Collapsed:
         size = np.abs(directed).max()
         if size == 0 or np.abs(directed - directed[0]).max() > 1e-12 * size:
             return "needs samples that all have the same y_i x_i, other than 0"
+        if not 1e-18 < size < 1e18:
+            return "needs inputs whose squared norms even single precision can hold"
         return _needs_neurons(request) or _has_no_path(request)
 
     def cost(self, request: Request) -> float:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
-# entries of W from which a linear net's is known by its Gram matrix alone
-_LARGE = 2**24
+# entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
+_LARGE = 2**18
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,6 +271,7 @@ def _checkpoint(out: Path, resume: bool) -> Path:
 def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bool]:
     """Problem and weights, and whether the head is the user's own."""
     from langevin import data, initial
+    from langevin.observables import OBSERVABLES
     from langevin.problem import Weights
 
     square = args.data == "teacher"
@@ -283,8 +284,11 @@ def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bo
     )
     if args.features is not None and not synthetic:
         raise ValueError(f"features must be left out with --data {args.data}, got {args.features!r}")
-    huge = args.width * args.dim > _LARGE
-    by_gram = synthetic and not collapsed and args.activation == "linear" and huge
+    neurons = args.reduce in ("none", "span") or any(
+        name in OBSERVABLES and OBSERVABLES[name].neurons for name in args.observables
+    )
+    large = args.width * args.dim > _LARGE and not neurons
+    by_gram = synthetic and not collapsed and args.activation == "linear" and large
     if not by_gram and not args.data.endswith(".npz"):
         _check_width(args)
     W = v = None

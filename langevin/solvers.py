@@ -17,7 +17,7 @@ from langevin._engine import Chain, Chunk, Results
 from langevin._random import RNG
 from langevin.noise import DTYPES, Precision
 from langevin.observables import WATCHERS, requested, select
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import GramWeights, Problem, Weights, require_compatible
 from langevin.reduced import Request, reduction
 from langevin.schedule import Grid, Schedule, grid, record_times
 from langevin.store import StoreError
@@ -359,6 +359,8 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
         If the flow is no longer finite at the end.
     """
     require_compatible(problem, weights)
+    if isinstance(weights, GramWeights):
+        raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
     cut = grid(schedule, dt, [schedule.duration])
     chain = _chain(Request(problem, weights, schedule, cut, noisy=False), "span", "double").without_noise()
     span = chain.reduction.span
@@ -482,7 +484,10 @@ def _divergence(chain: Chain, results: Results) -> str:
         f"{int(lost.sum())} of {lost.size} paths diverged, the first (path {path}) at step {step}, "
         f"time {step * chain.grid.dt:g}: outputs are no longer finite."
     )
-    limit = _flow.stability_limit(chain.problem, chain.weights, chain.schedule)
+    with np.errstate(all="ignore"):
+        limit = _flow.stability_limit(chain.problem, chain.weights, chain.schedule)
+    if limit == 0:
+        return f"{message} The start itself is beyond the range of doubles: take smaller inputs or weights"
     if chain.grid.dt > limit:
         return (
             f"{message} dt={chain.grid.dt:g} is above {limit:.2g}, where unclipped steps become unstable "

@@ -20,10 +20,12 @@ from langevin import (
     collapsed_features,
     euler_maruyama,
     gaussian_gram,
+    gradient_flow,
     linear_teacher,
     orthogonally_separable,
     zeroth_order,
 )
+from langevin._span import Span
 from tests.helpers import random_problem, random_weights
 
 RNG = np.random.default_rng(0)
@@ -129,14 +131,36 @@ def test_weights_without_neurons_are_refused_where_neurons_are_needed():
         GramWeights(np.eye(6), np.ones(6), 5)
     with pytest.raises(ValueError, match=r"neurons must be at most 1e\+12"):
         GramWeights(np.eye(6), np.ones(6), 10**13)
+    with pytest.raises(ValueError, match=r"width must be at most 1e\+12, got 10{30}: take fewer"):
+        gaussian_gram(LINEAR, 10**30)
     with pytest.raises(ValueError, match="problem must have a linear activation, got 'relu'"):
         gaussian_gram(RELU, 100)
     with pytest.raises(
         ValueError, match=r"W and v must have shapes \(h, d\) and \(h,\), got \(6, 6\) and \(5,\)"
     ):
         GramWeights.from_rows(np.eye(6), np.ones(5))
-    with pytest.raises(ValueError, match="W must be finite, got nan"):
+    with pytest.raises(ValueError, match="in rows 0 to 2, W must be finite, got nan"):
         GramWeights.from_rows(np.full((3, 6), np.nan), np.ones(3))
+    with pytest.raises(ValueError, match="weights must hold single neurons, got GramWeights: take Weights"):
+        gradient_flow(LINEAR, gram, FFT, dt=0.01)
+    assert GramWeights.from_rows([[1.0, 2.0]], [3.0]).width == 1
+
+
+@pytest.mark.parametrize("schedule", [FFT, LP])
+def test_a_start_beyond_the_range_of_doubles_is_said_so(schedule):
+    weights = Weights(np.full((300, 6), 1e200), np.full(300, 1e200))
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises((Diverged, ValueError), match=r"beyond the range of doubles"),
+    ):
+        run(LINEAR, schedule, weights)
+
+
+def test_tiny_collapsed_inputs_are_left_to_other_reductions():
+    tiny = Problem(COLLAPSED.X * 1e-20, COLLAPSED.y, "linear")
+    with pytest.raises(ValueError, match="squared norms even single precision can hold"):
+        run(tiny, FFT, reduce="collapsed")
+    assert taken(run(tiny, FFT)) != "collapsed"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +192,13 @@ def test_noiseless_runs_agree_to_rounding(problem, schedule, reductions, dt, wid
             )
 
 
+@pytest.mark.parametrize("exponent", [-600, 530])
+def test_the_span_of_inputs_whose_squares_leave_the_range_of_doubles(exponent):
+    plain, scaled = (Span.of(X) for X in (POINTS.X, np.ldexp(POINTS.X, exponent)))
+    assert scaled.dim == 4
+    assert np.array_equal(scaled.coordinates(np.eye(6)), plain.coordinates(np.eye(6)))
+
+
 @pytest.mark.parametrize(("problem", "schedule"), [(LINEAR, LP), (LINEAR, LP_FFT), (COLLAPSED, FFT)])
 def test_a_path_without_noise_is_the_euler_path_to_the_bit(problem, schedule):
     quiet = Schedule([replace(phase, sigma=0.0) for phase in schedule])
@@ -180,15 +211,18 @@ def test_a_path_without_noise_is_the_euler_path_to_the_bit(problem, schedule):
 
 
 @pytest.mark.parametrize("precision", ["double", "single"])
-@pytest.mark.parametrize(("problem", "schedule"), [(RELU, LP), (LINEAR, LP_FFT), (COLLAPSED, FFT)])
+@pytest.mark.parametrize(
+    ("reduce", "problem", "schedule"),
+    [("kernel", RELU, LP), ("gram", LINEAR, LP_FFT), ("collapsed", COLLAPSED, FFT)],
+)
 def test_threads_chunks_paths_and_interruptions_do_not_change_a_bit(
-    monkeypatch, tmp_path, problem, schedule, precision
+    monkeypatch, tmp_path, reduce, problem, schedule, precision
 ):
-    base = run(problem, schedule, precision=precision, threads=1)
-    assert taken(base) in ("kernel", "gram", "collapsed")
-    assert equal_bits(base.isel(path=slice(0, 2)), run(problem, schedule, precision=precision, paths=2))
+    ask: dict[str, Any] = dict(precision=precision, reduce=reduce)
+    base = run(problem, schedule, threads=1, **ask)
+    assert equal_bits(base.isel(path=slice(0, 2)), run(problem, schedule, paths=2, **ask))
     monkeypatch.setattr(_engine, "_CALL_SECONDS", 1e-9)
-    assert equal_bits(base, run(problem, schedule, precision=precision, threads=2))
+    assert equal_bits(base, run(problem, schedule, threads=2, **ask))
     waits, wait = iter([False, False, True]), _engine.wait
 
     def interrupting(*args: Any, **kwargs: Any) -> Any:
@@ -198,8 +232,8 @@ def test_threads_chunks_paths_and_interruptions_do_not_change_a_bit(
 
     monkeypatch.setattr(_engine, "wait", interrupting)
     with pytest.raises(Interrupted):
-        run(problem, schedule, precision=precision, threads=1, checkpoint=tmp_path / "c")
-    assert equal_bits(base, run(problem, schedule, precision=precision, checkpoint=tmp_path / "c"))
+        run(problem, schedule, threads=1, checkpoint=tmp_path / "c", **ask)
+    assert equal_bits(base, run(problem, schedule, checkpoint=tmp_path / "c", **ask))
 
 
 def test_any_sequence_of_noisy_and_quiet_phases():
@@ -237,7 +271,7 @@ def test_a_hundred_thousand_inputs(schedule):
 
 
 def test_weights_are_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("langevin.problem.BLOCK_ROWS", 7)
+    monkeypatch.setattr("langevin.problem.BLOCK_ENTRIES", 7 * 7)
     W, v = RNG.standard_normal((40, 6)), RNG.standard_normal(40)
     np.save(tmp_path / "W.npy", W)
     gram = GramWeights.from_rows(np.load(tmp_path / "W.npy", mmap_mode="r"), v)
@@ -318,6 +352,22 @@ def test_blocks_end_where_a_neuron_may_leave_its_cone():
     full = zeroth_order(problem, weights, Schedule.fft(time=2.0), observables=["preactivation"])
     assert taken(full) in ("none", "span")
     assert (full.preactivation[-1] * full.own_class <= 0).any() or (full.dead[-1] > 0)
+
+
+def test_blocks_know_that_normalised_clipping_makes_gradients_longer():
+    """Every head of a class misaligned: only time, times the largest clipping factor, bounds the clock."""
+    problem = orthogonally_separable(8, 3, spread=0.4, rng=69)
+    W = collapsed_features(problem, 4, spread=0.99, scale=0.3, rng=69).W
+    weights = Weights(W, [-0.25, 0.25, -0.25, 0.25])
+    schedule = Schedule.fft(time=4e-5, clip=1e6, clipping="normalised")
+    with pytest.raises(ValueError, match="neurons may leave the cones"):
+        zeroth_order(problem, weights, schedule, reduce="blocks")
+    auto, full = (zeroth_order(problem, weights, schedule, reduce=name) for name in ("auto", "none"))
+    np.testing.assert_allclose(auto.loss, full.loss, rtol=1e-6)
+    gentle = Schedule.fft(time=1.0, clip=1.0, clipping="normalised", stabiliser=1.0)
+    weights = Weights(W, 0.1 * weights.v)
+    short, full = (zeroth_order(problem, weights, gentle, reduce=name) for name in ("blocks", "none"))
+    np.testing.assert_allclose(short.loss, full.loss, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Section 1: the bounds on the distance to the zeroth-order flow, against simulated chains."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -154,14 +153,3 @@ def test_where_it_does_not_hold():
     normal = Schedule.fft(time=1.0, sigma=0.3, clip=1.0, clipping="normalised")
     assert bounds.approximation_error(problem, weights, normal, [1.0]).valid.all()
     assert not bounds.approximation_error(problem, weights, normal, [1.0], kind="ode").valid.any()
-
-
-def test_speed():
-    rng = np.random.default_rng(0)
-    problem, weights = strategies.general(rng, "relu", "logistic", n=100, d=20, h=512)
-    schedule = Schedule.lp_fft(lp_time=0.2, fft_time=0.2, sigma=0.1, clip=0.1)
-    t = np.linspace(0, schedule.duration, 1000)
-    start = time.perf_counter()
-    for kind in ("paper", "monotone", "lambert"):
-        bounds.approximation_error(problem, weights, schedule, t, kind=kind)
-    assert time.perf_counter() - start < 0.3

@@ -1,6 +1,5 @@
 """Section 4b: the sandwich against the zeroth-order flow."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -183,14 +182,3 @@ def test_many_phases():
         band = bounds.sandwich(problem, weights, schedule, times)
         loss, slack = simulated(problem, weights, schedule, times)
         assert band.contains(loss, slack)
-
-
-def test_speed():
-    rng = np.random.default_rng(0)
-    problem, weights = strategies.decoupled(rng, "logistic", 0.05, n=100, h=512, d=10, head=0.05)
-    schedule = Schedule.lp_fft(lp_time=0.05, fft_time=0.1, sigma=0.1, clip=1.0)
-    times = np.linspace(0, schedule.duration, 1000)
-    start = time.perf_counter()
-    band = bounds.sandwich(problem, weights, schedule, times)
-    assert time.perf_counter() - start < 1.0
-    assert band.valid.all()

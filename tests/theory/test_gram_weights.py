@@ -6,6 +6,7 @@ import pytest
 import bounds
 from langevin import (
     GramWeights,
+    Problem,
     Schedule,
     Weights,
     gaussian_features,
@@ -61,6 +62,9 @@ def test_the_first_order_counts_the_noise_of_all_neurons():
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     assert (np.abs(wider[1:] - ours[1:]) > 0.01 * np.abs(ours[1:])).all()
+    collapsed = Problem([[1.0, 0.5, 0.2, 0, 0], [-1.0, -0.5, -0.2, 0, 0]], [1, -1], "linear")
+    ours, theirs = (bounds.first_order_loss(collapsed, w, FFT, TIMES).correction for w in (GRAM, WEIGHTS))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def test_nothing_is_said_of_neurons():

@@ -1,6 +1,5 @@
 """Section 5: expected losses of the diffusion itself against simulated chains."""
 
-import time
 from itertools import count
 from typing import Any
 
@@ -296,13 +295,3 @@ def test_where_they_do_not_hold():
     assert "levels" in bounds.localised_loss(problem, weights, fft, kappa=1e9).reason
     tight = Schedule.fft(time=1.0, sigma=0.1, clip=1e-6)
     assert "clipped" in bounds.localised_loss(problem, weights, tight).reason
-
-
-def test_speed():
-    rng = np.random.default_rng(0)
-    problem, weights = strategies.general(rng, "linear", "square", n=100, d=20, h=512)
-    times = np.linspace(0, 1, 1000)
-    start = time.perf_counter()
-    bounds.fft_expected_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.01), times)
-    bounds.lp_expected_loss(problem, weights, Schedule.lp(time=1.0, sigma=0.01), times)
-    assert time.perf_counter() - start < 1.0
