@@ -132,7 +132,7 @@ def test_a_users_file(tmp_path):
         (["--resume"], "--resume needs an unfinished run"),
         (["--paths", "10000000000"], "GiB are free"),
         (["--width", "1000000000000"], "width=1000000000000 with single neurons needs"),
-        (["--width", "10000000000000", "--activation", "linear"], "neurons must be at most 1e+12"),
+        (["--width", "10000000000000", "--activation", "linear"], "--width must be at most 1e+12"),
         (["--reduce", "gram"], "--reduce must apply to the run, but 'gram' needs a linear net"),
         (["--reduce", "kernel"], "--reduce must apply to the run, but 'kernel' needs a schedule of linear"),
         (["--data", "digits", "--features", "gaussian"], "--features must be left out with --data digits"),
