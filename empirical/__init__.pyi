@@ -1,0 +1,11 @@
+from .data import cifar10 as cifar10
+from .data import digits as digits
+from .data import image_folder as image_folder
+from .data import read_folder as read_folder
+from .data import stl10 as stl10
+from .data import stl10_unlabelled as stl10_unlabelled
+from .glyphs import Style as Style
+from .glyphs import glyphs as glyphs
+from .images import Images as Images
+from .images import Part as Part
+from .images import Shift as Shift
