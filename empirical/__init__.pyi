@@ -1,0 +1,11 @@
+from .accounting import Report as Report
+from .accounting import account as account
+from .accounting import calibrate as calibrate
+from .accounting import delta as delta
+from .accounting import epsilon as epsilon
+from .history import History as History
+from .history import Mechanism as Mechanism
+from .history import plan as plan
+from .history import release as release
+from .ledger import Ledger as Ledger
+from .ledger import LedgerError as LedgerError
