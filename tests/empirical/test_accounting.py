@@ -267,6 +267,17 @@ def test_a_grid_beyond_memory_is_refused():
     history = plan(1000, 100, delta=1e-4, steps=1000, noise_multiplier=1.0)
     with pytest.raises(MemoryError, match="take a larger eps_error"):
         epsilon(history, eps_error=1e-9)
+    silent = plan(1000, 100, delta=1e-4, steps=10, noise_multiplier=1e-5)
+    with pytest.raises(MemoryError, match=r"PLD accountant on .* take more noise"):
+        epsilon(silent, accountant="pld")
+    with pytest.raises((MemoryError, ValueError), match="PRV"):
+        epsilon(silent)
+
+
+def test_a_delta_beyond_double_precision_is_refused():
+    history = plan(1000, 100, delta=1e-14, steps=10, noise_multiplier=2.0)
+    with pytest.raises(ValueError, match=r"delta=1e-14 .* out of the PRV accountant's reach"):
+        epsilon(history)
 
 
 def test_importing_is_light():
