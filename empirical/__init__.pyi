@@ -1,3 +1,8 @@
+from .accounting import Report as Report
+from .accounting import account as account
+from .accounting import calibrate as calibrate
+from .accounting import delta as delta
+from .accounting import epsilon as epsilon
 from .data import cifar10 as cifar10
 from .data import digits as digits
 from .data import image_folder as image_folder
@@ -6,6 +11,12 @@ from .data import stl10 as stl10
 from .data import stl10_unlabelled as stl10_unlabelled
 from .glyphs import Style as Style
 from .glyphs import glyphs as glyphs
+from .history import History as History
+from .history import Mechanism as Mechanism
+from .history import plan as plan
+from .history import release as release
 from .images import Images as Images
 from .images import Part as Part
 from .images import Shift as Shift
+from .ledger import Ledger as Ledger
+from .ledger import LedgerError as LedgerError
