@@ -214,7 +214,7 @@ class Chain:
     def step_seconds(self) -> float:
         """Rough time of a step of one path, to cut work into calls."""
         samples, inputs = self.data.X.shape
-        folding = 10 * (inputs + 1) ** 3 if self.reduction.folded else 0
+        folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         return (
             4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding
         ) / _FLOPS + 1e-6

@@ -44,8 +44,8 @@ INTEGRATED = {
 def test_bounds_depend_on_the_gram_matrix_alone(name):
     bound = (EXACT | INTEGRATED)[name]
     ours, theirs, wider = bound(GRAM), bound(WEIGHTS), bound(GramWeights(GRAM.W, GRAM.v, 4000))
-    # the bounds' own integration is as exact as this; all else is a matter of rounding
-    tolerance = 1e-11 if name in EXACT else 1e-3
+    # all is rounding but the integration: 3e-6 across the kinks of clipping, as `bounds._flow` says
+    tolerance = 1e-11 if name in EXACT else 1e-5
     assert ours.valid.any()
     assert (ours.valid == theirs.valid).all()
     np.testing.assert_allclose(ours.upper, theirs.upper, rtol=tolerance)
@@ -60,7 +60,7 @@ def test_the_first_order_counts_the_noise_of_all_neurons():
         bounds.first_order_loss(PROBLEM, w, FFT, TIMES).correction
         for w in (GRAM, WEIGHTS, GramWeights(GRAM.W, GRAM.v, 4000))
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert (np.abs(wider[1:] - ours[1:]) > 0.01 * np.abs(ours[1:])).all()
     collapsed = Problem([[1.0, 0.5, 0.2, 0, 0], [-1.0, -0.5, -0.2, 0, 0]], [1, -1], "linear")
     ours, theirs = (bounds.first_order_loss(collapsed, w, FFT, TIMES).correction for w in (GRAM, WEIGHTS))
