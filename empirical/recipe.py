@@ -1,0 +1,271 @@
+"""How a network is fine-tuned with DP-SGD: method, steps, budget, learning rates, head."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from empirical.accounting import calibrate
+from empirical.history import History, Mechanism, plan, release
+from langevin import _validate
+from langevin.schedule import CLIPPINGS, Clipping
+
+Method = Literal["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"]
+Subset = Literal["head", "all", "lora", "bias", "sparse"]
+Head = Literal["gaussian", "zero", "prototype"]
+Selection = Literal["gradient", "magnitude", "last"]
+Engine = Literal["auto", "closed", "ghost", "hooks", "functorch"]
+
+# what trains after the probing
+SUBSETS: dict[str, Subset] = {
+    "lp": "head",
+    "fft": "all",
+    "lp-fft": "all",
+    "lora": "lora",
+    "bitfit": "bias",
+    "sparse": "sparse",
+}
+METHODS = tuple(SUBSETS)
+HEADS = ("gaussian", "zero", "prototype")
+SELECTIONS = ("gradient", "magnitude", "last")
+ENGINES = ("auto", "closed", "ghost", "hooks", "functorch")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive steps with one set of trained parameters.
+
+    Attributes
+    ----------
+    name : str
+        That of the mechanism in the history: "lp", or the method.
+    subset : {"head", "all", "lora", "bias", "sparse"}
+        What trains; the head always does.
+    steps : int
+    lr : float
+        Learning rate of the first step.
+    drop : float
+        Factor on it from half of the steps on.
+    """
+
+    name: str
+    subset: Subset
+    steps: int
+    lr: float
+    drop: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of ``step``, counted from 0 within the stage."""
+        return self.lr * (self.drop if 2 * step >= self.steps else 1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tuning, apart from data, network and seed.
+
+    A step draws each of ``n`` private samples independently with probability ``q = batch / n``, clips its
+    gradient over the *trained* parameters, adds noise of standard deviation ``nu clip`` to the sum, divides
+    by ``batch`` and takes a step of gradient descent. ``nu`` is found from ``epsilon``, one for all steps.
+
+    Parameters
+    ----------
+    method : {"lp", "fft", "lp-fft", "lora", "bitfit", "sparse"}
+        Linear probing; full fine-tuning; one, then the other; low-rank adapters; biases; a fixed share of the
+        weights. The head trains in each.
+    lp_share : float or None
+        Share of the steps that probe first, in [0, 1], rounded to whole steps; the share of the budget, too.
+        By default 1/2 for "lp-fft" and 0 for the others; "lp" and "fft" admit no choice.
+    steps : int
+        All of them, the choice of a sparse subset included.
+    batch : float
+        Expected batch.
+    epsilon, delta : float
+        Budget of the whole, neighbours by a sample added or removed. ``epsilon = inf``: no noise.
+    clip : float or None
+        Threshold of the per-sample gradient norm; None: no clipping, with ``epsilon = inf`` alone.
+    clipping : {"flat", "normalised"}
+        ``g min(1, clip / |g|)``, or ``g clip / (|g| + stabiliser)`` as in DP-NSGD.
+    stabiliser : float
+        Of normalised clipping.
+    lr, lp_lr : float
+        Learning rates, of the probing by default the same. Gradients are means over the expected batch.
+    drop : float
+        Factor on ``lr`` from half-way through the last stage on: the control for two rates in two stages.
+    momentum : float
+        In [0, 1), anew in each stage.
+    head : {"gaussian", "zero", "prototype"}
+        What the new head starts from; prototypes are class means of the features, with DP noise.
+    head_scale : float
+        Gaussian: standard deviation ``head_scale / sqrt(features)``; prototypes: norm of a class's row.
+    prototype_share : float
+        Share of the zCDP of the whole that pays for prototypes.
+    rank : int
+        Of the adapters of "lora".
+    density : float
+        Share of the body's parameters that trains in "sparse".
+    selection : {"gradient", "magnitude", "last"}
+        "sparse": the largest entries of a noisy private gradient, which costs one of the ``steps``; the
+        largest weights; or the last layers.
+    engine : {"auto", "closed", "ghost", "hooks", "functorch"}
+        How per-sample gradients are clipped: the closed form of a chain of linear layers; ghost clipping;
+        per-sample gradients by Opacus's hooks, or by functorch. "auto": the first that applies.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On values out of range, or settings that contradict each other.
+
+    Examples
+    --------
+    >>> recipe = Recipe("lp-fft", lp_share=0.25, steps=100, epsilon=1.0)
+    >>> [(stage.name, stage.steps) for stage in recipe.stages]
+    [('lp', 25), ('lp-fft', 75)]
+    """
+
+    method: Method = "lp-fft"
+    lp_share: float | None = None
+    steps: int = 100
+    batch: float = 110.0
+    epsilon: float = 1.0
+    delta: float = 1e-4
+    clip: float | None = 1.0
+    clipping: Clipping = "flat"
+    stabiliser: float = 0.01
+    lr: float = 1.0
+    lp_lr: float | None = None
+    drop: float = 1.0
+    momentum: float = 0.0
+    head: Head = "gaussian"
+    head_scale: float = 1.0
+    prototype_share: float = 0.1
+    rank: int = 4
+    density: float = 0.1
+    selection: Selection = "gradient"
+    engine: Engine = "auto"
+
+    def __post_init__(self) -> None:
+        _validate.choice("method", self.method, METHODS)
+        _validate.choice("clipping", self.clipping, CLIPPINGS)
+        _validate.choice("head", self.head, HEADS)
+        _validate.choice("selection", self.selection, SELECTIONS)
+        _validate.choice("engine", self.engine, ENGINES)
+        numbers = dict(
+            steps=_validate.integer("steps", self.steps, 1),
+            batch=_validate.positive("batch", self.batch),
+            epsilon=math.inf if self.epsilon == math.inf else _validate.positive("epsilon", self.epsilon),
+            delta=_validate.positive("delta", self.delta),
+            clip=_validate.positive_or_none("clip", self.clip),
+            stabiliser=_validate.positive("stabiliser", self.stabiliser),
+            lr=_validate.positive("lr", self.lr),
+            lp_lr=_validate.positive_or_none("lp_lr", self.lp_lr),
+            drop=_validate.positive("drop", self.drop),
+            momentum=_validate.fraction("momentum", self.momentum),
+            head_scale=_validate.positive("head_scale", self.head_scale),
+            prototype_share=_validate.positive("prototype_share", self.prototype_share),
+            rank=_validate.integer("rank", self.rank, 1),
+            density=_validate.positive("density", self.density),
+        )
+        for name, value in numbers.items():
+            object.__setattr__(self, name, value)
+        for name in ("delta", "momentum", "prototype_share"):
+            if numbers[name] >= 1:
+                raise ValueError(f"{name} must be below 1, got {numbers[name]:g}")
+        if self.density > 1:
+            raise ValueError(f"density must lie in (0, 1], got {self.density:g}")
+        if self.clip is None and (self.private or self.clipping == "normalised"):
+            raise ValueError(
+                f"clip must be positive with epsilon={self.epsilon:g} and clipping={self.clipping!r}, got "
+                "None: without a bound on gradients no noise gives privacy"
+            )
+        object.__setattr__(self, "lp_share", self._share())
+        if self._selects and self.steps - self._probing < 2:
+            raise ValueError(
+                f"steps must leave one to select and one to train after {self._probing} of probing, got "
+                f"{self.steps}: take more"
+            )
+
+    def _share(self) -> float:
+        fixed = {"lp": 1.0, "fft": 0.0}.get(self.method)
+        if self.lp_share is None:
+            return {"lp": 1.0, "lp-fft": 0.5}.get(self.method, 0.0)
+        share = _validate.fraction("lp_share", self.lp_share)
+        if fixed is not None and share != fixed:
+            raise ValueError(f"lp_share must be {fixed:g} for {self.method!r}, got {share:g}: take 'lp-fft'")
+        if 0 < share < 1 and round(share * self.steps) in (0, self.steps):
+            raise ValueError(
+                f"lp_share must leave a step to each stage, got {share:g} of {self.steps} step(s): take 0, 1, "
+                "or more steps"
+            )
+        return share
+
+    @property
+    def private(self) -> bool:
+        """Whether there is noise."""
+        return self.epsilon < math.inf
+
+    @property
+    def _probing(self) -> int:
+        assert self.lp_share is not None
+        return round(self.lp_share * self.steps)
+
+    @property
+    def _selects(self) -> bool:
+        """Whether a step is spent on choosing what trains."""
+        return self.method == "sparse" and self.selection == "gradient" and self._probing < self.steps
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages that train, in their order; none is empty."""
+        probing = Stage("lp", "head", self._probing, self.lp_lr or self.lr)
+        rest = Stage(
+            self.method,
+            SUBSETS[self.method],
+            self.steps - self._probing - self._selects,
+            self.lr,
+            self.drop,
+        )
+        if not rest.steps:
+            probing = replace(probing, drop=self.drop)
+        return tuple(stage for stage in (probing, rest) if stage.steps)
+
+    def history(self, samples: int) -> History:
+        """All that the recipe releases of ``samples`` private samples, its noise multipliers found.
+
+        Raises
+        ------
+        ValueError
+            If the expected batch exceeds the samples, or the budget cannot be met.
+        """
+        training = plan(samples, self.batch, delta=self.delta, steps=self.steps)
+        (whole,) = training.mechanisms
+        stages = [replace(whole, name=stage.name, steps=stage.steps) for stage in self.stages]
+        if self._selects:
+            stages.insert(len(stages) - 1, replace(whole, name="selection", steps=1))
+        first = [release("prototypes")] if self.head == "prototype" else []
+        share = self.prototype_share if first else None
+        # of one multiplier it does not matter which stage a step is in
+        found = _calibrated(replace(training, mechanisms=[*first, whole]), self.epsilon, share)
+        multipliers = {m.name: m.noise_multiplier for m in found.mechanisms}
+        filled = [
+            replace(m, noise_multiplier=multipliers.get(m.name, multipliers[whole.name])) for m in stages
+        ]
+        given = [replace(m, noise_multiplier=multipliers[m.name], clip=1.0) for m in first]
+        return replace(training, mechanisms=[*given, *(replace(m, clip=self.clip) for m in filled)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, for a record."""
+        return asdict(self)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+
+@functools.lru_cache(maxsize=1024)
+def _calibrated(history: History, epsilon: float, prototype_share: float | None) -> History:
+    shares = None
+    if prototype_share is not None:
+        shares = {m.name: 1 - prototype_share for m in history.mechanisms} | {"prototypes": prototype_share}
+    return calibrate(history, epsilon, shares=shares)
