@@ -11,6 +11,8 @@ from .data import stl10 as stl10
 from .data import stl10_unlabelled as stl10_unlabelled
 from .glyphs import Style as Style
 from .glyphs import glyphs as glyphs
+from .grid import Grid as Grid
+from .grid import run_grid as run_grid
 from .history import History as History
 from .history import Mechanism as Mechanism
 from .history import plan as plan
@@ -20,3 +22,10 @@ from .images import Part as Part
 from .images import Shift as Shift
 from .ledger import Ledger as Ledger
 from .ledger import LedgerError as LedgerError
+from .records import RecordsError as RecordsError
+from .setting import Setting as Setting
+from .tables import Table as Table
+from .tables import best_share as best_share
+from .tables import paired as paired
+from .tables import summary as summary
+from .tables import table as table
