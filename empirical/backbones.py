@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +106,9 @@ def body(
     given = {} if widths is None else {"widths": widths}
     if name in ("mlp", "conv"):
         if weights is not None:
-            raise ValueError(f"weights must be None for {name!r}, got {str(weights)!r}: load_weights loads them")
+            raise ValueError(
+                f"weights must be None for {name!r}, got {str(weights)!r}: load_weights loads them"
+            )
         return (mlp if name == "mlp" else convnet)(shape, **given, rng=rng, **options)
     if given:
         raise ValueError(f"widths must be None for {name!r}, got {widths}")
@@ -132,7 +136,7 @@ def mlp(
     sizes = [math.prod(shape), *_widths(widths)]
     with _seeded(rng, "mlp"):
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             if activation == "relu":
                 layers.append(nn.ReLU())
@@ -166,7 +170,7 @@ def convnet(
     channels = [int(shape[0]), *widths]
     with _seeded(rng, "convnet"):
         layers: list[nn.Module] = []
-        for place, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for place, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride=2 if place else 1, padding=1, bias=False),
                 nn.GroupNorm(groups, outputs),
@@ -182,19 +186,13 @@ def _widths(widths: Sequence[int]) -> list[int]:
     return found
 
 
-class _seeded:
+@contextlib.contextmanager
+def _seeded(rng: RNG, purpose: str) -> Iterator[None]:
     """Let torch's global generator start from ``rng``, and go on afterwards where it was."""
-
-    def __init__(self, rng: RNG, purpose: str) -> None:
-        self._seed = int(generator(rng, purpose).integers(2**62))
-        self._fork = torch.random.fork_rng(devices=[])
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+    seed = int(generator(rng, purpose).integers(2**62))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 class Pretrained(nn.Module):
@@ -247,9 +245,7 @@ def pretrained(
     """
     library, _, model = name.partition(":")
     if library not in ("timm", "hf") or not model:
-        raise ValueError(
-            f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}"
-        )
+        raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
     make = _timm if library == "timm" else _transformers
     with _seeded(rng, "pretrained"):
         return make(model, [int(n) for n in shape], weights, options)
@@ -263,9 +259,12 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
         raise ValueError(f"body must be one of timm's models, got {name!r}; near it: {', '.join(near)}")
-    arguments = dict(num_classes=0, in_chans=shape[0], pretrained=weights == "hub") | options
+    arguments: dict[str, Any] = dict(num_classes=0, in_chans=shape[0]) | options
+    if weights == "hub":
+        # timm itself would take pickles where there is nothing else
+        arguments |= dict(pretrained=True, pretrained_cfg_overlay={"file": _download(name)})
     try:
-        network = timm.create_model(name, **{"img_size": shape[1], **arguments})
+        network = timm.create_model(name, **{"img_size": tuple(shape[1:]), **arguments})
     except TypeError:  # most convolutional networks take any size
         network = timm.create_model(name, **arguments)
     if weights not in (None, "hub"):
@@ -273,6 +272,17 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
     with torch.no_grad():
         features = network.eval()(torch.zeros(1, *shape)).shape[1]
     return Pretrained(network.train(), features)
+
+
+def _download(name: str) -> str:
+    """Path of the hub's weights of a timm model, in safetensors."""
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        raise ValueError(f"weights must be None or a path for 'timm:{name}', got 'hub', which has none")
+    return hf_hub_download(known.hf_hub_id, "model.safetensors")
 
 
 def _load(network: nn.Module, path: Path) -> None:
@@ -301,17 +311,32 @@ def _transformers(
         raise ImportError(f"body 'hf:{name}' needs transformers ({error}): {_VISION}") from None
     try:
         if weights is None:
-            size = {"image_size": shape[1]}
+            size = {"image_size": shape[1] if shape[1] == shape[2] else tuple(shape[1:])}
             config = AutoConfig.for_model(name, **{"num_channels": shape[0], **size, **options})
             network = AutoModel.from_config(config)
+            missing = []
         else:
             source = name if weights == "hub" else str(weights)
             local = weights != "hub"
-            network = AutoModel.from_pretrained(
-                source, local_files_only=local, use_safetensors=True, **options
+            network, found = AutoModel.from_pretrained(
+                source, local_files_only=local, use_safetensors=True, output_loading_info=True, **options
             )
+            missing = sorted(found["missing_keys"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"body 'hf:{name}' with weights={str(weights)!r} cannot be made: {error}") from None
+    absent = [key for key in missing if not key.startswith("pooler.")]
+    if absent:
+        raise ValueError(
+            f"weights={str(weights)!r} must hold {absent[0]!r} of 'hf:{name}' ({len(absent)} such)"
+        )
+    pooler = getattr(network, "pooler", None)
+    if (
+        (missing or weights is None)
+        and isinstance(pooler, nn.Module)
+        and any(True for _ in pooler.parameters())
+    ):
+        # one that was never trained would scramble the features
+        network.pooler = None
     wrapped = Pretrained(network, 1, transformers=True)
     with torch.no_grad():
         wrapped.features = wrapped.eval()(torch.zeros(1, *shape)).shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
 
@@ -17,8 +18,8 @@ class Scale(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone())
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * _along(self.weight, x) + _along(self.bias, x)
@@ -53,7 +54,7 @@ class FixedNorm(nn.Module):
         Running statistics of the pre-training.
     eps : float
     weight, bias : Tensor or None, shape (channels,)
-        Gain and offset, which may train.
+        Gain and offset, which train if they did: not those of a norm that was frozen before.
     """
 
     mean: Tensor
@@ -66,7 +67,9 @@ class FixedNorm(nn.Module):
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("inverse", (variance.detach() + eps).rsqrt())
         self.scale: nn.Module = nn.Identity()
-        if weight is not None and bias is not None:
+        if weight is not None or bias is not None:
+            weight = torch.ones_like(self.mean) if weight is None else weight
+            bias = torch.zeros_like(self.mean) if bias is None else bias
             self.scale = Scale(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +82,10 @@ def make_private(body: nn.Module) -> nn.Module:
     """Change a network, in place, so that samples meet in clipped gradients alone.
 
     Batch normalisation becomes a fixed affine map by its running statistics. Activations no longer work in
-    place. Dropout and stochastic depth are off. Raw parameters of a module that has submodules, such as a
-    class token, are frozen, since Opacus would take the whole module to functorch for them.
+    place, and convolutions get contiguous images: of others, such as "channels last", Opacus gets the
+    gradients wrong without a word. Dropout and stochastic depth are off, so that frozen features can be kept.
+    Raw parameters of a module whose submodules have parameters too, such as a class token, are frozen, since
+    Opacus would take the whole module to functorch for them.
 
     Parameters
     ----------
@@ -96,8 +101,12 @@ def make_private(body: nn.Module) -> nn.Module:
     ------
     NotPrivateError
         For normalisation over the batch without statistics, or over samples with statistics that go on
-        changing; recurrent layers; trainable layers with buffers; convolutions that are not padded with zeros.
-        The message names the module.
+        changing; recurrent layers and `nn.MultiheadAttention`; trainable layers with buffers; convolutions
+        that are not padded with zeros; parameters in two places. The message names the module.
+
+    See Also
+    --------
+    check_private : What only a forward pass shows.
 
     Examples
     --------
@@ -113,18 +122,104 @@ def make_private(body: nn.Module) -> nn.Module:
         for child_name, child in list(module.named_children()):
             if _is_batch_norm(child):
                 setattr(module, child_name, _fixed(f"{name}.{child_name}".lstrip("."), child))
+    _refuse_ties(body)
     for name, module in body.named_modules():
         _refuse(name or type(module).__name__, module)
         if getattr(module, "inplace", None) is True:
             module.inplace = False  # type: ignore[assignment]
-        for chance in ("p", "drop_prob"):
-            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "DropPath":
-                if hasattr(module, chance):
-                    setattr(module, chance, 0.0)
-        if type(module) not in GradSampleModule.GRAD_SAMPLERS and next(module.children(), None) is not None:
+        _keep_all(module)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.register_forward_pre_hook(_contiguous)
+        below = any(True for child in module.children() for _ in child.parameters())
+        if type(module) not in GradSampleModule.GRAD_SAMPLERS and below:
             for p in module.parameters(recurse=False):
                 p.requires_grad_(False)
     return body
+
+
+def check_private(body: nn.Module, images: Tensor) -> None:
+    """Refuse a network in which samples meet, or that remembers them, as a training pass shows.
+
+    `make_private` knows the common kinds of module; this finds the others. Parameters and buffers stay.
+
+    Parameters
+    ----------
+    body : nn.Module
+    images : Tensor, shape (n, channels, height, width)
+        Public or random ones, two at least.
+
+    Raises
+    ------
+    NotPrivateError
+        If a buffer changes, or the features of an image depend on another image.
+
+    Examples
+    --------
+    >>> check_private(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), torch.rand(3, 1, 2, 2))
+    Traceback (most recent call last):
+        ...
+    empirical.privatise.NotPrivateError: body must not remember samples, but training changed the buffer \
+'1.running_mean': call make_private, or freeze what changes it
+    """
+    if len(images) < 2:
+        raise ValueError(
+            f"images must be two at least, got {len(images)}: features of one depend on no other"
+        )
+    modes = {module: module.training for module in body.modules()}
+    before = {name: buffer.clone() for name, buffer in body.named_buffers()}
+    images = images.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(body.train()(images)[0].sum(), images)
+        after = {name: buffer.clone() for name, buffer in body.named_buffers()}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in body.named_buffers():
+            if name in before:
+                buffer.data.copy_(before[name])
+    for name, value in after.items():
+        if name not in before or not torch.equal(value, before[name]):
+            raise NotPrivateError(
+                f"body must not remember samples, but training changed the buffer {name!r}: call "
+                "make_private, or freeze what changes it"
+            )
+    # exact zeros: no path leads from one image to another
+    if slope[1:].any():
+        raise NotPrivateError(
+            "body must treat images one by one, but the features of an image depend on others in its batch: "
+            "take layers that normalise or attend within an image"
+        )
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # opacus's unfold2d takes rows to lie one after the other
+    return tuple(x.contiguous() for x in inputs)
+
+
+# what leaves out a random part in training, by the ends of the classes' names in timm and transformers
+_RANDOM = ("DropPath", "StochasticDepth", "DropBlock2d", "PatchDropout")
+
+
+def _keep_all(module: nn.Module) -> None:
+    """Switch dropout and stochastic depth off."""
+    random = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__.endswith(_RANDOM)
+    for chance in ("p", "drop_prob", "prob", "drop_rate"):
+        # `drop_rate` is of networks of timm that call the function
+        if (random or chance == "drop_rate") and isinstance(getattr(module, chance, None), float | int):
+            setattr(module, chance, 0.0)
+
+
+def _refuse_ties(body: nn.Module) -> None:
+    """Refuse a parameter in two places, of which ghost clipping would get the norm wrong."""
+    places: dict[nn.Parameter, str] = {}
+    for name, p in body.named_parameters(remove_duplicate=False):
+        if p.requires_grad and p in places:
+            raise NotPrivateError(
+                f"body must have each parameter in one place, got {places[p]!r} and {name!r} tied: copy it, "
+                "or freeze it"
+            )
+        places[p] = name
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
@@ -142,6 +237,11 @@ def _fixed(name: str, norm: Any) -> nn.Module:
             f"body must not normalise over the batch, got {type(norm).__name__} at {name!r} without running "
             "statistics: pre-train it with track_running_stats, or take group normalisation"
         )
+    if not hasattr(norm, "eps"):
+        raise NotPrivateError(
+            f"body must have norms with an 'eps', got {type(norm).__name__} at {name!r} without: set the "
+            "attribute to what its forward adds to the variance"
+        )
     fixed = FixedNorm(
         norm.running_mean,
         norm.running_var,
@@ -149,6 +249,7 @@ def _fixed(name: str, norm: Any) -> nn.Module:
         getattr(norm, "weight", None),
         getattr(norm, "bias", None),
     )
+    fixed.train(norm.training)
     own = [getattr(norm, part, None) for part in ("drop", "act")]
     rest = [part for part in own if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
     return nn.Sequential(fixed, *rest) if rest else fixed
@@ -163,9 +264,10 @@ def _refuse(name: str, module: nn.Module) -> None:
             f"body must not keep statistics of private samples, got {kind} at {name!r} with "
             "track_running_stats: switch them off, or take group normalisation"
         )
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         raise NotPrivateError(
-            f"body must have layers with per-sample gradients, got {kind} at {name!r}: take opacus.layers.DP{kind}"
+            f"body must have layers with per-sample gradients, got {kind} at {name!r}: take "
+            f"opacus.layers.DP{kind}"
         )
     if isinstance(module, nn.modules.conv._ConvNd) and trains and module.padding_mode != "zeros":
         raise NotPrivateError(
@@ -184,5 +286,3 @@ def _refuse(name: str, module: nn.Module) -> None:
 def frozen(body: nn.Module) -> list[str]:
     """Names of the parameters that do not train."""
     return [name for name, p in body.named_parameters() if not p.requires_grad]
-
-
