@@ -253,7 +253,7 @@ def pretrained(
 
 def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict[str, Any]) -> Pretrained:
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch
         raise ImportError(f"body 'timm:{name}' needs timm ({error}): {_VISION}") from None
     if not timm.is_model(name):
@@ -276,8 +276,8 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
 
 def _download(name: str) -> str:
     """Path of the hub's weights of a timm model, in safetensors."""
-    import timm
-    from huggingface_hub import hf_hub_download
+    import timm  # pyright: ignore[reportMissingImports]
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
 
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
@@ -289,7 +289,7 @@ def _load(network: nn.Module, path: Path) -> None:
     """Load a file of safetensors; what the file has beside, such as a classifier, is left out."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"weights must be 'hub', None or a file ending in .safetensors, got {str(path)!r}")
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
 
     found = load_file(path)
     own = network.state_dict()
@@ -306,7 +306,7 @@ def _transformers(
     name: str, shape: list[int], weights: str | Path | None, options: dict[str, Any]
 ) -> Pretrained:
     try:
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig, AutoModel  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:
         raise ImportError(f"body 'hf:{name}' needs transformers ({error}): {_VISION}") from None
     try:

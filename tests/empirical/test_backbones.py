@@ -1,6 +1,7 @@
 """Bodies and the head on them: shapes, seeds, what is refused."""
 
 import builtins
+from typing import Any
 
 import pytest
 
@@ -23,14 +24,14 @@ def test_shapes(side):
 
 
 def test_a_chain_of_linear_layers():
-    made = mlp((1, 4, 4), (8, 2))
+    made: Any = mlp((1, 4, 4), (8, 2))
     assert isinstance(made, nn.Sequential)
     assert [type(layer) for layer in made] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
     assert not any(isinstance(layer, nn.ReLU) for layer in mlp((1, 4, 4), activation="linear"))
 
 
 def test_the_network_of_the_theory():
-    model = Classifier(mlp((1, 2, 3), (5,), bias=False), 1)
+    model: Any = Classifier(mlp((1, 2, 3), (5,), bias=False), 1)
     x = torch.linspace(-1, 1, 12).view(2, 1, 2, 3)
     W, v = model.body[1].weight, model.head.weight
     torch.testing.assert_close(model(x), torch.relu(x.flatten(1) @ W.T) @ v.T)
@@ -88,10 +89,10 @@ def test_weights_of_timm(tmp_path):
     shape, path = (3, 32, 32), tmp_path / "weights.safetensors"
     made = timm.create_model("resnet18")
     save(made.state_dict(), path)
-    loaded = body("timm:resnet18", shape, weights=path)
+    loaded: Any = body("timm:resnet18", shape, weights=path)
     own = made.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in loaded.network.state_dict().items())
-    fresh = body("timm:resnet18", shape)
+    fresh: Any = body("timm:resnet18", shape)
     assert not torch.equal(fresh.network.conv1.weight, own["conv1.weight"])
     assert torch.equal(values(fresh), values(body("timm:resnet18", shape)))
     with pytest.raises(ValueError, match=r"weights in .* must hold"):
@@ -113,7 +114,7 @@ def test_the_hub_gives_safetensors(tmp_path, monkeypatch):
         return str(tmp_path / file)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    found = body("timm:resnet18", (3, 32, 32), weights="hub")
+    found: Any = body("timm:resnet18", (3, 32, 32), weights="hub")
     assert torch.equal(found.network.conv1.weight, made.conv1.weight)
     assert asked == ["model.safetensors"]
 
@@ -130,7 +131,7 @@ def test_weights_of_transformers(tmp_path):
     )
     made = transformers.ViTForImageClassification(config)
     made.save_pretrained(tmp_path)
-    found = body("hf:vit", (3, 16, 16), weights=tmp_path).eval()
+    found: Any = body("hf:vit", (3, 16, 16), weights=tmp_path).eval()
     x = torch.rand(2, 3, 16, 16)
     # a classifier has no pooler: the features are those that its head saw
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Networks made fit for DP-SGD: the same function, right gradients of each sample, nothing remembered."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,11 @@ class NormAct(nn.BatchNorm2d):
 
 class Frozen(nn.Module):
     """Batch normalisation made of buffers, as torchvision has it."""
+
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
 
     def __init__(self, channels):
         super().__init__()
@@ -80,7 +86,7 @@ def toy(seed=0):
     """A body with everything that stands in the way, and running statistics of a pre-training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = nn.Sequential(
+        found: Any = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1),
             NormAct(4),
             Block(4),
@@ -117,7 +123,7 @@ def loss(model, x, y):
     return nn.functional.cross_entropy(model(x), y, reduction="sum")
 
 
-def trained(model):
+def trained(model) -> list[Any]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -132,7 +138,7 @@ def one_by_one(model, x, y):
 
 
 def by_opacus(model, x, y):
-    wrapped = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
+    wrapped: Any = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
     loss(wrapped, x, y).backward()
     return torch.cat([p.grad_sample.flatten(1) for p in trained(wrapped)], 1)
 
@@ -183,7 +189,7 @@ def test_own_bodies(make):
 
 
 def test_unconverted_norms_remember():
-    norm = nn.BatchNorm2d(2).train()
+    norm: Any = nn.BatchNorm2d(2).train()
     before = norm.running_mean.clone()
     norm(batch((2, 4, 4))[0])
     assert not torch.equal(norm.running_mean, before)
@@ -308,7 +314,7 @@ def test_a_pass_shows_what_mixes_and_what_remembers():
         pytest.param("wide_resnet50_2", {}, marks=pytest.mark.slow),
     ],
 )
-def test_timm(name, options):
+def test_timm(name, options: dict[str, Any]):
     pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))  # type: ignore[arg-type]
     found = body(f"timm:{name}", (3, 32, 32), **options)
     shake(found)
@@ -317,5 +323,7 @@ def test_timm(name, options):
 
 def test_transformers():
     pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))  # type: ignore[arg-type]
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    small: dict[str, Any] = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
     check(body("hf:vit", (3, 16, 16), patch_size=4, **small), (3, 16, 16))
