@@ -3,6 +3,11 @@ from .accounting import account as account
 from .accounting import calibrate as calibrate
 from .accounting import delta as delta
 from .accounting import epsilon as epsilon
+from .backbones import Classifier as Classifier
+from .backbones import body as body
+from .backbones import convnet as convnet
+from .backbones import mlp as mlp
+from .backbones import pretrained as pretrained
 from .data import cifar10 as cifar10
 from .data import digits as digits
 from .data import image_folder as image_folder
@@ -20,3 +25,6 @@ from .images import Part as Part
 from .images import Shift as Shift
 from .ledger import Ledger as Ledger
 from .ledger import LedgerError as LedgerError
+from .privatise import NotPrivateError as NotPrivateError
+from .privatise import check_private as check_private
+from .privatise import make_private as make_private
