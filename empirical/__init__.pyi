@@ -28,3 +28,11 @@ from .images import Part as Part
 from .images import Shift as Shift
 from .ledger import Ledger as Ledger
 from .ledger import LedgerError as LedgerError
+from .pretrain import Augment as Augment
+from .pretrain import nt_xent as nt_xent
+from .pretrain import pretrain as pretrain
+from .pretrain import simclr as simclr
+from .pretrain import supervised as supervised
+from .weights import WeightsError as WeightsError
+from .weights import load_weights as load_weights
+from .weights import save_weights as save_weights

@@ -29,9 +29,9 @@ def causes(
     Returns
     -------
     Dataset
-        Over ``step``: ``total``, ``from_noise`` (that of ``zero_head``), ``from_head`` (that of ``noiseless``)
-        and ``interaction``, the total less both. Over seeds, these are means, with the standard errors of paired
-        differences in ``total_error`` and so on, nan for a single seed.
+        Over ``step``: ``total``, ``from_noise`` (that of ``zero_head``), ``from_head`` (that of
+        ``noiseless``) and ``interaction``, the total less both. Over seeds, these are means, with the
+        standard errors of paired differences in ``total_error`` and so on, nan for a single seed.
 
     Raises
     ------

