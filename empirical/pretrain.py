@@ -229,10 +229,10 @@ def simclr(
 
     Notes
     -----
-    On glyphs of 24 pixels (a net of three convolutions, four seeds) nearest neighbours are right on .89 to .92
-    of the private test images after 20 epochs, against .96 to .98 after 10 of `supervised`, .39 to .45 with
-    random weights, and .87 to .90 in raw pixels. At 16 pixels and few epochs, training on noise in place of
-    images gains about as much over random weights: that gain alone does not tell of what was learnt.
+    On glyphs of 24 pixels (a net of three convolutions, four seeds) nearest neighbours are right on .89 to
+    .92 of the private test images after 20 epochs, against .96 to .98 after 10 of `supervised`, .39 to .45
+    with random weights, and .87 to .90 in raw pixels. At 16 pixels and few epochs, training on noise in
+    place of images gains about as much over random weights: that gain alone does not tell of what was learnt.
 
     References
     ----------
