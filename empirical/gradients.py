@@ -64,7 +64,9 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
             "ReLUs: take 'ghost'"
         )
     if kind == "ghost" and masks:
-        raise ValueError("engine must not be 'ghost' for a sparse subset, which it does not see: take 'hooks'")
+        raise ValueError(
+            "engine must not be 'ghost' for a sparse subset, which it does not see: take 'hooks'"
+        )
     if layers is not None and kind in ("auto", "closed"):
         return ClosedForm(layers, loss, masks)
     if not clip:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from empirical.accounting import calibrate
-from empirical.history import History, Mechanism, plan, release
+from empirical.history import History, plan, release
 from langevin import _validate
 from langevin.schedule import CLIPPINGS, Clipping
 

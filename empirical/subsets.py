@@ -138,7 +138,9 @@ def train_only(model: nn.Module, head: nn.Module, subset: Subset, trainable: Ite
         p.requires_grad_(chosen or p in own)
     if subset != "head" and not found:
         remedy = "give the body biases, or take 'lora'" if subset == "bias" else "take 'lp'"
-        raise ValueError(f"method must leave something of the body to train, got {subset!r} of none: {remedy}")
+        raise ValueError(
+            f"method must leave something of the body to train, got {subset!r} of none: {remedy}"
+        )
 
 
 def scores(selection: Selection, body: list[nn.Parameter], gradient: list[Tensor] | None) -> list[Tensor]:

@@ -6,20 +6,19 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from empirical import subsets
 from empirical.backbones import Classifier
 from empirical.checkpoint import Checkpoint, digest
-from empirical.features import embed
+from empirical.features import MEASURES
 from empirical.gradients import Ghost, Gradients, PerSample, engine, factors
 from empirical.images import Images
 from empirical.losses import CrossEntropy
@@ -49,21 +48,17 @@ UPDATES = {
     "batch": ("samples drawn", "1"),
     "clip_rate": ("share of the batch with a gradient norm above the clip; not private", "1"),
     "gradient_norm": ("mean per-sample gradient norm of the batch; not private", "gradient"),
-    "signal_to_noise": ("norm of the clipped sum over the root mean square norm of its noise; not private", "1"),
+    "signal_to_noise": (
+        "norm of the clipped sum over the root mean square norm of its noise; not private",
+        "1",
+    ),
 }
 # samples of which activations are in memory at once
 _EMBEDDED = 4096
 
 
-class Watch(Protocol):
-    """Measures of features at an evaluation, such as `empirical.features.FeatureWatch`."""
-
-    names: dict[str, tuple[str, str]]
-    """Meaning and units of each measure."""
-
-    def __call__(self, body: nn.Module, head: nn.Linear) -> dict[str, float]:
-        """Return the measures, of a body in evaluation mode."""
-        ...
+# measures of body and head by name, such as an `empirical.features.FeatureWatch`
+Watch = Callable[[nn.Module, nn.Linear], Mapping[str, float]]
 
 
 def finetune(
@@ -124,7 +119,7 @@ def finetune(
     Raises
     ------
     ValueError, TypeError
-        On arguments that do not fit together.
+        On arguments that do not fit together, or a body that DP-SGD cannot train.
     Diverged
         If a weight is no longer finite; ``run`` holds what was recorded.
     LedgerError, StoreError
@@ -208,6 +203,7 @@ class FineTuning:
         self._stage: _Active | None = None
         self._adapted = False
         self._done = 0
+        self._names: list[str] = []
         self._evaluated = np.zeros((len(self._stops), 0))
         self._updates = torch.full((len(self._steps), len(UPDATES)), math.nan, device=self._device)
 
@@ -276,8 +272,9 @@ class FineTuning:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed and safe)
 
     def _features(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return embed(self.model.body, images, batch=_EMBEDDED).float()
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            return torch.cat([self.model.body(part).float() for part in images.split(_EMBEDDED)])
 
     # ---- head and what trains
 
@@ -433,10 +430,10 @@ class FineTuning:
             outputs = self.model.head(features)
             values[f"{part}_accuracy"] = self._loss.correct(outputs, labels).float().mean().item()
             values[f"{part}_loss"] = self._loss.value(outputs, labels).mean().item()
-        row = [values[name] for name in EVALUATIONS]
         if self._watch is not None:
-            measured = self._watch(self.model.body, self.model.head)
-            row += [measured[name] for name in self._watch.names]
+            values |= self._watch(self.model.body, self.model.head)
+        self._names = list(values)
+        row = list(values.values())
         if not self._evaluated.size:
             self._evaluated = np.full((len(self._stops), len(row)), np.nan)
         self._evaluated[np.searchsorted(self._stops, step)] = row
@@ -446,12 +443,11 @@ class FineTuning:
         """What was recorded so far; NaN for what was not."""
         import xarray as xr
 
-        about = EVALUATIONS | (self._watch.names if self._watch is not None else {})
-        variables: dict[str, Any] = {
-            name: ("step", self._evaluated[:, i], {"long_name": meaning, "units": units})
-            for i, (name, (meaning, units)) in enumerate(about.items())
-            if i < self._evaluated.shape[1]
-        }
+        about = EVALUATIONS | {name: (m.meaning, m.units) for name, m in MEASURES.items()}
+        variables: dict[str, Any] = {}
+        for i, name in enumerate(self._names[: self._evaluated.shape[1]]):
+            meaning, units = about.get(name, (name, "1"))
+            variables[name] = ("step", self._evaluated[:, i], {"long_name": meaning, "units": units})
         updates = self._updates.cpu().double().numpy()
         variables |= {
             name: ("update", updates[:, i], {"long_name": meaning, "units": units})
@@ -503,7 +499,12 @@ class FineTuning:
         self._saved.write(
             self._done,
             self._streams.key,
-            {**arrays, "updates": self._updates.cpu().numpy(), "evaluated": self._evaluated},
+            {
+                **arrays,
+                "updates": self._updates.cpu().numpy(),
+                "evaluated": self._evaluated,
+                "names": np.array(self._names, dtype=np.str_),
+            },
         )
 
     def _restore(self, saved: Checkpoint, *, fresh: bool) -> None:
@@ -525,7 +526,7 @@ class FineTuning:
         saved.fits(self.model, weights)
         self.model.load_state_dict(weights)
         self._updates.copy_(torch.from_numpy(found.arrays["updates"]))
-        self._evaluated = found.arrays["evaluated"]
+        self._evaluated, self._names = found.arrays["evaluated"], found.arrays["names"].tolist()
 
 
 # the number of a stage that prototypes draw their noise from
@@ -578,7 +579,9 @@ def _chunk(gradients: Gradients, device: torch.device) -> int:
     if device.type == "cuda":
         budget = torch.cuda.mem_get_info(device)[0] // 16
     sizes = [p.numel() for p in gradients.params]
-    each = sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
+    each = (
+        sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
+    )
     return max(1, min(_EMBEDDED, budget // max(each, 1)))
 
 

@@ -18,9 +18,7 @@ SHAPE = (1, 8, 8)
 
 
 def classifier(kind: str) -> Classifier:
-    body = (
-        mlp(SHAPE, (12, 7), rng=0) if kind == "mlp" else convnet(SHAPE, widths=(8, 16), groups=4, rng=0)
-    )
+    body = mlp(SHAPE, (12, 7), rng=0) if kind == "mlp" else convnet(SHAPE, widths=(8, 16), groups=4, rng=0)
     torch.manual_seed(1)
     return Classifier(body, CLASSES).double()
 
