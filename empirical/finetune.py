@@ -1,0 +1,615 @@
+"""The command ``python -m empirical.finetune``: one private fine-tuning, or a grid of them, tuned fairly."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from empirical.grid import Grid
+    from empirical.recipe import Recipe
+    from empirical.setting import Setting
+
+PROGRAM = "python -m empirical.finetune"
+EXIT_FAILED = 1
+# what one run alone has, and a grid alone; any of the latter makes a grid
+RUN: dict[str, Any] = dict(
+    method="lp-fft",
+    lp_share=None,
+    epsilon=1.0,
+    lr=0.25,
+    lp_lr=1.0,
+    drop=1.0,
+    seed=0,
+    evaluations=10,
+    checkpoint=None,
+    resume=False,
+)
+GRID: dict[str, Any] = dict(
+    methods=["lp", "fft", "fft-drop", "lp-fft"],
+    epsilons=[1.0],
+    shares=[0.25, 0.5, 0.75],
+    seeds=20,
+    trials=16,
+    tuning_seeds=3,
+    lr_range=[0.03, 3.0],
+    workers=1,
+    cells="runs/cells.jsonl",
+    time_limit=None,
+)
+# where the functions call an argument other than the command
+NAMES = {
+    "folder": "data-folder",
+    "root": "data-folder",
+    "shape": "body",
+    "rng": "seed",
+    "expected_batch": "batch",
+    "kind": "pretrain",
+    "epochs": "pretrain-epochs",
+    "lowest": "lr-range",
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of fine-tuning."""
+    p = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [option ...]",
+        description="Fine-tune a pre-trained network with DP-SGD on a private task: linear probing, full "
+        "fine-tuning, one then the other, low-rank adapters, biases, or a sparse subset, at one privacy "
+        "budget; or compare them, each tuned with the same number of trials.",
+        epilog="Exit status: 0 done, 1 failed or diverged (what was computed is saved), 2 wrong usage or bad "
+        "input, 130 or 143 interrupted (--resume goes on with a run that has a --checkpoint; a grid goes on "
+        "when its command is repeated).",
+        formatter_class=_Help,
+    )
+
+    def either(group: Any, name: str, text: str, **how: Any) -> None:
+        """An option that is absent unless given, to see which mode was meant."""
+        value = (RUN | GRID)[name]
+        shown = " ".join(str(v) for v in value) if isinstance(value, list) else value
+        text += "" if value in (None, False) else f" (default: {shown})"
+        group.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
+
+    data = p.add_argument_group("task")
+    data.add_argument(
+        "--data",
+        default="digits",
+        metavar="DATA",
+        help="digits (scikit-learn's), glyphs (made up; new classes are private), or from --data-folder: "
+        "cifar10, stl10, folder (images in a folder for each class)",
+    )
+    data.add_argument("--data-folder", metavar="FOLDER", help="where cifar10, stl10 or folder are")
+    data.add_argument(
+        "--public-classes",
+        nargs="+",
+        default=(),
+        metavar="CLASS",
+        help="classes of these to pre-train on; without any, intensities x become 2 x - 1, and the body is "
+        "as it was drawn or loaded",
+    )
+    data.add_argument(
+        "--size", type=int, help="pixels of a side: glyphs 24, stl10 96, folder 32 unless given"
+    )
+    data.add_argument(
+        "--rotation", type=float, help="of private images, in degrees; 20 for digits and 0 else unless given"
+    )
+    data.add_argument("--gain", type=float, default=1.0, help="private intensities become gain x + offset")
+    data.add_argument("--offset", type=float, default=0.0, help="of private intensities")
+    net = p.add_argument_group("network")
+    net.add_argument(
+        "--body",
+        metavar="BODY",
+        help="mlp, conv, timm:<model> or hf:<model>; mlp for digits and conv else unless given",
+    )
+    net.add_argument(
+        "--widths", type=int, nargs="+", help="of mlp (128 64) and conv (32 64 128) unless given"
+    )
+    net.add_argument(
+        "--weights", metavar="FILE", help="of the body: file.npz for mlp and conv, hub or a path for others"
+    )
+    net.add_argument(
+        "--pretrain",
+        choices=["supervised", "simclr", "none"],
+        help="on the public part, without noise; supervised unless there is none, or weights are given",
+    )
+    net.add_argument("--pretrain-epochs", type=int, help="30 supervised, 40 simclr unless given")
+    net.add_argument(
+        "--bodies", metavar="FOLDER", help="keep pre-trained bodies here, and take those that are there"
+    )
+    net.add_argument("--head", choices=["gaussian", "zero", "prototype"], default="gaussian", help="new head")
+    net.add_argument(
+        "--head-scale", type=float, default=1.0, help="of its weights: times 1/sqrt(features) if gaussian"
+    )
+    how = p.add_argument_group("method")
+    either(how, "method", "what trains", choices=["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"])
+    either(how, "lp_share", "share of steps and budget that probe first, lp-fft 0.5 unless given", type=float)
+    either(how, "lr", "learning rate; gradients are means over the expected batch", type=float)
+    either(how, "lp_lr", "learning rate of the probing", type=float)
+    either(how, "drop", "factor on lr from half-way through the last stage on", type=float)
+    how.add_argument("--momentum", type=float, default=0.0, help="in [0, 1), anew in each stage")
+    how.add_argument("--rank", type=int, default=4, help="of the adapters of lora")
+    how.add_argument("--density", type=float, default=0.1, help="share of the body that trains in sparse")
+    how.add_argument(
+        "--selection",
+        choices=["gradient", "magnitude", "last"],
+        default="gradient",
+        help="of sparse's subset; by a noisy gradient it costs one of the steps",
+    )
+    private = p.add_argument_group("privacy")
+    either(private, "epsilon", "budget of the whole run, or inf: no noise", type=float)
+    private.add_argument(
+        "--delta", type=float, default=1e-4, help="at which epsilon is meant, below 1/samples"
+    )
+    private.add_argument(
+        "--clip", default="1.0", help="per-sample gradient norm threshold; or none, without noise"
+    )
+    private.add_argument(
+        "--clipping",
+        choices=["flat", "normalised"],
+        default="flat",
+        help="g min(1, C/|g|), or g C/(|g| + 0.01)",
+    )
+    private.add_argument("--steps", type=int, default=100, help="of DP-SGD, all stages together")
+    private.add_argument("--batch", type=float, default=110.0, help="expected size of the Poisson batches")
+    run = p.add_argument_group("run")
+    either(run, "seed", "of split, body, head, batches and noise", type=int)
+    run.add_argument("--device", default="cpu", help="cpu, or cuda or cuda:<number>: an NVIDIA GPU")
+    run.add_argument(
+        "--precision", choices=["single", "mixed"], default="single", help="mixed: with bfloat16"
+    )
+    run.add_argument(
+        "--engine",
+        choices=["auto", "closed", "ghost", "hooks", "functorch"],
+        default="auto",
+        help="of per-sample gradients",
+    )
+    either(run, "evaluations", "after the one at the start, about equally far apart", type=int)
+    run.add_argument("--features", action="store_true", help="measure the features at each evaluation")
+    either(run, "checkpoint", "file to save the run in at each evaluation, beside its ledger", metavar="FILE")
+    either(run, "resume", "go on from --checkpoint", action="store_true")
+    grid = p.add_argument_group("grid", "Any of these compares methods, tuned fairly.")
+    labels = ["lp", "fft", "lp-fft", "lora", "bitfit", "sparse", "fft-drop"]
+    either(
+        grid,
+        "methods",
+        "to compare; fft-drop: fft whose rate drops half-way, the control",
+        nargs="+",
+        choices=labels,
+        metavar="METHOD",
+    )
+    either(grid, "epsilons", "budgets; inf: the same without noise", nargs="+", type=float, metavar="EPSILON")
+    either(grid, "shares", "of lp-fft, between 0 and 1", nargs="+", type=float, metavar="SHARE")
+    either(grid, "seeds", "evaluation seeds, from 0 on", type=int)
+    either(grid, "trials", "of learning rates, for each method, share and epsilon", type=int)
+    either(
+        grid, "tuning_seeds", "that each trial is scored on, others than those of the evaluation", type=int
+    )
+    either(
+        grid,
+        "lr_range",
+        "lowest and highest learning rate tried",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+    )
+    either(grid, "workers", "processes, of one thread each", type=int)
+    either(grid, "cells", "finished cells: added to this file, and taken from it", metavar="FILE")
+    either(
+        grid, "time_limit", "seconds after which no cell is started; repeat the command to go on", type=float
+    )
+    out = p.add_argument_group("output")
+    out.add_argument("--out", help="file.nc or folder.zarr (default: runs/<what was asked for>.nc)")
+    out.add_argument("--json", action="store_true", help="print the report as JSON")
+    out.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    command = parser()
+    args = command.parse_args(argv)
+    given = {name for name in vars(args) if name in RUN | GRID}
+    is_grid = bool(given & GRID.keys())
+    for name, value in (RUN | GRID).items():
+        if name not in given:
+            setattr(args, name, value)
+    if is_grid and given & RUN.keys():
+        name = sorted(given & RUN.keys())[0]
+        command.error(f"--{name.replace('_', '-')} must be left out of a grid, which has {_instead(name)}")
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return (_grid if is_grid else _run)(args)
+    except _Refused as error:
+        command.error(_as_option(str(error), is_grid))
+    except KeyboardInterrupt:
+        if is_grid:
+            advice = f"what is finished is in {args.cells}: repeat the command to go on"
+        elif args.checkpoint and Path(args.checkpoint).exists():
+            advice = f"kept in {args.checkpoint}: the same command with --resume goes on from there"
+        else:
+            advice = "nothing is kept; with --checkpoint FILE it would be"
+        print(f"\ninterrupted; {advice}", file=sys.stderr)
+        return 128 + (received[0] if received else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Refused(Exception):
+    """What was asked for cannot be done."""
+
+
+@contextlib.contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of what was asked for into `_Refused`."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, MemoryError, *kinds) as error:
+        raise _Refused(str(error)) from error
+
+
+# --- what was asked for ----------------------------------------------------------------------
+
+
+def _instead(name: str) -> str:
+    other = {"method": "methods", "epsilon": "epsilons", "lp_share": "shares", "seed": "seeds"}
+    other |= {"checkpoint": "cells", "resume": "cells", "evaluations": "one at the end"}
+    found = other.get(name, "lr_range")
+    return found if " " in found else f"--{found.replace('_', '-')}"
+
+
+def _setting(args: argparse.Namespace) -> Setting:
+    from empirical.images import Shift
+    from empirical.setting import Setting
+
+    digits = args.data == "digits"
+    rotation = (20.0 if digits else 0.0) if args.rotation is None else args.rotation
+    return Setting(
+        args.data,
+        folder=args.data_folder,
+        size=args.size,
+        public_classes=tuple(args.public_classes),
+        shift=Shift(rotation, args.gain, args.offset),
+        body=args.body or ("mlp" if digits else "conv"),
+        widths=None if args.widths is None else tuple(args.widths),
+        weights=args.weights,
+        pretrain=args.pretrain,
+        epochs=args.pretrain_epochs,
+        device=args.device,
+        precision=args.precision,
+        features=args.features,
+        bodies=args.bodies or (f"{args.checkpoint}.bodies" if args.checkpoint else None),
+    )
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from empirical.recipe import Recipe
+    from langevin import _validate
+
+    names = "method lp_share steps batch epsilon delta clipping lr lp_lr drop momentum head head_scale"
+    names += " rank density selection engine"
+    clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
+    return Recipe(**{name: getattr(args, name) for name in names.split()}, clip=clip)
+
+
+def _target(args: argparse.Namespace, start: str) -> Path:
+    """Where to save: a name that tells runs apart by a digest of all that was asked for, unless given."""
+    from langevin import store
+
+    ignored = ("out", "json", "quiet", "resume", "workers", "time_limit", "cells", "checkpoint", "bodies")
+    asked = {name: value for name, value in vars(args).items() if name not in ignored}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
+    return store.check_target(args.out or f"runs/{start}-{Path(args.data).stem}-{digest}.nc")
+
+
+def _as_option(message: str, is_grid: bool) -> str:
+    """Name the option in place of the argument that a message starts with."""
+    name, _, rest = message.partition(" ")
+    name = NAMES.get(name, name)
+    name = {"epsilon": "epsilons"}.get(name, name) if is_grid else name
+    option = f"--{name.replace('_', '-')}"
+    known = {flag for action in parser()._actions for flag in action.option_strings}
+    return f"{option} {rest}" if option in known else message
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from langevin.store import StoreError
+
+    with _refusing(StoreError):
+        setting, recipe = _setting(args), _recipe(args)
+        if args.resume and not args.checkpoint:
+            raise ValueError("resume needs a checkpoint, got none: name it with --checkpoint")
+        out = _target(args, f"{args.method}-epsilon{args.epsilon:g}")
+
+        from empirical.accounting import account
+        from empirical.features import FeatureWatch
+        from empirical.ledger import LedgerError
+        from empirical.train import FineTuning
+        from empirical.weights import WeightsError
+        from langevin.solvers import Diverged
+    failure = None
+    with _refusing(StoreError, LedgerError, WeightsError, FloatingPointError):
+        task = setting.task(args.seed)
+        privacy = account(recipe.history(len(task.train)))
+        with _bar(args, "pre-training") as epochs:
+            body = setting.network(args.seed, lambda done, loss: epochs(done, None))
+        watch = None
+        if setting.features:
+            fresh = replace(setting, pretrain="none", epochs=None, weights=None, bodies=None)
+            watch = FeatureWatch(task, body, random=fresh.network(args.seed))
+        tuning = FineTuning(
+            task,
+            body,
+            recipe,
+            rng=args.seed,
+            device=args.device,
+            precision=args.precision,
+            evaluations=args.evaluations,
+            watch=watch,
+            checkpoint=args.checkpoint,
+            resume=args.resume,
+        )
+    started = time.perf_counter()
+    with _refusing(), _bar(args, "fine-tuning") as steps:
+        try:
+            run = tuning.run(steps)
+        except Diverged as error:
+            run, failure = error.run, str(error)
+        except (StoreError, LedgerError) as error:
+            return _fail(str(error))
+    seconds = time.perf_counter() - started
+    run.attrs["command"] = json.dumps(vars(args))
+    run.attrs["setting"] = json.dumps(setting.as_dict())
+    saved, failure_to_save = _save(run, out)
+    counts = task.test.counts
+    said = {
+        **_about(setting, task),
+        "method": "; then ".join(
+            f"{stage.name}: {stage.steps} steps at learning rate {stage.lr:g}"
+            + (f", half-way times {stage.drop:g}" if stage.drop != 1 else "")
+            for stage in recipe
+        ),
+        "largest class": round(float(counts.max() / counts.sum()), 4),
+        **{name.replace("_", " "): _ends(run[name].values) for name in ("test_accuracy", "test_loss")},
+        "features": None if watch is None else _features(run, watch),
+        "privacy": [
+            *str(privacy).splitlines(),
+            f"noise drawn from seed {args.seed}, for study: who knows it can take the noise off",
+        ],
+        "seconds": round(seconds, 2),
+        "saved": str(saved),
+    }
+    _print(args, said)
+    failure = failure or failure_to_save
+    return _fail(failure) if failure else 0
+
+
+def _about(setting: Setting, task: Any) -> dict[str, str]:
+    """What task and body are, in words."""
+    if task.public is None:
+        public, normalised = "no public part", "intensities x become 2 x - 1, as there is no public part"
+    else:
+        public = f"{len(task.public)} public"
+        normalised = "by mean and standard deviation of each channel over the public part"
+    widths = "" if setting.widths is None else " of widths " + " ".join(map(str, setting.widths))
+    trained = f"pre-trained on the public part ({setting.pretrain})"
+    if setting.pretrain == "none":
+        trained = f"weights from {setting.weights}" if setting.weights else "random weights, NOT pre-trained"
+    return {
+        "task": f"{task.name}: {len(task.train)} private images to train on, {len(task.test)} to test, "
+        f"{public}, {len(task.train.classes)} classes, shape {task.train.shape}",
+        "shift": f"rotation {setting.shift.rotation:g} degrees, gain {setting.shift.gain:g}, "
+        f"offset {setting.shift.offset:g}",
+        "normalised": normalised,
+        "body": f"{setting.body}{widths}, {trained}",
+    }
+
+
+def _ends(values: Any) -> dict[str, float | None]:
+    start, end = (round(float(v), 4) if math.isfinite(v) else None for v in (values[0], values[-1]))
+    return {"start": start, "end": end}
+
+
+def _features(run: xr.Dataset, watch: Any) -> dict[str, Any]:
+    from empirical.features import MEASURES
+
+    measured: dict[str, Any] = {name: _ends(run[name].values) for name in MEASURES}
+    # an accuracy of neighbours says nothing without these
+    return measured | {"knn_accuracy of": {name: round(v, 4) for name, v in watch.baselines.items()}}
+
+
+# --- a grid ----------------------------------------------------------------------------------
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from langevin.store import StoreError
+
+    with _refusing(StoreError):
+        from empirical.grid import Grid, run_grid
+        from empirical.records import Records, RecordsError
+        from empirical.weights import WeightsError
+
+        setting = _setting(args)
+        if args.bodies is None:
+            setting = replace(setting, bodies=f"{args.cells}.bodies")
+        names = ("methods", "epsilons", "shares", "seeds", "trials", "tuning_seeds")
+        lowest, highest = args.lr_range
+        grid = Grid(
+            setting,
+            _recipe(args),
+            **{name: getattr(args, name) for name in names},
+            lowest=lowest,
+            highest=highest,
+        )
+        out = _target(args, "grid")
+    with _refusing(StoreError, RecordsError, WeightsError, FloatingPointError):
+        # what is wrong with all cells is wrong with the first
+        Records(args.cells).close()
+        task = setting.task(0)
+        setting.network(0)
+        for arm in grid.arms:
+            for epsilon in grid.epsilons:
+                grid.candidates(arm, epsilon)[0].history(len(task.train))
+        started = time.perf_counter()
+        with _bar(args, "cells") as cells:
+            run = run_grid(
+                grid, cells=args.cells, workers=args.workers, time_limit=args.time_limit, progress=cells
+            )
+    run.attrs["command"] = json.dumps(vars(args))
+    saved, failure = _save(run, out)
+    said = {
+        **_about(setting, task),
+        "results": None if run.test_accuracy.isnull().all() else (_numbers if args.json else _tables)(run),
+        "tuning": run.attrs["tuning"],
+        **_caveats(grid, run),
+        "seconds": round(time.perf_counter() - started, 2),
+        "saved": str(saved),
+    }
+    _print(args, said)
+    if run.attrs["failed"]:
+        failure = f"{run.attrs['failed']} of {grid.cells} cells failed: {run.attrs['errors']}"
+    return _fail(failure) if failure else 0
+
+
+def _references(run: xr.Dataset) -> list[str]:
+    """Arms that the others are compared with."""
+    return [arm for arm in ("lp", "fft") if arm in run.arm.values and run.sizes["arm"] > 1]
+
+
+def _tables(run: xr.Dataset) -> str:
+    from empirical import tables
+
+    shown = [tables.table(run), *(tables.table(run, arm) for arm in _references(run))]
+    if "lp-fft" in run.method.values and run.sizes["arm"] > 1:
+        shown.append(tables.shares_table(run))
+    notes = ["mean ± standard error over seeds; differences are paired", "*: not 0, at 5 % for a whole table"]
+    return "\n\n".join([*(table.text() for table in shown), "; ".join(notes)])
+
+
+def _numbers(run: xr.Dataset) -> list[dict[str, Any]]:
+    """What the tables say, for machines."""
+    from empirical import tables
+
+    found = {"test accuracy": tables.summary(run)}
+    found |= {f"less that of {arm}": tables.paired(run, arm) for arm in _references(run)}
+    numbers = []
+    for arm in run.arm.values:
+        for epsilon in run.epsilon.values:
+            at = {"arm": str(arm), "epsilon": _json(epsilon)}
+            for name, values in found.items():
+                if name.endswith(f" {arm}"):
+                    continue
+                one = values.sel(arm=arm, epsilon=epsilon)
+                at[name] = {"mean": _json(one["mean"]), "standard error": _json(one.standard_error)}
+            numbers.append(at)
+    return numbers
+
+
+def _json(value: Any) -> float | str | None:
+    """A number that JSON knows; "inf" and None for those that it does not."""
+    number = float(value)
+    return round(number, 6) if math.isfinite(number) else None if math.isnan(number) else str(number)
+
+
+def _caveats(grid: Grid, run: xr.Dataset) -> dict[str, Any]:
+    edges = [
+        f"{arm} at epsilon {epsilon:g}"
+        for arm in run.arm.values
+        for epsilon in run.epsilon.values
+        if run.edge.sel(arm=arm, epsilon=epsilon)
+    ]
+    said: dict[str, Any] = {}
+    if edges:
+        said["rate at an end"] = f"of --lr-range, take a wider one: {'; '.join(edges)}"
+    if run.attrs["left"]:
+        said["left"] = f"{run.attrs['left']} of {grid.cells} cells: repeat the command to go on"
+    return said
+
+
+# --- what comes of it ------------------------------------------------------------------------
+
+
+def _print(args: argparse.Namespace, said: dict[str, Any]) -> None:
+    said = {name: value for name, value in said.items() if value is not None}
+    if args.json:
+        print(json.dumps(said, indent=2, allow_nan=False))
+        return
+    for name, value in said.items():
+        if name == "results":
+            print(f"\n{value}\n")
+        else:
+            lines = value if isinstance(value, list) else [_words(value)]
+            if isinstance(value, dict) and isinstance(next(iter(value.values())), dict):
+                lines = [f"{inner}: {_words(of)}" for inner, of in value.items()]
+            print(f"{name + ':':<15} " + ("\n" + " " * 16).join(lines))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {'-' if of is None else of}" for name, of in value.items())
+    return str(value)
+
+
+@contextlib.contextmanager
+def _bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on a terminal, told of the number done and of all."""
+    from tqdm import tqdm
+
+    hidden = args.quiet or not sys.stderr.isatty()
+    with tqdm(desc=what, disable=hidden, leave=False, file=sys.stderr) as bar:
+
+        def update(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
+    """Save the run; where that fails, in the folder for temporary files rather than not at all."""
+    from langevin import store
+
+    try:
+        return store.save(run, out), None
+    except store.StoreError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="finetune-")) / out.name
+        return store.save(run, rescue), f"{error}; the run is kept in {rescue}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What a study is about: the private task, the body, how that is pre-trained, and where all of it runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from empirical.images import Images, Shift
+from langevin import _validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Data = Literal["digits", "glyphs", "cifar10", "stl10", "folder"]
+Pretraining = Literal["supervised", "simclr", "none"]
+
+DATA = ("digits", "glyphs", "cifar10", "stl10", "folder")
+PRETRAINING = ("supervised", "simclr", "none")
+# split by the seed; the others come split
+_SPLIT = ("digits", "glyphs", "folder")
+# with folders of classes, some of which can be public
+_ON_DISK = ("cifar10", "stl10", "folder")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Task and pre-trained body, as functions of a seed; plain data that another process can be sent.
+
+    Parameters
+    ----------
+    data : {"digits", "glyphs", "cifar10", "stl10", "folder"}
+    folder : str or None
+        Of the last three.
+    size : int or None
+        Height and width in pixels of "glyphs" (by default 24), "stl10" (96) and "folder" (32).
+    public_classes : tuple of str
+        Of the last three: classes to pre-train on. Without any there is no public part: intensities become
+        ``2 x - 1``, and the body keeps the weights that it was given or drawn with.
+    shift : Shift
+        Of the private images.
+    body : str
+        See `empirical.body`.
+    widths : tuple of int or None
+        Of the bodies "mlp" (by default 128, 64) and "conv".
+    weights : str or None
+        For "mlp" and "conv" a file of `save_weights`, otherwise see `empirical.pretrained`.
+    pretrain : {"supervised", "simclr", "none"} or None
+        On the public part; None: "supervised" where there is one and no ``weights``.
+    epochs : int or None
+        Of the pre-training; None: that of `empirical.pretrain`.
+    device, precision : str
+        See `empirical.finetune`.
+    features : bool
+        Measure features, too.
+    bodies : str or None
+        Folder in which pre-trained bodies are kept, and looked for; not part of what the setting is.
+
+    Raises
+    ------
+    ValueError
+        On settings that contradict each other.
+
+    Examples
+    --------
+    >>> setting = Setting("digits", shift=Shift(rotation=20))
+    >>> len(setting.task(0).train)
+    1097
+    """
+
+    data: Data = "digits"
+    folder: str | None = None
+    size: int | None = None
+    public_classes: tuple[str, ...] = ()
+    shift: Shift = field(default_factory=Shift)
+    body: str = "mlp"
+    widths: tuple[int, ...] | None = None
+    weights: str | None = None
+    pretrain: Pretraining | None = None
+    epochs: int | None = None
+    device: str = "cpu"
+    precision: Literal["single", "mixed"] = "single"
+    features: bool = False
+    bodies: str | None = None
+
+    def __post_init__(self) -> None:
+        _validate.choice("data", self.data, DATA)
+        _validate.device(self.device)
+        _validate.choice("precision", self.precision, ("single", "mixed"))
+        on_disk = self.data in _ON_DISK
+        if on_disk != (self.folder is not None):
+            allowed = "be given" if on_disk else "be left out"
+            raise ValueError(f"folder must {allowed} with data={self.data!r}, got {self.folder!r}")
+        if self.size is not None and self.data in ("digits", "cifar10"):
+            raise ValueError(f"size must be left out with data={self.data!r}, got {self.size}")
+        if self.public_classes and not on_disk:
+            raise ValueError(
+                f"public_classes must be left out with data={self.data!r}, which has a public part, got "
+                f"{self.public_classes}"
+            )
+        public = not on_disk or bool(self.public_classes)
+        if self.pretrain is None:
+            object.__setattr__(self, "pretrain", "none" if self.weights or not public else "supervised")
+        _validate.choice("pretrain", self.pretrain, PRETRAINING)
+        if self.pretrain != "none" and not public:
+            raise ValueError(
+                f"pretrain must be 'none' without a public part, got {self.pretrain!r}: name public_classes"
+            )
+        if self.features and not public:
+            raise ValueError("features must be off without a public part, got True: name public_classes")
+        if self.epochs is not None:
+            _validate.integer("epochs", self.epochs, 1)
+            if self.pretrain == "none":
+                raise ValueError(f"epochs must be left out with pretrain='none', got {self.epochs}")
+        if self.body == "mlp" and self.widths is None:
+            object.__setattr__(self, "widths", (128, 64))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data: all that results depend on."""
+        return {name: value for name, value in asdict(self).items() if name != "bodies"}
+
+    def task(self, seed: int) -> Images:
+        """The task, split anew for each seed; CIFAR-10 and STL-10 keep their published split."""
+        return _task(self, seed if self.data in _SPLIT else 0)
+
+    def network(self, seed: int, progress: Callable[[int, float], None] | None = None) -> nn.Module:
+        """The body, pre-trained; not to be changed in place.
+
+        Parameters
+        ----------
+        seed : int
+        progress : callable, optional
+            Called with the number of epochs done and the last one's mean loss.
+        """
+        return _network(self, seed, progress)
+
+
+@functools.lru_cache(maxsize=2)
+def _task(setting: Setting, seed: int) -> Images:
+    from empirical import cifar10, digits, glyphs, image_folder, stl10
+
+    s, folder = setting, setting.folder or ""
+    disk: dict[str, Any] = dict(public_classes=s.public_classes, shift=s.shift)
+    if s.data == "digits":
+        return digits(s.shift, rng=seed)
+    if s.data == "glyphs":
+        return glyphs(s.size or 24, shift=s.shift, rng=seed)
+    if s.data == "cifar10":
+        return cifar10(folder, **disk)
+    if s.data == "stl10":
+        return stl10(folder, s.size or 96, **disk)
+    return image_folder(folder, s.size or 32, rng=seed, **disk)
+
+
+@functools.lru_cache(maxsize=4)
+def _network(setting: Setting, seed: int, progress: Callable[[int, float], None] | None) -> nn.Module:
+    from empirical import body, load_weights, pretrain, save_weights
+
+    s, task = setting, setting.task(seed)
+    own = s.body in ("mlp", "conv")
+    made = body(s.body, task.train.shape, widths=s.widths, weights=None if own else s.weights, rng=seed)
+    if own and s.weights is not None:
+        load_weights(s.weights, made)
+    if s.pretrain is None or s.pretrain == "none":
+        return made
+    kept = None
+    if s.bodies is not None:
+        text = json.dumps([s.as_dict(), seed], sort_keys=True)
+        kept = Path(s.bodies, f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz")
+        if kept.exists():
+            load_weights(kept, made)
+            return made
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"bodies must be a folder, got {s.bodies!r}: {error.strerror}") from None
+    pretrain(made, task, kind=s.pretrain, epochs=s.epochs, rng=seed, device=s.device, progress=progress)
+    made = made.cpu()
+    if kept is not None:
+        save_weights(kept, made)
+    return made

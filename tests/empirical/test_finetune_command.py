@@ -1,0 +1,269 @@
+"""The command, end to end."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from empirical.train import FineTuning
+
+from langevin import store
+
+finetune = importlib.import_module("empirical.finetune")
+SMALL = ["--steps", "6", "--widths", "8", "--pretrain-epochs", "1", "--quiet"]
+GRID = [*SMALL, "--methods", "lp", "fft", "lp-fft", "--shares", "0.5", "--seeds", "2", "--trials", "2"]
+GRID += ["--tuning-seeds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as raised:
+        finetune.main(list(arguments))
+    assert raised.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+# ---- one run
+
+
+@pytest.mark.parametrize("method", ["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"])
+def test_it_runs_reports_and_saves(folder: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    assert finetune.main([*SMALL, "--method", method, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    said = json.loads(captured.out)
+    (saved,) = (folder / "runs").glob("*.nc")
+    assert said["saved"] == str(saved.relative_to(folder))
+    run = store.load(saved)
+    assert said["test accuracy"]["end"] == pytest.approx(run.test_accuracy.values[-1], abs=1e-4)
+    assert json.loads(run.attrs["command"])["method"] == method
+    spent = float(said["privacy"][0].split()[1])
+    assert 0.9 < spent <= 1
+
+
+def test_the_report_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*SMALL, "--features", "--out", "run.nc"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "1097 private images to train on, 300 to test, 400 public",
+        "rotation 20 degrees",
+        "over the public part",
+        "pre-trained on the public part (supervised)",
+        "lp: 3 steps at learning rate 1; then lp-fft: 3 steps at learning rate 0.25",
+        "largest class:",
+        "knn_accuracy of: pixels",
+        "epsilon 0.9",
+        "neighbours: add-remove",
+        "run.nc",
+    ):
+        assert words in out
+    run = store.load("run.nc")
+    assert {"cka", "nc1", "test_accuracy"} <= set(run.data_vars)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another() -> None:
+    runs = []
+    for seed in ("0", "0", "1"):
+        assert finetune.main([*SMALL, "--seed", seed, "--out", "run.nc"]) == 0
+        runs.append(store.load("run.nc"))
+    assert runs[0].equals(runs[1])
+    assert not runs[0].equals(runs[2])
+
+
+def test_without_noise_or_clipping(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*SMALL, "--epsilon", "inf", "--clip", "none", "--method", "fft"]) == 0
+    assert "epsilon inf" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_public_part_says_what_is_done(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    task = ["--data", "folder", "--data-folder", "images", "--size", "8", "--body", "mlp"]
+    assert finetune.main([*task, "--steps", "2", "--batch", "4", "--delta", "1e-2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 x - 1" in out
+    assert "NOT pre-trained" in out
+
+
+def test_a_diverged_run_is_saved_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--epsilon", "inf", "--clip", "none", "--method", "fft", "--lr", "1e30"]
+    assert finetune.main([*SMALL, *wild, "--out", "run.nc"]) == 1
+    captured = capsys.readouterr()
+    assert "no longer finite" in captured.err
+    assert "run.nc" in captured.out
+    assert np.isfinite(store.load("run.nc").test_accuracy[0])
+
+
+def test_a_full_disk_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = store.save
+
+    def full(run: Any, path: Path) -> Path:
+        if path.name == "run.nc" and path.parent.name == "here":
+            raise store.StoreError("here/run.nc could not be written: no space left")
+        return save(run, path)
+
+    monkeypatch.setattr(store, "save", full)
+    assert finetune.main([*SMALL, "--out", "here/run.nc"]) == 1
+    kept = capsys.readouterr().err.split("kept in ")[1].strip()
+    assert np.isfinite(store.load(kept).test_accuracy).all()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = [*SMALL, "--evaluations", "3", "--checkpoint", "run.ckpt"]
+    step = FineTuning._step
+
+    def interrupted(self: FineTuning, number: int) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+        step(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuning, "_step", interrupted)
+        assert finetune.main([*saved, "--out", "run.nc"]) == 130
+        assert "--resume" in capsys.readouterr().err
+        assert finetune.main(SMALL) == 130
+        assert "nothing is kept" in capsys.readouterr().err
+    assert "--checkpoint must not exist" in refused(capsys, *saved)
+    assert finetune.main([*saved, "--resume", "--out", "run.nc"]) == 0
+    assert finetune.main([*SMALL, "--evaluations", "3", "--out", "whole.nc"]) == 0
+    assert store.load("run.nc").equals(store.load("whole.nc"))
+
+
+# ---- grids
+
+
+def test_a_grid_is_tuned_compared_and_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*GRID, "--epsilons", "1", "inf", "--out", "grid.nc"]) == 0
+    out = capsys.readouterr().out
+    for words in ("epsilon inf", "lp-fft 0.5", "less that of lp ", "less that of fft ", "best lp share"):
+        assert words in out
+    run = store.load("grid.nc")
+    assert run.test_accuracy.dims == ("arm", "epsilon", "seed")
+    assert np.isfinite(run.test_accuracy).all()
+    assert (run.spent.sel(epsilon=1) <= 1).all()
+    assert finetune.main([*GRID, "--epsilons", "1", "inf", "--out", "again.nc", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert len(said["results"]) == 6
+    assert store.load("again.nc").equals(run)
+
+
+def test_a_grid_goes_on_after_a_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*GRID, "--time-limit", "1e-9", "--out", "grid.nc"]) == 0
+    assert "12 of 12 cells: repeat the command" in capsys.readouterr().out
+    assert finetune.main([*GRID, "--out", "grid.nc"]) == 0
+    assert "repeat the command" not in capsys.readouterr().out
+
+
+def test_failed_cells_exit_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from empirical import grid
+
+    def failing(*_: Any) -> dict[str, float]:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(grid, "compute_cell", failing)
+    assert finetune.main(GRID) == 1
+    assert "6 of 12 cells failed" in capsys.readouterr().err
+
+
+def test_an_interrupted_grid_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from empirical import grid
+
+    def interrupted(*_: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "compute_cell", interrupted)
+    assert finetune.main(GRID) == 130
+    assert "repeat the command to go on" in capsys.readouterr().err
+
+
+# ---- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "-1"], "--lr must be positive, got -1.0"),
+        (["--epsilon", "0"], "--epsilon must be positive"),
+        (["--delta", "2"], "--delta must be below 1"),
+        (["--clip", "much"], "--clip must be a number, got 'much'"),
+        (["--clip", "none"], "--clip must be positive with epsilon=1"),
+        (["--lp-share", "1.5"], "--lp-share must lie in [0, 1]"),
+        (["--lp-share", "0.001"], "--lp-share must leave a step"),
+        (["--method", "fft", "--lp-share", "0.5"], "--lp-share must be 0 for 'fft'"),
+        (["--batch", "9999"], "--batch must be at most samples=1097"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--gain", "3"], "--gain * x + offset must stay in [0, 1]"),
+        (["--widths", "0"], "--widths must be at least 1"),
+        (["--body", "resnet"], "--body must be 'mlp', 'conv'"),
+        (["--body", "conv", "--widths", "9"], "--widths must be multiples"),
+        (["--data", "mnist"], "--data must be one of"),
+        (["--data", "cifar10"], "--data-folder must be given"),
+        (["--data", "cifar10", "--data-folder", "no/such"], "--data-folder must hold CIFAR-10"),
+        (["--size", "9"], "--size must be left out"),
+        (["--public-classes", "cat"], "--public-classes must be left out"),
+        (["--pretrain", "none", "--pretrain-epochs", "3"], "--pretrain-epochs must be left out"),
+        (["--weights", "no.npz"], "no.npz"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--evaluations", "0"], "--evaluations must be at least 1"),
+        (["--device", "gpu"], "--device must be"),
+        (["--resume"], "--resume needs a checkpoint"),
+        (["--checkpoint", "no.ckpt", "--resume"], "no.ckpt"),
+        (["--out", "run.csv"], "--out must end in .nc"),
+        (["--rank", "0", "--method", "lora"], "--rank must be at least 1"),
+        (["--epsilons", "1", "-1"], "--epsilons must be positive"),
+        (["--shares", "0"], "--shares must be different ones between 0 and 1"),
+        (["--methods", "adam"], "argument --methods"),
+        (["--trials", "0"], "--trials must be at least 1"),
+        (["--lr-range", "2", "1"], "--lr-range must be below"),
+        (["--seeds", "2", "--lr", "1"], "--lr must be left out of a grid, which has --lr-range"),
+        (["--seeds", "2", "--epsilon", "1"], "--epsilon must be left out of a grid"),
+        (["--seeds", "2", "--workers", "0"], "--workers must be at least 1"),
+        (["--seeds", "2", "--time-limit", "0"], "--time-limit must be positive"),
+        (["--seeds", "2", "--cells", "/proc/no/cells"], "--cells '/proc/no/cells' cannot be written"),
+        (["--seeds", "2", "--batch", "9999"], "--batch must be at most samples=1097"),
+        (["--lrr", "1"], "unrecognized arguments: --lrr"),
+    ],
+)
+def test_wrong_usage_is_named_and_exits_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refused(capsys, *SMALL[:2], *arguments)
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys\nfrom empirical.finetune import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'xarray', 'scipy', 'opacus') if m in sys.modules])"
+    )
+    root = Path(finetune.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "(default: None)" not in done.stdout

@@ -1,0 +1,327 @@
+"""Grids: fair trials, resumption, workers, failures; with made-up results, and a few real ones."""
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from empirical import grid as module
+from empirical.grid import TUNING, Grid, compute_cell, run_grid, tune
+from empirical.images import Shift
+from empirical.recipe import Recipe
+from empirical.records import Cell, Records, RecordsError
+from empirical.setting import Setting
+
+SETTING = Setting(shift=Shift(rotation=20), widths=(8,), epochs=1)
+METHODS = ("lp", "fft", "fft-drop", "lp-fft", "lora", "bitfit", "sparse")
+
+
+def make_grid(**options: Any) -> Grid:
+    small: dict[str, Any] = dict(methods=("fft", "lp-fft"), shares=(0.5,), seeds=3, trials=4, tuning_seeds=2)
+    return Grid(SETTING, Recipe(steps=4), **(small | options))
+
+
+def made_up(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
+    """A number that differs from cell to cell."""
+    digits = int(Cell(setting, recipe, seed).key, 16)
+    return {"test_accuracy": digits % 1009 / 1009, "spent": recipe.epsilon}
+
+
+def deadly(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
+    if seed == 1 and recipe.method == "fft":
+        os._exit(3)
+    return made_up(setting, recipe, seed)
+
+
+class Counted:
+    """Made-up results, and a list of what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Recipe, int]] = []
+
+    def __call__(self, setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
+        self.asked.append((recipe, seed))
+        return made_up(setting, recipe, seed)
+
+
+def by_rate(best: float):
+    """Results that a learning rate near ``best`` makes highest."""
+    return lambda setting, recipe, seed: {"test_accuracy": 1 / (1 + abs(np.log(recipe.lr / best)))}
+
+
+# ---- fairness
+
+
+@pytest.mark.parametrize("trials", [1, 4, 15, 16])
+def test_every_arm_has_the_same_number_of_different_trials_in_the_same_range(trials: int) -> None:
+    grid = make_grid(methods=METHODS, shares=(0.25, 0.5), epsilons=(1.0, np.inf), trials=trials)
+    assert len(grid.arms) == 8
+    for arm in grid.arms:
+        for epsilon in grid.epsilons:
+            tried = grid.candidates(arm, epsilon)
+            assert len(tried) == len(set(tried)) == trials
+            assert {recipe.epsilon for recipe in tried} == {epsilon}
+            for name in arm.tuned:
+                values = {getattr(recipe, name) for recipe in tried}
+                # as many values of each of two rates as of a single one
+                assert len(values) == trials
+                low, high = (1 / 16, 1.0) if name == "drop" else (grid.lowest, grid.highest)
+                assert low < min(values) <= max(values) < high
+
+
+def test_every_arm_is_asked_for_the_same_number_of_cells() -> None:
+    compute = Counted()
+    grid = make_grid(methods=METHODS)
+    run = run_grid(grid, compute=compute)
+    assert len(compute.asked) == grid.cells
+    for method, number in (("lp", 1), ("fft", 2), ("lp-fft", 1), ("lora", 1), ("bitfit", 1), ("sparse", 1)):
+        seeds = [seed for recipe, seed in compute.asked if recipe.method == method]
+        assert sum(seed >= TUNING for seed in seeds) == number * 4 * 2
+        assert sorted(seed for seed in seeds if seed < TUNING) == sorted([0, 1, 2] * number)
+    assert (run.trials == 4).all()
+
+
+def test_pairs_fill_the_square() -> None:
+    grid = make_grid(trials=16)
+    (arm,) = (arm for arm in grid.arms if arm.method == "lp-fft")
+    scale = np.log(grid.highest / grid.lowest)
+    points = np.array(
+        [
+            [np.log(recipe.lp_lr / grid.lowest) / scale, np.log(recipe.lr / grid.lowest) / scale]
+            for recipe in grid.candidates(arm, 1.0)
+            if recipe.lp_lr
+        ]
+    )
+    # four by four squares; on the diagonal alone, 12 of 16 would be empty
+    assert len({tuple(square) for square in np.floor(points * 4).astype(int)}) >= 12
+
+
+@pytest.mark.parametrize("best", [0.05, 0.3, 2.0])
+def test_tuning_finds_the_best_rate(best: float) -> None:
+    grid = make_grid(methods=("fft", "lp-fft"), trials=16)
+    run = run_grid(grid, compute=by_rate(best))
+    # half a step of the 16, in logarithm
+    assert np.allclose(np.log(run.lr), np.log(best), atol=np.log(grid.highest / grid.lowest) / 32 + 1e-3)
+
+
+def test_a_rate_at_the_end_of_the_range_is_pointed_out() -> None:
+    grid = make_grid(methods=("fft",), trials=16)
+    assert run_grid(grid, compute=by_rate(100.0)).edge.all()
+    assert not run_grid(grid, compute=by_rate(0.3)).edge.any()
+
+
+def test_the_first_of_equal_trials_wins_and_failed_ones_do_not() -> None:
+    grid = make_grid(methods=("fft",))
+    (arm,) = grid.arms
+    tried = grid.candidates(arm, 1.0)
+    with Records() as records:
+        assert tune(grid, arm, 1.0, records) is None
+        for place, recipe in enumerate(tried):
+            for seed in (0, 1):
+                failed = (place, seed) == (0, 1)
+                cell = Cell(grid.setting, recipe, TUNING + seed)
+                records.add(cell, "died" if failed else {"test_accuracy": 0.9 - 0.1 * (place == 2)})
+        assert tune(grid, arm, 1.0, records) == (tried[1], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(methods=("adam",)), "methods must be one of"),
+        (dict(methods=()), "methods must be one or more"),
+        (dict(epsilons=(1.0, 1.0)), "epsilons must be one or more different ones"),
+        (dict(epsilons=(-1.0,)), "epsilon must be positive"),
+        (dict(shares=(0.0,)), "shares must be different ones between 0 and 1"),
+        (dict(shares=(0.01,)), "lp_share must leave a step"),
+        (dict(seeds=0), "seeds must be at least 1"),
+        (dict(seeds=TUNING + 1), "seeds must be at most"),
+        (dict(trials=0), "trials must be at least 1"),
+        (dict(lowest=3.0, highest=1.0), "lowest must be below"),
+    ],
+)
+def test_bad_grids_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(**options)
+
+
+# ---- what is there is not computed again
+
+
+def test_a_time_limit_leaves_cells_for_the_next_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, path = make_grid(), tmp_path / "cells.jsonl"
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    whole = run_grid(grid, compute=made_up)
+    asked, left = [], [grid.cells]
+    while left[-1]:
+        compute = Counted()
+        run = run_grid(grid, cells=path, time_limit=5, compute=compute)
+        left.append(run.attrs["left"])
+        assert left[-2] - left[-1] == len(compute.asked) == min(4, left[-2])
+        asked += compute.asked
+    assert len(asked) == len(set(asked)) == grid.cells
+    xr.testing.assert_identical(run, whole)
+
+
+def test_a_failing_cell_is_recorded_and_tried_again(tmp_path) -> None:
+    grid, path = make_grid(), tmp_path / "cells.jsonl"
+
+    def failing(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
+        if seed == 1 and recipe.method == "fft":
+            raise RuntimeError("no luck")
+        return made_up(setting, recipe, seed)
+
+    run = run_grid(grid, cells=path, compute=failing)
+    assert (run.attrs["left"], run.attrs["failed"]) == (0, 1)
+    assert json.loads(run.attrs["errors"]) == ["RuntimeError: no luck"]
+    assert np.isnan(run.test_accuracy.sel(arm="fft", seed=1)).all()
+    assert np.isfinite(run.test_accuracy).sum() == 2 * 3 - 1
+    compute = Counted()
+    again = run_grid(grid, cells=path, compute=compute)
+    assert [(recipe.method, seed) for recipe, seed in compute.asked] == [("fft", 1)]
+    xr.testing.assert_identical(again, run_grid(grid, compute=made_up))
+
+
+def test_a_larger_grid_computes_what_is_new(tmp_path) -> None:
+    path = tmp_path / "cells.jsonl"
+    run_grid(make_grid(), cells=path, compute=made_up)
+    compute = Counted()
+    run_grid(make_grid(seeds=4, epsilons=(1.0, 2.0)), cells=path, compute=compute)
+    assert all(recipe.epsilon == 2 or seed == 3 for recipe, seed in compute.asked)
+
+
+def test_an_incomplete_last_line_is_computed_again(tmp_path) -> None:
+    grid, path = make_grid(), tmp_path / "cells.jsonl"
+    whole = run_grid(grid, cells=path, compute=made_up)
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    compute = Counted()
+    xr.testing.assert_identical(run_grid(grid, cells=path, compute=compute), whole)
+    assert len(compute.asked) == 1
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"key": "a", "values": {"x": "y"}}', b'{"values": {}}'])
+def test_a_damaged_line_is_named(tmp_path, line: bytes) -> None:
+    path = tmp_path / "cells.jsonl"
+    path.write_bytes(b'{"key": "a", "values": {}}\n' + line + b"\n")
+    with pytest.raises(RecordsError, match="damaged in line 2"):
+        Records(path)
+
+
+def test_a_file_in_use_is_refused(tmp_path) -> None:
+    with Records(tmp_path / "cells.jsonl"), pytest.raises(RecordsError, match="in use"):
+        Records(tmp_path / "cells.jsonl")
+    Records(tmp_path / "cells.jsonl").close()
+
+
+def test_numbers_that_json_lacks_come_back(tmp_path) -> None:
+    cell = Cell(SETTING, Recipe(epsilon=np.inf), 0)
+    with Records(tmp_path / "cells.jsonl") as records:
+        records.add(cell, {"spent": np.inf, "nc3": np.nan})
+    (line,) = (tmp_path / "cells.jsonl").read_text().splitlines()
+    json.loads(line, parse_constant=pytest.fail)
+    with Records(tmp_path / "cells.jsonl") as records:
+        np.testing.assert_equal(records.get(cell), {"spent": np.inf, "nc3": np.nan})
+
+
+def test_a_key_is_all_that_the_result_depends_on() -> None:
+    cell = Cell(SETTING, Recipe(), 0)
+    others = [
+        replace(cell, seed=1),
+        replace(cell, recipe=Recipe(lr=2.0)),
+        replace(cell, setting=replace(SETTING, shift=Shift(rotation=21))),
+        replace(cell, setting=replace(SETTING, widths=(9,))),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 5
+    assert replace(cell, setting=replace(SETTING, bodies="elsewhere")).key == cell.key
+
+
+# ---- workers
+
+
+def test_the_number_of_workers_does_not_matter() -> None:
+    grid = make_grid()
+    xr.testing.assert_identical(
+        run_grid(grid, workers=2, compute=made_up), run_grid(grid, workers=1, compute=made_up)
+    )
+
+
+def test_a_process_that_dies_fails_its_own_cell_alone() -> None:
+    grid = make_grid()
+    run = run_grid(grid, workers=2, compute=deadly)
+    assert (run.attrs["left"], run.attrs["failed"]) == (0, 1)
+    assert "its process died" in run.attrs["errors"]
+    whole = run_grid(grid, compute=made_up).test_accuracy
+    missing = run.test_accuracy.isnull()
+    assert missing.sum() == 1
+    assert missing.sel(arm="fft", seed=1).all()
+    assert (run.test_accuracy == whole).where(~missing, True).all()
+
+
+# ---- real cells
+
+
+def test_a_real_cell_repeats_itself_and_keeps_within_the_budget() -> None:
+    recipe = Recipe("lp-fft", steps=4, epsilon=2.0)
+    found = compute_cell(SETTING, recipe, 0)
+    assert found == compute_cell(SETTING, recipe, 0)
+    assert 0 < found["spent"] <= 2
+    assert found != compute_cell(SETTING, recipe, 1)
+    assert found["test_accuracy"] != compute_cell(SETTING, replace(recipe, lr=9.0), 0)["test_accuracy"]
+
+
+def test_features_are_measured_where_asked() -> None:
+    found = compute_cell(replace(SETTING, features=True), Recipe("lp", steps=1), 0)
+    # linear probing leaves the body as it is
+    assert found["cka"] == pytest.approx(1, abs=1e-6)
+    assert "cka" not in compute_cell(SETTING, Recipe("lp", steps=1), 0)
+
+
+def test_kept_bodies_are_taken(tmp_path) -> None:
+    from empirical import setting as cached
+
+    setting = replace(SETTING, bodies=str(tmp_path / "bodies"))
+    made = setting.network(0).state_dict()
+    (path,) = (tmp_path / "bodies").iterdir()
+    before = path.stat().st_mtime_ns
+    cached._network.cache_clear()
+    again = setting.network(0).state_dict()
+    assert path.stat().st_mtime_ns == before
+    assert all((made[name] == again[name]).all() for name in made)
+    assert not all((made[name] == v).all() for name, v in setting.network(1).state_dict().items())
+
+
+def test_a_task_is_split_anew_for_each_seed() -> None:
+    assert not np.array_equal(SETTING.task(0).test.images, SETTING.task(1).test.images)
+    assert SETTING.task(0) is SETTING.task(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(data="mnist"), "data must be one of"),
+        (dict(data="cifar10"), "folder must be given with data='cifar10'"),
+        (dict(folder="x"), "folder must be left out"),
+        (dict(size=9), "size must be left out"),
+        (dict(public_classes=("cat",)), "public_classes must be left out"),
+        (dict(data="stl10", folder="x", pretrain="simclr"), "pretrain must be 'none' without a public part"),
+        (dict(data="stl10", folder="x", features=True), "features must be off"),
+        (dict(pretrain="none", epochs=3), "epochs must be left out"),
+        (dict(epochs=0), "epochs must be at least 1"),
+        (dict(device="gpu"), "device must be"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Setting(**options)
+
+
+def test_pretraining_is_on_where_there_is_something_to_train_on() -> None:
+    assert Setting().pretrain == Setting("glyphs").pretrain == "supervised"
+    assert Setting("stl10", folder="x").pretrain == Setting(weights="w.npz").pretrain == "none"
+    assert Setting("stl10", folder="x", public_classes=("cat",)).pretrain == "supervised"
