@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--size", type=int, help="pixels of a side: glyphs 24, stl10 96, folder 32 unless given"
     )
+    data.add_argument("--images", type=int, help="private training images of glyphs, 2000 unless given")
     data.add_argument(
         "--rotation", type=float, help="of private images, in degrees; 20 for digits and 0 else unless given"
     )
@@ -125,6 +126,13 @@ def parser() -> argparse.ArgumentParser:
     )
     net.add_argument(
         "--widths", type=int, nargs="+", help="of mlp (128 64) and conv (32 64 128) unless given"
+    )
+    net.add_argument(
+        "--body-options",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="for the function that makes the body, such as patch_size=4",
     )
     net.add_argument(
         "--weights", metavar="FILE", help="of the body: file.npz for mlp and conv, hub or a path for others"
@@ -295,9 +303,11 @@ def _setting(args: argparse.Namespace) -> Setting:
         args.data,
         folder=args.data_folder,
         size=args.size,
+        images=args.images,
         public_classes=tuple(args.public_classes),
         shift=Shift(rotation, args.gain, args.offset),
         body=args.body or ("mlp" if digits else "conv"),
+        options=tuple(_option(text) for text in args.body_options),
         widths=None if args.widths is None else tuple(args.widths),
         weights=args.weights,
         pretrain=args.pretrain,
@@ -307,6 +317,16 @@ def _setting(args: argparse.Namespace) -> Setting:
         features=args.features,
         bodies=args.bodies or (f"{args.checkpoint}.bodies" if args.checkpoint else None),
     )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not name.isidentifier() or not sign:
+        raise ValueError(f"body-options must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -441,7 +461,9 @@ def _ends(values: Any) -> dict[str, float | None]:
 
 
 def _features(run: xr.Dataset, watch: Any) -> dict[str, Any]:
-    measured: dict[str, Any] = {name: _ends(run[name].values) for name in watch.names}
+    from empirical.features import MEASURES
+
+    measured: dict[str, Any] = {name: _ends(run[name].values) for name in MEASURES}
     # an accuracy of neighbours says nothing without these
     return measured | {"knn_accuracy of": {name: round(v, 4) for name, v in watch.baselines.items()}}
 

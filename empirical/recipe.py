@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from empirical.accounting import calibrate
-from empirical.history import History, Mechanism, plan, release
+from empirical.history import History, plan, release
 from langevin import _validate
 from langevin.schedule import CLIPPINGS, Clipping
 
@@ -181,7 +181,7 @@ class Recipe:
                 "None: without a bound on gradients no noise gives privacy"
             )
         object.__setattr__(self, "lp_share", self._share())
-        if self._selects and self.steps - self._probing < 2:
+        if self.selects and self.steps - self._probing < 2:
             raise ValueError(
                 f"steps must leave one to select and one to train after {self._probing} of probing, got "
                 f"{self.steps}: take more"
@@ -212,7 +212,7 @@ class Recipe:
         return round(self.lp_share * self.steps)
 
     @property
-    def _selects(self) -> bool:
+    def selects(self) -> bool:
         """Whether a step is spent on choosing what trains."""
         return self.method == "sparse" and self.selection == "gradient" and self._probing < self.steps
 
@@ -223,7 +223,7 @@ class Recipe:
         rest = Stage(
             self.method,
             SUBSETS[self.method],
-            self.steps - self._probing - self._selects,
+            self.steps - self._probing - self.selects,
             self.lr,
             self.drop,
         )
@@ -242,7 +242,7 @@ class Recipe:
         training = plan(samples, self.batch, delta=self.delta, steps=self.steps)
         (whole,) = training.mechanisms
         stages = [replace(whole, name=stage.name, steps=stage.steps) for stage in self.stages]
-        if self._selects:
+        if self.selects:
             stages.insert(len(stages) - 1, replace(whole, name="selection", steps=1))
         first = [release("prototypes")] if self.head == "prototype" else []
         share = self.prototype_share if first else None

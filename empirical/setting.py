@@ -38,6 +38,8 @@ class Setting:
         Of the last three.
     size : int or None
         Height and width in pixels of "glyphs" (by default 24), "stl10" (96) and "folder" (32).
+    images : int or None
+        Private training images of "glyphs", by default 2000.
     public_classes : tuple of str
         Of the last three: classes to pre-train on. Without any there is no public part: intensities become
         ``2 x - 1``, and the body keeps the weights that it was given or drawn with.
@@ -45,6 +47,8 @@ class Setting:
         Of the private images.
     body : str
         See `empirical.body`.
+    options : tuple of (str, int, float or str)
+        For the function that makes the body, such as ``(("patch_size", 4),)``.
     widths : tuple of int or None
         Of the bodies "mlp" (by default 128, 64) and "conv".
     weights : str or None
@@ -75,9 +79,11 @@ class Setting:
     data: Data = "digits"
     folder: str | None = None
     size: int | None = None
+    images: int | None = None
     public_classes: tuple[str, ...] = ()
     shift: Shift = field(default_factory=Shift)
     body: str = "mlp"
+    options: tuple[tuple[str, Any], ...] = ()
     widths: tuple[int, ...] | None = None
     weights: str | None = None
     pretrain: Pretraining | None = None
@@ -97,6 +103,8 @@ class Setting:
             raise ValueError(f"folder must {allowed} with data={self.data!r}, got {self.folder!r}")
         if self.size is not None and self.data in ("digits", "cifar10"):
             raise ValueError(f"size must be left out with data={self.data!r}, got {self.size}")
+        if self.images is not None and self.data != "glyphs":
+            raise ValueError(f"images must be left out with data={self.data!r}, got {self.images}")
         if self.public_classes and not on_disk:
             raise ValueError(
                 f"public_classes must be left out with data={self.data!r}, which has a public part, got "
@@ -148,7 +156,7 @@ def _task(setting: Setting, seed: int) -> Images:
     if s.data == "digits":
         return digits(s.shift, rng=seed)
     if s.data == "glyphs":
-        return glyphs(s.size or 24, shift=s.shift, rng=seed)
+        return glyphs(s.size or 24, train=s.images or 2000, shift=s.shift, rng=seed)
     if s.data == "cifar10":
         return cifar10(folder, **disk)
     if s.data == "stl10":
@@ -162,7 +170,8 @@ def _network(setting: Setting, seed: int, progress: Callable[[int, float], None]
 
     s, task = setting, setting.task(seed)
     own = s.body in ("mlp", "conv")
-    made = body(s.body, task.train.shape, widths=s.widths, weights=None if own else s.weights, rng=seed)
+    given = None if own else s.weights
+    made = body(s.body, task.train.shape, widths=s.widths, weights=given, rng=seed, **dict(s.options))
     if own and s.weights is not None:
         load_weights(s.weights, made)
     if s.pretrain is None or s.pretrain == "none":

@@ -105,14 +105,15 @@ def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.nda
 
 
 def load_checkpoint(
-    path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None
 ) -> dict[str, np.ndarray]:
     """Read an unfinished run of exactly this configuration.
 
     Parameters
     ----------
-    shapes : dict
-        Shape that each array must have, -1 where any length will do.
+    shapes : dict, optional
+        Shape that each array must have, -1 where any length will do. By default all arrays are read, of any
+        shape.
 
     Raises
     ------
@@ -128,10 +129,11 @@ def load_checkpoint(
                         f"checkpoint {path} belongs to another run: {name} is {stored.get(name)!r} there "
                         f"and {value!r} here; repeat the first command, or remove the file to start anew"
                     )
-            arrays = {name: file[name] for name in shapes}
+            names = shapes if shapes is not None else [name for name in file.files if name != "config"]
+            arrays = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start anew") from error
-    for name, shape in shapes.items():
+    for name, shape in (shapes or {}).items():
         actual = arrays[name].shape
         if len(actual) != len(shape) or any(w not in (-1, a) for a, w in zip(actual, shape, strict=True)):
             raise StoreError(

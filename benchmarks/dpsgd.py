@@ -1,0 +1,184 @@
+"""Images per second of DP-SGD by each engine against training without privacy, all in one run.
+
+``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor, ``--device cuda`` models of
+timm on a GPU; both print a table and keep it in ``benchmarks/results``. ``--quick`` keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from benchmarks.tables import table
+from empirical.backbones import Classifier, body
+from empirical.gradients import engine, factors
+from empirical.losses import CrossEntropy
+from empirical.privatise import make_private
+from empirical.subsets import adapt, train_only
+
+RESULTS = Path(__file__).parent / "results"
+# name, image, options; batch
+SMALL = (
+    ("mlp", (1, 8, 8), {"widths": (128, 64)}, 110),
+    ("conv", (1, 24, 24), {}, 128),
+)
+LARGE = (
+    ("timm:resnet18", (1, 32, 32), {}, 512),
+    ("timm:resnet50", (1, 32, 32), {}, 256),
+    ("timm:vit_tiny_patch16_224", (1, 32, 32), {"patch_size": 4}, 512),
+    ("timm:mobilenetv3_small_100", (1, 32, 32), {}, 512),
+)
+CLASSES = 10
+PLAIN = "not private"
+# label, what trains, engine, whether gradients are clipped, bfloat16
+ENGINES = (
+    (PLAIN, "all", "hooks", False, False),
+    (f"{PLAIN}, bfloat16", "all", "hooks", False, True),
+    ("closed form", "all", "closed", True, False),
+    ("ghost", "all", "ghost", True, False),
+    ("hooks", "all", "hooks", True, False),
+    ("hooks, bfloat16", "all", "hooks", True, True),
+    ("functorch", "all", "functorch", True, False),
+    ("ghost, LoRA", "lora", "ghost", True, False),
+    ("ghost, biases", "bias", "ghost", True, False),
+    ("probing on kept features", "head", "closed", True, False),
+)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dpsgd", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="smoke run: nothing kept")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.set_num_threads(1)
+    rounds, seconds = (1, 0.02) if args.quick else (5, 0.3)
+    record: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the processor",
+        "machine": environment.describe(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "cases": [],
+    }
+    for name, shape, options, batch in SMALL if device.type == "cpu" else LARGE:
+        case: dict[str, Any] = {"body": name, "image": shape, "batch": batch, "images per second": {}}
+        steps = {}
+        for label, subset, kind, clip, low in ENGINES:
+            if low and device.type == "cpu":
+                continue
+            try:
+                steps[label] = step(name, shape, options, batch, device, subset, kind, clip, low)
+                steps[label]()
+            except (ValueError, NotImplementedError, RuntimeError) as error:
+                steps.pop(label, None)
+                case.setdefault("left out", {})[label] = str(error).splitlines()[0][:200]
+        times: dict[str, list[float]] = {label: [] for label in steps}
+        # in turns, so that a disturbance of the machine meets all
+        for _ in range(rounds):
+            for label, run in steps.items():
+                times[label].append(timed(run, device, seconds))
+        for label, found in times.items():
+            case["images per second"][label] = [batch / t for t in (max(found), median(found), min(found))]
+        record["cases"].append(case)
+        del steps
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    text = tables(record)
+    print(text)
+    if not args.quick:
+        place = record["machine"]["processor"] if device.type == "cpu" else record["device"]
+        stem = f"dpsgd-{'-'.join(re.findall('[a-z0-9]+', place.lower())[:2])}"
+        RESULTS.joinpath(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+        RESULTS.joinpath(f"{stem}.md").write_text(text + "\n")
+
+
+def step(
+    name: str,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    batch: int,
+    device: torch.device,
+    subset: Any,
+    kind: Any,
+    clip: bool,
+    low: bool,
+) -> Callable[[], None]:
+    """A step of training on one batch: gradients, noise, descent."""
+    model = Classifier(make_private(body(name, shape, **options)), CLASSES)
+    may = [p for p in model.parameters() if p.requires_grad]
+    if subset == "lora":
+        model.body = adapt(model.body, rank=4, seed=0)
+    train_only(model, model.head, subset, may)
+    model.to(device).train()
+    random = torch.Generator(device).manual_seed(0)
+    probing = subset == "head"
+    x = torch.randn(batch, *([model.head.in_features] if probing else shape), generator=random, device=device)
+    y = torch.arange(batch, device=device) % CLASSES
+    gradients = engine(model.head if probing else model, CrossEntropy(), kind, clip=clip)
+
+    def run() -> None:
+        exact = kind == "ghost" and device.type == "cuda"
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=low),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
+        ):
+            norms = gradients.norms(x, y)
+            sums = gradients.total(None if norms is None else factors(norms, 1.0, "flat", 0.01))
+        with torch.no_grad():
+            for p, total in zip(gradients.params, sums, strict=True):
+                noise = torch.randn(p.shape, generator=random, device=device) if clip else 0.0
+                p -= 1e-6 / batch * (total + noise)
+
+    return run
+
+
+def timed(run: Callable[[], None], device: torch.device, seconds: float) -> float:
+    """Seconds a call, over at least ``seconds``."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    run()
+    calls, begun = 0, now()
+    while (passed := now() - begun) < seconds or calls == 0:
+        for _ in range(3):
+            run()
+        calls += 3
+    return passed / calls
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Images per second, and how many times slower than training without privacy."""
+    cases = record["cases"]
+    labels = list(dict.fromkeys(label for case in cases for label in case["images per second"]))
+
+    def cell(case: dict[str, Any], label: str) -> str:
+        found = case["images per second"].get(label)
+        if found is None:
+            return "-"
+        return f"{found[1]:.3g} ({case['images per second'][PLAIN][1] / found[1]:.2f})"
+
+    header = ["", *(f"{c['body']}, {c['image'][-1]} px, batch {c['batch']}" for c in cases)]
+    rows = [[label, *(cell(case, label) for case in cases)] for label in labels]
+    return (
+        f"# DP-SGD on {record['device']}, {record['started']}\n\n"
+        "Images per second, the median of rounds in turns; in brackets how many times slower than training "
+        f"that is not private, in single precision.\n\n{table(header, rows)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

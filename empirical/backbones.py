@@ -1,0 +1,343 @@
+"""Networks to fine-tune: a body that maps images to features, and a linear head on top."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from langevin import _validate
+from langevin._random import RNG, generator
+
+Activation = Literal["relu", "linear"]
+
+_VISION = "install the extra 'vision', beside a torch that torchvision supports"
+
+
+class Classifier(nn.Module):
+    """A linear head on a body.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Maps images (n, channels, height, width) to features (n, ``body.features``).
+    classes : int
+        Outputs; 1 for the two-layer network of the theory.
+    bias : bool
+        Of the head.
+    """
+
+    def __init__(self, body: nn.Module, classes: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(features_of(body), _validate.integer("classes", classes, 1), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def features_of(body: nn.Module) -> int:
+    """Number of features of a body.
+
+    Raises
+    ------
+    TypeError
+        If it does not say.
+    """
+    features = getattr(body, "features", None)
+    if not isinstance(features, int):
+        raise TypeError(
+            f"body must say how many features it has in an attribute 'features', got {type(body).__name__} "
+            "without"
+        )
+    return features
+
+
+class Body(nn.Sequential):
+    """Layers that end in features.
+
+    Attributes
+    ----------
+    features : int
+    """
+
+    def __init__(self, *layers: nn.Module, features: int) -> None:
+        super().__init__(*layers)
+        self.features = features
+
+
+def body(
+    name: str,
+    shape: Sequence[int],
+    *,
+    widths: Sequence[int] | None = None,
+    weights: str | Path | None = None,
+    rng: RNG = 0,
+    **options: Any,
+) -> nn.Module:
+    """Make a body by its name.
+
+    Parameters
+    ----------
+    name : str
+        "mlp" or "conv", see `mlp` and `convnet`; "timm:<model>" or "hf:<model>", see `pretrained`.
+    shape : sequence of int
+        Channels, height and width of an image.
+    widths : sequence of int, optional
+        Of "mlp" and "conv".
+    weights : "hub", path or None
+        See `pretrained`.
+    rng : int, Generator or None
+        Draws what is not loaded (SPEC 7).
+    **options
+        For the function that makes it.
+
+    Examples
+    --------
+    >>> features_of(body("mlp", (1, 8, 8), widths=(32,)))
+    32
+    """
+    given = {} if widths is None else {"widths": widths}
+    if name in ("mlp", "conv"):
+        if weights is not None:
+            raise ValueError(
+                f"weights must be None for {name!r}, got {str(weights)!r}: load_weights loads them"
+            )
+        return (mlp if name == "mlp" else convnet)(shape, **given, rng=rng, **options)
+    if given:
+        raise ValueError(f"widths must be None for {name!r}, got {widths}")
+    return pretrained(name, shape, weights=weights, rng=rng, **options)
+
+
+def mlp(
+    shape: Sequence[int],
+    widths: Sequence[int] = (128,),
+    *,
+    activation: Activation = "relu",
+    bias: bool = True,
+    rng: RNG = 0,
+) -> Body:
+    """Linear layers, each followed by the activation.
+
+    With one width and without biases, a `Classifier` of it is the network ``v phi(W x)`` of the theory.
+
+    Examples
+    --------
+    >>> mlp((1, 8, 8), (16, 4)).features
+    4
+    """
+    _validate.choice("activation", activation, ("relu", "linear"))
+    sizes = [math.prod(shape), *_widths(widths)]
+    with _seeded(rng, "mlp"):
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers.append(nn.Linear(inputs, outputs, bias=bias))
+            if activation == "relu":
+                layers.append(nn.ReLU())
+    return Body(*layers, features=sizes[-1])
+
+
+def convnet(
+    shape: Sequence[int], widths: Sequence[int] = (32, 64, 128), *, groups: int = 8, rng: RNG = 0
+) -> Body:
+    """Blocks of a 3 x 3 convolution, group normalisation and ReLU, the mean over pixels at the end.
+
+    From the second on, a block halves height and width. Nothing mixes samples.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    widths : sequence of int
+        Channels of the blocks, multiples of ``groups``.
+    groups : int
+
+    Examples
+    --------
+    >>> convnet((1, 16, 16), (8, 16))(torch.zeros(2, 1, 16, 16)).shape
+    torch.Size([2, 16])
+    """
+    widths = _widths(widths)
+    groups = _validate.integer("groups", groups, 1)
+    odd = [width for width in widths if width % groups]
+    if odd:
+        raise ValueError(f"widths must be multiples of groups={groups}, got {odd[0]}")
+    channels = [int(shape[0]), *widths]
+    with _seeded(rng, "convnet"):
+        layers: list[nn.Module] = []
+        for place, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=2 if place else 1, padding=1, bias=False),
+                nn.GroupNorm(groups, outputs),
+                nn.ReLU(),
+            ]
+    return Body(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), features=channels[-1])
+
+
+def _widths(widths: Sequence[int]) -> list[int]:
+    found = [_validate.integer("widths", width, 1) for width in widths]
+    if not found:
+        raise ValueError("widths must hold a width at least, got none")
+    return found
+
+
+@contextlib.contextmanager
+def _seeded(rng: RNG, purpose: str) -> Iterator[None]:
+    """Let torch's global generator start from ``rng``, and go on afterwards where it was."""
+    seed = int(generator(rng, purpose).integers(2**62))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class Pretrained(nn.Module):
+    """A body from a library of models.
+
+    Attributes
+    ----------
+    network : nn.Module
+    features : int
+    """
+
+    def __init__(self, network: nn.Module, features: int, transformers: bool = False) -> None:
+        super().__init__()
+        self.network, self.features, self._transformers = network, features, transformers
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._transformers:
+            return self.network(x)
+        outputs = self.network(pixel_values=x)
+        pooled = getattr(outputs, "pooler_output", None)
+        return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def pretrained(
+    name: str, shape: Sequence[int], *, weights: str | Path | None = None, rng: RNG = 0, **options: Any
+) -> Pretrained:
+    """Take a body from timm or transformers, without its classifier.
+
+    Parameters
+    ----------
+    name : str
+        "timm:<model>", such as "timm:resnet50", "timm:wide_resnet50_2", "timm:vit_tiny_patch16_224" or
+        "timm:mobilenetv3_small_100"; or "hf:<model>", a name on the hub, or with ``weights=None`` a kind of
+        model such as "vit".
+    shape : sequence of int
+        Channels, height and width of an image.
+    weights : "hub", path or None
+        "hub": downloaded, or found in the hub's local cache. A path: a file ending in ``.safetensors`` for
+        timm, a folder with ``config.json`` and ``model.safetensors`` for transformers. None: drawn from
+        ``rng``.
+    **options
+        For timm's ``create_model`` or the configuration of transformers, such as ``patch_size=4``.
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed.
+    ValueError
+        If there is no such model, or the weights do not fit.
+    """
+    library, _, model = name.partition(":")
+    if library not in ("timm", "hf") or not model:
+        raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
+    make = _timm if library == "timm" else _transformers
+    with _seeded(rng, "pretrained"):
+        return make(model, [int(n) for n in shape], weights, options)
+
+
+def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict[str, Any]) -> Pretrained:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch
+        raise ImportError(f"body 'timm:{name}' needs timm ({error}): {_VISION}") from None
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ValueError(f"body must be one of timm's models, got {name!r}; near it: {', '.join(near)}")
+    arguments: dict[str, Any] = dict(num_classes=0, in_chans=shape[0]) | options
+    if weights == "hub":
+        # timm itself would take pickles where there is nothing else
+        arguments |= dict(pretrained=True, pretrained_cfg_overlay={"file": _download(name)})
+    try:
+        network = timm.create_model(name, **{"img_size": tuple(shape[1:]), **arguments})
+    except TypeError:  # most convolutional networks take any size
+        network = timm.create_model(name, **arguments)
+    if weights not in (None, "hub"):
+        _load(network, Path(str(weights)))
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(1, *shape)).shape[1]
+    return Pretrained(network.train(), features)
+
+
+def _download(name: str) -> str:
+    """Path of the hub's weights of a timm model, in safetensors."""
+    import timm  # pyright: ignore[reportMissingImports]
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
+
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        raise ValueError(f"weights must be None or a path for 'timm:{name}', got 'hub', which has none")
+    return hf_hub_download(known.hf_hub_id, "model.safetensors")
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """Load a file of safetensors; what the file has beside, such as a classifier, is left out."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(f"weights must be 'hub', None or a file ending in .safetensors, got {str(path)!r}")
+    from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
+
+    found = load_file(path)
+    own = network.state_dict()
+    missing = [k for k, v in own.items() if k not in found or found[k].shape != v.shape]
+    if missing:
+        raise ValueError(
+            f"weights in {str(path)!r} must hold {missing[0]!r} of shape {tuple(own[missing[0]].shape)} "
+            f"({len(missing)} such): take those of this model, at this size"
+        )
+    network.load_state_dict({k: found[k] for k in own})
+
+
+def _transformers(
+    name: str, shape: list[int], weights: str | Path | None, options: dict[str, Any]
+) -> Pretrained:
+    try:
+        from transformers import AutoConfig, AutoModel  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"body 'hf:{name}' needs transformers ({error}): {_VISION}") from None
+    try:
+        if weights is None:
+            size = {"image_size": shape[1] if shape[1] == shape[2] else tuple(shape[1:])}
+            config = AutoConfig.for_model(name, **{"num_channels": shape[0], **size, **options})
+            network = AutoModel.from_config(config)
+            missing = []
+        else:
+            source = name if weights == "hub" else str(weights)
+            local = weights != "hub"
+            network, found = AutoModel.from_pretrained(
+                source, local_files_only=local, use_safetensors=True, output_loading_info=True, **options
+            )
+            missing = sorted(found["missing_keys"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"body 'hf:{name}' with weights={str(weights)!r} cannot be made: {error}") from None
+    absent = [key for key in missing if not key.startswith("pooler.")]
+    if absent:
+        raise ValueError(
+            f"weights={str(weights)!r} must hold {absent[0]!r} of 'hf:{name}' ({len(absent)} such)"
+        )
+    pooler = getattr(network, "pooler", None)
+    if (
+        (missing or weights is None)
+        and isinstance(pooler, nn.Module)
+        and any(True for _ in pooler.parameters())
+    ):
+        # one that was never trained would scramble the features
+        network.pooler = None
+    wrapped = Pretrained(network, 1, transformers=True)
+    with torch.no_grad():
+        wrapped.features = wrapped.eval()(torch.zeros(1, *shape)).shape[1]
+    return wrapped.train()

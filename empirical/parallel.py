@@ -1,0 +1,66 @@
+"""Several processes, one GPU each, that fine-tune one network together, started by ``torchrun``."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+
+
+class Group:
+    """The processes of a distributed run, or the only one.
+
+    Each draws the same Poisson batch, works on its share of it, and adds the clipped sums of the others to its
+    own; all then add the same noise. A process whose share is empty takes part with zeros: none waits for
+    another.
+
+    Attributes
+    ----------
+    rank, size : int
+    """
+
+    def __init__(self) -> None:
+        active = distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank() if active else 0
+        self.size = distributed.get_world_size() if active else 1
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Give every process the weights of the first."""
+        if self.size > 1:
+            from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
+
+            DifferentiallyPrivateDistributedDataParallel(model)
+
+    def agreed(self, key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The first process's key, for all."""
+        shared = [key]
+        if self.size > 1:
+            distributed.broadcast_object_list(shared)
+        return shared[0]
+
+    def add(self, sums: Tensor) -> None:
+        """Add ``sums`` over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(sums)
+
+
+def join(device: str) -> str:
+    """Join the processes that ``torchrun`` started, if it did; return this one's device.
+
+    Examples
+    --------
+    >>> join("cpu")
+    'cpu'
+    """
+    import os
+
+    if "LOCAL_RANK" not in os.environ or distributed.is_initialized():
+        return device
+    if device == "cpu":
+        distributed.init_process_group("gloo")
+        return device
+    place = f"cuda:{os.environ['LOCAL_RANK']}"
+    torch.cuda.set_device(place)
+    distributed.init_process_group("nccl")
+    return place

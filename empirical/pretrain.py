@@ -1,0 +1,400 @@
+"""Pre-training of a body on the public part alone, without noise: by its labels, or by SimCLR without any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from empirical.images import Images, Labels
+from langevin import _validate
+from langevin._random import RNG, generator
+
+Kind = Literal["supervised", "simclr"]
+Progress = Callable[[int, float], None]
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+# by default; a small public part needs more
+EPOCHS: dict[Kind, int] = {"supervised": 30, "simclr": 40}
+KINDS = tuple(EPOCHS)
+# share of the steps in which the learning rate rises
+_WARM_UP = 0.05
+# width of SimCLR's embedding
+_PROJECTION = 64
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of images that keep what they show, a draw of its own for each image.
+
+    An image is cut out, turned and perhaps mirrored in one bilinear interpolation, then its pixels are
+    changed, which are taken to be normalised: their unit is the standard deviation over the public part.
+
+    Parameters
+    ----------
+    crop : float
+        Least share of the area that is kept and enlarged, in (0, 1]; 1: all of it.
+    rotation : float
+        Largest angle in degrees, either way.
+    flip : bool
+        Mirror half of the images; not for characters.
+    brightness : float
+        Largest offset.
+    contrast : float
+        Largest relative change of the differences from the image's mean, below 1.
+    colour : float
+        Largest offset of each channel alone; grey images have none.
+    noise : float
+        Largest standard deviation of each pixel's noise.
+
+    Examples
+    --------
+    >>> Augment(flip=True)(torch.zeros(5, 3, 8, 8)).shape
+    torch.Size([5, 3, 8, 8])
+    """
+
+    crop: float = 0.5
+    rotation: float = 15.0
+    flip: bool = False
+    brightness: float = 0.3
+    contrast: float = 0.4
+    colour: float = 0.3
+    noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("rotation", "brightness", "contrast", "colour", "noise"):
+            _validate.non_negative(name, getattr(self, name))
+        if not 0 < _validate.number("crop", self.crop) <= 1:
+            raise ValueError(f"crop must lie in (0, 1], got {self.crop!r}")
+        if self.contrast >= 1:
+            raise ValueError(f"contrast must be below 1, got {self.contrast!r}: images would be inverted")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Changed images of the same shape, drawn from torch's own generator; no argument is changed."""
+        count, channels = images.shape[:2]
+
+        def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+            return low + (high - low) * torch.rand(count, *shape, device=images.device)
+
+        side = uniform(self.crop, 1).sqrt()
+        angle = uniform(-1, 1) * math.radians(self.rotation)
+        across = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if self.flip else 1.0
+        centre = uniform(-1, 1, 2) * (1 - side)[:, None]
+        # from places in the result, in [-1, 1], to those in the image
+        cos, sin = side * angle.cos(), side * angle.sin()
+        rows = [cos * across, -sin, centre[:, 0], sin * across, cos, centre[:, 1]]
+        grid = functional.affine_grid(
+            torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False
+        )
+        out = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        mean = out.mean(dim=(1, 2, 3), keepdim=True)
+        out = mean + (out - mean) * uniform(1 - self.contrast, 1 + self.contrast, 1, 1, 1)
+        out = out + self.brightness * uniform(-1, 1, 1, 1, 1)
+        if channels > 1:
+            out = out + self.colour * uniform(-1, 1, channels, 1, 1)
+        return out + self.noise * uniform(0, 1, 1, 1, 1) * torch.randn_like(out)
+
+
+def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
+    """Mean cross-entropy of telling each embedding's other view from all other embeddings by cosine [1]_.
+
+    Parameters
+    ----------
+    a, b : Tensor, shape (n, p)
+        Embeddings of two views of ``n`` images.
+    temperature : float
+
+    Returns
+    -------
+    Tensor
+        A scalar; ``log(2 n - 1)`` where all embeddings are equal.
+
+    References
+    ----------
+    .. [1] Chen, Kornblith, Norouzi, Hinton, "A simple framework for contrastive learning of visual
+       representations", ICML 2020.
+
+    Examples
+    --------
+    >>> float(nt_xent(torch.ones(4, 2), torch.ones(4, 2)).exp().round())
+    7.0
+    """
+    count = len(a)
+    z = functional.normalize(torch.cat([a, b]).float())
+    similarity = z @ z.T / temperature
+    similarity.fill_diagonal_(-math.inf)
+    partner = torch.arange(2 * count, device=z.device).roll(count)
+    return functional.cross_entropy(similarity, partner)
+
+
+def supervised(
+    body: nn.Module,
+    images: NDArray[np.float32],
+    labels: Labels,
+    *,
+    epochs: int = EPOCHS["supervised"],
+    lr: float = 3e-3,
+    batch: int = 128,
+    weight_decay: float = 0.05,
+    rng: RNG = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train a body with a head that is thrown away, by cross-entropy, AdamW and a cosine schedule.
+
+    Parameters
+    ----------
+    body : nn.Module
+        From images to ``body.features`` features; changed in place, left on ``device``.
+    images : ndarray of float32, shape (n, channels, height, width)
+        Public ones, normalised.
+    labels : ndarray of int, shape (n,)
+        From 0.
+    epochs : int
+    lr : float
+        The highest learning rate.
+    batch : int
+        Images at once, all if there are fewer; what does not fill a batch waits for another epoch.
+    weight_decay : float
+    rng : int, Generator or None
+        Draws the head, the order, and what the body draws (SPEC 7). On the CPU the same seed gives the same
+        weights; torch's own generator is left as it was.
+    device : str, optional
+        "cpu" or "cuda"; by default where the body is. On a GPU products are in bfloat16.
+    progress : callable, optional
+        Called with the number of epochs done and the last one's mean loss.
+
+    Returns
+    -------
+    list of float
+        Mean loss of each epoch.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite any more.
+    """
+    target = torch.tensor(labels)
+
+    def parts() -> nn.Module:
+        return nn.Linear(_features(body), int(target.max()) + 1)
+
+    def loss(forward: Forward, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(forward(x), y)
+
+    return _train(body, parts, loss, images, target, epochs, lr, batch, weight_decay, rng, device, progress)
+
+
+def simclr(
+    body: nn.Module,
+    images: NDArray[np.float32],
+    *,
+    augment: Augment | None = None,
+    temperature: float = 0.5,
+    epochs: int = EPOCHS["simclr"],
+    lr: float = 2e-3,
+    batch: int = 256,
+    weight_decay: float = 1e-4,
+    rng: RNG = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train a body so that two views of an image are alike, and unlike all other images' [1]_.
+
+    Parameters
+    ----------
+    body, images, epochs, lr, batch, weight_decay, rng, device, progress
+        As for `supervised`. Larger batches have more to tell an image from.
+    augment : Augment, optional
+        What makes a view. What it changes, the features will not tell.
+    temperature : float
+        Of `nt_xent`.
+
+    Returns
+    -------
+    list of float
+        Mean loss of each epoch.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite any more.
+
+    Notes
+    -----
+    On glyphs of 24 pixels (a net of three convolutions, four seeds) nearest neighbours are right on .89 to
+    .92 of the private test images after 20 epochs, against .96 to .98 after 10 of `supervised`, .39 to .45
+    with random weights, and .87 to .90 in raw pixels. At 16 pixels and few epochs, training on noise in
+    place of images gains about as much over random weights: that gain alone does not tell of what was learnt.
+
+    References
+    ----------
+    .. [1] Chen, Kornblith, Norouzi, Hinton, "A simple framework for contrastive learning of visual
+       representations", ICML 2020; here with AdamW, and a projection without batch normalisation.
+    """
+    view = Augment() if augment is None else augment
+    temperature = _validate.positive("temperature", temperature)
+
+    def parts() -> nn.Module:
+        width = _features(body)
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, _PROJECTION))
+
+    def loss(forward: Forward, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        # one pass, so that batch normalisation sees both views
+        a, b = forward(torch.cat([view(x), view(x)])).chunk(2)
+        return nt_xent(a, b, temperature)
+
+    none = torch.zeros(len(images), dtype=torch.int64)
+    return _train(body, parts, loss, images, none, epochs, lr, batch, weight_decay, rng, device, progress)
+
+
+def pretrain(
+    body: nn.Module,
+    task: Images,
+    *,
+    kind: Kind = "supervised",
+    epochs: int | None = None,
+    rng: RNG = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train a body on the public part of a task: it costs no privacy.
+
+    Parameters
+    ----------
+    body : nn.Module
+        From images to ``body.features`` features; changed in place, left on ``device``.
+    task : Images
+        With a public part. Nothing else of it is read.
+    kind : {"supervised", "simclr"}
+        By the labels of the public part, or without.
+    epochs : int, optional
+        By default that of `supervised` or `simclr`.
+    rng, device, progress
+        As there.
+
+    Returns
+    -------
+    list of float
+        Mean loss of each epoch.
+
+    Raises
+    ------
+    ValueError
+        If there is no public part.
+
+    Examples
+    --------
+    >>> from empirical import digits
+    >>> body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+    >>> body.features = 16
+    >>> losses = pretrain(body, digits(), epochs=5)
+    >>> losses[-1] < losses[0]
+    True
+    """
+    _validate.choice("kind", kind, KINDS)
+    if task.public is None:
+        raise ValueError("task must have a public part to train on, got None: attach one with with_public")
+    images = task.normalised(task.public)
+    epochs = EPOCHS[kind] if epochs is None else epochs
+    if kind == "simclr":
+        return simclr(body, images, epochs=epochs, rng=rng, device=device, progress=progress)
+    return supervised(
+        body, images, task.public.labels, epochs=epochs, rng=rng, device=device, progress=progress
+    )
+
+
+def _features(body: nn.Module) -> int:
+    features = getattr(body, "features", None)
+    if not isinstance(features, int):
+        raise TypeError(f"body must have an int attribute features, the size of its output, got {features!r}")
+    return features
+
+
+def _train(
+    body: nn.Module,
+    parts: Callable[[], nn.Module],
+    loss: Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor],
+    images: NDArray[np.float32],
+    labels: torch.Tensor,
+    epochs: int,
+    lr: float,
+    batch: int,
+    weight_decay: float,
+    rng: RNG,
+    device: str | None,
+    progress: Progress | None,
+) -> list[float]:
+    """Minimise ``loss`` over the body and what ``parts`` makes to go with it."""
+    epochs = _validate.integer("epochs", epochs, 1)
+    batch = min(_validate.integer("batch", batch, 2), len(images))
+    lr = _validate.positive("lr", lr)
+    weight_decay = _validate.non_negative("weight_decay", weight_decay)
+    where = next(body.parameters()).device if device is None else torch.device(_validate.device(device))
+    gpu = where.type == "cuda"
+    layout = torch.channels_last if gpu else torch.contiguous_format
+    seed = int(generator(rng, "pre-training").integers(2**63))
+    steps = epochs * (len(images) // batch)
+    modes = {module: module.training for module in body.modules()}
+    losses = []
+    with torch.random.fork_rng([where] if gpu else []):
+        torch.manual_seed(seed)
+        rest = parts().to(where)
+        body.to(where).train()
+        _lay_out(body, layout)
+        pixels = torch.tensor(images).to(where, memory_format=layout)
+        labels = labels.to(where)
+        optimizer = torch.optim.AdamW(
+            [*body.parameters(), *rest.parameters()], lr, weight_decay=weight_decay, fused=gpu
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            # views and losses stay in single precision
+            with torch.autocast(where.type, torch.bfloat16, enabled=gpu):
+                return rest(body(x)).float()
+
+        try:
+            for epoch in range(epochs):
+                total = torch.zeros((), device=where)
+                order = torch.randperm(len(pixels), device=where)[: len(pixels) // batch * batch]
+                for chosen in order.split(batch):
+                    value = loss(forward, pixels[chosen], labels[chosen])
+                    optimizer.zero_grad()
+                    value.backward()
+                    optimizer.step()
+                    schedule.step()
+                    total += value.detach()
+                losses.append(float(total) * batch / len(order))
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(
+                        f"the loss is {losses[-1]} in epoch {epoch + 1}: take an lr below {lr:g}"
+                    )
+                if progress is not None:
+                    progress(epoch + 1, losses[-1])
+        finally:
+            body.zero_grad(set_to_none=True)
+            _lay_out(body, torch.contiguous_format)
+            for module, mode in modes.items():
+                module.training = mode
+    return losses
+
+
+def _lay_out(body: nn.Module, layout: torch.memory_format) -> None:
+    """Order the memory of all weights of convolutions."""
+    for parameter in body.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Factor on the learning rate: up in a line, then down by a cosine to 0."""
+    warm_up = max(1, round(_WARM_UP * steps))
+    return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))

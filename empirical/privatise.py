@@ -1,0 +1,288 @@
+"""Make a network fit for DP-SGD: nothing in it mixes samples, or remembers them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from torch import Tensor, nn
+
+
+class NotPrivateError(ValueError):
+    """A network that DP-SGD cannot train; the message names the module and the remedy."""
+
+
+class Scale(nn.Module):
+    """A gain and an offset for each channel, ``x * weight + bias``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * _along(self.weight, x) + _along(self.bias, x)
+
+
+@register_grad_sampler(Scale)
+def _scale_grad_sample(
+    layer: Scale, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    found = {}
+    if layer.weight.requires_grad:
+        found[layer.weight] = _over_pixels(backprops * activations[0])
+    if layer.bias.requires_grad:
+        found[layer.bias] = _over_pixels(backprops)
+    return found
+
+
+def _over_pixels(x: Tensor) -> Tensor:
+    return x.flatten(2).sum(2) if x.ndim > 2 else x
+
+
+def _along(channels: Tensor, x: Tensor) -> Tensor:
+    return channels.view(1, -1, *[1] * (x.ndim - 2))
+
+
+class FixedNorm(nn.Module):
+    """Batch normalisation by statistics that stay what they were: a fixed affine map of each channel.
+
+    Parameters
+    ----------
+    mean, variance : Tensor, shape (channels,)
+        Running statistics of the pre-training.
+    eps : float
+    weight, bias : Tensor or None, shape (channels,)
+        Gain and offset, which train if they did: not those of a norm that was frozen before.
+    """
+
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("inverse", (variance.detach() + eps).rsqrt())
+        self.scale: nn.Module = nn.Identity()
+        if weight is not None or bias is not None:
+            weight = torch.ones_like(self.mean) if weight is None else weight
+            bias = torch.zeros_like(self.mean) if bias is None else bias
+            self.scale = Scale(weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scale((x - _along(self.mean, x)) * _along(self.inverse, x))
+        # what follows may add to it in place, which hooks on `scale` do not allow
+        return x.clone() if self.training else x
+
+
+def make_private(body: nn.Module) -> nn.Module:
+    """Change a network, in place, so that samples meet in clipped gradients alone.
+
+    Batch normalisation becomes a fixed affine map by its running statistics. Activations no longer work in
+    place, and convolutions get contiguous images: of others, such as "channels last", Opacus gets the
+    gradients wrong without a word. Dropout and stochastic depth are off, so that frozen features can be kept.
+    Raw parameters of a module whose submodules have parameters too, such as a class token, are frozen, since
+    Opacus would take the whole module to functorch for them.
+
+    Parameters
+    ----------
+    body : nn.Module
+
+    Returns
+    -------
+    nn.Module
+        ``body`` itself, or what takes its place. Raw parameters that were frozen are those of its
+        ``named_parameters()`` that do not require gradients.
+
+    Raises
+    ------
+    NotPrivateError
+        For normalisation over the batch without statistics, or over samples with statistics that go on
+        changing; recurrent layers and `nn.MultiheadAttention`; trainable layers with buffers; convolutions
+        that are not padded with zeros; parameters in two places. The message names the module.
+
+    See Also
+    --------
+    check_private : What only a forward pass shows.
+
+    Examples
+    --------
+    >>> body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
+    >>> make_private(body)[1]
+    FixedNorm(
+      (scale): Scale()
+    )
+    """
+    if _is_batch_norm(body):
+        return _fixed("", body)
+    for name, module in list(body.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if _is_batch_norm(child):
+                setattr(module, child_name, _fixed(f"{name}.{child_name}".lstrip("."), child))
+    _refuse_ties(body)
+    for name, module in body.named_modules():
+        _refuse(name or type(module).__name__, module)
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False  # type: ignore[assignment]
+        _keep_all(module)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.register_forward_pre_hook(_contiguous)
+        below = any(True for child in module.children() for _ in child.parameters())
+        if type(module) not in GradSampleModule.GRAD_SAMPLERS and below:
+            for p in module.parameters(recurse=False):
+                p.requires_grad_(False)
+    return body
+
+
+def check_private(body: nn.Module, images: Tensor) -> None:
+    """Refuse a network in which samples meet, or that remembers them, as a training pass shows.
+
+    `make_private` knows the common kinds of module; this finds the others. Parameters and buffers stay.
+
+    Parameters
+    ----------
+    body : nn.Module
+    images : Tensor, shape (n, channels, height, width)
+        Public or random ones, two at least.
+
+    Raises
+    ------
+    NotPrivateError
+        If a buffer changes, or the features of an image depend on another image.
+
+    Examples
+    --------
+    >>> check_private(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), torch.rand(3, 1, 2, 2))
+    Traceback (most recent call last):
+        ...
+    empirical.privatise.NotPrivateError: body must not remember samples, but training changed the buffer \
+'1.running_mean': call make_private, or freeze what changes it
+    """
+    if len(images) < 2:
+        raise ValueError(
+            f"images must be two at least, got {len(images)}: features of one depend on no other"
+        )
+    modes = {module: module.training for module in body.modules()}
+    before = {name: buffer.clone() for name, buffer in body.named_buffers()}
+    images = images.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(body.train()(images)[0].sum(), images)
+        after = {name: buffer.clone() for name, buffer in body.named_buffers()}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in body.named_buffers():
+            if name in before:
+                buffer.data.copy_(before[name])
+    for name, value in after.items():
+        if name not in before or not torch.equal(value, before[name]):
+            raise NotPrivateError(
+                f"body must not remember samples, but training changed the buffer {name!r}: call "
+                "make_private, or freeze what changes it"
+            )
+    # exact zeros: no path leads from one image to another
+    if slope[1:].any():
+        raise NotPrivateError(
+            "body must treat images one by one, but the features of an image depend on others in its batch: "
+            "take layers that normalise or attend within an image"
+        )
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # opacus's unfold2d takes rows to lie one after the other
+    return tuple(x.contiguous() for x in inputs)
+
+
+# what leaves out a random part in training, by the ends of the classes' names in timm and transformers
+_RANDOM = ("DropPath", "StochasticDepth", "DropBlock2d", "PatchDropout")
+
+
+def _keep_all(module: nn.Module) -> None:
+    """Switch dropout and stochastic depth off."""
+    random = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__.endswith(_RANDOM)
+    for chance in ("p", "drop_prob", "prob", "drop_rate"):
+        # `drop_rate` is of networks of timm that call the function
+        if (random or chance == "drop_rate") and isinstance(getattr(module, chance, None), float | int):
+            setattr(module, chance, 0.0)
+
+
+def _refuse_ties(body: nn.Module) -> None:
+    """Refuse a parameter in two places, of which ghost clipping would get the norm wrong."""
+    places: dict[nn.Parameter, str] = {}
+    for name, p in body.named_parameters(remove_duplicate=False):
+        if p.requires_grad and p in places:
+            raise NotPrivateError(
+                f"body must have each parameter in one place, got {places[p]!r} and {name!r} tied: copy it, "
+                "or freeze it"
+            )
+        places[p] = name
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    # frozen variants of other libraries have the statistics, but not the base class
+    statistics = hasattr(module, "running_mean") and hasattr(module, "running_var")
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or (
+        statistics and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    )
+
+
+def _fixed(name: str, norm: Any) -> nn.Module:
+    """The map that takes the place of batch normalisation, with the activation that some variants carry."""
+    if norm.running_mean is None:
+        raise NotPrivateError(
+            f"body must not normalise over the batch, got {type(norm).__name__} at {name!r} without running "
+            "statistics: pre-train it with track_running_stats, or take group normalisation"
+        )
+    if not hasattr(norm, "eps"):
+        raise NotPrivateError(
+            f"body must have norms with an 'eps', got {type(norm).__name__} at {name!r} without: set the "
+            "attribute to what its forward adds to the variance"
+        )
+    fixed = FixedNorm(
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        getattr(norm, "weight", None),
+        getattr(norm, "bias", None),
+    )
+    fixed.train(norm.training)
+    own = [getattr(norm, part, None) for part in ("drop", "act")]
+    rest = [part for part in own if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+    return nn.Sequential(fixed, *rest) if rest else fixed
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    """Refuse a module that samples would meet in, or of which Opacus would get gradients wrong."""
+    kind = type(module).__name__
+    trains = any(p.requires_grad for p in module.parameters(recurse=False))
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        raise NotPrivateError(
+            f"body must not keep statistics of private samples, got {kind} at {name!r} with "
+            "track_running_stats: switch them off, or take group normalisation"
+        )
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        raise NotPrivateError(
+            f"body must have layers with per-sample gradients, got {kind} at {name!r}: take "
+            f"opacus.layers.DP{kind}"
+        )
+    if isinstance(module, nn.modules.conv._ConvNd) and trains and module.padding_mode != "zeros":
+        raise NotPrivateError(
+            f"body must pad with zeros, got {kind} at {name!r} with padding_mode={module.padding_mode!r}, of "
+            "which Opacus gets the gradients wrong: pad in a layer before it"
+        )
+    buffers = [key for key, _ in module.named_buffers(recurse=False)]
+    leaf = next(module.children(), None) is None
+    if trains and leaf and buffers:
+        raise NotPrivateError(
+            f"body must not have trainable layers with buffers, which could keep private samples, got {kind} "
+            f"at {name!r} with {buffers}: freeze its parameters, or move the buffers to a module of their own"
+        )
+
+
+def frozen(body: nn.Module) -> list[str]:
+    """Names of the parameters that do not train."""
+    return [name for name, p in body.named_parameters() if not p.requires_grad]
