@@ -56,7 +56,6 @@ from .tables import paired as paired
 from .tables import summary as summary
 from .tables import Table as Table
 from .tables import table as table
-from .train import finetune as finetune
 from .train import FineTuning as FineTuning
 from .weights import load_weights as load_weights
 from .weights import save_weights as save_weights

@@ -58,7 +58,7 @@ class Setting:
     epochs : int or None
         Of the pre-training; None: that of `empirical.pretrain`.
     device, precision : str
-        See `empirical.finetune`.
+        See `empirical.train.finetune`.
     features : bool
         Measure features, too.
     bodies : str or None

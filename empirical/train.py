@@ -131,7 +131,8 @@ def finetune(
 
     Examples
     --------
-    >>> from empirical import digits, finetune, mlp, Recipe
+    >>> from empirical import digits, mlp, Recipe
+    >>> from empirical.train import finetune
     >>> task = digits()
     >>> run = finetune(task, mlp(task.train.shape, (64,)), Recipe("lp", steps=20, lr=2.0), rng=0)
     >>> run.test_accuracy.sizes

@@ -1,6 +1,5 @@
 """The command, end to end."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from empirical.train import FineTuning
 
+from empirical import finetune
+from empirical.train import FineTuning
 from langevin import store
 
-# `empirical.finetune` as an attribute may be the function
-finetune = importlib.import_module("empirical.finetune")
 SMALL = ["--steps", "6", "--widths", "8", "--pretrain-epochs", "1", "--quiet"]
 GRID = [*SMALL, "--methods", "lp", "fft", "lp-fft", "--shares", "0.5", "--seeds", "2", "--trials", "2"]
 GRID += ["--tuning-seeds", "1"]
