@@ -1,7 +1,7 @@
 """Images per second of DP-SGD by each engine against training without privacy, all in one run.
 
-``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor, ``--device cuda`` models of
-timm on a GPU; both print a table and keep it in ``benchmarks/results``. ``--quick`` keeps nothing.
+``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor, ``--device cuda``
+models of timm on a GPU; both print a table and keep it in ``benchmarks/results``. ``--quick`` keeps nothing.
 """
 
 from __future__ import annotations

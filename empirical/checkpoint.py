@@ -85,7 +85,8 @@ class Checkpoint:
         for path in (self.path, self._ledger_path):
             if path.exists():
                 raise store.StoreError(
-                    f"checkpoint must not exist for a new run, got {str(path)!r}: resume it, or take another path"
+                    f"checkpoint must not exist for a new run, got {str(path)!r}: resume it, or take "
+                    "another path"
                 )
 
     def claim(self, name: str, steps: int) -> None:
@@ -136,7 +137,8 @@ class Checkpoint:
         stored, head = arrays.pop("key"), arrays.pop("ledger").tobytes().decode()
         if key is not None and stored.tolist() != key.tolist():
             raise store.StoreError(
-                f"checkpoint {self.path} belongs to another run: its rng was another; repeat the first command"
+                f"checkpoint {self.path} belongs to another run: its rng was another; repeat the first "
+                "command"
             )
         if self._records and (head or self._ledger_path.exists()):
             self._ledger = Ledger.resume(self._ledger_path, self._history, head=head or None, drop_torn=True)

@@ -143,7 +143,8 @@ class ClosedForm:
                     delta = delta @ layer.weight
             elif isinstance(layer, Adapter):
                 down, up, base = layer.down, layer.up, layer.base
-                assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+                assert isinstance(down, nn.Linear)
+                assert isinstance(up, nn.Linear)
                 assert isinstance(base, nn.Linear)
                 inner = delta @ up.weight
                 square += self._linear(up, delta, down(a))

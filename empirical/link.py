@@ -74,14 +74,14 @@ def _layers(model: nn.Module) -> tuple[nn.Linear, nn.Linear]:
         or sum(p.numel() for p in model.parameters()) != sum(layer.weight.numel() for layer in linear)
     ):
         raise ValueError(
-            f"model must be a two-layer network of one output without biases, got {type(model).__name__} with "
-            f"linear layers {[(layer.in_features, layer.out_features) for layer in linear]}"
+            f"model must be a two-layer network of one output without biases, got {type(model).__name__} "
+            f"with linear layers {[(layer.in_features, layer.out_features) for layer in linear]}"
         )
     return linear[0], linear[1]
 
 
 def problem_of(task: Images, classes: Sequence[str], *, activation: Activation = "relu") -> Problem:
-    """Two classes of a private task as a `Problem`: -1 for the first, +1 for the second, test images held out.
+    """Two classes of a private task as a `Problem`: -1 for the first, +1 for the second; test images too.
 
     Pixels are normalised by the public part, and each image is divided by the root of its number of pixels,
     so that inputs have norms about 1.
@@ -122,8 +122,8 @@ def run_schedule(
 ) -> xr.Dataset:
     """Run a schedule as DP-SGD, with real per-sample gradients of the torch network.
 
-    A full-batch step of learning rate ``dt`` is a step of ``euler_maruyama(..., reduce="none")`` with the same
-    draws, up to rounding, for the same ``rng``. With a ``sample_rate`` ``q`` batches are Poisson and the
+    A full-batch step of learning rate ``dt`` is a step of ``euler_maruyama(..., reduce="none")`` with the
+    same draws, up to rounding, for the same ``rng``. With a ``sample_rate`` ``q`` batches are Poisson and the
     clipped sum is divided by ``q``: the same drift in the mean and the same noise of the mechanism, with the
     noise of sampling on top, which no diffusion of the theory has.
 
@@ -133,8 +133,8 @@ def run_schedule(
     weights : Weights
     schedule : Schedule
     dt : float
-        Step, in units of diffusion time: the learning rate with full batches, that over ``n`` with Poisson ones
-        (see `langevin.DPSGD`).
+        Step, in units of diffusion time: the learning rate with full batches, that over ``n`` with Poisson
+        ones (see `langevin.DPSGD`).
     sample_rate : float, optional
         In (0, 1].
     paths : int
@@ -183,21 +183,9 @@ def run_schedule(
         first, head = _layers(model)
         number = record = 0
 
-        def observe(model: Classifier = model, path: int = path) -> None:
-            nonlocal record
-            while record < shape[1] and steps.record_steps[record] == number:
-                with torch.no_grad():
-                    outputs = model(x)
-                    found["loss"][path, record] = loss.value(outputs, y).sum().item()
-                    if "accuracy" in found:
-                        found["accuracy"][path, record] = loss.correct(outputs, y).double().mean().item()
-                    if "test_accuracy" in found:
-                        held_out = torch.tensor(problem.X_test), torch.tensor(problem.y_test)
-                        right = loss.correct(model(held_out[0]), held_out[1])
-                        found["test_accuracy"][path, record] = right.double().mean().item()
-                record += 1
-
-        observe()
+        if steps.record_steps[0] == 0:
+            _observe(found, path, record, model, loss, problem)
+            record += 1
         for phase, count in zip(schedule, steps.phase_steps, strict=True):
             first.weight.requires_grad_(phase.method == "fft")
             gradients = engine(model, loss, "closed", clip=True)
@@ -216,7 +204,9 @@ def run_schedule(
                     for p, total in zip(gradients.params, sums, strict=True):
                         p += spread * of[p].view_as(p) - dt / rate * total
                 number += 1
-                observe()
+                if record < shape[1] and steps.record_steps[record] == number:
+                    _observe(found, path, record, model, loss, problem)
+                    record += 1
     config = {
         "schedule": [asdict(phase) for phase in schedule],
         "dt": dt,
@@ -228,3 +218,17 @@ def run_schedule(
         {"path": np.arange(paths), "time": ("time", steps.times, {"units": "diffusion time"})},
         {"title": "DP-SGD of a two-layer network", "source": "empirical", "config": json.dumps(config)},
     )
+
+
+@torch.no_grad()
+def _observe(
+    found: dict[str, np.ndarray], path: int, record: int, model: nn.Module, loss: Loss, problem: Problem
+) -> None:
+    """Enter what there is to observe."""
+    outputs, y = model(torch.tensor(problem.X)), torch.tensor(problem.y)
+    found["loss"][path, record] = loss.value(outputs, y).sum().item()
+    if "accuracy" in found:
+        found["accuracy"][path, record] = loss.correct(outputs, y).double().mean().item()
+    if "test_accuracy" in found:
+        right = loss.correct(model(torch.tensor(problem.X_test)), torch.tensor(problem.y_test))
+        found["test_accuracy"][path, record] = right.double().mean().item()

@@ -11,8 +11,8 @@ from torch import Tensor, distributed, nn
 class Group:
     """The processes of a distributed run, or the only one.
 
-    Each draws the same Poisson batch, works on its share of it, and adds the clipped sums of the others to its
-    own; all then add the same noise. A process whose share is empty takes part with zeros: none waits for
+    Each draws the same Poisson batch, works on its share of it, and adds the clipped sums of the others to
+    its own; all then add the same noise. A process whose share is empty takes part with zeros: none waits for
     another.
 
     Attributes

@@ -196,8 +196,8 @@ class Recipe:
             raise ValueError(f"lp_share must be {fixed:g} for {self.method!r}, got {share:g}: take 'lp-fft'")
         if 0 < share < 1 and round(share * self.steps) in (0, self.steps):
             raise ValueError(
-                f"lp_share must leave a step to each stage, got {share:g} of {self.steps} step(s): take 0, 1, "
-                "or more steps"
+                f"lp_share must leave a step to each stage, got {share:g} of {self.steps} step(s): take 0, "
+                "1, or more steps"
             )
         return share
 

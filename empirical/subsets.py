@@ -162,7 +162,7 @@ def scores(selection: Selection, body: list[nn.Parameter], gradient: list[Tensor
 
 
 def largest(scored: list[Tensor], density: float) -> list[Tensor]:
-    """Masks of the largest scores: ones and zeros, ``ceil(density * all)`` ones in all, the last ones of equals.
+    """Masks of the largest scores: ``ceil(density * all)`` ones and else zeros; of equals, the last ones.
 
     Examples
     --------

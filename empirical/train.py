@@ -49,12 +49,13 @@ UPDATES = {
     "clip_rate": ("share of the batch with a gradient norm above the clip; not private", "1"),
     "gradient_norm": ("mean per-sample gradient norm of the batch; not private", "gradient"),
     "signal_to_noise": (
-        "norm of the clipped sum over the root mean square norm of its noise; not private",
+        "norm of the clipped sum over that expected of its noise; not private",
         "1",
     ),
 }
-# samples of which activations are in memory at once
+# samples at once: without per-sample gradients, and with them
 _EMBEDDED = 4096
+_WORKED_ON = 256
 
 
 # measures of body and head by name, such as an `empirical.features.FeatureWatch`
@@ -255,7 +256,7 @@ class FineTuning:
             self._done = int(last)
             if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
                 raise Diverged(
-                    f"a weight is no longer finite between steps {first} and {last}: take a smaller lr, or clip",
+                    f"a weight is no longer finite between steps {first} and {last}: take a smaller lr",
                     self.dataset(),
                 )
             self._evaluate(int(last))
@@ -583,7 +584,9 @@ def _chunk(gradients: Gradients, device: torch.device) -> int:
     each = (
         sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
     )
-    return max(1, min(_EMBEDDED, budget // max(each, 1)))
+    # unfolded inputs of convolutions take more than their gradients
+    most = _WORKED_ON if each else _EMBEDDED
+    return max(1, min(most, budget // max(each, 1)))
 
 
 def _exact_convolutions(device: torch.device, needed: bool) -> AbstractContextManager[Any]:

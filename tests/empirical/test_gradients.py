@@ -89,7 +89,8 @@ def test_clipped_sum_is_that_of_a_loop_over_samples(net: str, kind: str, subset:
     x, y = batch()
     norms, sums = by_loop(copy.deepcopy(model) if not masks else model, CrossEntropy(), x, y, masks)
     clip = norms.median().item()
-    assert (norms < clip).any() and (norms > clip).any()
+    assert (norms < clip).any()
+    assert (norms > clip).any()
     gradients = engine(model, CrossEntropy(), kind, masks=masks, clip=True)  # type: ignore[arg-type]
     for _ in range(2):  # nothing of a batch is left for the next
         found = gradients.norms(x, y)
@@ -158,7 +159,7 @@ def test_engines_are_chosen_by_the_network() -> None:
 
 
 def test_engines_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="engine must not be 'closed' for Classifier.*take 'ghost'"):
+    with pytest.raises(ValueError, match=r"engine must not be 'closed' for Classifier.*take 'ghost'"):
         engine(classifier("conv"), CrossEntropy(), "closed", clip=True)
     model = classifier("conv")
     with pytest.raises(ValueError, match="engine must not be 'ghost' for a sparse subset"):

@@ -202,7 +202,8 @@ def test_prototypes_are_class_means_but_for_the_noise() -> None:
 
 def test_empty_batches_are_steps_of_noise() -> None:
     run = finetune(TASK, CONV, quick("fft", batch=0.5, steps=20, lr=0.01))
-    assert (run.batch == 0).any() and (run.batch > 0).any()
+    assert (run.batch == 0).any()
+    assert (run.batch > 0).any()
     assert np.isfinite(run.test_loss).all()
     assert np.isnan(run.clip_rate[run.batch == 0]).all()
     assert History.from_dict(json.loads(run.attrs["privacy"])).steps == 20
@@ -481,5 +482,6 @@ def test_measures_of_a_watch_are_recorded() -> None:
             return {"norm": float(next(body.parameters()).detach().norm())}
 
     run = finetune(TASK, BODY, quick("lp-fft", steps=12), evaluations=4, watch=Norm())
-    assert np.ptp(run.norm.values[:3]) == 0 and np.ptp(run.norm.values[2:]) > 0
+    assert np.ptp(run.norm.values[:3]) == 0
+    assert np.ptp(run.norm.values[2:]) > 0
     assert train.EVALUATIONS.keys() <= set(run.data_vars)
