@@ -37,13 +37,14 @@ lint: $(VENV)/.lint $(VENV)/.test $(VENV)/.peers  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.peers  ## Time us and the peers, threads, growth, start-up; weigh a large run
+bench: $(VENV)/.peers $(VENV)/.dpsgd  ## Time us and the peers, threads, growth, start-up; weigh a large run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.bounds
 	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.dpsgd
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -365,6 +366,10 @@ def _as_option(message: str, is_grid: bool) -> str:
 def _run(args: argparse.Namespace) -> int:
     from langevin.store import StoreError
 
+    if "LOCAL_RANK" in os.environ:  # one of several processes that torchrun started
+        from empirical.parallel import join
+
+        args.device = join(args.device)
     with _refusing(StoreError):
         setting, recipe = _setting(args), _recipe(args)
         if args.resume and not args.checkpoint:
@@ -408,6 +413,8 @@ def _run(args: argparse.Namespace) -> int:
         except (StoreError, LedgerError) as error:
             return _fail(str(error))
     seconds = time.perf_counter() - started
+    if not tuning.first:
+        return EXIT_FAILED if failure else 0
     run.attrs["command"] = json.dumps(vars(args))
     run.attrs["setting"] = json.dumps(setting.as_dict())
     saved, failure_to_save = _save(run, out)

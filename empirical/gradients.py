@@ -163,7 +163,7 @@ class ClosedForm:
         square = delta.new_zeros(len(delta))
         of_delta = delta**2
         for p, right in ((layer.weight, a), (layer.bias, None)):
-            if p is None or not p.requires_grad:
+            if not isinstance(p, nn.Parameter) or not p.requires_grad:
                 continue
             self._outer[p] = delta, right
             mask = self._masks.get(p)

@@ -171,8 +171,8 @@ class Recipe:
         for name, value in numbers.items():
             object.__setattr__(self, name, value)
         for name in ("delta", "momentum", "prototype_share"):
-            if numbers[name] >= 1:
-                raise ValueError(f"{name} must be below 1, got {numbers[name]:g}")
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name):g}")
         if self.density > 1:
             raise ValueError(f"density must lie in (0, 1], got {self.density:g}")
         if self.clip is None and (self.private or self.clipping == "normalised"):

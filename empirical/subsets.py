@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +35,16 @@ class Adapter(nn.Module):
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, seed: int) -> None:
         super().__init__()
         self.base = base
-        like = dict(device=base.weight.device, dtype=base.weight.dtype)
+        like: dict[str, Any] = dict(device=base.weight.device, dtype=base.weight.dtype)
         if isinstance(base, nn.Linear):
             rank = min(rank, base.in_features, base.out_features)
             self.down: nn.Module = nn.Linear(base.in_features, rank, bias=False, **like)
             self.up: nn.Module = nn.Linear(rank, base.out_features, bias=False, **like)
         else:
             rank = min(rank, base.in_channels * base.weight[0, 0].numel(), base.out_channels)
-            how = dict(stride=base.stride, padding=base.padding, dilation=base.dilation)
-            self.down = nn.Conv2d(base.in_channels, rank, base.kernel_size, bias=False, **how, **like)  # type: ignore[arg-type]
+            how: dict[str, Any] = dict(stride=base.stride, padding=base.padding, dilation=base.dilation)
+            size: Any = base.kernel_size
+            self.down = nn.Conv2d(base.in_channels, rank, size, bias=False, **how, **like)
             self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **like)
         random = torch.Generator().manual_seed(seed)
         down, up = _weight(self.down), _weight(self.up)
@@ -92,7 +94,7 @@ def adapt(body: nn.Module, rank: int, seed: int) -> nn.Module:
     return body
 
 
-def _adaptable(layer: nn.Module) -> bool:
+def _adaptable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return type(layer) is nn.Linear or (
         type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
     )

@@ -229,6 +229,11 @@ class FineTuning:
         elif self._saved:
             self._saved.refuse_existing()
 
+    @property
+    def first(self) -> bool:
+        """Whether this process evaluates, and keeps records; of several that train together, one does."""
+        return self._group.rank == 0
+
     def run(self, progress: Callable[[int, int], None] | None = None) -> xr.Dataset:
         """Train to the end, from wherever this stands."""
         try:
@@ -426,9 +431,10 @@ class FineTuning:
         active = self._stage
         self.model.eval()
         for part, (images, labels) in self._data.items():
-            # of a frozen body, the training features are there
-            probing = active is not None and active.probing
-            features = active.data if probing and part == "train" else self._features(images)
+            if active is not None and active.probing and part == "train":
+                features = active.data  # of a frozen body
+            else:
+                features = self._features(images)
             outputs = self.model.head(features)
             values[f"{part}_accuracy"] = self._loss.correct(outputs, labels).float().mean().item()
             values[f"{part}_loss"] = self._loss.value(outputs, labels).mean().item()

@@ -1,6 +1,7 @@
 """The command, end to end."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +267,25 @@ def test_help_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "(default: None)" not in done.stdout
+
+
+def test_two_processes_report_once(folder: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "empirical.finetune", *SMALL, "--checkpoint", "run.npz", "--json"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    together = json.loads(done.stdout)
+    alone = ["--checkpoint", "alone.npz", "--json", "--out", "alone.nc"]
+    assert finetune.main([*SMALL, *alone]) == 0
+    one, two = store.load(folder / "alone.nc"), store.load(folder / together["saved"])
+    np.testing.assert_array_equal(two.batch, one.batch)
+    # six steps in single precision
+    np.testing.assert_allclose(two.test_loss, one.test_loss, rtol=1e-4)

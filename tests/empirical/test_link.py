@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ SCHEDULES = {
 def test_full_batch_is_euler_maruyama_step_by_step(schedule: Schedule, loss: str, activation: str) -> None:
     problem = Problem(X, Y, activation, loss)  # type: ignore[arg-type]
     times = np.linspace(0, 0.2, 21)
-    options = dict(dt=0.01, paths=2, times=times)
+    options: dict[str, Any] = dict(dt=0.01, paths=2, times=times)
     simulated = euler_maruyama(problem, WEIGHTS, schedule, rng=5, reduce="none", **options)
     trained = run_schedule(problem, WEIGHTS, schedule, rng=5, **options)
     # twenty steps of sums of a few terms each, in double precision
@@ -83,6 +85,7 @@ def test_digits_as_a_problem() -> None:
     assert problem.samples == (np.isin(task.train.labels, [3, 8])).sum()
     # threes and eights are told apart by a linear classifier, if labels and rows belong together
     solution = np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    assert problem.y_test is not None
     assert (problem.y_test * (problem.X_test @ solution) > 0).mean() > 0.9
     with pytest.raises(ValueError, match="classes must be two names"):
         problem_of(task, ["3"])
