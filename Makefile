@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate test test-all lint bench clean
+.PHONY: help simulate figures test test-all lint bench clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ $(VENV)/.%: $(VENV)/.created pyproject.toml constraints.txt
 
 simulate: $(VENV)/.simulate  ## Run the main simulation: width 512, sigma 0.5
 	$(BIN)/python -m langevin.simulate --width 512 --sigma 0.5 --plot
+
+figures: $(VENV)/.dpsgd  ## Make every figure and table that is out of date, in build/figures
+	$(BIN)/python -m figures
 
 test: $(VENV)/.test  ## Run the tests
 	$(BIN)/python -m pytest -n auto

@@ -1,0 +1,67 @@
+"""All figures and tables: ``python -m figures [topic ...]``, or ``make figures``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from figures.output import DEFAULT, ROOT
+
+# each script has one processor
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def scripts() -> dict[str, str]:
+    """Topics of the figures and tables, with their modules."""
+    found = sorted(
+        path.stem for path in Path(__file__).parent.glob("*_*.py") if path.stem[:4] in ("fig_", "tab_")
+    )
+    return {name[4:]: f"figures.{name}" for name in found}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run every script that is asked for, some at a time, and return an exit status."""
+    known = scripts()
+    p = argparse.ArgumentParser(
+        prog="python -m figures", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("topics", nargs="*", metavar="topic", help=f"all unless given; of {', '.join(known)}")
+    p.add_argument("--quick", action="store_true", help="coarse versions, in seconds")
+    p.add_argument("--force", action="store_true", help="compute anew what is up to date")
+    p.add_argument("--out", default=str(DEFAULT), metavar="FOLDER", help="where data and figures go")
+    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="scripts at a time")
+    args = p.parse_args(argv)
+    for topic in args.topics:
+        if topic not in known:
+            p.error(f"topic must be one of {', '.join(known)}, got {topic!r}")
+    if args.jobs < 1:
+        p.error(f"--jobs must be at least 1, got {args.jobs}")
+    flags = ["--out", str(Path(args.out).resolve())]
+    flags += [f"--{name}" for name in ("quick", "force") if getattr(args, name)]
+    topics = args.topics or list(known)
+    started = time.perf_counter()
+
+    def build(topic: str) -> bool:
+        done = subprocess.run(
+            [sys.executable, "-m", known[topic], *flags],
+            cwd=ROOT,
+            env=os.environ | _ONE_THREAD,
+            capture_output=True,
+            text=True,
+        )
+        print(done.stdout if done.returncode == 0 else f"{topic} failed:\n{done.stderr}", end="", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        good = list(pool.map(build, topics))
+    print(f"{sum(good)} of {len(topics)} in {time.perf_counter() - started:.0f} s", flush=True)
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from figures import output
+from figures.__main__ import main, scripts
+
+SCRIPT = '''
+"""A figure."""
+
+import xarray as xr
+
+from figures import output
+
+
+def compute(quick=False):
+    """Data."""
+    print("computing")
+    return xr.Dataset({"y": ("x", [1.0, 2.0 if quick else 3.0])})
+
+
+def draw(ax, data):
+    ax.plot(data.y)
+
+
+def main(argv=None):
+    return output.run(__file__, compute, draw, size=(2, 1), argv=argv)
+'''
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """A figure's module, loaded anew from its file at each call."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "fig_line.py"
+    path.write_text(SCRIPT)
+
+    def run(*argv, edit=("", "")):
+        path.write_text(path.read_text().replace(*edit))
+        sys.modules.pop("fig_line", None)
+        importlib.invalidate_caches()
+        # two edits within a second have the same stamp and size
+        for cached in tmp_path.rglob("*.pyc"):
+            cached.unlink()
+        return importlib.import_module("fig_line").main(["--out", str(tmp_path), *argv])
+
+    return run
+
+
+def test_computes_once(script, capsys, tmp_path):
+    assert script() == 0
+    assert "computing" in capsys.readouterr().out
+    assert {path.suffix for path in tmp_path.glob("fig_line.*")} == {".py", ".nc", ".pdf", ".png"}
+    assert script() == 0
+    assert "computing" not in capsys.readouterr().out
+    assert script("--force") == 0
+    assert "computing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("edit", "computes"),
+    [
+        (("3.0", "4.0"), True),
+        (('"""Data."""', '"""The data."""  # of the line'), False),
+        (("data.y)", "data.y, color='r')"), False),
+    ],
+)
+def test_computes_anew_what_changed(script, capsys, tmp_path, edit, computes):
+    script()
+    old = (tmp_path / "fig_line.png").stat().st_mtime_ns
+    capsys.readouterr()
+    script(edit=edit)
+    assert ("computing" in capsys.readouterr().out) == computes
+    # what is drawn is drawn from the new script
+    assert (tmp_path / "fig_line.png").stat().st_mtime_ns > old
+
+
+def test_quick_and_whole_are_told_apart(script, capsys, tmp_path):
+    script("--quick")
+    capsys.readouterr()
+    script()
+    assert "computing" in capsys.readouterr().out
+    with xr.open_dataset(tmp_path / "fig_line.nc") as data:
+        assert data.y[1] == 3.0
+        assert data.attrs["machine"]
+
+
+def test_damaged_data_are_computed_anew(script, capsys, tmp_path):
+    script()
+    (tmp_path / "fig_line.nc").write_bytes(b"no data")
+    capsys.readouterr()
+    assert script() == 0
+    assert "computing" in capsys.readouterr().out
+
+
+def test_same_bytes(script, tmp_path):
+    files = [tmp_path / f"fig_line{suffix}" for suffix in (".nc", ".pdf", ".png")]
+    script()
+    first = [file.read_bytes() for file in files]
+    script("--force")
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_digests_follow_the_project_and_the_files_read():
+    path = Path(output.__file__)
+    found = output._code(str(path), ["constraints.txt"], ["langevin.store", "numpy"])
+    assert set(found) == {"script", "constraints.txt", "langevin.store"}
+    assert output._code(str(path), [], found) == {name: found[name] for name in ("script", "langevin.store")}
+
+
+def test_a_folder_that_cannot_be_written(script, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert script("--out", str(tmp_path / "file")) == 1
+    assert "out must be writable" in capsys.readouterr().err
+
+
+def test_every_script_is_found():
+    root = Path(output.__file__).parent
+    files = {path.stem for path in root.glob("fig_*.py")} | {path.stem for path in root.glob("tab_*.py")}
+    assert {name.removeprefix("figures.") for name in scripts().values()} == files
+    assert "strategies" in scripts()
+
+
+def test_an_unknown_topic(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["nothing"])
+    assert caught.value.code == 2
+    assert "topic must be one of" in capsys.readouterr().err
+
+
+def test_a_failure_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "figures", "strategies", "--out", str(tmp_path / "file")],
+        cwd=output.ROOT,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "strategies failed" in done.stdout
+
+
+@pytest.mark.parametrize("topic", scripts())
+def test_quick_versions(topic, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", scripts()[topic], "--quick", "--out", str(tmp_path)],
+        cwd=output.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".nc", ".pdf", ".png"]
