@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 # of each table's claims taken together
 LEVEL = 0.05
+# what means something else to LaTeX, or nothing
+_LATEX = str.maketrans(
+    {character: "\\" + character for character in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "ε": r"$\varepsilon$"}
+)
 # from all of the budget on full fine-tuning to all on probing
 _SHARED = ("fft", "lp-fft", "lp")
 
@@ -155,6 +161,8 @@ class Table:
     ----------
     header : sequence of str
     rows : iterable of sequence of str
+    labels : int
+        Number of first columns that are words, to the left; the others are numbers.
 
     Examples
     --------
@@ -163,15 +171,15 @@ class Table:
     lp        0.5
     """
 
-    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        self.header, self.rows = list(header), [list(row) for row in rows]
+    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]], labels: int = 1) -> None:
+        self.header, self.rows, self.labels = list(header), [list(row) for row in rows], labels
 
     def _padded(self) -> list[list[str]]:
         lines = [self.header, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
         return [
             [
-                cell.rjust(width) if i else cell.ljust(width)
+                cell.ljust(width) if i < self.labels else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ]
             for line in lines
@@ -182,10 +190,20 @@ class Table:
         return "\n".join("  ".join(line).rstrip() for line in self._padded())
 
     def markdown(self) -> str:
-        """A table of Markdown, the first column to the left."""
+        """A table of Markdown."""
         header, *rows = ("| " + " | ".join(line) + " |" for line in self._padded())
-        rule = "|---|" + "---:|" * (len(self.header) - 1)
+        rule = "|" + "---|" * self.labels + "---:|" * (len(self.header) - self.labels)
         return "\n".join([header, rule, *rows])
+
+    def latex(self) -> str:
+        """A table of LaTeX, in the style of its package booktabs."""
+        columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
+        header, *rows = (
+            " & ".join(cell.strip().translate(_LATEX) for cell in line) + r" \\"
+            for line in (self.header, *self.rows)
+        )
+        body = [r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
 
 
 def table(run: xr.Dataset, reference: str | None = None, measure: str = "test_accuracy") -> Table:
@@ -208,7 +226,7 @@ def table(run: xr.Dataset, reference: str | None = None, measure: str = "test_ac
     def cell(arm: str, epsilon: float) -> str:
         at = found.sel(arm=arm, epsilon=epsilon)
         star = "" if reference is None else "*" if at.significant else " "
-        return _number(float(at["mean"]), float(at.standard_error), signed=reference is not None) + star
+        return number(float(at["mean"]), float(at.standard_error), signed=reference is not None) + star
 
     arms = [str(arm) for arm in run.arm.values if arm != reference]
     epsilons = [float(epsilon) for epsilon in run.epsilon.values]
@@ -223,14 +241,14 @@ def shares_table(run: xr.Dataset, measure: str = "test_accuracy") -> Table:
     rows = []
     for epsilon in found.epsilon.values:
         at = {str(name): float(value) for name, value in found.sel(epsilon=epsilon).data_vars.items()}
-        gain = _number(at["gain"], at["standard_error"], signed=True)
+        gain = number(at["gain"], at["standard_error"], signed=True)
         known = math.isfinite(at["share"])
         rows.append([f"{epsilon:g}", *(f"{at[n]:g}" if known else "-" for n in ("share", "runner_up")), gain])
     return Table(["epsilon", "best lp share", "runner-up", "gain"], rows)
 
 
-def _number(mean: float, error: float, *, signed: bool = False) -> str:
-    """A mean and its standard error, to three decimals; a dash for none."""
+def number(mean: float, error: float, *, signed: bool = False) -> str:
+    """Write a mean and its standard error to three decimals; a dash for none."""
     if not math.isfinite(mean):
         return "-"
     text = f"{mean:+.3f}" if signed else f"{mean:.3f}"

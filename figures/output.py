@@ -1,7 +1,8 @@
-"""From a figure's script to its files: the data behind it, PDF and PNG.
+"""From the script of a figure or a table to its files: data, PDF and PNG, or Markdown and LaTeX.
 
 A script ``figures/fig_<topic>.py`` has ``compute(quick)``, which returns the data, and ``draw(ax, data)``,
-which draws them and computes nothing. Its ``main`` is `run`.
+which draws them and computes nothing; ``animate(ax, data, progress)``, if it moves. Its ``main`` is `run`.
+A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` in the place of ``draw``, and `run_table`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from langevin import store
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from empirical.tables import Table
+
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = Path(__file__).with_name("style.mplstyle")
 DEFAULT = Path("build/figures")
 PACKAGES = ("langevin", "bounds", "empirical")
-# they do not change what is computed
-_DRAWING = ("draw", "main")
+# names of functions that do not change what is computed begin so
+_DRAWING = ("draw", "animate", "tabulate", "main")
+FRAMES, SECONDS = 60, 6.0
 
 
 def run(
@@ -39,12 +46,14 @@ def run(
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
     reads: Iterable[str] = (),
+    animate: Callable[[Any, xr.Dataset, float], None] | None = None,
     argv: list[str] | None = None,
 ) -> int:
     """Compute what is out of date, draw it, and keep data, PDF and PNG.
 
     Data are computed anew if the script's code (but for its drawing), a module of this project that they were
-    computed with, or a file that they were read from has changed; comments and docstrings do not count.
+    computed with, or a file that they were read from has changed; comments and docstrings do not count, nor
+    do functions whose names begin with ``draw``, ``animate``, ``tabulate`` or ``main``.
 
     Parameters
     ----------
@@ -60,6 +69,9 @@ def run(
         Rows and columns of axes.
     reads : iterable of str
         Committed files, relative to the project's folder, that data are read from.
+    animate : callable, optional
+        Draws what is to be seen at ``progress``, from 0 to 1, into axes like those of ``draw``; the frames
+        become a GIF beside the figure.
     argv : list of str, optional
 
     Returns
@@ -67,7 +79,47 @@ def run(
     int
         Exit status.
     """
-    name = Path(script).stem
+
+    def write(data: xr.Dataset, files: list[Path]) -> None:
+        render(draw, data, files[:2], size=size, panels=panels)
+        if animate is not None:
+            animation(animate, data, files[2], size=size, panels=panels)
+
+    suffixes = (".pdf", ".png") if animate is None else (".pdf", ".png", ".gif")
+    return _run(script, compute, reads, suffixes, write, argv)
+
+
+def run_table(
+    script: str,
+    compute: Callable[[bool], xr.Dataset],
+    tabulate: Callable[[xr.Dataset], Table],
+    *,
+    reads: Iterable[str] = (),
+    argv: list[str] | None = None,
+) -> int:
+    """Compute what is out of date, and keep data, Markdown and LaTeX; parameters as those of `run`.
+
+    ``tabulate`` turns data into a table. The data's attribute ``machine`` stands below it.
+    """
+
+    def write(data: xr.Dataset, files: list[Path]) -> None:
+        table = tabulate(data)
+        source = f"Data: {data.attrs['machine']}."
+        _write(files[0], f"{table.markdown()}\n\n{source}\n")
+        _write(files[1], f"{table.latex()}\n% {source}\n")
+
+    return _run(script, compute, reads, (".md", ".tex"), write, argv)
+
+
+def _run(
+    script: str,
+    compute: Callable[[bool], xr.Dataset],
+    reads: Iterable[str],
+    suffixes: Iterable[str],
+    write: Callable[[xr.Dataset, list[Path]], None],
+    argv: list[str] | None,
+) -> int:
+    name, reads = Path(script).stem, list(reads)
     args = _parser(name).parse_args(argv)
     started = time.perf_counter()
     try:
@@ -79,9 +131,9 @@ def run(
             data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", machine())}
             data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
             store.save(data, target)
-        files = [target.with_suffix(suffix) for suffix in (".pdf", ".png")]
+        files = [target.with_suffix(suffix) for suffix in suffixes]
         if computed or not _drawn(files, [target, Path(script), STYLE]):
-            render(draw, data, files, size=size, panels=panels)
+            write(data, files)
     except store.StoreError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
@@ -116,15 +168,60 @@ def render(
                 f"data: {data.attrs['machine']}{quick}", fontsize=5, color="0.45", x=0.99, ha="right"
             )
         for file in files:
-            temporary = file.with_name(f".{os.getpid()}-{file.name}")
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
-            try:
+            with _replacing(file) as temporary:
                 figure.savefig(temporary, metadata={dated: None} if dated else None)
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
         plt.close(figure)
     return figure
+
+
+def animation(
+    animate: Callable[[Any, xr.Dataset, float], None],
+    data: xr.Dataset,
+    file: Path,
+    *,
+    size: tuple[float, float],
+    panels: tuple[int, int] = (1, 1),
+) -> None:
+    """Draw `FRAMES` frames, a third of them of quick data, into a GIF of `SECONDS` that repeats itself."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    count = FRAMES // 3 if data.attrs.get("quick") else FRAMES
+    frames: list[Image.Image] = []
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(*panels, figsize=size)
+        for number in range(count):
+            for ax in figure.axes:
+                ax.clear()
+            animate(axes, data, number / (count - 1))
+            figure.canvas.draw()
+            pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
+            # one palette for all: else colours flicker
+            frames.append(
+                pixels.quantize(64, palette=frames[0] if frames else None, dither=Image.Dither.NONE)
+            )
+        plt.close(figure)
+    # the end is looked at for a while
+    durations = [round(1000 * SECONDS / count)] * (count - 1) + [1500]
+    with _replacing(file) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """Yield a temporary name that becomes ``file``, unless something goes wrong."""
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file: Path, text: str) -> None:
+    with _replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf8")
 
 
 def machine() -> str:
@@ -182,7 +279,7 @@ def _code(script: str, reads: Iterable[str], names: Iterable[str] | None = None)
 def _digest(source: Path, without: Iterable[str] = ()) -> str:
     """Digest of a module's code, whatever its comments, docstrings and layout."""
     tree = ast.parse(source.read_text(encoding="utf8"))
-    tree.body = [node for node in tree.body if str(getattr(node, "name", "")) not in without]
+    tree.body = [node for node in tree.body if not str(getattr(node, "name", "")).startswith(tuple(without))]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

@@ -146,3 +146,17 @@ def test_numbers_have_three_decimals() -> None:
     rows = {row[0]: row[1] for row in table(run, "fft").rows}
     assert rows["lp"] == "-0.050 ± 0.050 "
     assert Table(["a"], []).text() == "a"
+
+
+def test_latex() -> None:
+    made = Table(["data", "method", "ε = 1"], [["50 %", "lp_fft", "0.5 ± 0.1"]], labels=2)
+    assert made.latex().splitlines() == [
+        r"\begin{tabular}{llr}",
+        r"\toprule",
+        r"data & method & $\varepsilon$ = 1 \\",
+        r"\midrule",
+        r"50 \% & lp\_fft & 0.5 $\pm$ 0.1 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert made.markdown().splitlines()[1] == "|---|---|---:|"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from PIL import Image
 
 from figures import output
 from figures.__main__ import main, scripts
@@ -106,6 +107,62 @@ def test_same_bytes(script, tmp_path):
     assert [file.read_bytes() for file in files] == first
 
 
+TABLE = '''
+"""A table."""
+
+import xarray as xr
+
+from empirical.tables import Table
+from figures import output
+
+
+def compute(quick=False):
+    print("computing")
+    return xr.Dataset({"y": 0.5}, attrs={"machine": "a planet"})
+
+
+def tabulate(data):
+    return Table(["method", "y"], [["a & b", f"{data.y.item()} ± 1"]])
+
+
+def main(argv=None):
+    return output.run_table(__file__, compute, tabulate, argv=argv)
+'''
+
+
+def test_a_table(script, capsys, tmp_path):
+    (tmp_path / "fig_line.py").write_text(TABLE)
+    assert script() == 0
+    assert "| a & b  | 0.5 ± 1 |" in (tmp_path / "fig_line.md").read_text()
+    assert "Data: a planet." in (tmp_path / "fig_line.md").read_text()
+    assert r"a \& b & 0.5 $\pm$ 1 \\" in (tmp_path / "fig_line.tex").read_text()
+    capsys.readouterr()
+    # another layout computes nothing anew
+    script(edit=("method", "way"))
+    assert "computing" not in capsys.readouterr().out
+    assert "| way " in (tmp_path / "fig_line.md").read_text()
+
+
+ANIMATED = SCRIPT.replace("size=(2, 1)", "size=(2, 1), animate=animate").replace(
+    "def main(",
+    "def animate(ax, data, progress):\n    ax.axvline(progress)\n    ax.set_xlim(0, 1)\n\n\ndef main(",
+)
+
+
+def test_an_animation(script, tmp_path):
+    (tmp_path / "fig_line.py").write_text(ANIMATED)
+    gif = tmp_path / "fig_line.gif"
+    script("--quick")
+    first = gif.read_bytes()
+    with Image.open(gif) as image:
+        assert image.n_frames == output.FRAMES // 3
+    script("--quick", "--force")
+    assert gif.read_bytes() == first
+    gif.unlink()
+    script("--quick")
+    assert gif.exists()
+
+
 def test_digests_follow_the_project_and_the_files_read():
     path = Path(output.__file__)
     found = output._code(str(path), ["constraints.txt"], ["langevin.store", "numpy"])
@@ -155,4 +212,7 @@ def test_quick_versions(topic, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".nc", ".pdf", ".png"]
+    made = {path.suffix for path in tmp_path.iterdir()}
+    assert made - {".gif"} == (
+        {".nc", ".md", ".tex"} if ".tab_" in scripts()[topic] else {".nc", ".pdf", ".png"}
+    )

@@ -1,0 +1,32 @@
+"""Accuracy by method and budget: larger pre-trained networks.
+
+Mean test accuracy with its standard error over the seeds, after DP-SGD on one budget epsilon at each
+column; a star marks a mean that differs from full fine-tuning's (fft), paired by seed. Few seeds show
+the order of size and no more. The networks are pre-trained on public glyphs and fine-tuned on new
+classes, under a shift; the paper's own tables are of other data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from figures import output, studies
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+STUDIES = ("resnet18",)
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Means and standard errors of the committed studies."""
+    return studies.collect(STUDIES)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the table."""
+    return output.run_table(__file__, compute, studies.tabulate, reads=studies.paths(STUDIES), argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
