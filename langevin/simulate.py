@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,15 +17,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import xarray as xr
 
-    from langevin.problem import GramWeights, Problem, Weights
+    from langevin.problem import Problem, Weights
     from langevin.report import Theory
     from langevin.schedule import Schedule
+    from langevin.simulation import Simulation
 
 EXIT_FAILED = 1
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
-# entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
-_LARGE = 2**18
 
 
 def parser() -> argparse.ArgumentParser:
@@ -153,10 +153,11 @@ def main(argv: list[str] | None = None) -> int:
             plot = None if args.plot is None else _plot_target(args.plot, out)
             checkpoint = _checkpoint(out, args.resume)
             times = _validate.integer("times", args.times, 2)
-            problem, weights, head_given = _problem_and_weights(args)
-            schedule = _schedule(args)
+            simulation = _simulation(args)
+            problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
+            schedule = simulation.schedule
             _validate.fraction("delta", args.delta)
-            wanted = schedule.default_times(min(times, _steps(schedule, args.dt) + 1))
+            wanted = schedule.default_times(min(times, simulation.steps + 1))
             _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
             failure = None
             try:
@@ -206,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
             zeroth,
             data=args.data,
             head=_head(args, head_given),
-            solver=f"Euler-Maruyama, dt {args.dt:g}, {_steps(schedule, args.dt)} steps, {args.paths} paths, "
+            solver=f"Euler-Maruyama, dt {args.dt:g}, {simulation.steps} steps, {args.paths} paths, "
             f"{args.precision} precision, seed {args.seed}",
             simulated=json.loads(run.attrs["config"])["simulated"],
             theory=_theory(args, problem, weights, schedule, run.time.values) if args.bounds else None,
@@ -214,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         said = report.build(subject)
         said["end"] = schedule.duration
         said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
-        said["path steps per second"] = args.paths * _steps(schedule, args.dt) / seconds
+        said["path steps per second"] = args.paths * simulation.steps / seconds
         said["saved"] = str(saved)
         said["failure"] = failure or failure_to_save
         if plot is not None:
@@ -268,122 +269,13 @@ def _checkpoint(out: Path, resume: bool) -> Path:
     return checkpoint
 
 
-def _problem_and_weights(args: argparse.Namespace) -> tuple[Problem, Weights, bool]:
-    """Problem and weights, and whether the head is the user's own."""
-    from langevin import data, initial
-    from langevin.observables import OBSERVABLES
-    from langevin.problem import Weights
-
-    square = args.data == "teacher"
-    loss = args.loss or ("square" if square else "logistic")
-    if square and loss != "square":
-        raise ValueError(f"loss must be 'square' with --data teacher, got {loss!r}")
-    synthetic = args.data in ("separable", "teacher")
-    collapsed = args.features == "collapsed" or (
-        args.features is None and args.data == "separable" and args.activation == "relu"
-    )
-    if args.features is not None and not synthetic:
-        raise ValueError(f"features must be left out with --data {args.data}, got {args.features!r}")
-    neurons = args.reduce in ("none", "span") or any(
-        name in OBSERVABLES and OBSERVABLES[name].neurons for name in args.observables
-    )
-    large = args.width * args.dim > _LARGE and not neurons
-    by_gram = synthetic and not collapsed and args.activation == "linear" and large
-    if not by_gram and not args.data.endswith(".npz"):
-        _check_width(args)
-    W = v = None
-    if args.data == "separable":
-        problem = data.orthogonally_separable(
-            args.samples,
-            args.dim,
-            spread=args.spread,
-            activation=args.activation,
-            loss=loss,
-            test_samples=args.samples,
-            rng=args.seed,
-        )
-    elif args.data == "teacher":
-        problem = data.linear_teacher(
-            args.samples, args.dim, activation=args.activation, test_samples=args.samples, rng=args.seed
-        )
-    elif args.data == "digits":
-        problem, start = data.digits(
-            tuple(args.classes), args.width, activation=args.activation, loss=loss, rng=args.seed
-        )
-        W = start.W
-    elif args.data.endswith(".npz"):
-        problem, W, v = data.from_npz(args.data, activation=args.activation, loss=loss)
-    else:
-        raise ValueError(f"data must be separable, teacher, digits or a file.npz, got {args.data!r}")
-    if by_gram:
-        return problem, _gram_weights(args, problem), False
-    given = v is not None
-    if W is None and collapsed:
-        W = initial.collapsed_features(problem, args.width, rng=args.seed).W
-    elif W is None:
-        width = args.width if v is None else len(v)
-        W = initial.gaussian_features(width, problem.dim, rng=args.seed)
-    if v is None:
-        if args.head == "gaussian":
-            v = initial.gaussian_head(len(W), args.head_scale, rng=args.seed)
-        elif args.head == "zero":
-            v = initial.zero_head(len(W))
-        else:
-            v = initial.prototype_head(problem, W, args.head_scale)
-    return problem, Weights(W, v), given
-
-
-def _check_width(args: argparse.Namespace) -> None:
-    """Refuse weights of single neurons that do not fit into memory."""
+def _simulation(args: argparse.Namespace) -> Simulation:
     from langevin import _validate
-
-    width = _validate.integer("width", args.width, 1)
-    _validate.memory(
-        4.0 * 8 * width * _validate.integer("dim", args.dim, 1),
-        f"width={width} with single neurons",
-        "take fewer, or --activation linear with Gaussian features, which knows no single ones",
-    )
-
-
-def _gram_weights(args: argparse.Namespace, problem: Problem) -> GramWeights:
-    from langevin import initial
-    from langevin.problem import GramWeights
-
-    weights = initial.gaussian_gram(problem, args.width, head_scale=args.head_scale, rng=args.seed)
-    if args.head == "zero":
-        return GramWeights(weights.W, initial.zero_head(len(weights.W)), args.width)
-    if args.head == "prototype":
-        scale = args.width**-0.5 if args.head_scale is None else args.head_scale
-        # a root mean square over fewer neurons of the same norm
-        v = initial.prototype_head(problem, weights.W, scale * (args.width / len(weights.W)) ** 0.5)
-        return GramWeights(weights.W, v, args.width)
-    return weights
-
-
-def _schedule(args: argparse.Namespace) -> Schedule:
-    from langevin import _validate
-    from langevin.schedule import Schedule
+    from langevin.simulation import Simulation
 
     clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
-    time_, share = _validate.positive("time", args.time), _validate.fraction("lp_share", args.lp_share)
-    dt = _validate.positive("dt", args.dt)
-    rest: dict[str, Any] = dict(
-        sigma=args.sigma, clip=clip, clipping=args.clipping, stabiliser=args.stabiliser
-    )
-    if dt > time_:
-        raise ValueError(f"dt must be at most the time, got {dt:g} for a time of {time_:g}")
-    # whole steps, so that the change falls on one
-    steps = round(time_ / dt)
-    if args.method == "lp":
-        return Schedule.lp(time=steps * dt, **rest)
-    if args.method == "fft":
-        return Schedule.fft(time=steps * dt, **rest)
-    lp_steps = round(share * steps)
-    if (share > 0 and lp_steps == 0) or (share < 1 and lp_steps == steps):
-        raise ValueError(
-            f"lp_share must leave a step to each phase, got {share:g} of {steps} steps: take a smaller dt"
-        )
-    return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
+    asked = {field.name: getattr(args, field.name) for field in fields(Simulation)}
+    return Simulation(**asked | {"clip": clip, "classes": tuple(args.classes)})
 
 
 def _as_option(message: str) -> str:
@@ -395,10 +287,6 @@ def _as_option(message: str) -> str:
 
 
 # --- what comes of it ------------------------------------------------------------------------
-
-
-def _steps(schedule: Schedule, dt: float) -> int:
-    return sum(round(phase.time / dt) for phase in schedule)
 
 
 def _head(args: argparse.Namespace, given: bool) -> str:
