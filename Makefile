@@ -48,6 +48,7 @@ bench: $(VENV)/.peers $(VENV)/.dpsgd  ## Time us and the peers, threads, growth,
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.dpsgd
+	$(BIN)/python -m benchmarks.processes
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

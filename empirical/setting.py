@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from empirical.images import Images, Shift
 from langevin import _validate
+
+try:
+    import fcntl
+except ImportError:  # no advisory locks on this system: a body may be made twice
+    fcntl = None
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,15 +186,30 @@ def _network(setting: Setting, seed: int, progress: Callable[[int, float], None]
     if s.bodies is not None:
         text = json.dumps([s.as_dict(), seed], sort_keys=True)
         kept = Path(s.bodies, f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz")
-        if kept.exists():
+    with _only_one(kept):
+        if kept is not None and kept.exists():
             load_weights(kept, made)
             return made
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"bodies must be a folder, got {s.bodies!r}: {error.strerror}") from None
-    pretrain(made, task, kind=s.pretrain, epochs=s.epochs, rng=seed, device=s.device, progress=progress)
-    made = made.cpu()
-    if kept is not None:
-        save_weights(kept, made)
+        pretrain(made, task, kind=s.pretrain, epochs=s.epochs, rng=seed, device=s.device, progress=progress)
+        made = made.cpu()
+        if kept is not None:
+            save_weights(kept, made)
     return made
+
+
+@contextlib.contextmanager
+def _only_one(kept: Path | None) -> Iterator[None]:
+    """Let one process at a time make what is kept in a file; the others wait, and find it."""
+    if kept is None:
+        yield
+        return
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock = kept.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"bodies must be a folder, got {str(kept.parent)!r}: {error.strerror}") from None
+    with lock:
+        # the system lets go of it when this process ends, however it does
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -287,13 +288,31 @@ def test_kept_bodies_are_taken(tmp_path) -> None:
 
     setting = replace(SETTING, bodies=str(tmp_path / "bodies"))
     made = setting.network(0).state_dict()
-    (path,) = (tmp_path / "bodies").iterdir()
+    (path,) = (tmp_path / "bodies").glob("*.npz")
     before = path.stat().st_mtime_ns
     cached._network.cache_clear()
     again = setting.network(0).state_dict()
     assert path.stat().st_mtime_ns == before
     assert all((made[name] == again[name]).all() for name in made)
     assert not all((made[name] == v).all() for name, v in setting.network(1).state_dict().items())
+
+
+def test_workers_wait_for_a_body_that_another_makes(tmp_path, monkeypatch) -> None:
+    import empirical
+    from empirical import setting as cached
+
+    made, train = [], empirical.pretrain
+    monkeypatch.setattr(empirical, "pretrain", lambda *a, **k: (made.append(0), train(*a, **k))[1])
+    setting = replace(SETTING, bodies=str(tmp_path / "bodies"))
+    setting.task(3)
+
+    def work(_: int) -> Any:
+        return cached._network.__wrapped__(setting, 3, None).state_dict()
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(work, range(4))
+    assert len(made) == 1
+    assert all((first[name] == other[name]).all() for other in others for name in first)
 
 
 def test_a_task_is_split_anew_for_each_seed() -> None:
