@@ -17,7 +17,7 @@ FILE = "docs/study/features.nc"
 # where the learning rates were tuned, and what the rest of the recipe is that of
 TUNED = "docs/study/glyphs.nc"
 EPSILONS = (0.3, 1.0)
-SEEDS, EPOCHS, EVALUATIONS = 20, 3, 10
+SEEDS, EPOCHS = 20, 3
 LARGE = 4.0
 MEASURES = ("knn_accuracy", "cka", "test_accuracy")
 BASELINES = ("pixels", "random", "pretrained")
@@ -36,14 +36,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measure(seeds: int = SEEDS, *, steps: int = 100, **setting: Any) -> xr.Dataset:
+def measure(seeds: int = SEEDS, *, steps: int = 100, evaluations: int = 10, **setting: Any) -> xr.Dataset:
     """Fine-tune glyphs in every way of `RUNS`, watching features.
 
     Parameters
     ----------
     seeds : int
         Each with glyphs, body, head, batches and noise of its own; all runs of a seed share them.
-    steps : int
+    steps, evaluations : int
     **setting
         Of `empirical.Setting`, beside glyphs and the epochs of pre-training.
 
@@ -61,14 +61,14 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, **setting: Any) -> xr.Datas
 
     from empirical import MEASURES as MEANINGS
     from empirical import FeatureWatch, Recipe, Setting, body
-    from empirical.train import EVALUATIONS as EVALUATED
-    from empirical.train import finetune
+    from empirical.train import EVALUATIONS, finetune
     from langevin import store
 
     torch.set_num_threads(1)
     tuned = store.load(ROOT / TUNED)
     base = Recipe(**json.loads(tuned.attrs["recipe"]) | {"lp_share": None, "steps": steps})
-    about = Setting("glyphs", epochs=EPOCHS, features=True, **setting)
+    options: dict[str, Any] = {"epochs": EPOCHS, "features": True} | setting
+    about = Setting("glyphs", **options)
     parts, baselines = [], []
     bar = tqdm(total=seeds * len(EPSILONS) * len(RUNS), disable=None, unit="run")
     for seed in range(seeds):
@@ -83,7 +83,7 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, **setting: Any) -> xr.Datas
                 probing = float(rates.lp_lr) if method == "lp-fft" else None
                 tuning = {"lr": float(rates.lr), "lp_lr": probing, "epsilon": epsilon}
                 recipe = replace(base, method=method, lp_share=None, **(tuning | changes))
-                run = finetune(task, pretrained, recipe, rng=seed, evaluations=EVALUATIONS, watch=watch)
+                run = finetune(task, pretrained, recipe, rng=seed, evaluations=evaluations, watch=watch)
                 place = {"epsilon": [epsilon], "run": [name], "seed": [seed]}
                 parts.append(run[list(MEASURES)].drop_attrs().expand_dims(place))
                 bar.update()
@@ -92,7 +92,7 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, **setting: Any) -> xr.Datas
     data["baseline"] = (("seed", "kind"), baselines)
     data = data.assign_coords(kind=list(BASELINES))
     for name in MEASURES:
-        meaning, units = EVALUATED.get(name) or (MEANINGS[name].meaning, MEANINGS[name].units)
+        meaning, units = EVALUATIONS.get(name) or (MEANINGS[name].meaning, MEANINGS[name].units)
         data[name].attrs = {"long_name": meaning, "units": units}
     data.baseline.attrs = {"long_name": MEANINGS["knn_accuracy"].meaning, "units": "1"}
     data.step.attrs = {"long_name": "steps of DP-SGD", "units": "1"}
