@@ -22,6 +22,8 @@ from langevin.schedule import Schedule
 if TYPE_CHECKING:
     import xarray as xr
 
+    from bounds.approximation import Kind
+
 SAMPLES, CLIP, DURATION, STEPS = 16, 0.5, 1.0, 500
 BASE = {"sigma": 0.2, "width": 64, "dim": 8}
 SWEEPS = {
@@ -38,7 +40,7 @@ MEANING = {
 }
 METHODS = ("lp", "fft")
 # label and line of each bound, and where it says something of its own
-KINDS = {
+KINDS: dict[Kind, tuple[str, str, str, tuple[str, ...]]] = {
     "paper": ("Theorem 2.2 (the paper's)", "C1", ":", METHODS),
     "monotone": ("1a (new)", "C2", "--", ("lp",)),
     "lambert": ("1b, free of data (new)", "C3", "-.", ("fft",)),
