@@ -38,8 +38,8 @@ def test_probing_is_exact(data, step_error):
 def test_unconditional_bound(data, step_error):
     slack = 4.5 * data.fft_error + 2 * step_error["fft"] + ROUNDING
     assert (data.fft_mean <= data.fft_upper + slack).all()
-    quiet = data.isel(fft_sigma=0, time=-1)
-    assert quiet.fft_mean > 0.2 * quiet.fft_upper + slack.isel(fft_sigma=0, time=-1)
+    # half of it would not do, even where noise is least
+    assert (data.fft_mean > 0.5 * data.fft_upper + slack).isel(fft_sigma=0, time=10)
     assert (data.fft_upper.isel(fft_sigma=-1, time=-1) > 10 * data.fft_mean.isel(fft_sigma=-1, time=-1)).all()
 
 
