@@ -1,3 +1,5 @@
+from .advice import Advice as Advice
+from .advice import split_advice as split_advice
 from .allocation import Crossover as Crossover
 from .allocation import LpShare as LpShare
 from .allocation import UtilityCurve as UtilityCurve

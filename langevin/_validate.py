@@ -92,6 +92,8 @@ def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
 
     A copy of ``value``, unless that is a read-only memory map of doubles, which may be larger than memory.
     """
+    if isinstance(value, np.ndarray) and value.dtype.kind == "c":
+        raise TypeError(f"{name} must be an array of real numbers: got {value.dtype}")
     mapped = isinstance(value, np.memmap) and not value.flags.writeable
     try:
         result = np.array(value, dtype=np.float64, order="C", copy=None if mapped else True)

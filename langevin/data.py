@@ -253,6 +253,24 @@ def from_npz(
     ValueError
         If the file is missing, damaged, pickled, too large for memory, or lacks ``X`` or ``y``.
     """
+    arrays = npz_arrays(path)
+    problem = Problem(arrays["X"], arrays["y"], activation, loss, arrays.get("X_test"), arrays.get("y_test"))
+    W, v = arrays.get("W"), arrays.get("v")
+    return (
+        problem,
+        None if W is None else _validate.array("W", W, 2),
+        None if v is None else _validate.array("v", v, 1),
+    )
+
+
+def npz_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read ``X`` and ``y``, and of ``W``, ``v``, ``X_test`` and ``y_test`` those that are there.
+
+    Raises
+    ------
+    ValueError
+        As `from_npz`. The arrays themselves are not checked.
+    """
     source = Path(path)
     if not source.is_file():
         raise ValueError(f"data must be an .npz file, but there is no file {str(path)!r}")
@@ -271,10 +289,4 @@ def from_npz(
     for name in ("X", "y"):
         if name not in arrays:
             raise ValueError(f"data file {str(path)!r} must hold X and y, {name} is missing")
-    problem = Problem(arrays["X"], arrays["y"], activation, loss, arrays.get("X_test"), arrays.get("y_test"))
-    W, v = arrays.get("W"), arrays.get("v")
-    return (
-        problem,
-        None if W is None else _validate.array("W", W, 2),
-        None if v is None else _validate.array("v", v, 1),
-    )
+    return arrays

@@ -24,6 +24,7 @@ CASES = {
     "labels 0 and 1": (lambda: Problem([[1.0], [2.0]], [0, 1]), r"labels -1 and \+1, got 0.0 at index 0"),
     "text": (lambda: Problem([["a"]], [1]), r"X must be an array of real numbers"),
     "complex numbers": (lambda: Problem([[1j]], [1]), r"X must be an array of real numbers"),
+    "an array of them": (lambda: Problem(np.array([[1j]]), [1]), r"X must be an array of real numbers"),
     "activation": (
         lambda: Problem([[1.0]], [1], activation="tanh"),
         r"activation must be one of 'relu', 'linear'; got 'tanh'",

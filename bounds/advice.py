@@ -1,0 +1,211 @@
+"""What the theorems say of splitting a budget on given data: all of sections 3, 5 and 6 that applies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bounds._blocks import decouple
+from bounds.allocation import BOUNDS, Crossover, LpShare, lp_crossover, minimum_lp_share, utility_curve
+from bounds.assumptions import Assumptions, check_assumptions
+from bounds.band import Band
+from langevin import _validate
+from langevin.problem import Problem, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """What the theorems say of a split; see `split_advice`. Where they say nothing, why.
+
+    Attributes
+    ----------
+    assumptions : Assumptions
+        State of assumptions 3.1 and 3.2.
+    minimum : tuple of LpShare
+        By `minimum_lp_share`, one for each head.
+    crossovers : tuple of Crossover
+        By `lp_crossover`, for each head, and each class where classes decouple.
+    curves : dict of str to Band
+        Bounds of the final loss, the sum over samples, whose ``times`` are shares: means over the heads, so
+        that they bound the mean over these heads; only where all of them are valid.
+    reasons : dict of str to str
+        Why a bound is missing.
+    start : float
+        Mean loss at the start; an upper bound above it says nothing.
+    samples : int
+        Whose losses the bounds sum.
+    time : float
+        Total time.
+    """
+
+    assumptions: Assumptions
+    minimum: tuple[LpShare, ...]
+    crossovers: tuple[Crossover, ...]
+    curves: dict[str, Band]
+    reasons: dict[str, str]
+    start: float
+    samples: int
+    time: float
+
+    @property
+    def minimum_share(self) -> tuple[float, float]:
+        """Mean and standard error over the heads; NaN where the statement does not apply."""
+        values = np.array([found.share for found in self.minimum])
+        error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+        return float(values.mean()), float(error)
+
+    @property
+    def loss_optimal(self) -> tuple[float, str]:
+        """Share that theory (6b) says is best for the zeroth-order loss, or NaN, and what it says in words.
+
+        For a collapsed net whose margins start negative the best share is not a number but a bound: no
+        minimiser switches later than the ``latest_switch``.
+        """
+        bad = next((found.reason for found in self.crossovers if not found.valid), "")
+        if bad or not self.crossovers:
+            return np.nan, f"theory does not say (6b): {bad or 'no neuron is in the cone of a class'}"
+        if all(found.case == "fft" for found in self.crossovers):
+            return 0.0, "0 (6b): the final loss rises with the time of probing"
+        critical = max(found.critical_time for found in self.crossovers if found.case != "fft")
+        latest = max(found.latest_switch for found in self.crossovers) / self.time
+        if self.time <= min(found.critical_time for found in self.crossovers if found.case != "fft"):
+            return (
+                0.0,
+                f"0 (6b): a short probing helps above time {critical:.3g} only, there is {self.time:.3g}",
+            )
+        return np.nan, f"at most {min(latest, 1.0):.3g} (6b): some probing helps above time {critical:.3g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dictionaries, for JSON; no number where theory says none."""
+        mean, error = self.minimum_share
+        best, words = self.loss_optimal
+        return {
+            "assumptions": self.assumptions.to_dict(),
+            "minimum lp share": {
+                "valid": all(found.valid for found in self.minimum),
+                "mean": mean,
+                "standard error": error,
+                "attainable": float(np.mean([found.attainable for found in self.minimum])),
+                "reason": next((found.reason for found in self.minimum if not found.valid), ""),
+                "source": self.minimum[0].source,
+            },
+            "loss-optimal share": {"share": best, "says": words},
+            "bounds": {
+                name: {
+                    "shares": band.times.tolist(),
+                    "lower": band.lower.tolist(),
+                    "upper": band.upper.tolist(),
+                    "source": band.source,
+                }
+                for name, band in self.curves.items()
+            },
+            "no bounds": self.reasons,
+            "loss at the start": self.start,
+            "samples": self.samples,
+        }
+
+
+def split_advice(
+    problem: Problem,
+    weights: Sequence[Weights],
+    *,
+    sigma: float,
+    clip: float,
+    time: float,
+    shares: ArrayLike,
+) -> Advice:
+    """Evaluate all statements on how to split a budget between probing and full fine-tuning.
+
+    Parameters
+    ----------
+    problem : Problem
+        With labels -1 and +1.
+    weights : sequence of Weights
+        The same first layer with one or more heads, such as draws of a Gaussian one.
+    sigma, clip : float
+        Noise and flat clipping threshold of both phases.
+    time : float
+        Total time, in units of diffusion time.
+    shares : array_like
+        At which to bound the final loss; rising, in [0, 1].
+
+    Returns
+    -------
+    Advice
+        Reading it off private data costs privacy that is not accounted for.
+
+    Examples
+    --------
+    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1])
+    >>> weights = Weights([[1.0, -0.5], [-0.5, 1.0]], [-0.2, 0.3])
+    >>> found = split_advice(problem, [weights], sigma=0.01, clip=1.0, time=2.0, shares=[0.0, 0.5])
+    >>> found.assumptions.hold, round(found.minimum_share[0], 2), sorted(found.curves)
+    (True, 0.3, ['certified', 'sandwich'])
+    """
+    if not weights:
+        raise ValueError("weights must hold one or more Weights, got none")
+    sigma, clip = _validate.positive("sigma", sigma), _validate.positive("clip", clip)
+    time = _validate.positive("time", time)
+    # the budget that buys this time at this noise: the share is of the time
+    rho = clip**2 * time / (4 * sigma**2)
+    curves, reasons = _curves(problem, weights, sigma=sigma, clip=clip, time=time, shares=shares)
+    return Advice(
+        check_assumptions(problem, weights[0]),
+        tuple(minimum_lp_share(problem, w, rho=rho, sigma=sigma, clip=clip) for w in weights),
+        tuple(found for w in weights for found in _crossovers(problem, w, time, clip)),
+        curves,
+        reasons,
+        float(np.mean([problem.losses(problem.outputs(w)).sum() for w in weights])),
+        problem.samples,
+        time,
+    )
+
+
+def _crossovers(problem: Problem, weights: Weights, time: float, clip: float) -> list[Crossover]:
+    """One for each class of a ReLU net, if these decouple, else one for the whole."""
+    blocks, reason = decouple(problem, weights) if problem.activation == "relu" else ([], "")
+    if reason or not blocks:
+        return [lp_crossover(problem, weights, time=time, clip=clip)]
+    parts = [
+        (
+            Problem(problem.X[b.samples], problem.y[b.samples], problem.activation, problem.loss),
+            Weights(weights.W[b.neurons], weights.v[b.neurons]),
+        )
+        for b in blocks
+        # a class without neurons has a constant loss
+        if len(b.neurons)
+    ]
+    return [lp_crossover(part, own, time=time, clip=clip) for part, own in parts]
+
+
+def _curves(
+    problem: Problem, weights: Sequence[Weights], **settings: Any
+) -> tuple[dict[str, Band], dict[str, str]]:
+    """Means of each bound over the heads."""
+    bands: dict[str, list[Band]] = {}
+    reasons: dict[str, str] = {}
+    _, mixed = decouple(problem, weights[0])
+    if mixed:
+        # it holds, but was found 10^4 times the loss at the start, and takes a minute
+        reasons["certified"] = f"not evaluated, as it says nothing of use where {mixed}"
+    for w in weights:
+        found = utility_curve(problem, w, bounds=tuple(n for n in BOUNDS if n not in reasons), **settings)
+        reasons |= found.reasons
+        for name, band in found.curves.items():
+            bands.setdefault(name, []).append(band)
+    curves = {}
+    for name, found in bands.items():
+        if name in reasons:
+            continue
+        valid = np.all([band.valid for band in found], axis=0)
+        why = next((band.reason for band in found if band.reason), "")
+        if not valid.any():
+            reasons[name] = why
+            continue
+        low, high = (np.mean([getattr(band, side) for band in found], axis=0) for side in ("lower", "upper"))
+        curves[name] = Band(found[0].times, low, high, valid, why, found[0].source)
+    return curves, reasons

@@ -1,0 +1,231 @@
+"""What a plan says, as text and as a figure."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bounds.advice import Advice
+from empirical.planner import SharePlan
+from empirical.tables import Table
+
+COST = (
+    "a plan read off private data is itself a release: it costs privacy that is NOT accounted for here, and "
+    "share and rates are chosen on it"
+)
+
+
+def privacy(private: bool) -> str:
+    """What the plan itself costs."""
+    if private:
+        return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
+    return f"the data were said to be public, so that the plan costs none; {COST}"
+
+
+def text(plan: SharePlan) -> str:
+    """A report of some lines."""
+    history = plan.history
+    lines = [
+        (
+            "budget",
+            f"epsilon {plan.epsilon:g} at delta {history.delta:g} for {history.samples} samples, one added "
+            f"or removed; {history.steps} steps of an expected batch of {plan.batch:g}",
+        ),
+        *_theory(plan.theory),
+        ("simulation", plan.simulated),
+        *(("", line) for line in _shares(plan).text().splitlines()),
+        ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches"),
+        ("loss", f"lowest at share {plan.loss_share:g}, which is another question than accuracy"),
+        ("recommended", f"lp share {plan.share:g}; {_flatness(plan)}"),
+        *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
+        *(("notes" if i == 0 else "", line) for i, line in enumerate(plan.notes)),
+    ]
+    return "\n".join(f"{name:14}{line}".rstrip() for name, line in lines)
+
+
+def _flatness(plan: SharePlan) -> str:
+    others = [f"{share:g}" for share in plan.as_good if share != plan.share]
+    if not others:
+        return "every other share was worse, beyond the noise of the comparison"
+    if len(others) == len(plan.shares) - 1:
+        return "no other share was worse beyond the noise of the comparison: it hardly matters"
+    return f"no worse beyond the noise of the comparison: {', '.join(others)}"
+
+
+def _shares(plan: SharePlan) -> Table:
+    lost, error = plan.deficit
+    root = math.sqrt(plan.accuracy.shape[1])
+    rows = []
+    for k, share in enumerate(plan.shares):
+        values, losses = plan.accuracy[k], plan.loss[k]
+        rates = [f"{plan.lp_lr:.3g}" if share > 0 else "-", f"{plan.lr[k]:.3g}" if share < 1 else "-"]
+        rows.append(
+            [
+                f"{share:g}",
+                f"{values.mean():.3f} ± {values.std(ddof=1) / root:.3f}",
+                "-" if k == plan.best else f"{lost[k]:.3f} ± {error[k]:.3f}",
+                f"{losses.mean():.3g} ± {losses.std(ddof=1) / root:.1g}",
+                *rates,
+            ]
+        )
+    header = ["lp share", "held-out accuracy", "lost to the best", "training loss", "lp rate", "fft rate"]
+    return Table(header, rows)
+
+
+def _phases(plan: SharePlan) -> Iterable[str]:
+    for phase in plan.phases:
+        yield (
+            f"{phase['method']}: {phase['steps']} steps, learning rate {phase['learning rate']:.3g}, noise "
+            f"multiplier {phase['noise multiplier']:.4g}, sample rate {phase['sample rate']:.4g}, clip "
+            f"{phase['clip']:g}"
+        )
+    yield "multiplier by the PRV and PLD accountants; rates of mean gradients, best in the simulation"
+
+
+def _theory(theory: Any) -> list[tuple[str, str]]:
+    """What the theorems say; of one class against the rest, in ranges over the classes."""
+    if not theory:
+        return [("theory", "not asked")]
+    found = list(theory.values())
+    if len(found) == 1:
+        (advice,) = found
+        lines = [("assumptions", line) for line in str(advice.assumptions).splitlines()]
+    else:
+        lines = [("assumptions", f"of each of {len(found)} classes against the rest:"), *_ranges(found)]
+    lines += [("minimum share", said) for said in _distinct(_minimum(advice) for advice in found)]
+    lines += [("loss-optimal", said) for said in _distinct(advice.loss_optimal[1] for advice in found)]
+    lines += [("loss bounds", said) for said in _distinct(_bounds(advice) for advice in found)]
+    return [(name if i == 0 or name != lines[i - 1][0] else "", line) for i, (name, line) in enumerate(lines)]
+
+
+def _distinct(sayings: Iterable[str]) -> list[str]:
+    """Different sayings, with how many classes each is of where they differ."""
+    said = list(sayings)
+    counts = {text: said.count(text) for text in said}
+    if len(counts) == 1:
+        return list(counts)
+    return [f"{text} ({count} of {len(said)} classes)" for text, count in counts.items()]
+
+
+def _ranges(found: list[Advice]) -> list[tuple[str, str]]:
+    def span(values: Iterable[float]) -> str:
+        part = np.array(list(values))
+        return f"{np.nanmin(part):.1%} to {np.nanmax(part):.1%}"
+
+    states = [advice.assumptions for advice in found]
+    separable = sum(state.separability.holds for state in states)
+    collapsed = sum(state.collapse is not None and state.collapse.holds for state in states)
+    pairs = span(state.separability.violations for state in states)
+    neurons = span(state.collapse.violations for state in states if state.collapse is not None)
+    return [
+        ("assumptions", f"3.1 holds for {separable}; pairs that violate it: {pairs}"),
+        ("assumptions", f"3.2 holds for {collapsed}; neurons that violate it: {neurons}"),
+    ]
+
+
+def _minimum(advice: Advice) -> str:
+    bad = next((found.reason for found in advice.minimum if not found.valid), "")
+    if bad:
+        return f"theory does not say (3.4, 5.1): {bad}"
+    mean, error = advice.minimum_share
+    attained = np.mean([found.attainable for found in advice.minimum])
+    spread = "" if math.isnan(error) else f" ± {error:.2g} over {len(advice.minimum)} heads"
+    text = f"{mean:.3g}{spread} aligns every head before full fine-tuning, at probing's rate (3.4, 5.1)"
+    if attained == 1:
+        return text
+    return f"{text}: NOT attainable" + (f" for {1 - attained:.0%} of the heads" if attained else "")
+
+
+def _bounds(advice: Advice) -> str:
+    useful = []
+    for name, band in advice.curves.items():
+        upper = np.where(band.valid, band.upper, np.inf)
+        k = int(upper.argmin())
+        if upper[k] < advice.start:
+            where = (
+                "" if band.valid.all() else f", valid at {int(band.valid.sum())} of {band.valid.size} shares"
+            )
+            useful.append(
+                f"{name} ({band.source}) is least, {upper[k]:.3g}, at share {band.times[k]:g}{where}"
+            )
+    if useful:
+        return f"{'; '.join(useful)}; {advice.start:.3g} at the start"
+    why = advice.reasons.get("sandwich", "those that apply are above the loss at the start")
+    return f"none says anything: {why}"
+
+
+# --- figure ------------------------------------------------------------------------------------
+
+_SIMULATED, _GOOD, _THEORY = "#0072b2", "#009e73", "0.4"
+
+
+def draw(plan: SharePlan, path: Path) -> None:
+    """Draw accuracy and loss over the share, with what theory says of two classes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an old one stays.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
+    root = math.sqrt(plan.accuracy.shape[1])
+    for ax, values, name in zip(
+        axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
+    ):
+        ax.errorbar(
+            plan.shares,
+            values.mean(1),
+            values.std(1, ddof=1) / root,
+            color=_SIMULATED,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label="simulated",
+        )
+        ax.set(xlabel="share of the budget for linear probing", ylabel=name)
+    good = np.isin(plan.shares, plan.as_good)
+    axes[0].plot(
+        plan.shares[good],
+        plan.accuracy[good].mean(1),
+        linestyle="",
+        marker="o",
+        markersize=8,
+        markerfacecolor="none",
+        color=_GOOD,
+        label="not worse than the best",
+    )
+    if len(plan.theory) == 1:
+        _draw_theory(axes, next(iter(plan.theory.values())))
+    for ax in axes:
+        ax.legend(fontsize=6.5, frameon=False)
+    figure.suptitle(f"epsilon {plan.epsilon:g}: recommended lp share {plan.share:g}", fontsize=9)
+    # written under a temporary name: an old figure stays until the new one is whole
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        figure.savefig(temporary, dpi=200)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
+
+
+def _draw_theory(axes: Any, advice: Advice) -> None:
+    mean, _ = advice.minimum_share
+    if mean <= 1:
+        axes[0].axvline(mean, color=_THEORY, linestyle=":", label="aligns every head (3.4)")
+    rows = advice.samples
+    for name, band in advice.curves.items():
+        if band.valid.any() and np.nanmin(band.upper) < advice.start:
+            axes[1].fill_between(
+                band.times, band.lower / rows, band.upper / rows, color=_THEORY, alpha=0.3, label=name
+            )

@@ -1,0 +1,535 @@
+"""How much of a privacy budget should go to linear probing, asked of frozen features before the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bounds.advice import Advice, split_advice
+from empirical.history import History, plan
+from empirical.standin import Outcome, Settings, StandIn
+from langevin import _validate
+from langevin._random import RNG, generator
+from langevin._validate import FloatArray
+from langevin.problem import ACTIVATIONS, Activation, Weights
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from empirical.recipe import Recipe
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# learning rates times clip that a search starts from; it goes on by the same factor, an odd whole number
+RATES = tuple(3.0**k for k in range(-3, 2))
+_FACTOR, _FARTHEST = 3.0, 4
+# of the comparison of shares
+LEVEL = 0.05
+_HELD_OUT = 5
+# rows and entries of W that a simulation has at most, rows and heads that theory has
+_ROWS, _ENTRIES, _THEORY_ROWS, _THEORY_HEADS = 4096, 2**16, 256, 4
+
+
+@dataclass(frozen=True, eq=False)
+class SharePlan:
+    """A split of a budget, and what it rests on; see `plan_share`.
+
+    Attributes
+    ----------
+    shares : ndarray, shape (m,)
+        Shares of the steps, and of the budget, for linear probing.
+    accuracy, loss : ndarray, shape (m, draws)
+        Held-out accuracy and mean training loss at the end of each simulated run. The draws, of head, noise
+        and batches, are common to the shares.
+    lr : ndarray, shape (m,)
+        Best learning rate of full fine-tuning; NaN for share 1.
+    lp_lr : float
+        Best learning rate of probing.
+    history : History
+        What the recommended run releases, by the accountant.
+    theory : mapping of str to Advice
+        For two classes one, for more one for each class against the rest.
+    epsilon, clip : float
+    batch : float
+        Expected batch.
+    simulated : str
+        What was simulated.
+    notes : tuple of str
+        What was cut, split off or assumed.
+    """
+
+    shares: FloatArray
+    accuracy: FloatArray
+    loss: FloatArray
+    lr: FloatArray
+    lp_lr: float
+    history: History
+    theory: Mapping[str, Advice]
+    epsilon: float
+    clip: float
+    batch: float
+    simulated: str
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> int:
+        """Index of the share with the highest mean accuracy; of equals the one with the lowest loss."""
+        return _best(self.accuracy, self.loss)
+
+    @property
+    def share(self) -> float:
+        """The recommended share."""
+        return float(self.shares[self.best])
+
+    @property
+    def deficit(self) -> tuple[FloatArray, FloatArray]:
+        """Accuracy lost against the recommended share, mean and standard error, paired by draws."""
+        lost = self.accuracy[self.best] - self.accuracy
+        return lost.mean(1), lost.std(1, ddof=1) / math.sqrt(lost.shape[1])
+
+    @property
+    def as_good(self) -> FloatArray:
+        """Shares that are not worse than the recommended one by a paired t-test at 5 %: how flat it is."""
+        from scipy.stats import t
+
+        mean, error = self.deficit
+        most = t.ppf(1 - LEVEL / 2, self.accuracy.shape[1] - 1) * error
+        return self.shares[mean <= most]
+
+    @property
+    def loss_share(self) -> float:
+        """The share with the lowest mean training loss, which is another question."""
+        return float(self.shares[self.loss.mean(1).argmin()])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recommended run, for `empirical.train.finetune`.
+
+        Its learning rates are those that were best in the simulation.
+        """
+        from empirical.recipe import Recipe
+
+        lr = float(self.lr[self.best])
+        settings: dict[str, Any] = dict(
+            steps=self.history.steps,
+            batch=self.batch,
+            epsilon=self.epsilon,
+            delta=self.history.delta,
+            clip=self.clip,
+        )
+        if self.share == 1:
+            return Recipe("lp", lr=self.lp_lr, **settings)
+        if self.share == 0:
+            return Recipe("fft", lr=lr, **settings)
+        return Recipe("lp-fft", lp_share=self.share, lp_lr=self.lp_lr, lr=lr, **settings)
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """The equivalent DP-SGD, phase by phase."""
+        rates = {"lp": self.lp_lr, "fft": float(self.lr[self.best])}
+        return [
+            {
+                "method": m.name,
+                "steps": m.steps,
+                "learning rate": rates[m.name],
+                "noise multiplier": m.noise_multiplier,
+                "sample rate": m.sample_rate,
+                "expected batch": self.batch,
+                "clip": self.clip,
+            }
+            for m in self.history.mechanisms
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dictionaries, for JSON; NaN where there is no number."""
+        lost, error = self.deficit
+        draws = self.accuracy.shape[1]
+        return {
+            "recommended lp share": self.share,
+            "as good": self.as_good.tolist(),
+            "DP-SGD": self.phases,
+            "epsilon": self.epsilon,
+            "delta": self.history.delta,
+            "samples": self.history.samples,
+            "neighbours": self.history.neighbours,
+            "simulation": {
+                "of": self.simulated,
+                "draws": draws,
+                "shares": self.shares.tolist(),
+                "accuracy": self.accuracy.mean(1).tolist(),
+                "accuracy standard error": (self.accuracy.std(1, ddof=1) / math.sqrt(draws)).tolist(),
+                "accuracy lost": lost.tolist(),
+                "accuracy lost standard error": error.tolist(),
+                "loss": self.loss.mean(1).tolist(),
+                "loss standard error": (self.loss.std(1, ddof=1) / math.sqrt(draws)).tolist(),
+                "loss-optimal share": self.loss_share,
+                "lp learning rate": self.lp_lr,
+                "fft learning rates": self.lr.tolist(),
+            },
+            "theory": {name: advice.to_dict() for name, advice in self.theory.items()},
+            "notes": list(self.notes),
+        }
+
+    def to_dataset(self) -> xr.Dataset:
+        """Every simulated run over ``(share, draw)``, and the record in the attributes."""
+        import json
+
+        import xarray as xr
+
+        about = {
+            "accuracy": (self.accuracy, "held-out accuracy at the end", "1"),
+            "loss": (self.loss, "mean training loss at the end", "loss"),
+        }
+        variables: dict[str, Any] = {
+            name: (("share", "draw"), values, {"long_name": meaning, "units": units})
+            for name, (values, meaning, units) in about.items()
+        }
+        variables["lr"] = ("share", self.lr, {"long_name": "learning rate of full fine-tuning", "units": "1"})
+        record = {"title": "plan of a privacy budget", "plan": json.dumps(self.to_dict())}
+        draws = np.arange(self.accuracy.shape[1])
+        return xr.Dataset(variables, {"share": self.shares, "draw": draws}, record)
+
+
+def plan_share(
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    epsilon: float,
+    delta: float,
+    clip: float = 1.0,
+    W: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    X_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    samples: int | None = None,
+    steps: int = 100,
+    batch: float | None = None,
+    shares: Sequence[float] = SHARES,
+    activation: Activation | None = None,
+    draws: int = 16,
+    tuning_draws: int = 4,
+    theory: bool = True,
+    rng: RNG = 0,
+    progress: Callable[[int], None] | None = None,
+) -> SharePlan:
+    """Recommend the share of a privacy budget that should probe before full fine-tuning.
+
+    What the theorems say is gathered (`bounds.advice.split_advice`), and each share is simulated with the
+    noise that the budget buys, at its best learning rates; the recommended share has the highest mean
+    held-out accuracy, and of equals the lowest training loss. The simulation is of a two-layer net in place
+    of the network, see `StandIn`: what full fine-tuning changes there is ``W``. Rates are searched in factors
+    of 3, until none at an end is best, on draws of their own: probing's first, then for each share full
+    fine-tuning's after that probing. As in the paper, tuning is not paid for in epsilon.
+
+    **A plan read off private data is itself a release, which is not accounted for here.** Give features of
+    public data that resemble the private ones, and the number of private ``samples``.
+
+    Parameters
+    ----------
+    X : array_like, shape (n, d)
+        Frozen features; or, with ``W``, the inputs of a first layer.
+    y : array_like, shape (n,)
+        Labels, numbers or text, of two or more classes.
+    epsilon, delta : float
+        Budget of the whole training; neighbours differ by one sample added or removed.
+    clip : float
+        Flat per-sample gradient norm threshold.
+    W : array_like, shape (h, d), optional
+        First layer, as the last one of the body (its bias as a column, with a column of ones in ``X``).
+        Without it the features are the hidden layer, ``W`` the identity: full fine-tuning is a map of the
+        features on top, which knows nothing of the layers below.
+    v : array_like, shape (h,) or (classes, h), optional
+        Head; without it Gaussian ones of scale ``1 / sqrt(h)``, a new one each draw.
+    X_test, y_test : array_like, optional
+        Held-out data; without them a fifth of each class is split off.
+    samples : int, optional
+        Number of private samples; by default ``n``.
+    steps : int
+        Of DP-SGD, both phases together.
+    batch : float, optional
+        Expected batch; by default a tenth of ``samples``.
+    shares : sequence of float
+        In [0, 1]; each is rounded to whole steps.
+    activation : {"relu", "linear"}, optional
+        By default "relu" with ``W`` or where no feature is negative, else "linear", as the ReLU would change
+        the features. A linear map on top of features adds nothing to what a head can tell apart.
+    draws, tuning_draws : int
+        Runs for each share, and for each trial of a rate.
+    theory : bool
+        Whether to evaluate the theorems.
+    rng : int, Generator or None
+        Source of randomness (SPEC 7).
+    progress : callable, optional
+        Called with the number of runs done.
+
+    Returns
+    -------
+    SharePlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        On bad arguments, by name.
+
+    Examples
+    --------
+    >>> from langevin import orthogonally_separable
+    >>> data = orthogonally_separable(samples=100, dim=4, rng=0)
+    >>> found = plan_share(
+    ...     data.X, data.y, epsilon=1.0, delta=1e-3, steps=20, shares=[0, 0.5, 1], draws=2, tuning_draws=1
+    ... )
+    >>> found.share in found.as_good, [m.noise_multiplier > 0 for m in found.history.mechanisms]
+    (True, [True, True])
+    """
+    from empirical.accounting import calibrate
+    from langevin._engine import one_blas_thread
+
+    steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
+    tuning_draws = _validate.integer("tuning_draws", tuning_draws, 1)
+    clip = _validate.positive("clip", clip)
+    root = int(generator(rng, "plan").integers(2**63))
+    random = np.random.default_rng(np.random.SeedSequence(root))
+    net, names, rows, notes = _stand_in(X, y, W, v, X_test, y_test, activation, random)
+    samples = rows if samples is None else _validate.integer("samples", samples, 1)
+    batch = samples / 10 if batch is None else _validate.positive("batch", batch)
+    lengths = _lengths(shares, steps)
+    budget = _validate.positive("epsilon", epsilon)
+    whole = calibrate(plan(samples, batch, delta=delta, steps=steps, clip=clip), budget)
+    nu = whole.mechanisms[0].noise_multiplier
+    assert nu is not None
+    how = Settings(steps, batch, nu, clip)
+    trials = _Trials(net, how, root, progress)
+    with one_blas_thread():
+        lp_lr, rates = _tuned(trials, lengths, tuning_draws)
+        ends = [
+            [trials.run(n, lp_lr, lr, 1, i) for i in range(draws)]
+            for n, lr in zip(lengths, rates, strict=True)
+        ]
+        said = _theory(net, names, how, lp_lr, np.array(lengths) / steps, root) if theory else {}
+    ends = np.array(ends)
+    found = np.array(lengths) / steps
+    best = float(found[_best(ends[..., 0], ends[..., 1])])
+    history = plan(samples, batch, delta=delta, steps=steps, lp_share=best, noise_multiplier=nu, clip=clip)
+    lr = np.where(np.array(lengths) < steps, rates, np.nan)
+    return SharePlan(
+        found, ends[..., 0], ends[..., 1], lr, lp_lr, history, said, budget, clip, batch, net.method, notes
+    )
+
+
+# --- the data ----------------------------------------------------------------------------------
+
+
+def _stand_in(
+    X: ArrayLike,
+    y: ArrayLike,
+    W: ArrayLike | None,
+    v: ArrayLike | None,
+    X_test: ArrayLike | None,
+    y_test: ArrayLike | None,
+    activation: Activation | None,
+    random: np.random.Generator,
+) -> tuple[StandIn, list[str], int, tuple[str, ...]]:
+    """The net to simulate, the classes' names, the number of training rows given, and what was done."""
+    features, (names, labels) = _validate.array("X", X, 2), _labels("y", y)
+    _validate.same_length("X", features, "y", labels)
+    rows, notes = len(labels), []
+    if (X_test is None) != (y_test is None):
+        raise ValueError("X_test and y_test must be given together: one of them is None")
+    if X_test is None or y_test is None:
+        test, train = _held_out(labels, random)
+        held, held_labels = features[test], labels[test]
+        features, labels = features[train], labels[train]
+        notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
+    else:
+        held = _validate.array("X_test", X_test, 2)
+        if held.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"X_test must have as many columns as X, got {held.shape[1]} and {features.shape[1]}"
+            )
+        _, held_labels = _labels("y_test", y_test, names)
+        _validate.same_length("X_test", held, "y_test", held_labels)
+    if len(labels) > _ROWS:
+        kept = random.permutation(len(labels))[:_ROWS]
+        notes.append(f"simulated on {_ROWS} of {len(labels)} training samples")
+        features, labels = features[kept], labels[kept]
+    if activation is None:
+        activation = "linear" if W is None and features.min() < 0 else "relu"
+        if activation == "linear":
+            notes.append("some features are negative: full fine-tuning is a linear map of them")
+    _validate.choice("activation", activation, ACTIVATIONS)
+    if W is None:
+        layer = np.eye(features.shape[1])
+        notes.append("without W, full fine-tuning is a layer on top of the features, none below them")
+    else:
+        layer = _validate.array("W", W, 2)
+        if layer.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"W must have as many columns as X, got {layer.shape[1]} and {features.shape[1]}"
+            )
+    head = None if v is None else _validate.array("v", v, 1 if len(names) == 2 else 2)
+    shape = (len(layer),) if len(names) == 2 else (len(names), len(layer))
+    if head is not None and head.shape != shape:
+        raise ValueError(f"v must have the shape {shape}, got {head.shape}")
+    features, held, layer, cut = _cut(features, held, layer)
+    net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
+    return net, names, rows, (*notes, *cut)
+
+
+def _labels(name: str, value: ArrayLike, known: Sequence[str] | None = None) -> tuple[list[str], NDArray]:
+    """Names of the classes, sorted, and the number of each sample's."""
+    given = np.asarray(value)
+    if given.ndim != 1 or given.dtype.kind not in "biufUS":
+        raise ValueError(
+            f"{name} must be one row of numbers or text, got shape {given.shape} of {given.dtype}"
+        )
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise ValueError(f"{name} must be finite, got {given[~np.isfinite(given)][0]}: remove such samples")
+    values, numbers = np.unique(given, return_inverse=True)
+    # the same class whether written 1 or 1.0
+    names = [str(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values.tolist()]
+    if known is not None:
+        new = [n for n in names if n not in known]
+        if new:
+            raise ValueError(f"{name} must hold classes of y, {', '.join(known)}, got {new[0]}")
+        return list(known), np.array([known.index(n) for n in names])[numbers]
+    if len(names) < 2:
+        raise ValueError(f"{name} must hold two or more classes, got {len(names)}: {', '.join(names)}")
+    if len(names) > len(given) / 2:
+        raise ValueError(
+            f"{name} must hold classes, got {len(names)} different values among {len(given)}: "
+            "there is no plan for regression"
+        )
+    return names, numbers
+
+
+def _held_out(labels: NDArray, random: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """Rows to hold out, a fifth of each class and one at least, and all others."""
+    test = []
+    for label in range(int(labels.max()) + 1):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        if len(rows) < 2:
+            raise ValueError(
+                f"y must hold two samples or more of each class, got one of class number {label}: "
+                "give X_test and y_test, or leave it out"
+            )
+        test.append(rows[: max(1, len(rows) // _HELD_OUT)])
+    held = np.sort(np.concatenate(test))
+    return held, np.setdiff1d(np.arange(len(labels)), held)
+
+
+def _cut(
+    X: FloatArray, X_test: FloatArray, W: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, list[str]]:
+    """The same net in the leading principal directions of its inputs, as many as a simulation can afford."""
+    most = max(1, _ENTRIES // len(W))
+    if X.shape[1] <= most:
+        return X, X_test, W, []
+    from sklearn.utils.extmath import randomized_svd
+
+    _, sizes, basis = randomized_svd(X, min(most, len(X)), random_state=0)
+    kept = float((sizes**2).sum() / max((X**2).sum(), 1e-300))
+    note = f"simulated in {len(basis)} of {X.shape[1]} directions, which hold {kept:.1%} of the inputs' size"
+    return X @ basis.T, X_test @ basis.T, W @ basis.T, [note]
+
+
+def _lengths(shares: Sequence[float], steps: int) -> list[int]:
+    """Steps of probing for each share, rising."""
+    given = _validate.array("shares", np.asarray(shares, dtype=np.float64), 1)
+    for share in given.tolist():
+        _validate.fraction("shares", share)
+    found = sorted({round(share * steps) for share in given.tolist()})
+    if len(found) < 2:
+        raise ValueError(
+            f"shares must differ by a step of {steps}, got {given.tolist()}: give more of either"
+        )
+    return found
+
+
+# --- simulation and theory ---------------------------------------------------------------------
+
+
+class _Trials:
+    """Runs of a stand-in, each made once."""
+
+    def __init__(
+        self, net: StandIn, how: Settings, root: int, progress: Callable[[int], None] | None
+    ) -> None:
+        self.net, self.how, self.root, self.progress = net, how, root, progress
+        self.done: dict[tuple[int, float, float, int, int], Outcome] = {}
+
+    def run(self, lp_steps: int, lp_lr: float, lr: float, stage: int, draw: int) -> Outcome:
+        # a rate that is not used makes no other run
+        key = (lp_steps, lp_lr * (lp_steps > 0), lr * (lp_steps < self.how.steps), stage, draw)
+        if key not in self.done:
+            stream = np.random.SeedSequence(self.root, spawn_key=(stage, draw))
+            self.done[key] = self.net.run(self.how, lp_steps, lp_lr, lr, stream)
+            if self.progress is not None:
+                self.progress(len(self.done))
+        return self.done[key]
+
+
+def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> tuple[float, list[float]]:
+    """Best rate of probing, and of full fine-tuning for each length of probing."""
+    steps, clip = trials.how.steps, trials.how.clip
+
+    def score(lp_steps: int, lp_lr: float, lr: float) -> tuple[float, float]:
+        ends = np.array([trials.run(lp_steps, lp_lr, lr, 0, i) for i in range(draws)])
+        accuracy, loss = ends.mean(0).tolist()
+        return accuracy, -loss
+
+    start = [rate / clip for rate in RATES]
+    lp_lr = _search(lambda rate: score(steps, rate, rate), start)
+    rates = [
+        lp_lr if n == steps else _search(lambda rate, n=n: score(n, lp_lr, rate), start) for n in lengths
+    ]
+    return lp_lr, rates
+
+
+def _search(score: Callable[[float], tuple[float, float]], start: Sequence[float]) -> float:
+    """The rate of the highest accuracy, of equals of the lowest loss.
+
+    From ``start`` on outwards as long as one at an end is more accurate than all others: on data that are
+    easily told apart loss alone would ask for ever larger rates.
+    """
+    tried = {rate: score(rate) for rate in start}
+    for _ in range(_FARTHEST):
+        best = max(tried, key=tried.__getitem__)
+        others = max(accuracy for rate, (accuracy, _) in tried.items() if rate != best)
+        if best not in (min(tried), max(tried)) or tried[best][0] <= others:
+            break
+        new = best * _FACTOR if best == max(tried) else best / _FACTOR
+        tried[new] = score(new)
+    return max(tried, key=tried.__getitem__)
+
+
+def _best(accuracy: FloatArray, loss: FloatArray) -> int:
+    """Place of the highest mean accuracy over the draws; of equals, of the lowest mean loss."""
+    return int(np.lexsort((loss.mean(1), -accuracy.mean(1)))[0])
+
+
+def _theory(
+    net: StandIn, names: Sequence[str], how: Settings, lr: float, shares: FloatArray, root: int
+) -> dict[str, Advice]:
+    """What the theorems say, at probing's rate and on some rows, of two classes or of each and the rest."""
+    random = np.random.default_rng(np.random.SeedSequence(root, spawn_key=(2,)))
+    count = min(_THEORY_ROWS, len(net.X))
+    rows = np.sort(random.permutation(len(net.X))[:count])
+    (phase,) = how.phases(how.steps, lr, lr, count)
+    heads = [net.head(random) for _ in range(1 if net.v is not None else _THEORY_HEADS)]
+    said = {}
+    for label in range(1 if len(names) == 2 else 0, len(names)):
+        other = names[0] if len(names) == 2 else "the rest"
+        own = [head if len(names) == 2 else head[label] for head in heads]
+        said[f"{names[label]} against {other}"] = split_advice(
+            net.problem(label, rows),
+            [Weights(net.W, v) for v in own],
+            sigma=phase.sigma,
+            clip=how.clip,
+            time=phase.time,
+            shares=shares,
+        )
+    return said

@@ -1,0 +1,207 @@
+"""Plans: what they recommend where the answer is known, the noise they state, and how they compare."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bounds import alignment_time, lp_crossover
+from empirical import account, plan_share
+from empirical.history import History, plan
+from empirical.planner import SharePlan, _cut, _search
+from empirical.standin import Settings, StandIn
+from langevin import Weights, collapsed_features, orthogonally_separable
+
+CALM: dict[str, Any] = dict(delta=1e-4, draws=4, tuning_draws=2, shares=[0.0, 0.5, 1.0], theory=False)
+
+
+def clusters(classes=4, each=100, dim=8, spread=0.3, seed=0):
+    """Points about orthogonal means, all coordinates positive."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(classes * each) % classes
+    return np.abs(np.eye(classes, dim)[labels] + spread * random.standard_normal((len(labels), dim))), labels
+
+
+# --- where the answer is known ------------------------------------------------------------------
+
+
+def test_features_that_say_nothing_want_full_fine_tuning():
+    X, y = clusters()
+    # every neuron sees the sum of the coordinates alone
+    found = plan_share(X, y, W=np.full((8, 8), 0.2), epsilon=20.0, **CALM)
+    assert found.share < 1
+    assert 1.0 not in found.as_good
+    assert found.accuracy[-1].mean() == pytest.approx(0.25)
+
+
+def test_features_that_say_enough_want_probing_in_noise_alone():
+    X, y = clusters(dim=32)
+    settings = {**CALM, "steps": 40, "draws": 12, "shares": [0.0, 1.0]}
+
+    def gain(epsilon):
+        """Of probing alone over none, with its standard error, over three splits."""
+        found = [plan_share(5 * X, y, epsilon=epsilon, rng=seed, **settings) for seed in range(3)]
+        gains = np.concatenate([plan.accuracy[-1] - plan.accuracy[0] for plan in found])
+        return gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
+
+    (tight, tight_error), (ample, ample_error) = gain(0.3), gain(3.0)
+    assert tight > 2.5 * tight_error
+    assert tight - ample > 2.5 * np.hypot(tight_error, ample_error)
+    assert ample < 2.5 * ample_error
+
+
+def collapsed(head, clip):
+    """A linear net on samples that all have the same ``y_i x_i``, and its end after some probing."""
+    random = np.random.default_rng(1)
+    W, x = random.standard_normal((6, 3)), np.array([1.0, 0.0, 0.0])
+    labels = np.arange(20) % 2
+    X = np.where(labels == 1, 1.0, -1.0)[:, None] * x
+    v = head * (W @ x)
+    net = StandIn(X, labels, X, labels, W, v, 2, "linear")
+    how = Settings(steps=40, batch=20.0, noise_multiplier=0.0, clip=clip)
+
+    def loss(lp_steps, rate):
+        return net.run(how, lp_steps, rate, rate, np.random.SeedSequence(0)).loss
+
+    return net, Weights(W, v), loss
+
+
+def test_on_a_collapsed_block_the_simulation_agrees_with_theory_that_probing_hurts():
+    net, weights, loss = collapsed(head=0.1, clip=1.0)
+    rate = 0.02
+    found = lp_crossover(net.problem(1), weights, time=40 * rate / 20, clip=1.0)
+    assert found.case == "fft"
+    losses = [loss(lp_steps, rate) for lp_steps in (0, 10, 20, 30, 40)]
+    assert (np.diff(losses) > 0).all()
+
+
+def test_and_with_theory_that_a_short_probing_helps_a_misaligned_head():
+    net, weights, loss = collapsed(head=-0.5, clip=1e6)
+    times = {}
+    for rate in (0.002, 0.2):
+        time = 40 * rate / 20
+        found = lp_crossover(net.problem(1), weights, time=time)
+        assert found.case == "lp-helps-above"
+        times[rate] = time / found.critical_time
+        assert (loss(2, rate) < loss(0, rate)) == (time > found.critical_time)
+    # the control: both sides of the critical time were seen
+    assert min(times.values()) < 1 < max(times.values())
+
+
+def test_theory_stands_beside_the_simulation_of_two_classes():
+    data = orthogonally_separable(80, 5, spread=0.05, rng=0)
+    weights = collapsed_features(data, 8, rng=0)
+    found = plan_share(
+        data.X, data.y, W=weights.W, v=weights.v, X_test=data.X, y_test=data.y, epsilon=2.0,
+        **{**CALM, "theory": True, "steps": 20, "tuning_draws": 1, "draws": 2},
+    )  # fmt: skip
+    (advice,) = found.theory.values()
+    assert advice.assumptions.hold
+    # whatever the noise: at probing's rate, in units of its time
+    time = 20 * found.lp_lr / 80
+    assert advice.minimum_share[0] == pytest.approx(float(alignment_time(data, weights, clip=1.0)) / time)
+    assert "sandwich" in advice.curves
+
+
+# --- privacy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 4.0])
+def test_the_stated_noise_spends_the_budget(epsilon):
+    X, y = clusters(each=20)
+    found = plan_share(X, y, epsilon=epsilon, samples=1000, batch=50, steps=30, **CALM)
+    report = account(found.history)
+    assert 0.995 * epsilon <= max(report.epsilon_prv, report.epsilon_pld) <= epsilon
+    assert [m.sample_rate for m in found.history.mechanisms] == [0.05] * len(found.history.mechanisms)
+    assert found.history.steps == 30
+    nu = found.history.mechanisms[0].noise_multiplier
+    assert nu is not None
+    less = plan(1000, 50, delta=1e-4, steps=30, noise_multiplier=0.97 * nu)
+    assert account(less).epsilon_prv > epsilon
+    # and it is what the recipe would be run with
+    same = found.recipe.history(1000).mechanisms
+    assert [m.noise_multiplier for m in same] == pytest.approx([nu] * len(same), rel=5e-3)
+    assert [m.steps for m in same] == [phase["steps"] for phase in found.phases]
+
+
+def test_more_private_samples_mean_less_noise():
+    X, y = clusters(each=50)
+    few, many = (plan_share(X, y, epsilon=0.2, samples=samples, steps=30, **CALM) for samples in (200, 5000))
+    lost = many.accuracy[-1] - few.accuracy[-1]
+    error = lost.std(ddof=1) / len(lost) ** 0.5
+    assert lost.mean() > 4 * error > 0
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def made(accuracy, loss=None):
+    accuracy = np.array(accuracy)
+    return SharePlan(
+        np.array([0.0, 0.5, 1.0]),
+        accuracy,
+        np.ones_like(accuracy) if loss is None else np.array(loss),
+        np.array([0.1, 0.1, np.nan]),
+        1.0,
+        History([], 1e-5),
+        {},
+        1.0,
+        1.0,
+        10.0,
+        "",
+        (),
+    )
+
+
+def test_shares_are_compared_by_draws():
+    # both of the others are 0.01 worse on average: one always, one now and then
+    level = np.array([0.3, 0.5, 0.7, 0.9])
+    found = made([level, level - 0.01, level - np.array([0.2, -0.2, 0.1, -0.06])])
+    assert found.share == 0
+    assert found.as_good.tolist() == [0.0, 1.0]
+    assert found.deficit[0] == pytest.approx([0, 0.01, 0.01])
+
+
+def test_of_equal_accuracies_the_lower_loss_wins():
+    same = np.ones((3, 2))
+    assert made(same, [[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]).share == 0.5
+    assert made(same, [[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]]).share == 1.0
+
+
+def test_rates_are_searched_beyond_the_grid_only_where_accuracy_grows():
+    start = [1.0, 3.0, 9.0]
+    assert _search(lambda rate: (-abs(np.log(rate / 81)), 0.0), start) == 81
+    assert _search(lambda rate: (-abs(np.log(rate * 27)), 0.0), start) == pytest.approx(1 / 27)
+    assert _search(lambda rate: (1.0, rate), start) == 9
+    # not for ever
+    assert _search(lambda rate: (rate, 0.0), start) == 9 * 3**4
+
+
+def test_equal_seeds_plan_alike_and_others_differ():
+    X, y = clusters(each=20)
+    first, again, other = (plan_share(X, y, epsilon=1.0, steps=20, rng=seed, **CALM) for seed in (1, 1, 2))
+    assert (first.loss == again.loss).all()
+    assert (first.loss != other.loss).all()
+
+
+def test_wide_features_are_cut_to_their_main_directions():
+    random = np.random.default_rng(0)
+    X, X_test = random.standard_normal((2, 40, 3)) @ random.standard_normal((3, 700))
+    near, near_test, W, notes = _cut(X, X_test, np.eye(700))
+    assert near.shape[1] < 100
+    assert "100.0%" in notes[0]
+    # features of low rank lose nothing
+    assert near @ W.T == pytest.approx(X, abs=1e-8 * np.abs(X).max())
+    assert near_test @ W.T == pytest.approx(X_test, abs=1e-8 * np.abs(X).max())
+    full = random.standard_normal((200, 700))
+    near, _, W, notes = _cut(full, full, np.eye(700))
+    assert np.abs(near @ W.T - full).max() > 0.1
+    assert "100.0%" not in notes[0]
+
+
+def test_negative_features_get_a_linear_map_on_top():
+    X, y = clusters(each=20)
+    assert "relu" in plan_share(X, y, epsilon=1.0, steps=10, **CALM).simulated
+    found = plan_share(X - 0.5, y, epsilon=1.0, steps=10, **CALM)
+    assert "linear" in found.simulated
+    assert any("negative" in note for note in found.notes)

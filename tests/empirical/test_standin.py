@@ -1,0 +1,85 @@
+"""The net that plans are tried on: its steps are those of clipped descent, its noise that of DP-SGD."""
+
+import numpy as np
+import pytest
+
+from empirical.standin import Settings, StandIn
+from langevin import DPSGD
+
+random = np.random.default_rng(0)
+X, LABELS = np.abs(random.standard_normal((30, 5))), random.integers(3, size=30)
+W, V = random.standard_normal((4, 5)), random.standard_normal((3, 4))
+
+
+def net(activation="relu", **changes):
+    fields = dict(X=X, labels=LABELS, X_test=X, labels_test=LABELS, W=W, v=V, classes=3)
+    return StandIn(**{**fields, "activation": activation, **changes})
+
+
+def clipped_descent(activation, lp_steps, steps, rates, clip):
+    """Sample by sample, by automatic differentiation."""
+    import torch
+
+    first, head = (torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (W, V))
+    phi = torch.relu if activation == "relu" else lambda z: z
+    x, y = torch.tensor(X), torch.tensor(LABELS)
+    for step in range(steps):
+        trained = [head] if step < lp_steps else [first, head]
+        total = [torch.zeros_like(p) for p in trained]
+        for i in range(len(x)):
+            loss = torch.nn.functional.cross_entropy(phi(x[i] @ first.T) @ head.T, y[i])
+            gradients = torch.autograd.grad(loss, trained)
+            norm = torch.sqrt(torch.stack([(g**2).sum() for g in gradients]).sum())
+            factor = min(1.0, clip / float(norm))
+            total = [t + factor * g for t, g in zip(total, gradients, strict=True)]
+        with torch.no_grad():
+            for p, t in zip(trained, total, strict=True):
+                p -= rates[step >= lp_steps] / len(x) * t
+    f = (phi(x @ first.T) @ head.T).detach()
+    accuracy = (f.argmax(1) == y).double().mean()
+    return float(accuracy), float(torch.nn.functional.cross_entropy(f, y))
+
+
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("lp_steps", [0, 3, 6])
+def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps):
+    how = Settings(steps=6, batch=30.0, noise_multiplier=0.0, clip=0.7)
+    found = net(activation).run(how, lp_steps, 0.9, 0.4, np.random.SeedSequence(0))
+    expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7)
+    assert found.accuracy == pytest.approx(expected[0])
+    # single precision
+    assert found.loss == pytest.approx(expected[1], rel=1e-5)
+    other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8)
+    assert found.loss != pytest.approx(other[1], rel=1e-4)
+
+
+def test_its_noise_is_that_of_the_multiplier():
+    # gradients are clipped to nothing: a head that starts at zero is noise, and so are its outputs
+    how = Settings(steps=50, batch=6.0, noise_multiplier=1e8, clip=1e-9)
+    # one sample with each label, so that the loss is logsumexp(f) - mean(f)
+    same = dict(X=np.ones((3, 1)), labels=np.arange(3), X_test=np.ones((3, 1)), labels_test=np.arange(3))
+    probed = net("linear", **same, W=np.eye(1), v=np.zeros((3, 1)))
+    streams = [np.random.SeedSequence(0, spawn_key=(draw,)) for draw in range(400)]
+    losses = np.array([probed.run(how, 50, 0.5, 0.5, stream).loss for stream in streams])
+
+    def expected(multiplier):
+        variance = 50 * (0.5 * multiplier * 1e-9 / 6.0) ** 2
+        # to second order, of three independent outputs
+        return np.log(3) + variance * (1 - 1 / 3) / 2
+
+    error = losses.std(ddof=1) / len(losses) ** 0.5
+    assert abs(losses.mean() - expected(1e8)) < 4 * error
+    assert abs(losses.mean() - expected(4e8 / 3)) > 4 * error
+
+
+def test_phases_are_those_of_dp_sgd():
+    how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
+    lp, fft = how.phases(4, 0.3, 0.1, samples=100)
+    for phase, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
+        expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
+        assert phase.time == pytest.approx(expected.time)
+        assert phase.sigma == pytest.approx(expected.sigma)
+    # with half of the rows the mean gradient's noise is the same: a step moves as much
+    (few,) = how.phases(0, 0.3, 0.1, samples=50)
+    step = few.sigma * np.sqrt(2 * few.time / 10)
+    assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
