@@ -222,10 +222,16 @@ class Ghost:
         self._losses: Tensor | None = None
 
     def norms(self, x: Tensor, y: Tensor) -> Tensor:
-        self._losses = self._loss.value(self._module(x), y)
-        self._module.enable_hooks()
-        with _quietly():
-            torch.autograd.grad(self._losses.sum(), self.params, retain_graph=True)
+        try:
+            self._losses = self._loss.value(self._module(x), y)
+            self._module.enable_hooks()
+            with _quietly():
+                torch.autograd.grad(self._losses.sum(), self.params, retain_graph=True)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"engine must not be 'ghost' for a network with a layer that is called twice ({error}): take "
+                "'hooks'"
+            ) from None
         return self._module.get_norm_sample().detach()
 
     def total(self, factors: Tensor | None) -> list[Tensor]:

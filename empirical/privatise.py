@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 class NotPrivateError(ValueError):
@@ -151,7 +152,8 @@ def check_private(body: nn.Module, images: Tensor) -> None:
     Raises
     ------
     NotPrivateError
-        If a buffer changes, or the features of an image depend on another image.
+        If a buffer changes, the features of an image depend on another image, a layer that trains is never
+        called, or features are not as many as the body says. The message names the module.
 
     Examples
     --------
@@ -168,11 +170,21 @@ def check_private(body: nn.Module, images: Tensor) -> None:
     modes = {module: module.training for module in body.modules()}
     before = {name: buffer.clone() for name, buffer in body.named_buffers()}
     images = images.detach().requires_grad_()
+    # in the order in which they are first called, the inner ones first
+    outputs: dict[str, Any] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.setdefault(name, output))
+        for name, module in body.named_modules()
+    ]
     try:
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(body.train()(images)[0].sum(), images)
+            features = body.train()(images)
+            mixing = _mix(features, images)
+            culprits = [name for name, output in outputs.items() if mixing and _mix(output, images)]
         after = {name: buffer.clone() for name, buffer in body.named_buffers()}
     finally:
+        for handle in handles:
+            handle.remove()
         for module, mode in modes.items():
             module.training = mode
         for name, buffer in body.named_buffers():
@@ -184,12 +196,36 @@ def check_private(body: nn.Module, images: Tensor) -> None:
                 f"body must not remember samples, but training changed the buffer {name!r}: call "
                 "make_private, or freeze what changes it"
             )
-    # exact zeros: no path leads from one image to another
-    if slope[1:].any():
+    if mixing:
         raise NotPrivateError(
-            "body must treat images one by one, but the features of an image depend on others in its batch: "
-            "take layers that normalise or attend within an image"
+            "body must treat images one by one, but the features of an image depend on others in its batch, "
+            f"from {_named(body, culprits[0])} on: take layers that normalise or attend within an image"
         )
+    for name, module in body.named_modules():
+        if name not in outputs and any(p.requires_grad for p in module.parameters(recurse=False)):
+            raise NotPrivateError(
+                f"body must call each layer that trains, got {_named(body, name)} passed over: freeze its "
+                "parameters, or call the layer where its weights are used"
+            )
+    expected = getattr(body, "features", None)
+    if isinstance(expected, int) and tuple(features.shape) != (len(images), expected):
+        raise NotPrivateError(
+            f"body must give {expected} features an image, as it says, got the shape "
+            f"{tuple(features.shape)} for {len(images)} images: mend its attribute 'features'"
+        )
+
+
+def _mix(output: Any, images: Tensor) -> bool:
+    """Whether the first row of ``output`` depends on other images than the first: exact zeros else."""
+    if not isinstance(output, Tensor) or not output.requires_grad or not output.ndim:
+        return False
+    (slope,) = torch.autograd.grad(output[0].sum(), images, retain_graph=True, allow_unused=True)
+    return slope is not None and bool(slope[1:].any())
+
+
+def _named(body: nn.Module, name: str) -> str:
+    kind = type(body.get_submodule(name)).__name__
+    return f"{kind} at {name!r}" if name else kind
 
 
 def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -273,6 +309,11 @@ def _refuse(name: str, module: nn.Module) -> None:
         raise NotPrivateError(
             f"body must pad with zeros, got {kind} at {name!r} with padding_mode={module.padding_mode!r}, of "
             "which Opacus gets the gradients wrong: pad in a layer before it"
+        )
+    if parametrize.is_parametrized(module):
+        raise NotPrivateError(
+            f"body must have plain weights, got {kind} at {name!r} with a parametrization, such as weight or "
+            "spectral normalisation: call torch.nn.utils.parametrize.remove_parametrizations"
         )
     buffers = [key for key, _ in module.named_buffers(recurse=False)]
     leaf = next(module.children(), None) is None

@@ -19,11 +19,11 @@ from empirical import subsets
 from empirical.backbones import Classifier
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
-from empirical.gradients import Ghost, Gradients, PerSample, engine, factors
+from empirical.gradients import Ghost, Gradients, PerSample, Plain, engine, factors
 from empirical.images import Images
 from empirical.losses import CrossEntropy
 from empirical.parallel import Group
-from empirical.privatise import make_private
+from empirical.privatise import check_private, make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
 from langevin import _validate
@@ -98,7 +98,7 @@ def finetune(
     precision : {"single", "mixed"}
         "mixed": bfloat16 where no guarantee depends on it: evaluations, frozen features, training without
         clipping, and per-sample gradients that are in memory (their norms and sums are single). Ghost
-        clipping computes norms and sums in two passes, whose errors may differ: it stays single.
+        clipping and the closed form compute norms and sums apart, with errors of their own: they stay single.
     chunk : int, optional
         Samples of a batch to work on at once; by default what memory allows.
     checkpoint : path, optional
@@ -193,8 +193,9 @@ class FineTuning:
         count = _validate.integer("evaluations", evaluations, 1)
         self._stops = np.unique(np.rint(np.linspace(0, len(self._steps), count + 1)).astype(int))
 
+        private = _prepared(body, task.train.shape).to(self._device)
         initial = digest(*(v.detach().cpu().numpy() for v in body.state_dict().values()))
-        self.model = Classifier(make_private(copy.deepcopy(body)), len(task.train.classes)).to(self._device)
+        self.model = Classifier(private, len(task.train.classes)).to(self._device)
         self._may = [p for p in self.model.parameters() if p.requires_grad]
         self._group.synchronise(self.model)
         self._data = {
@@ -248,6 +249,8 @@ class FineTuning:
             # so that whatever happens from here on, there is something to go on from
             self._save()
             self._initial_head()
+            # sums over images may be rounded otherwise on another GPU
+            self._group.synchronise(self.model)
             self._evaluate(0)
             self._save()
         for first, last in itertools.pairwise(self._stops):
@@ -382,17 +385,20 @@ class FineTuning:
         mine = torch.from_numpy(chosen[self._group.rank :: self._group.size]).to(self._device)
         sums: list[Tensor] = []
         clipped = norms = active.data.new_zeros(())
-        safe = not isinstance(gradients, Ghost)
+        # where norms and sum come from the same numbers, those may be rounded
+        safe = isinstance(gradients, PerSample | Plain)
         # an empty batch has no part
         for part in mine.split(active.chunk) if len(mine) else ():
-            with self._autocast(safe), _exact_convolutions(self._device, not safe):
-                found = gradients.norms(active.data[part], active.labels[part])
+            with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
+                with self._autocast(safe):
+                    found = gradients.norms(active.data[part], active.labels[part])
                 weights = None
                 if recipe.clip is not None:
                     assert found is not None
                     weights = factors(found, recipe.clip, recipe.clipping, recipe.stabiliser)
                     clipped = clipped + (found > recipe.clip).sum()
                     norms = norms + found.sum()
+                # a rounded sum may change by more than the clip for one sample
                 more = gradients.total(weights)
             sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
         sums = sums or [torch.zeros_like(p) for p in gradients.params]
@@ -568,6 +574,18 @@ class _Active:
     @property
     def probing(self) -> bool:
         return self.stage is not None and self.stage.subset == "head"
+
+
+def _prepared(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A copy of a body that is fit for DP-SGD, tried on images of noise."""
+    for name, value in body.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ValueError(f"body must be in single precision, got {value.dtype} in {name!r}: call float()")
+    private = make_private(copy.deepcopy(body))
+    device = next((p.device for p in private.parameters()), "cpu")
+    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    check_private(private, noise.to(device))
+    return private
 
 
 def _steps(recipe: Recipe) -> Iterator[tuple[int, Stage | None, int]]:

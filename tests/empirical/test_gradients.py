@@ -179,7 +179,7 @@ def test_a_layer_in_two_places_is_one() -> None:
     assert found is not None
     torch.testing.assert_close(found, norms, rtol=1e-9, atol=1e-12)
     hooks.close()
-    with pytest.raises(NotImplementedError, match="tying is not supported with Ghost"):
+    with pytest.raises(ValueError, match=r"engine must not be 'ghost' .*called twice.* take 'hooks'"):
         engine(tied, CrossEntropy(), "ghost", clip=True).norms(x, y)
 
 

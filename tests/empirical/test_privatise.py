@@ -271,6 +271,10 @@ def tied():
             "Conv2d at '0.1' with padding_mode='reflect'",
         ),
         (tied(), "'0.1.0.weight' and '0.1.1.weight' tied"),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+            "ParametrizedLinear at '0.1' with a parametrization",
+        ),
     ],
 )
 def test_what_cannot_be_private_is_refused(layer, message):
@@ -293,14 +297,36 @@ def test_a_pass_shows_what_mixes_and_what_remembers():
             return x
 
     x, _ = batch((2, 4, 4))
-    with pytest.raises(NotPrivateError, match="one by one"):
+    with pytest.raises(NotPrivateError, match=r"one by one.*from Centre on"):
         check_private(Centre(), x)
+    with pytest.raises(NotPrivateError, match=r"from Centre at '1.0' on"):
+        check_private(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(Centre()), nn.ReLU()), x)
     count = Count().eval()
     with pytest.raises(NotPrivateError, match="buffer 'seen'"):
         check_private(count, x)
     assert count.seen == 0
     assert not count.training
     check_private(nn.GroupNorm(1, 2), x)
+
+
+def test_a_pass_shows_layers_passed_over_and_features_of_another_number():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.features = nn.Linear(16, 3), 3
+
+        def forward(self, x):
+            return nn.functional.linear(x.flatten(1), self.layer.weight)
+
+    x, _ = batch((1, 4, 4))
+    made = Functional()
+    with pytest.raises(NotPrivateError, match="got Linear at 'layer' passed over"):
+        check_private(made, x)
+    made.requires_grad_(False)
+    check_private(made, x)
+    made.features = 4
+    with pytest.raises(NotPrivateError, match=r"4 features an image, as it says, got the shape \(\d+, 3\)"):
+        check_private(made, x)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from empirical.checkpoint import Checkpoint
 from empirical.history import History
 from empirical.images import Images, Part
 from empirical.ledger import LedgerError, read
+from empirical.privatise import NotPrivateError
 from empirical.recipe import Recipe
 from empirical.train import FineTuning, finetune
 from langevin.solvers import Diverged
@@ -247,6 +248,47 @@ def test_private_images_change_nothing_but_through_clipped_gradients(method: Any
     assert (leaky.state_dict()["1.running_mean"] - before).abs().max() > 1e-3
 
 
+class Centred(nn.Module):
+    """A layer that no list of known kinds has, through which images meet."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("method", ["lp", "fft"])
+def test_bodies_in_which_images_meet_are_refused(method: Any) -> None:
+    mixing = copy.deepcopy(BODY)
+    mixing.insert(1, Centred())
+    with pytest.raises(NotPrivateError, match="from Centred at '1' on"):
+        FineTuning(TASK, mixing, quick(method))
+    with pytest.raises(ValueError, match=r"single precision, got torch.float64 in '1.weight': call float"):
+        FineTuning(TASK, copy.deepcopy(BODY).double(), quick(method))
+
+
+# ---- mixed precision
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [(BODY, "closed"), (CONV, "ghost"), (CONV, "hooks"), (CONV, "functorch")]
+)
+def test_clipped_sums_keep_their_bound_in_mixed_precision(body: nn.Module, kind: Any) -> None:
+    """Of equal images the clipped sum has the norm of their number times the clip."""
+    images = np.repeat(TASK.train.images[:1], SAMPLES, 0)
+    part = Part(images, np.zeros(SAMPLES, int), ["a", "b", "c"])
+    clip = 1e-3
+    recipe = quick("fft", epsilon=math.inf, batch=SAMPLES, clip=clip, engine=kind)
+    tuning = FineTuning(Images(part, part, TASK.public), body, recipe, precision="mixed")
+    tuning._initial_head()
+    released = tuning._release(tuning._enter(0), 0)
+    assert all(r.dtype == torch.float32 for r in released)
+    total = torch.cat([r.flatten() for r in released]).norm().item()
+    # sums of sixty terms, from norms of hundreds of entries, in single precision
+    assert abs(total / (SAMPLES * clip) - 1) < 1e-5
+    # rounded to bfloat16 it would not
+    rough = torch.cat([r.flatten() for r in released]).bfloat16().float().norm().item()
+    assert abs(rough / (SAMPLES * clip) - 1) > 1e-5
+
+
 def test_divergence_is_named_and_keeps_the_record() -> None:
     recipe = quick("fft", epsilon=math.inf, clip=None, lr=1e30, steps=12)
     with pytest.raises(
@@ -429,11 +471,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     program.write_text(
         "import sys\n"
         "from empirical.parallel import join\n"
-        "from empirical.train import finetune\n"
+        "import torch\n"
+        "from empirical.train import FineTuning, finetune\n"
         "from tests.empirical.test_train import CONV, TASK, quick\n"
         "device = join('cpu')\n"
+        "initial = FineTuning._initial_head\n"
+        "def rounded_otherwise(self):\n"
+        "    initial(self)\n"
+        "    self.model.head.weight.data[0] += torch.distributed.get_rank()\n"
+        "FineTuning._initial_head = rounded_otherwise\n"
         "run = finetune(TASK, CONV, quick('fft', batch=1.5), evaluations=3, device=device)\n"
-        "import torch\n"
         "if torch.distributed.get_rank() == 0: run.to_netcdf(sys.argv[1])\n"
         "torch.distributed.destroy_process_group()\n"
     )
