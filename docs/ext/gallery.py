@@ -1,0 +1,78 @@
+"""The gallery: every figure and table, made in its quick version when the site is built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pages import ROOT, docstring, heading, write
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
+
+
+def generate(app: Sphinx) -> None:
+    """Make what is out of date and write ``generated/gallery``."""
+    folder = Path(app.srcdir, "generated", "figures")
+    command = [sys.executable, "-m", "figures", "--quick", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ExtensionError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
+    scripts = sorted((ROOT / "figures").glob("fig_*.py")) + sorted((ROOT / "figures").glob("tab_*.py"))
+    pages = {f"{script.stem}.rst": page(script, folder) for script in scripts}
+    pages["index.rst"] = index(scripts, folder)
+    write(Path(app.srcdir, "generated", "gallery"), pages)
+
+
+def page(script: Path, folder: Path) -> str:
+    """Picture or table, caption, how to make it, and the script."""
+    name = script.stem
+    title, caption = docstring(script)
+    parts = [heading(title.rstrip(".")), shown(name, folder), caption]
+    if (folder / f"{name}.gif").exists():
+        parts.append(f".. image:: ../figures/{name}.gif\n   :alt: {title} Moving.")
+    files = [
+        f":download:`{text} <../figures/{name}{end}>`"
+        for end, text in SUFFIXES.items()
+        if (folder / f"{name}{end}").exists()
+    ]
+    parts += [
+        "This is the quick version. The full one, and the data behind it, are made by",
+        f".. code-block:: sh\n\n   python -m figures {name[4:]}",
+        f"Of the quick version: {', '.join(files)}.",
+        heading("The script", "-"),
+        f".. literalinclude:: ../../../figures/{name}.py\n   :language: python",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def shown(name: str, folder: Path) -> str:
+    """The figure, or the tables of a Markdown file."""
+    if (folder / f"{name}.png").exists():
+        return f".. image:: ../figures/{name}.png\n   :alt: {name}"
+    return f".. include:: ../figures/{name}.md\n   :parser: myst_parser.sphinx_"
+
+
+def index(scripts: list[Path], folder: Path) -> str:
+    """All of them, small, each with its title."""
+    parts = [
+        heading("Gallery"),
+        "Every figure and table comes from one script in ``figures/``. Here are the quick versions, made "
+        "when this site was built; ``make figures`` makes the full ones.",
+        ".. toctree::\n   :hidden:\n\n" + "".join(f"   {script.stem}\n" for script in scripts),
+    ]
+    for script in scripts:
+        name = script.stem
+        parts.append(f":doc:`{docstring(script)[0].rstrip('.')} <{name}>`")
+        if (folder / f"{name}.png").exists():
+            options = f"   :alt: {name}\n   :target: {name}.html\n   :class: thumbnail"
+            parts.append(f".. image:: ../figures/{name}.png\n{options}")
+    return "\n\n".join(parts) + "\n"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Run when the build begins."""
+    app.connect("builder-inited", generate)
+    return {"parallel_read_safe": True}

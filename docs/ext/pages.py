@@ -1,0 +1,31 @@
+"""Pages that are made when the site is built."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def heading(text: str, mark: str = "=") -> str:
+    """A reStructuredText heading."""
+    return f"{text}\n{mark * len(text)}\n"
+
+
+def write(folder: Path, wanted: dict[str, str]) -> None:
+    """Make a folder's pages be those wanted; one that is the same stays as it is, and is not read again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in {path.name for path in folder.glob("*.rst")} - set(wanted):
+        (folder / stale).unlink()
+    for name, text in wanted.items():
+        page = folder / name
+        if not page.exists() or page.read_text(encoding="utf8") != text:
+            page.write_text(text, encoding="utf8")
+
+
+def docstring(source: Path) -> tuple[str, str]:
+    """First line and rest of a module's docstring, without importing it."""
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf8"))) or ""
+    first, _, rest = text.partition("\n\n")
+    return " ".join(first.split()), rest

@@ -1,0 +1,51 @@
+"""The tour: ``python -m langevin`` says what there is, and what to type next."""
+
+from __future__ import annotations
+
+import argparse
+
+TOUR = """\
+Training dynamics of private fine-tuning: what DP-SGD does to a pre-trained
+network, simulated as a clipped Langevin diffusion, beside what the theorems
+say of it (arXiv:2402.18905).
+
+What to type first, and what you see
+  python -m langevin.simulate --width 512 --sigma 0.5 --plot
+      one run: its loss beside its bounds, what happens to features and head,
+      the privacy spent, a figure under runs/
+  python -m langevin.simulate --method fft
+      the same without probing first: features are distorted
+
+What there is
+  python -m langevin.simulate    simulate one schedule, and save the run
+  python -m empirical.finetune   fine-tune with real DP-SGD, and compare
+  python -m figures              make the figures and tables
+Each says more with --help.
+
+From Python
+  from langevin import Problem, Weights, Schedule, euler_maruyama, zeroth_order
+  import bounds      the theorems, on the same problem, weights and schedule
+  import empirical   real DP-SGD (needs: pip install -e '.[dpsgd]')
+
+To read
+  README.md          five minutes
+  make docs          builds the documentation: build/docs/index.html
+                     (theory with proofs, how-to, API, gallery)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tour and return an exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m langevin",
+        usage="python -m langevin",
+        description=TOUR,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    print(TOUR, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
