@@ -134,6 +134,8 @@ def mlp(
     """
     _validate.choice("activation", activation, ("relu", "linear"))
     sizes = [math.prod(shape), *_widths(widths)]
+    entries = sum(a * b for a, b in itertools.pairwise(sizes))
+    _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "take smaller widths")
     with _seeded(rng, "mlp"):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):

@@ -390,8 +390,7 @@ def _run(args: argparse.Namespace) -> int:
             body = setting.network(args.seed, lambda done, loss: epochs(done, None))
         watch = None
         if setting.features:
-            fresh = replace(setting, pretrain="none", epochs=None, weights=None, bodies=None)
-            watch = FeatureWatch(task, body, random=fresh.network(args.seed))
+            watch = FeatureWatch(task, body, random=setting.untrained().network(args.seed))
         tuning = FineTuning(
             task,
             body,
@@ -417,6 +416,8 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_FAILED if failure else 0
     run.attrs["command"] = json.dumps(vars(args))
     run.attrs["setting"] = json.dumps(setting.as_dict())
+    if watch is not None:
+        run.attrs["knn_accuracy of"] = json.dumps(dict(watch.baselines))
     saved, failure_to_save = _save(run, out)
     counts = task.test.counts
     said = {
@@ -482,7 +483,7 @@ def _grid(args: argparse.Namespace) -> int:
     from langevin.store import StoreError
 
     with _refusing(StoreError):
-        from empirical.grid import Grid, run_grid
+        from empirical.grid import TUNING, Grid, run_grid
         from empirical.records import Records, RecordsError
         from empirical.weights import WeightsError
 
@@ -504,9 +505,10 @@ def _grid(args: argparse.Namespace) -> int:
         Records(args.cells).close()
         task = setting.task(0)
         setting.network(0)
-        for arm in grid.arms:
-            for epsilon in grid.epsilons:
-                grid.candidates(arm, epsilon)[0].history(len(task.train))
+        for samples in {len(task.train), len(setting.task(TUNING, tuning=True).train)}:
+            for arm in grid.arms:
+                for epsilon in grid.epsilons:
+                    grid.candidates(arm, epsilon)[0].history(samples)
         started = time.perf_counter()
         with _bar(args, "cells") as cells:
             run = run_grid(

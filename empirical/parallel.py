@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from langevin import _validate
+
 
 class Group:
     """The processes of a distributed run, or the only one.
@@ -43,6 +45,28 @@ class Group:
         """Add ``sums`` over all processes, in place."""
         if self.size > 1:
             distributed.all_reduce(sums)
+
+
+def place(device: str) -> torch.device:
+    """A device by its name, if torch finds it.
+
+    Raises
+    ------
+    ValueError
+        For another name, or a GPU that is not there.
+
+    Examples
+    --------
+    >>> place("cpu")
+    device(type='cpu')
+    """
+    found = torch.device(_validate.device(device))
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device must be 'cpu', or one of the {torch.cuda.device_count()} GPU(s) that torch finds, got "
+            f"{device!r}"
+        )
+    return found
 
 
 def join(device: str) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from empirical.images import Images, Labels
+from empirical.parallel import place
 from langevin import _validate
 from langevin._random import RNG, generator
 
@@ -337,7 +338,7 @@ def _train(
     batch = min(_validate.integer("batch", batch, 2), len(images))
     lr = _validate.positive("lr", lr)
     weight_decay = _validate.non_negative("weight_decay", weight_decay)
-    where = next(body.parameters()).device if device is None else torch.device(_validate.device(device))
+    where = next(body.parameters()).device if device is None else place(device)
     gpu = where.type == "cuda"
     layout = torch.channels_last if gpu else torch.contiguous_format
     seed = int(generator(rng, "pre-training").integers(2**63))

@@ -31,6 +31,8 @@ SUBSETS: dict[str, Subset] = {
 METHODS = tuple(SUBSETS)
 HEADS = ("gaussian", "zero", "prototype")
 SELECTIONS = ("gradient", "magnitude", "last")
+# well within the range of single precision
+_LARGEST = 1e30
 ENGINES = ("auto", "closed", "ghost", "hooks", "functorch")
 
 
@@ -173,6 +175,10 @@ class Recipe:
         for name in ("delta", "momentum", "prototype_share"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name):g}")
+        for name in ("lr", "lp_lr", "head_scale"):
+            value = getattr(self, name)
+            if value is not None and value > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST:g}, in single precision, got {value:g}")
         if self.density > 1:
             raise ValueError(f"density must lie in (0, 1], got {self.density:g}")
         if self.clip is None and (self.private or self.clipping == "normalised"):

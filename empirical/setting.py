@@ -7,12 +7,15 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from empirical.images import Images, Shift
+import numpy as np
+
+from empirical.images import Images, Shift, stratified
 from langevin import _validate
+from langevin._random import generator
 
 try:
     import fcntl
@@ -29,6 +32,8 @@ DATA = ("digits", "glyphs", "cifar10", "stl10", "folder")
 PRETRAINING = ("supervised", "simclr", "none")
 # split by the seed; the others come split
 _SPLIT = ("digits", "glyphs", "folder")
+# of a published training part: what tuning tests on
+_HELD_OUT = 0.2
 # with folders of classes, some of which can be public
 _ON_DISK = ("cifar10", "stl10", "folder")
 
@@ -137,9 +142,25 @@ class Setting:
         """Return plain data: all that results depend on."""
         return {name: value for name, value in asdict(self).items() if name != "bodies"}
 
-    def task(self, seed: int) -> Images:
-        """The task, split anew for each seed; CIFAR-10 and STL-10 keep their published split."""
-        return _task(self, seed if self.data in _SPLIT else 0)
+    def task(self, seed: int, *, tuning: bool = False) -> Images:
+        """The task, split anew for each seed; CIFAR-10 and STL-10 keep their published split.
+
+        With ``tuning`` those two do not show their test images: a fifth of each class's training images,
+        drawn by the seed, takes their place.
+        """
+        if self.data in _SPLIT:
+            return _task(self, seed)
+        published = _task(self, 0)
+        if not tuning:
+            return published
+        train = published.train
+        count = round(_HELD_OUT * len(train))
+        held_out, rest = stratified(train.labels, [count], generator(seed, "tuning"))
+        return replace(published, train=train.take(np.sort(rest)), test=train.take(np.sort(held_out)))
+
+    def untrained(self) -> Setting:
+        """The same with random weights, which measures of features are to be seen beside."""
+        return replace(self, pretrain="none", epochs=None, weights=None, bodies=None)
 
     def network(self, seed: int, progress: Callable[[int, float], None] | None = None) -> nn.Module:
         """The body, pre-trained; not to be changed in place.

@@ -22,7 +22,7 @@ from empirical.features import MEASURES
 from empirical.gradients import Ghost, Gradients, PerSample, Plain, engine, factors
 from empirical.images import Images
 from empirical.losses import CrossEntropy
-from empirical.parallel import Group
+from empirical.parallel import Group, place
 from empirical.privatise import check_private, make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
@@ -181,9 +181,7 @@ class FineTuning:
         _validate.choice("precision", precision, PRECISIONS)
         if not isinstance(recipe, Recipe):
             raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
-        self._device = torch.device(_validate.device(device))
-        if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device must be 'cpu' where torch finds no GPU, got {device!r}")
+        self._device = place(device)
         self._chunk = None if chunk is None else _validate.integer("chunk", chunk, 1)
         self._recipe, self._watch, self._mixed = recipe, watch, precision == "mixed"
         self._history = recipe.history(len(task.train))

@@ -233,6 +233,8 @@ def test_an_interrupted_grid_says_how_to_go_on(
         (["--seed", "-1"], "--seed must be"),
         (["--evaluations", "0"], "--evaluations must be at least 1"),
         (["--device", "gpu"], "--device must be"),
+        (["--device", "cuda:99"], "--device must be 'cpu', or one of the"),
+        (["--widths", "100000000000"], "an MLP of widths [100000000000] needs"),
         (["--resume"], "--resume needs a checkpoint"),
         (["--checkpoint", "no.ckpt", "--resume"], "no.ckpt"),
         (["--out", "run.csv"], "--out must end in .nc"),

@@ -16,6 +16,7 @@ from empirical.images import Shift
 from empirical.recipe import Recipe
 from empirical.records import Cell, Records, RecordsError
 from empirical.setting import Setting
+from tests.empirical.test_data import CIFAR_RECORDS, cifar_files
 
 SETTING = Setting(shift=Shift(rotation=20), widths=(8,), epochs=1)
 METHODS = ("lp", "fft", "fft-drop", "lp-fft", "lora", "bitfit", "sparse")
@@ -280,6 +281,9 @@ def test_features_are_measured_where_asked() -> None:
     found = compute_cell(replace(SETTING, features=True), Recipe("lp", steps=1), 0)
     # linear probing leaves the body as it is
     assert found["cka"] == pytest.approx(1, abs=1e-6)
+    # by neighbours, pixels of digits are better than any features
+    assert found["knn_pixels"] > found["knn_random"] > 0.5
+    assert found["knn_pretrained"] == found["knn_accuracy"]
     assert "cka" not in compute_cell(SETTING, Recipe("lp", steps=1), 0)
 
 
@@ -318,6 +322,36 @@ def test_workers_wait_for_a_body_that_another_makes(tmp_path, monkeypatch) -> No
 def test_a_task_is_split_anew_for_each_seed() -> None:
     assert not np.array_equal(SETTING.task(0).test.images, SETTING.task(1).test.images)
     assert SETTING.task(0) is SETTING.task(0)
+
+
+def test_tuning_never_sees_published_test_images(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from empirical import data, train
+
+    monkeypatch.setattr(data, "_CIFAR_RECORDS", CIFAR_RECORDS)
+    cifar_files(tmp_path / "cifar")
+    setting = Setting("cifar10", folder=str(tmp_path / "cifar"), body="mlp", widths=(4,))
+    published = setting.task(0)
+    assert len(published.train) == 5 * CIFAR_RECORDS
+    seen = []
+
+    def watching(task: Any, body: Any, recipe: Recipe, **options: Any) -> Any:
+        seen.append(task)
+        return finetune(task, body, recipe, **options)
+
+    finetune = train.finetune
+    monkeypatch.setattr(train, "finetune", watching)
+    recipe = Recipe("lp", steps=1, batch=5, delta=1e-3)
+    for seed in (0, 1, TUNING, TUNING + 1):
+        compute_cell(setting, recipe, seed)
+    first, second, tuned, other = seen
+    assert first is second is published
+    for task in (tuned, other):
+        assert len(task.test) == round(len(published.train) / 5)
+        # every image of the training part once, in one of the two
+        both = np.concatenate([task.train.images, task.test.images]).reshape(len(published.train), -1)
+        whole = published.train.images.reshape(len(both), -1)
+        assert np.array_equal(np.unique(both, axis=0), np.unique(whole, axis=0))
+    assert not np.array_equal(tuned.test.images, other.test.images)
 
 
 @pytest.mark.parametrize(

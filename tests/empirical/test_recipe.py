@@ -79,6 +79,7 @@ def test_without_noise() -> None:
         ({"density": 1.5}, r"density must lie in \(0, 1\]"),
         ({"delta": 1.0}, "delta must be below 1"),
         ({"lr": math.inf}, "lr must be finite"),
+        ({"lp_lr": 1e300}, r"lp_lr must be at most 1e\+30, in single precision"),
     ],
 )
 def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
