@@ -56,6 +56,7 @@ def main() -> None:
             for count in args.processes:
                 done = start(count, case, args.device, steps)
                 found.setdefault((case, count), []).append(done["images per second"])
+                print(f"# {cases[case][0]}, {count}: {done['images per second']:.0f} images/s", flush=True)
                 place = done["device"]
     record: dict[str, Any] = {
         "device": place,

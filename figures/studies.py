@@ -50,7 +50,8 @@ def collect(names: Iterable[str]) -> xr.Dataset:
         found = summary(run).drop_vars(("method", "share")).rename(count="seeds")
         found["differs"] = paired(run, REFERENCE).significant.astype(float)
         device = str(setting["device"]).partition(":")[0]
-        about = {"data": _data(setting), "body": _body(setting), "device": _DEVICES.get(device, device)}
+        place = run.attrs.get("machine", _DEVICES.get(device, device))
+        about = {"data": _data(setting), "body": _body(setting), "device": place}
         coordinates = {key: ("study", [value]) for key, value in about.items()}
         parts.append(found.expand_dims(study=[name]).assign_coords(coordinates))
     data = xr.concat(parts, "study", join="outer", compat="no_conflicts", coords="different")

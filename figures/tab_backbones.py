@@ -15,7 +15,7 @@ from figures import output, studies
 if TYPE_CHECKING:
     import xarray as xr
 
-STUDIES = ("resnet18",)
+STUDIES = ("resnet18", "mobilenet", "vit")
 
 
 def compute(quick: bool = False) -> xr.Dataset:
