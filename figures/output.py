@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = Path(__file__).with_name("style.mplstyle")
 DEFAULT = Path("build/figures")
-PACKAGES = ("langevin", "bounds", "empirical")
+PACKAGES = ("langevin", "bounds", "empirical", "figures")
+# they draw and keep what others compute
+_KEEPING = ("figures", "figures.output", "figures.__main__")
 # names of functions that do not change what is computed begin so
 _DRAWING = ("draw", "animate", "tabulate", "main")
 FRAMES, SECONDS = 60, 6.0
@@ -271,7 +273,7 @@ def _code(script: str, reads: Iterable[str], names: Iterable[str] | None = None)
         package, _, rest = name.partition(".")
         paths = [ROOT / package / f"{rest.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
         file = next((path for path in paths if path.is_file()), None)
-        if package in PACKAGES and file is not None:
+        if package in PACKAGES and name not in _KEEPING and file is not None:
             found[name] = _digest(file)
     return found
 
