@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,7 +286,6 @@ def plan_share(
     >>> found.share in found.as_good, [m.noise_multiplier > 0 for m in found.history.mechanisms]
     (True, [True, True])
     """
-    from empirical.accounting import calibrate
     from langevin._engine import one_blas_thread
 
     steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
@@ -298,19 +298,15 @@ def plan_share(
     batch = samples / 10 if batch is None else _validate.positive("batch", batch)
     lengths = _lengths(shares, steps)
     budget = _validate.positive("epsilon", epsilon)
-    whole = calibrate(plan(samples, batch, delta=delta, steps=steps, clip=clip), budget)
-    nu = whole.mechanisms[0].noise_multiplier
-    assert nu is not None
+    nu = _noise_multiplier(plan(samples, batch, delta=delta, steps=steps, clip=clip), budget)
     how = Settings(steps, batch, nu, clip)
     trials = _Trials(net, how, root, progress)
     with one_blas_thread():
         lp_lr, rates = _tuned(trials, lengths, tuning_draws)
-        ends = [
-            [trials.run(n, lp_lr, lr, 1, i) for i in range(draws)]
-            for n, lr in zip(lengths, rates, strict=True)
-        ]
+        ends = np.array(
+            [trials.run(n, lp_lr, lr, stage=1, draws=draws) for n, lr in zip(lengths, rates, strict=True)]
+        )
         said = _theory(net, names, how, lp_lr, np.array(lengths) / steps, root) if theory else {}
-    ends = np.array(ends)
     found = np.array(lengths) / steps
     best = float(found[_best(ends[..., 0], ends[..., 1])])
     history = plan(samples, batch, delta=delta, steps=steps, lp_share=best, noise_multiplier=nu, clip=clip)
@@ -318,6 +314,15 @@ def plan_share(
     return SharePlan(
         found, ends[..., 0], ends[..., 1], lr, lp_lr, history, said, budget, clip, batch, net.method, notes
     )
+
+
+@functools.lru_cache
+def _noise_multiplier(history: History, epsilon: float) -> float:
+    from empirical.accounting import calibrate
+
+    found = calibrate(history, epsilon).mechanisms[0].noise_multiplier
+    assert found is not None
+    return found
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -459,17 +464,20 @@ class _Trials:
         self, net: StandIn, how: Settings, root: int, progress: Callable[[int], None] | None
     ) -> None:
         self.net, self.how, self.root, self.progress = net, how, root, progress
-        self.done: dict[tuple[int, float, float, int, int], Outcome] = {}
+        self.known: dict[tuple[int, float, float, int], list[Outcome]] = {}
+        self.done = 0
 
-    def run(self, lp_steps: int, lp_lr: float, lr: float, stage: int, draw: int) -> Outcome:
+    def run(self, lp_steps: int, lp_lr: float, lr: float, *, stage: int, draws: int) -> FloatArray:
+        """Accuracy and loss, shape (draws, 2), of the draws of one stage."""
         # a rate that is not used makes no other run
-        key = (lp_steps, lp_lr * (lp_steps > 0), lr * (lp_steps < self.how.steps), stage, draw)
-        if key not in self.done:
-            stream = np.random.SeedSequence(self.root, spawn_key=(stage, draw))
-            self.done[key] = self.net.run(self.how, lp_steps, lp_lr, lr, stream)
+        key = (lp_steps, lp_lr * (lp_steps > 0), lr * (lp_steps < self.how.steps), stage)
+        if key not in self.known:
+            streams = [np.random.SeedSequence(self.root, spawn_key=(stage, i)) for i in range(draws)]
+            self.known[key] = self.net.run(self.how, lp_steps, lp_lr, lr, streams)
+            self.done += draws
             if self.progress is not None:
-                self.progress(len(self.done))
-        return self.done[key]
+                self.progress(self.done)
+        return np.array(self.known[key])
 
 
 def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> tuple[float, list[float]]:
@@ -477,8 +485,7 @@ def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> tuple[float, 
     steps, clip = trials.how.steps, trials.how.clip
 
     def score(lp_steps: int, lp_lr: float, lr: float) -> tuple[float, float]:
-        ends = np.array([trials.run(lp_steps, lp_lr, lr, 0, i) for i in range(draws)])
-        accuracy, loss = ends.mean(0).tolist()
+        accuracy, loss = trials.run(lp_steps, lp_lr, lr, stage=0, draws=draws).mean(0).tolist()
         return accuracy, -loss
 
     start = [rate / clip for rate in RATES]

@@ -61,7 +61,7 @@ def collapsed(head, clip):
     how = Settings(steps=40, batch=20.0, noise_multiplier=0.0, clip=clip)
 
     def loss(lp_steps, rate):
-        return net.run(how, lp_steps, rate, rate, np.random.SeedSequence(0)).loss
+        return net.run(how, lp_steps, rate, rate, [np.random.SeedSequence(0)])[0].loss
 
     return net, Weights(W, v), loss
 

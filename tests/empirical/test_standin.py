@@ -44,7 +44,7 @@ def clipped_descent(activation, lp_steps, steps, rates, clip):
 @pytest.mark.parametrize("lp_steps", [0, 3, 6])
 def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps):
     how = Settings(steps=6, batch=30.0, noise_multiplier=0.0, clip=0.7)
-    found = net(activation).run(how, lp_steps, 0.9, 0.4, np.random.SeedSequence(0))
+    (found,) = net(activation).run(how, lp_steps, 0.9, 0.4, [np.random.SeedSequence(0)])
     expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7)
     assert found.accuracy == pytest.approx(expected[0])
     # single precision
@@ -60,7 +60,7 @@ def test_its_noise_is_that_of_the_multiplier():
     same = dict(X=np.ones((3, 1)), labels=np.arange(3), X_test=np.ones((3, 1)), labels_test=np.arange(3))
     probed = net("linear", **same, W=np.eye(1), v=np.zeros((3, 1)))
     streams = [np.random.SeedSequence(0, spawn_key=(draw,)) for draw in range(400)]
-    losses = np.array([probed.run(how, 50, 0.5, 0.5, stream).loss for stream in streams])
+    losses = np.array([end.loss for end in probed.run(how, 50, 0.5, 0.5, streams)])
 
     def expected(multiplier):
         variance = 50 * (0.5 * multiplier * 1e-9 / 6.0) ** 2
@@ -83,3 +83,13 @@ def test_phases_are_those_of_dp_sgd():
     (few,) = how.phases(0, 0.3, 0.1, samples=50)
     step = few.sigma * np.sqrt(2 * few.time / 10)
     assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
+
+
+def test_draws_are_the_same_alone_and_together():
+    how = Settings(steps=5, batch=7.0, noise_multiplier=1.0, clip=1.0)
+    streams = [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(3)]
+    together = net(v=None).run(how, 2, 0.5, 0.5, streams)
+    alone = [net(v=None).run(how, 2, 0.5, 0.5, [stream])[0] for stream in streams]
+    # but for rounding: batches are filled up to the same size
+    assert np.array(together) == pytest.approx(np.array(alone), rel=1e-5)
+    assert len({end.loss for end in together}) == 3
