@@ -82,12 +82,10 @@ def configuration(
     return json.loads(json.dumps(config))
 
 
-def _versions(device: str) -> dict[str, str]:
-    packages = ["private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray"]
-    if device != "cpu":
-        packages += ["torch", "triton"]
+def versions(*extra: str) -> dict[str, str]:
+    """Versions of what a run's numbers depend on, and of ``extra`` packages."""
     found = {"python": platform.python_version()}
-    for name in packages:
+    for name in ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray", *extra):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -124,7 +122,7 @@ def dataset(chain: Chain, results: Results, names: Sequence[str], config: dict[s
             "title": "training dynamics of a two-layer network",
             "source": "langevin",
             "config": json.dumps(config),
-            "versions": json.dumps(_versions(config["device"])),
+            "versions": json.dumps(versions(*(() if config["device"] == "cpu" else ("torch", "triton")))),
         },
     )
 

@@ -24,6 +24,8 @@ SOLVERS = tuple(
         "_layout",
         "_record",
         "simulate",
+        "simulation",
+        "sweeps",
     )
 )
 FORBIDDEN = {

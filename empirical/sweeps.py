@@ -1,0 +1,124 @@
+"""Sweeps of fine-tunings: each cell one run of DP-SGD, measured at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from empirical.images import Shift
+from empirical.recipe import Recipe
+from empirical.setting import Setting
+from langevin import _validate
+from langevin._random import generator
+from langevin.sweeps.grid import Grid, Layout, Values, Variable
+from langevin.sweeps.parameters import Parameter, parameters
+
+_SHIFT = [field.name for field in fields(Shift)]
+_SPENT = ("epsilon that the run comes to", "1")
+# where files and folders are named; of "hub" and the like there is none
+_PATHS = ("folder", "weights", "bodies")
+
+
+def measures() -> dict[str, tuple[str, str]]:
+    """What can be recorded of a fine-tuning: meaning and units."""
+    from empirical.features import MEASURES
+    from empirical.train import EVALUATIONS
+
+    return EVALUATIONS | {name: (m.meaning, m.units) for name, m in MEASURES.items()} | {"spent": _SPENT}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is kept of each fine-tuning, at its end.
+
+    Parameters
+    ----------
+    variables : tuple of str
+        Of `measures`: accuracies, losses, ``spent``, and with ``features`` those of features.
+    """
+
+    variables: tuple[str, ...] = ("test_accuracy", "spent")
+
+    def __post_init__(self) -> None:
+        if not self.variables or len(set(self.variables)) < len(self.variables):
+            raise ValueError(f"variables must be different ones, got {list(self.variables)}")
+        for name in self.variables:
+            _validate.choice("variables", name, measures())
+
+
+def _parameters() -> dict[str, Parameter]:
+    found = parameters(Setting, without=("shift",), unrecorded=("bodies",))
+    return found | parameters(Shift) | parameters(Recipe) | {"seed": Parameter("seed", int, 0, "seed")}
+
+
+class FineTunings:
+    """Grids over the parameters of `Setting`, `Shift` and `Recipe`, and ``seed``.
+
+    As in `empirical.grid`, bodies are pre-trained once for each seed and kept beside the store, unless
+    ``bodies`` names another folder.
+    """
+
+    name = "finetune"
+    parameters = _parameters()
+    record = Recorded
+    packages: tuple[str, ...] = ("torch", "opacus", "dp-accounting")
+    # PyTorch's generator and number of threads belong to the process
+    alone = True
+
+    def check(self, values: Values, record: Recorded) -> None:
+        """Refuse a combination of values."""
+        setting, _ = _described(values)
+        try:
+            generator(values["seed"], "seed")
+        except ValueError:
+            raise ValueError(f"seed must be a seed, a whole number from 0; got {values['seed']!r}") from None
+        from empirical.features import MEASURES
+
+        for name in record.variables:
+            if name in MEASURES and not setting.features:
+                raise ValueError(f"variables: {name!r} needs features = true")
+
+    def layout(self, grid: Grid) -> Layout:
+        """A number for each measure."""
+        variables = {}
+        for name, (meaning, units) in measures().items():
+            if name in grid.record.variables:
+                variables[name] = Variable((), (), {"long_name": meaning, "units": units})
+        return Layout(variables)
+
+    def memory(self, values: Values, record: Recorded) -> float:
+        """Not foreseen: `empirical.train.finetune` works on what memory allows."""
+        return 0.0
+
+    def files(self, values: Values) -> list[str]:
+        """The file of the body's weights, if it is one."""
+        weights = values["weights"]
+        return [weights] if weights is not None and weights.endswith(".npz") else []
+
+    def located(self, values: Values, out: Path) -> Values:
+        """The same with absolute paths, and a folder for bodies."""
+        values = values | {"bodies": values["bodies"] or f"{out}.bodies"}
+        given = {name: values[name] for name in _PATHS if values[name] is not None}
+        return values | {
+            n: str(Path(v).resolve()) for n, v in given.items() if n != "weights" or self.files(values)
+        }
+
+    def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:
+        """Fine-tune on one thread."""
+        from empirical.grid import compute_cell
+
+        setting, recipe = _described(values)
+        found = compute_cell(setting, recipe, values["seed"])
+        return {name: np.array(found[name]) for name in record.variables}, None
+
+
+def _described(values: Values) -> tuple[Setting, Recipe]:
+    shift = Shift(**{name: values[name] for name in _SHIFT})
+    setting = {field.name: values[field.name] for field in fields(Setting) if field.name != "shift"}
+    recipe = {field.name: values[field.name] for field in fields(Recipe)}
+    return Setting(shift=shift, **setting), Recipe(**recipe)
+
+
+FINETUNINGS = FineTunings()

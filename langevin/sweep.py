@@ -1,0 +1,223 @@
+"""The command ``python -m langevin.sweep``: a grid of simulations or of fine-tunings, on Dask."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from langevin.sweeps.grid import Grid, Kind
+    from langevin.sweeps.run import Progress
+
+PROGRAM = "python -m langevin.sweep"
+EXIT_FAILED = 1
+# of different errors that the report shows
+_ERRORS = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of sweeps."""
+    p = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [option ...] grid.toml",
+        description="Compute all combinations of the parameters that grid.toml sweeps, each once, into one "
+        "labelled Zarr store. Interrupted, or with more values, the same command computes what is left.",
+        epilog="Exit status: 0 done, 1 failed or some cells failed (the others are saved), 2 wrong usage, "
+        "130 or 143 interrupted (the same command goes on).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "grid",
+        metavar="grid.toml",
+        help='kind = "simulate" or "finetune", and tables: sweep (lists of values), fixed, record',
+    )
+    p.add_argument("--out", help="folder.zarr (default: out in the grid, or runs/<name of the grid>.zarr)")
+    where = p.add_argument_group("workers")
+    where.add_argument("--workers", type=int, help="here, one thread each (default: all processors)")
+    where.add_argument("--threads", action="store_true", help="threads of one process, not processes")
+    where.add_argument(
+        "--scheduler", metavar="ADDRESS", help="Dask's, whose workers compute: tcp://host:8786"
+    )
+    said = p.add_argument_group("output")
+    said.add_argument("--check", action="store_true", help="say what there is to do, and compute nothing")
+    said.add_argument("--json", action="store_true", help="print the report as JSON")
+    said.add_argument("--quiet", action="store_true", help="no progress bar, no talk on stderr")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    command = parser()
+    args = command.parse_args(argv)
+    started = time.perf_counter()
+
+    from langevin.store import StoreError
+    from langevin.sweeps import Grid, SweepError, run_sweep
+    from langevin.sweeps.store import unfinished
+
+    received: list[int] = []
+    out = None
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        try:
+            grid, named = Grid.read(args.grid, {"simulate": _simulations, "finetune": _finetunings})
+            out = Path(args.out or named or f"runs/{Path(args.grid).stem}.zarr")
+            left = unfinished(out, grid)
+            if args.check:
+                return _print(args, _plan(grid, out, left))
+            _hush()
+            with _bar(args, grid.cells) as (progress, dashboard):
+                run = run_sweep(
+                    grid,
+                    out,
+                    workers=args.workers,
+                    threads=args.threads,
+                    scheduler=args.scheduler,
+                    progress=progress,
+                    dashboard=dashboard,
+                )
+        except (ValueError, TypeError, MemoryError, ImportError) as error:
+            command.error(str(error))
+        except StoreError as error:
+            # of a disk that fills, less of what was asked for
+            if "could not be written" in str(error):
+                return _fail(str(error))
+            command.error(str(error))
+        except SweepError as error:
+            return _fail(f"{error}; repeat the command to go on")
+        said = _report(run, grid, left, time.perf_counter() - started)
+        said["saved"] = str(out)
+        _print(args, said)
+        lost = said["cells"] - said["finished"]
+        return _fail(f"{lost} of {said['cells']} cells failed") if lost else 0
+    except KeyboardInterrupt:
+        there = out is not None and out.exists()
+        kept = f"what is finished is in {out}: repeat the command to go on" if there else "nothing is begun"
+        print(f"\ninterrupted; {kept}", file=sys.stderr)
+        return 128 + (received[0] if received else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _simulations() -> Kind:
+    from langevin.sweeps import SIMULATIONS
+
+    return SIMULATIONS
+
+
+def _finetunings() -> Kind:
+    from empirical.sweeps import FINETUNINGS
+
+    return FINETUNINGS
+
+
+def _plan(grid: Grid, out: Path, left: int) -> dict[str, Any]:
+    from langevin.sweeps.store import cells_bytes, require_room
+
+    layout = grid.kind.layout(grid)
+    require_room(out, left, layout)
+    return {
+        "kind": grid.kind.name,
+        "sweep": dict(zip(grid.dims, grid.shape, strict=True)),
+        "record": {name: dict(zip(v.dims, v.shape, strict=True)) for name, v in layout.variables.items()},
+        "cells": grid.cells,
+        "left": left,
+        "mebibytes before compression": round(cells_bytes(grid.cells, layout) / 2**20, 3),
+        "out": str(out),
+    }
+
+
+def _report(run: xr.Dataset, grid: Grid, left: int, seconds: float) -> dict[str, Any]:
+    import numpy as np
+
+    from langevin.sweeps.store import FAILED, FINISHED
+
+    status, errors = run.status.values, run.error.values
+    failed = np.argwhere(status == FAILED)
+    texts: dict[str, str] = {}
+    for place in failed:
+        labels = ", ".join(
+            f"{dim} = {run[dim].values[i]}" for dim, i in zip(run.status.dims, place, strict=True)
+        )
+        texts.setdefault(str(errors[tuple(place)]), labels)
+        if len(texts) == _ERRORS:
+            break
+    return {
+        "kind": grid.kind.name,
+        "sweep": dict(zip(map(str, run.status.dims), status.shape, strict=True)),
+        "cells": status.size,
+        "finished": int((status == FINISHED).sum()),
+        "failed": len(failed),
+        "errors": [f"{text} (at {labels})" for text, labels in texts.items()] or None,
+        "computed": left,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _print(args: argparse.Namespace, said: dict[str, Any]) -> int:
+    said = {name: value for name, value in said.items() if value is not None}
+    if args.json:
+        print(json.dumps(said, indent=2, allow_nan=False))
+        return 0
+    for name, value in said.items():
+        words = value if isinstance(value, list) else [_words(value)]
+        print(f"{name + ':':<10} " + ("\n" + " " * 11).join(words))
+    return 0
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(of)}" for name, of in value.items())
+    return str(value)
+
+
+@contextlib.contextmanager
+def _bar(args: argparse.Namespace, cells: int) -> Iterator[tuple[Progress, Any]]:
+    """A progress bar, and a line with the address of Dask's dashboard, on a terminal only."""
+    from tqdm import tqdm
+
+    hidden = args.quiet or not sys.stderr.isatty()
+    with tqdm(total=cells, unit="cell", disable=hidden, leave=False, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        def dashboard(address: str) -> None:
+            if not hidden:
+                bar.write(f"dashboard: {address}", file=sys.stderr)
+
+        yield progress, dashboard
+
+
+def _hush() -> None:
+    """Leave it to this command to say what went wrong; Dask's own processes take this over, too."""
+    from dask import config
+
+    config.set({"logging.distributed": "critical"})
+    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""What a sweep is: fixed parameters, swept ones, and what is recorded of each cell."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from langevin import _validate
+from langevin.sweeps.parameters import Parameter, label, parameters, plain, require_known
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What is recorded of each cell: dimensions and shape within a cell, and attributes."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    attrs: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a cell, before compression."""
+        return 8 * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Variables, and coordinates of the dimensions within a cell, each with dimensions and attributes."""
+
+    variables: dict[str, Variable]
+    coords: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = field(default_factory=dict)
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of a cell, before compression."""
+        return sum(variable.nbytes for variable in self.variables.values())
+
+
+class Kind(Protocol):
+    """What can be swept. Implementations hold no state, and are sent to workers."""
+
+    name: str
+    parameters: dict[str, Parameter]
+    record: type  # data class of what [record] may say
+    packages: tuple[str, ...]  # whose versions decide the bits
+    alone: bool  # whether one process can compute one cell at a time only
+
+    def check(self, values: Values, record: Any) -> None:
+        """Refuse a combination of values."""
+        ...
+
+    def layout(self, grid: Grid) -> Layout:
+        """What cells are made of."""
+        ...
+
+    def memory(self, values: Values, record: Any) -> float:
+        """Bytes that a cell will hold at its peak, at least."""
+        ...
+
+    def files(self, values: Values) -> list[str]:
+        """Files that the values name."""
+        ...
+
+    def located(self, values: Values, out: Path) -> Values:
+        """The same with absolute paths, for workers elsewhere."""
+        ...
+
+    def compute(self, values: Values, record: Any) -> tuple[dict[str, np.ndarray], str | None]:
+        """Variables of a cell, and what went wrong, if they are not whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All combinations of the swept values, each a cell.
+
+    A cell is what the same parameters give alone, to the last bit: its seed is the value of ``seed`` there,
+    fixed or swept. So cells that share it share data, weights and noise, and their differences are paired.
+
+    Parameters
+    ----------
+    kind : Kind
+        `langevin.sweeps.SIMULATIONS`, or `empirical.sweeps.FINETUNINGS`.
+    sweep : mapping
+        For each swept parameter a list of values; or ``{"count": 5, "start": 0}``, consecutive whole numbers;
+        or ``{"from": 0.1, "to": 10, "count": 5, "spacing": "log"}``, both ends included.
+    fixed : mapping
+        Values of other parameters; the rest keeps its defaults.
+    record : mapping
+        What to record, see the kind.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On unknown names, values of another type, and any combination that the kind refuses: the message says
+        which.
+
+    Examples
+    --------
+    >>> from langevin.sweeps import SIMULATIONS
+    >>> sweep = {"sigma": [0.1, 0.3], "seed": {"count": 5}}
+    >>> grid = Grid(SIMULATIONS, sweep, {"time": 0.1, "dt": 0.01})
+    >>> grid.dims, grid.shape, grid.values((1, 4))["sigma"]
+    (('sigma', 'seed'), (2, 5), 0.3)
+    """
+
+    kind: Kind
+    sweep: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    record: Any = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = self.kind.parameters
+        for what, given in (("fixed", self.fixed), ("sweep", self.sweep)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a table, got {given!r}")
+            require_known(what, given, known)
+        twice = sorted(set(self.fixed) & set(self.sweep))
+        if twice:
+            raise ValueError(f"fixed must leave out what is swept, got {twice[0]!r}: take it out of one")
+        if not self.sweep:
+            raise ValueError("sweep must name one parameter or more, got none")
+        unswept = [name for name in self.sweep if not known[name].recorded]
+        if unswept:
+            raise ValueError(f"sweep must change results, got {unswept[0]!r}, on which none depends: fix it")
+        axes = {name: _axis(known[name], given) for name, given in self.sweep.items()}
+        object.__setattr__(self, "sweep", axes)
+        object.__setattr__(self, "fixed", {n: known[n].read(v) for n, v in self.fixed.items()})
+        if isinstance(self.record, Mapping):
+            options = parameters(self.kind.record)
+            require_known("record", self.record, options)
+            read = {name: options[name].read(value) for name, value in self.record.items()}
+            object.__setattr__(self, "record", self.kind.record(**read))
+        for values in self.combinations():
+            try:
+                self.kind.check(values, self.record)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{error} (at {self.describe(values)})") from None
+
+    @classmethod
+    def read(cls, path: str | Path, kinds: Mapping[str, Callable[[], Kind]]) -> tuple[Grid, str | None]:
+        """Read a grid from a TOML file with ``kind``, ``out``, and tables ``fixed``, ``sweep``, ``record``.
+
+        Parameters
+        ----------
+        path : path
+        kinds : mapping
+            From the name of a kind to a function that returns it.
+
+        Returns
+        -------
+        tuple of Grid and (str or None)
+            And where the file says that results go.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Also on a file that is not there, or no TOML.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                table = tomllib.load(file)
+        except OSError as error:
+            raise ValueError(f"grid must be a TOML file, got {str(path)!r}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"grid must be a TOML file, but {str(path)!r} is none: {error}") from None
+        require_known("grid", table, ("kind", "out", "fixed", "sweep", "record"))
+        kind = kinds[_validate.choice("kind", table.get("kind"), kinds)]()
+        out = table.get("out")
+        if out is not None and not isinstance(out, str):
+            raise TypeError(f"out must be a string, got {out!r}")
+        return cls(kind, table.get("sweep", {}), table.get("fixed", {}), table.get("record", {})), out
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the swept dimensions."""
+        return tuple(self.kind.parameters[name].axis for name in self.sweep)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of values of each swept parameter."""
+        return tuple(len(values) for values in self.sweep.values())
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    def values(self, place: Sequence[int]) -> Values:
+        """All parameters of the cell at ``place``."""
+        defaults = {name: p.default for name, p in self.kind.parameters.items()}
+        swept = {name: v[i] for (name, v), i in zip(self.sweep.items(), place, strict=True)}
+        return defaults | dict(self.fixed) | swept
+
+    def combinations(self, names: Collection[str] | None = None) -> Iterator[Values]:
+        """Every combination of the swept ``names``, the others at their first value.
+
+        By default of all but the seed, and then the least seed: the others are as good.
+        """
+        first = self.values([0] * len(self.sweep))
+        free = (
+            [n for n in self.sweep if n in names]
+            if names is not None
+            else [n for n in self.sweep if n != "seed"]
+        )
+        for chosen in itertools.product(*(self.sweep[name] for name in free)):
+            yield first | dict(zip(free, chosen, strict=True))
+        if names is None and "seed" in self.sweep:
+            yield first | {"seed": min(self.sweep["seed"])}
+
+    def describe(self, values: Values) -> str:
+        """The swept values of a cell, in words."""
+        return ", ".join(f"{name} = {label(values[name])}" for name in self.sweep)
+
+    def labels(self, name: str) -> np.ndarray:
+        """Coordinate of a swept parameter: numbers or truth values where all are, else words."""
+        values = self.sweep[name]
+        if all(isinstance(v, bool) for v in values):
+            return np.array(values)
+        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            return np.array(values, dtype=np.int64 if all(isinstance(v, int) for v in values) else np.float64)
+        return np.array([label(v) for v in values], dtype=object)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: all that results depend on."""
+        values = self.values([0] * len(self.sweep))
+        record = {name: getattr(self.record, name) for name in parameters(self.kind.record)}
+        files = {f for name in self.sweep for v in self.combinations([name]) for f in self.kind.files(v)}
+        return {
+            "kind": self.kind.name,
+            "fixed": {
+                name: plain(values[name])
+                for name, parameter in self.kind.parameters.items()
+                if name not in self.sweep and parameter.recorded
+            },
+            "sweep": {name: plain(list(v)) for name, v in self.sweep.items()},
+            "record": plain(record),
+            "files": {name: _digest(name) for name in sorted(files)},
+        }
+
+    def extended(self, stored: Mapping[str, Any]) -> Grid:
+        """The same with values in the order of a store, and new ones behind them.
+
+        Raises
+        ------
+        ValueError
+            If the store sweeps other parameters, or values that this grid lacks.
+        """
+        if list(stored) != list(self.sweep):
+            raise ValueError(f"sweep is over {', '.join(stored)} there and over {', '.join(self.sweep)} here")
+        axes = {}
+        for name, values in self.sweep.items():
+            given = {repr(plain(value)): value for value in values}
+            lost = [value for value in stored[name] if repr(value) not in given]
+            if lost:
+                raise ValueError(f"sweep.{name} has {lost[0]!r} there and lacks it here")
+            kept = [given.pop(repr(value)) for value in stored[name]]
+            axes[name] = [*kept, *given.values()]
+        return replace(self, sweep=axes)
+
+
+def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
+    name = f"sweep.{parameter.name}"
+    if isinstance(given, Mapping):
+        require_known(name, given, ("count", "start", "from", "to", "spacing"))
+        count = _validate.integer(f"{name}.count", given.get("count"), 1)
+        if "from" in given or "to" in given:
+            require_known(name, given, ("count", "from", "to", "spacing"))
+            given = _spread(name, given, count)
+        else:
+            require_known(name, given, ("count", "start"))
+            start = _validate.integer(f"{name}.start", given.get("start", 0), 0)
+            given = range(start, start + count)
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
+        raise TypeError(f"{name} must be a list of one value or more, or a table with count, got {given!r}")
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    values = tuple(parameter.read(value) for value in given)
+    if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
+        raise ValueError(f"{name} must be below 2^63, got {max(values)}")
+    names = [label(value) for value in values]
+    if len(set(values)) < len(values) or (
+        len(set(names)) < len(names) and any(isinstance(v, str) for v in values)
+    ):
+        raise ValueError(f"{name} must hold different values, got {list(given)}")
+    return values
+
+
+def _spread(name: str, given: Mapping[str, Any], count: int) -> list[float]:
+    spacing = _validate.choice(f"{name}.spacing", given.get("spacing", "linear"), ("linear", "log"))
+    low, high = (_validate.number(f"{name}.{end}", given.get(end)) for end in ("from", "to"))
+    if count < 2:
+        raise ValueError(f"{name}.count must be at least 2 from one end to another, got {count}")
+    if spacing == "log":
+        low, high = _validate.positive(f"{name}.from", low), _validate.positive(f"{name}.to", high)
+    values = np.geomspace(low, high, count) if spacing == "log" else np.linspace(low, high, count)
+    return values.tolist()
+
+
+def _digest(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"grid must name files that can be read, got {path!r}: {error.strerror}") from None

@@ -1,0 +1,169 @@
+"""Sweeps of the simulator: each cell a run of `langevin.euler_maruyama`, as the command would do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from langevin import _validate
+from langevin.observables import OBSERVABLES
+from langevin.schedule import grid as step_grid
+from langevin.simulation import Simulation
+from langevin.sweeps.grid import Grid, Layout, Values, Variable
+from langevin.sweeps.parameters import parameters
+
+# what the times of a run depend on
+_TIMING = ("time", "dt", "method", "lp_share")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is kept of each simulation.
+
+    Parameters
+    ----------
+    variables : tuple of str
+        Of `langevin.observables.OBSERVABLES`.
+    times : int
+        Number of recorded times, equally far apart.
+    paths : {"mean", "all"}
+        Mean over the paths and its standard error, or each path.
+    """
+
+    variables: tuple[str, ...] = ("loss",)
+    times: int = 11
+    paths: Literal["mean", "all"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.variables or len(set(self.variables)) < len(self.variables):
+            raise ValueError(f"variables must be different ones, got {list(self.variables)}")
+        for name in self.variables:
+            _validate.choice("variables", name, OBSERVABLES)
+        _validate.integer("times", self.times, 2)
+        _validate.choice("paths", self.paths, ("mean", "all"))
+
+
+class Simulations:
+    """Grids over the parameters of `langevin.simulation.Simulation`."""
+
+    name = "simulate"
+    # a dimension cannot be called as what is recorded
+    parameters = parameters(Simulation, axes={"loss": "loss_function", "time": "total_time"})
+    record = Recorded
+    packages: tuple[str, ...] = ()
+    alone = False
+
+    def check(self, values: Values, record: Recorded) -> None:
+        """Refuse a combination of values."""
+        simulation = Simulation(**values)
+        if record.times > simulation.steps + 1:
+            raise ValueError(
+                f"times must be at most the steps and one, got {record.times} for {simulation.steps} steps"
+            )
+        for name in record.variables:
+            if OBSERVABLES[name].classes and simulation.data == "teacher":
+                raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
+
+    def layout(self, grid: Grid) -> Layout:
+        """Observables over times, and over paths and neurons where these are kept."""
+        record: Recorded = grid.record
+        for dim, name in (("path", "paths"), ("neuron", "width")):
+            wanted = (
+                record.paths == "all"
+                if dim == "path"
+                else any(OBSERVABLES[variable].per_neuron for variable in record.variables)
+            )
+            if wanted and name in grid.sweep:
+                raise ValueError(f"sweep must leave out {name}, as each {dim} is recorded: fix it")
+        first = grid.values([0] * len(grid.sweep))
+        times, dims = _times(grid)
+        sizes = {"path": first["paths"], "neuron": first["width"], dims[-1]: record.times}
+        variables = {}
+        for name in record.variables:
+            about = OBSERVABLES[name]
+            within = (dims[-1], "neuron") if about.per_neuron else (dims[-1],)
+            attrs = {"long_name": about.meaning, "units": about.units}
+            if record.paths == "all":
+                within = ("path", *within)
+            shape = tuple(sizes[dim] for dim in within)
+            variables[name] = Variable(within, shape, attrs)
+            if record.paths == "mean":
+                attrs = {"long_name": f"standard error of the mean {name}", "units": about.units}
+                variables[f"{name}_standard_error"] = Variable(within, shape, attrs)
+        attrs = {"long_name": "diffusion time", "units": "diffusion time"}
+        return Layout(variables, {"time": (dims, times, attrs)})
+
+    def memory(self, values: Values, record: Recorded) -> float:
+        """Bytes of results and of weights."""
+        per_path = record.times * 8.0 * (7 + len(record.variables))
+        if any(OBSERVABLES[name].per_neuron for name in record.variables):
+            per_path += 3 * 8.0 * record.times * values["width"]
+        return values["paths"] * per_path
+
+    def files(self, values: Values) -> list[str]:
+        """The file of the data, if it is one."""
+        return [values["data"]] if values["data"].endswith(".npz") else []
+
+    def located(self, values: Values, out: Path) -> Values:
+        """The same with an absolute path to the data."""
+        here = [str(Path(file).resolve()) for file in self.files(values)]
+        return values | {"data": here[0]} if here else values
+
+    def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:
+        """Simulate; a run that diverged is kept up to there."""
+        from langevin.solvers import Diverged, euler_maruyama
+
+        simulation, error = Simulation(**values), None
+        problem, weights, _ = simulation.problem_and_weights(record.variables)
+        schedule = simulation.schedule
+        try:
+            run = euler_maruyama(
+                problem,
+                weights,
+                schedule,
+                dt=simulation.dt,
+                paths=simulation.paths,
+                rng=simulation.seed,
+                times=schedule.default_times(record.times),
+                observables=record.variables,
+                precision=simulation.precision,
+                reduce=simulation.reduce,
+                threads=1,
+                device=simulation.device,
+            )
+        except Diverged as diverged:
+            run, error = diverged.run, str(diverged)
+        found = {}
+        for name in record.variables:
+            each = run[name].values
+            if record.paths == "all":
+                found[name] = each
+                continue
+            # what diverged is not finite, and says so by its error
+            with np.errstate(invalid="ignore", over="ignore"):
+                found[name] = each.mean(axis=0)
+                several = len(each) > 1
+                spread = each.std(axis=0, ddof=1) if several else np.full(each.shape[1:], np.nan)
+            found[f"{name}_standard_error"] = spread / len(each) ** 0.5
+        return found, error
+
+
+def _times(grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Recorded times and their dimensions: ``time`` alone where all cells have the same times."""
+    swept = [name for name in grid.sweep if name in _TIMING]
+    rows = []
+    for values in grid.combinations(swept):
+        simulation = Simulation(**values)
+        schedule = simulation.schedule
+        rows.append(step_grid(schedule, simulation.dt, schedule.default_times(grid.record.times)).times)
+    if all(np.allclose(row, rows[0], rtol=1e-9, atol=0) for row in rows):
+        return rows[0], ("time",)
+    shape = [len(grid.sweep[name]) for name in swept]
+    dims = [grid.kind.parameters[name].axis for name in swept]
+    return np.reshape(rows, (*shape, -1)), (*dims, "record")
+
+
+SIMULATIONS = Simulations()

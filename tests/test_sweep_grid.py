@@ -1,0 +1,129 @@
+"""What a grid is: read, checked as a whole, and described."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from empirical.sweeps import FINETUNINGS, measures
+from langevin.observables import OBSERVABLES
+from langevin.sweeps import SIMULATIONS, Grid
+
+KINDS = {"simulate": lambda: SIMULATIONS}
+
+
+def read(tmp_path: Path, text: str) -> Grid:
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    return Grid.read(path, KINDS)[0]
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        'kind = "simulate"\nout = "there.zarr"\n'
+        "[fixed]\ntime = 1\ndt = 0.01\n"
+        '[sweep]\nsigma = { from = 0.1, to = 10, count = 3, spacing = "log" }\n'
+        'clip = [1, "none"]\nclasses = [[3, 8], [1, 7]]\nseed = { start = 5, count = 2 }\n'
+        '[record]\nvariables = ["loss", "accuracy"]\ntimes = 4\n'
+    )
+    grid, out = Grid.read(path, KINDS)
+    assert out == "there.zarr"
+    assert grid.shape == (3, 2, 2, 2)
+    assert grid.labels("sigma") == pytest.approx([0.1, 1, 10])
+    assert list(grid.labels("clip")) == ["1", "none"]
+    assert list(grid.labels("classes")) == ["3 8", "1 7"]
+    values = grid.values((2, 1, 1, 1))
+    assert (values["sigma"], values["clip"], values["classes"], values["seed"]) == (10.0, None, (1, 7), 6)
+    # 1 is a number for a float, and it is one
+    assert isinstance(values["time"], float)
+    layout = grid.kind.layout(grid)
+    assert list(layout.variables) == ["loss", "loss_standard_error", "accuracy", "accuracy_standard_error"]
+    assert layout.coords["time"][1] == pytest.approx([0, 0.33, 0.67, 1])
+
+
+@pytest.mark.parametrize("kind", [SIMULATIONS, FINETUNINGS], ids=lambda kind: kind.name)
+def test_no_dimension_is_called_as_what_is_recorded(kind):
+    axes = [parameter.axis for parameter in kind.parameters.values()]
+    assert len(set(axes)) == len(axes)
+    assert not set(axes) & {"path", "time", "neuron", "record", "status", "error", *OBSERVABLES, *measures()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind = 1", "kind must be one of 'simulate'"),
+        ("", "kind must be one of 'simulate'"),
+        ("kind = ", "grid must be a TOML file"),
+        ('kind = "simulate"', "sweep must name one parameter or more"),
+        ('kind = "simulate"\nsweeps = 1', "got 'sweeps': did you mean 'sweep'?"),
+        ('kind = "simulate"\nout = 3', "out must be a string, got 3"),
+        ('kind = "simulate"\nsweep = 3', "sweep must be a table, got 3"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused(tmp_path, text, message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"grid must be a TOML file, got .*No such file"):
+        Grid.read(tmp_path / "grid.toml", KINDS)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("sgima = [1]", "sweep must name what there is, got 'sgima': did you mean 'sigma'?"),
+        ('sigma = [0.1, "much"]', "sigma must be a number, got 'much'"),
+        ("sigma = [0.1, true]", "sigma must be a number, got True"),
+        ("sigma = [0.1, nan]", "sigma must be finite, got nan"),
+        ("width = [8, 8.0]", "width must be a whole number, got 8.0"),
+        ("classes = [[1, 2, 3]]", "classes must be a list of 2, each a whole number"),
+        ('head = ["gauss"]', "head must be one of 'gaussian', 'zero', 'prototype', got 'gauss'"),
+        ("sigma = [1, 1.0]", "sweep.sigma must hold different values"),
+        ("sigma = []", "sweep.sigma must be a list of one value or more"),
+        ('sigma = "1"', "sweep.sigma must be a list of one value or more"),
+        ("seed = { count = 0 }", "sweep.seed.count must be at least 1, got 0"),
+        ("seed = { cuont = 2 }", "got 'cuont': did you mean 'count'?"),
+        ("seed = [9223372036854775808]", "sweep.seed must be below 2^63"),
+        ("seed = [-1]", "seed must be a seed, a whole number from 0; got -1"),
+        ('sigma = { from = 0, to = 1, count = 3, spacing = "log" }', "sweep.sigma.from must be positive"),
+        ("sigma = { from = 0, count = 3 }", "sweep.sigma.to must be a number, got None"),
+        (
+            "dt = [0.1]\nlp_share = [0.5, 0.01]",
+            "got 0.01 of 10 steps: take a smaller dt (at dt = 0.1, lp_share",
+        ),
+        ("dt = [0.2]", "times must be at most the steps and one, got 11 for 5 steps (at dt = 0.2)"),
+        (
+            "seed = [0]\n[fixed]\nxyz = 1",
+            "fixed must name what there is, got 'xyz': there are activation, cl",
+        ),
+        ("seed = [0]\n[fixed]\nseed = 1", "fixed must leave out what is swept, got 'seed'"),
+        ('seed = [0]\n[record]\nvariables = ["speed"]', "variables must be one of"),
+        ('seed = [0]\n[record]\nvariable = ["loss"]', "did you mean 'variables'?"),
+        ('data = ["teacher"]\n[record]\nvariables = ["accuracy"]', "needs labels -1 and +1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_cell(tmp_path, sweep, message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        read(tmp_path, f'kind = "simulate"\n[sweep]\n{sweep}')
+    assert message in str(caught.value)
+
+
+def test_neurons_need_one_width(tmp_path):
+    record = {"variables": ["alignment"]}
+    grid = Grid(SIMULATIONS, {"width": [8, 16]}, {}, record)
+    with pytest.raises(ValueError, match="sweep must leave out width, as each neuron is recorded"):
+        grid.kind.layout(grid)
+    grid = Grid(SIMULATIONS, {"sigma": [0.0]}, {"width": 5, "paths": 2}, {**record, "paths": "all"})
+    assert grid.kind.layout(grid).variables["alignment"].dims == ("path", "time", "neuron")
+
+
+def test_times_that_differ_have_no_dimension_of_their_own():
+    # half a step does not divide alike
+    grid = Grid(SIMULATIONS, {"time": [0.1, 0.2], "lp_share": [0.5, 1.0]}, {"dt": 0.01}, {"times": 3})
+    dims, times, _ = grid.kind.layout(grid).coords["time"]
+    assert dims == ("total_time", "lp_share", "record")
+    assert times[:, 0] == pytest.approx(np.array([[0, 0.05, 0.1], [0, 0.1, 0.2]]))

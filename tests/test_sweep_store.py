@@ -1,0 +1,206 @@
+"""The store of a sweep: whole at any moment, of one sweep and one writer, growing, never trusted blindly."""
+
+import json
+import shutil
+from contextlib import closing
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from langevin.store import StoreError
+from langevin.sweeps import Grid, store
+from langevin.sweeps.store import FAILED, FINISHED, LEFT, SweepStore, unfinished
+from tests.toy import TOYS, expected
+
+SWEEP = {"a": [1.0, 2.0], "seed": {"count": 3}}
+
+
+def opened(path, sweep=SWEEP, fixed=None, **record):
+    return closing(SweepStore(path, Grid(TOYS, sweep, fixed or {}, record)))
+
+
+def outcome(grid, place):
+    values = grid.values(place)
+    return {"x": expected(values["a"], values["b"], values["seed"])}, None
+
+
+def fill(path, places, sweep=SWEEP):
+    with opened(path, sweep) as kept:
+        kept.write({place: outcome(kept.grid, place) for place in places})
+
+
+def load(path) -> xr.Dataset:
+    with xr.open_zarr(path, chunks=None, consolidated=False) as run:
+        return run.load()
+
+
+def require_right(path):
+    """What is marked finished is right, and the rest is empty."""
+    run = load(path)
+    for place in np.ndindex(run.status.shape):
+        a, seed = float(run.a[place[0]]), int(run.seed[place[1]])
+        finished = run.status.values[place] == FINISHED
+        assert np.array_equal(
+            run.x.values[place], expected(a, 0, seed) if finished else [np.nan] * 3, equal_nan=True
+        )
+
+
+def test_cells_are_written_and_found_again(tmp_path):
+    path = tmp_path / "s.zarr"
+    with opened(path) as kept:
+        assert kept.left().tolist() == [0, 1, 2, 3, 4, 5]
+        kept.write({(0, 1): outcome(kept.grid, (0, 1)), (1, 2): ({}, "it failed: é")})
+        assert kept.status[0, 1] == FINISHED
+    run = load(path)
+    assert run.x.dims == ("a", "seed", "place")
+    assert run.status.values.tolist() == [[LEFT, FINISHED, LEFT], [LEFT, LEFT, FAILED]]
+    assert run.error.values[1, 2] == "it failed: é"
+    assert json.loads(json.dumps(run.attrs["sweep"]))["sweep"] == {"a": [1.0, 2.0], "seed": [0, 1, 2]}
+    require_right(path)
+    # what failed is tried again
+    with opened(path) as kept:
+        assert kept.left().tolist() == [0, 2, 3, 4, 5]
+        kept.write({(1, 2): outcome(kept.grid, (1, 2))})
+    assert load(path).error.values[1, 2] == ""
+    require_right(path)
+    assert unfinished(path, Grid(TOYS, SWEEP)) == 4
+
+
+def test_chunks_are_full_and_cells_come_chunk_by_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CHUNK_BYTES", 4 * 24)
+    with opened(tmp_path / "s.zarr", {"a": {"from": 1, "to": 4, "count": 4}, "seed": {"count": 5}}) as kept:
+        array = zarr.open_array(kept.path / "x", mode="r")
+        assert array.chunks == (1, 4, 3)
+        kept.write({place: outcome(kept.grid, place) for place in [(0, 0), (3, 4)]})
+        numbers = [(i // 5, i % 5 // 4) for i in kept.left()]
+    assert numbers == sorted(numbers)
+    require_right(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+def test_a_grid_may_grow(tmp_path, monkeypatch, halfway):
+    path = tmp_path / "s.zarr"
+    fill(path, [(0, 0), (1, 2)])
+    larger = {"a": [0.5, 1.0, 2.0], "seed": [0, 1, 2, 7]}
+    if halfway:
+        # a kill between two arrays
+        monkeypatch.setattr(zarr.Array, "resize", lambda self, shape: 1 / 0)
+        with pytest.raises(ZeroDivisionError), opened(path, larger):
+            pass
+        monkeypatch.undo()
+    with opened(path, larger) as kept:
+        assert kept.grid.sweep["a"] == (1.0, 2.0, 0.5)
+        assert len(kept.left()) == 10
+        kept.write({place: outcome(kept.grid, place) for place in [(2, 3), (0, 3)]})
+    run = load(path)
+    assert (run.status.sel(a=0.5, seed=7), run.status.sel(a=2.0, seed=2), int(run.status.sum())) == (1, 1, 4)
+    require_right(path)
+    # the first grid lacks what there is now
+    with pytest.raises(StoreError, match=r"sweep\.a has 0\.5 there and lacks it here"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (dict(sweep={"seed": [0, 1, 2]}), "sweep is over a, seed there and over seed here"),
+        (dict(fixed={"b": 1}), "fixed.b is 0 there and 1 here"),
+        (dict(size=4), "record.size is 3 there and 4 here"),
+        (dict(sweep={"a": [1.0], "seed": [0, 1, 2]}), r"sweep.a has 2.0 there and lacks it here"),
+    ],
+)
+def test_the_store_of_another_sweep_is_refused_by_what_differs(tmp_path, how, message):
+    path = tmp_path / "s.zarr"
+    fill(path, [(0, 0)])
+    with pytest.raises(StoreError, match=f"belongs to another sweep: {message}"), opened(path, **how):
+        pass
+    record = {"size": how["size"]} if "size" in how else {}
+    grid = Grid(TOYS, how.get("sweep", SWEEP), how.get("fixed", {}), record)
+    with pytest.raises(StoreError, match=message):
+        unfinished(path, grid)
+    # what no result depends on may differ
+    with opened(path, fixed={"trace": "elsewhere"}) as kept:
+        assert len(kept.left()) == 5
+
+
+def test_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "s.zarr"
+    with opened(path), pytest.raises(StoreError, match="is in use by another sweep"), opened(path):
+        pass
+    with opened(path):
+        pass
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "zarr", "no json", "another json", "no status"])
+def test_what_is_no_sweep_is_refused(tmp_path, what):
+    path = tmp_path / "s.zarr"
+    if what == "folder":
+        path.mkdir()
+    elif what == "file":
+        path.write_text("")
+    elif what == "zarr":
+        xr.Dataset({"x": ("t", [1.0])}).to_zarr(path, consolidated=False)
+    else:
+        fill(path, [(0, 0)])
+        if what == "no status":
+            shutil.rmtree(path / "status")
+        else:
+            (path / "zarr.json").write_text("{" if what == "no json" else "[1]")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match="is damaged" if what == "no status" else "is none: take another"):
+        SweepStore(path, Grid(TOYS, SWEEP))
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"x", None])
+def test_a_damaged_chunk_is_seen(tmp_path, content):
+    path = tmp_path / "s.zarr"
+    fill(path, [(0, 0)])
+    for name in ("x", "status"):
+        chunk = next((path / name).glob("c.*"))
+        chunk.write_bytes(chunk.read_bytes()[:-3] if content is None else content)
+        with pytest.raises(ValueError, match="checksum"):
+            load(path)[name].values.tolist()
+    with pytest.raises(StoreError, match="is damaged"):
+        SweepStore(path, Grid(TOYS, SWEEP))
+
+
+# two coordinates, the data, the status
+@pytest.mark.parametrize("moment", range(4))
+def test_whatever_stops_a_write_nothing_wrong_is_marked_finished(tmp_path, monkeypatch, moment):
+    """An error in place of each write of a file in turn."""
+    from zarr.storage import _local
+
+    path = tmp_path / "s.zarr"
+    fill(path, [(0, 0), (0, 1)])
+    real, count = _local._put, iter(range(100))
+
+    def put(target, value, exclusive=False):
+        if next(count) == moment:
+            raise OSError(28, "No space left on device")
+        return real(target, value, exclusive)
+
+    monkeypatch.setattr(_local, "_put", put)
+    grid = Grid(TOYS, SWEEP)
+    with pytest.raises(StoreError, match="could not be written: No space left"):
+        fill(path, [(0, 2), (1, 0)])
+    monkeypatch.undo()
+    run = load(path)
+    assert run.status.values.tolist() == [[FINISHED, FINISHED, LEFT], [LEFT, LEFT, LEFT]]
+    for place in np.argwhere(run.status.values == FINISHED):
+        assert np.array_equal(run.x.values[tuple(place)], outcome(grid, place)[0]["x"])
+    fill(path, [(0, 2), (1, 0)])
+    assert int((load(path).status == FINISHED).sum()) == 4
+    require_right(path)
+
+
+def test_a_sweep_without_room_is_refused(tmp_path, monkeypatch):
+    with opened(tmp_path / "s.zarr") as kept:
+        store.require_room(kept.path, 6, kept.layout)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 100))
+        with pytest.raises(
+            StoreError, match=r"needs 1\.4e-07 GiB for 6 cells before compression, 9\.31e-08 GiB"
+        ):
+            store.require_room(kept.path, 6, kept.layout)
