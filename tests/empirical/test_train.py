@@ -107,6 +107,60 @@ def test_noise_has_the_multiplier_of_the_history() -> None:
     assert abs(ratio - (4 / 3) ** 2) > 4 * error
 
 
+def test_steps_divide_by_the_expected_batch_and_momentum_starts_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dividing by what was drawn would let one sample change the noise."""
+    tuning = FineTuning(TASK, BODY, quick("lp-fft", momentum=0.9, lr=0.5), rng=3)
+    release, released = tuning._release, []
+    monkeypatch.setattr(tuning, "_release", lambda *a: released.append(release(*a)) or released[-1])
+    tuning._initial_head()
+    for number in range(6):
+        tuning._step(number)
+
+    def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        before = [p.detach().clone() for p in tuning.model.parameters()]
+        tuning._step(number)
+        moved = torch.cat([(b - p).flatten() for b, p in zip(before, tuning.model.parameters(), strict=True)])
+        return moved, 0.5 / 15 * torch.cat([r.flatten() for r in released[-1]])
+
+    moved, plain = step(6)
+    assert tuning._updates[6, 0] not in (0, 15)
+    # differences of weights in single precision
+    torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-6)
+    then, rest = step(7)
+    torch.testing.assert_close(then, rest + 0.9 * plain, rtol=1e-5, atol=1e-6)
+    assert (then - rest).abs().max() > 1e-2
+
+
+def test_what_is_logged_of_a_step() -> None:
+    recipe = quick("fft", steps=1, batch=SAMPLES, clip=1.0)
+    tuning = FineTuning(TASK, BODY, recipe, evaluations=1)
+    tuning._initial_head()
+    model = copy.deepcopy(tuning.model)
+    run = tuning.run()
+    # images are normalised by the public part alone
+    public, train = TASK.public.images, TASK.train.images  # type: ignore[union-attr]
+    x = torch.from_numpy((train - public.mean()) / public.std())
+    y = torch.tensor(TASK.train.labels)
+    params = list(model.parameters())
+    norms, total = [], torch.zeros(sum(p.numel() for p in params))
+    for i in range(SAMPLES):
+        own = torch.autograd.grad(nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), params)
+        flat = torch.cat([g.flatten() for g in own])
+        norms.append(float(flat.norm()))
+        total += flat * min(1.0, 1.0 / norms[-1])
+    nu = recipe.history(SAMPLES)["fft"].noise_multiplier
+    assert nu is not None
+    assert 0 < np.mean(np.array(norms) > 1) < 1
+    assert run.clip_rate.item() == pytest.approx(np.mean(np.array(norms) > 1), abs=1e-6)
+    assert run.gradient_norm.item() == pytest.approx(np.mean(norms), rel=1e-5)
+    assert run.signal_to_noise.item() == pytest.approx(
+        float(total.norm()) / (nu * len(total) ** 0.5), rel=1e-5
+    )
+    assert run.batch.item() == SAMPLES
+
+
 # ---- stages
 
 
@@ -196,6 +250,27 @@ def test_prototypes_are_class_means_but_for_the_noise() -> None:
         mean = features[torch.tensor(TASK.train.labels) == label].mean(0)
         cosine = nn.functional.cosine_similarity(tuning.model.head.weight[label], mean, dim=0)
         assert cosine > 1 - 1e-6
+
+
+def test_prototypes_have_the_noise_that_is_paid_for() -> None:
+    recipe = quick("lp", head="prototype", epsilon=4.0, delta=1e-3)
+    tuning = FineTuning(TASK, BODY, recipe)
+    tuning._initial_head()
+    paid = recipe.history(SAMPLES)["prototypes"]
+    # a sample of one class has a row of norm 1 in one sum, whatever its features
+    assert (paid.sample_rate, paid.steps, paid.clip) == (1.0, 1, 1.0)
+    assert paid.noise_multiplier is not None
+    with torch.no_grad():
+        units = nn.functional.normalize(tuning.model.body(torch.from_numpy(TASK.normalised(TASK.train))))
+    sums = torch.stack([units[torch.tensor(TASK.train.labels) == label].sum(0) for label in range(3)])
+    noise = tuning._streams.noise(train._PROTOTYPES, 0, sums.numel(), sums.dtype).view_as(sums)
+
+    def off(multiplier: float) -> float:
+        expected = nn.functional.normalize(sums + multiplier * noise)
+        return float((tuning.model.head.weight.detach() - expected).abs().max())
+
+    assert off(paid.noise_multiplier) < 1e-5
+    assert off(2 / 3 * paid.noise_multiplier) > 1e-2
 
 
 # ---- empty batches, leaks, divergence
