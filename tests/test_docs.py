@@ -23,9 +23,9 @@ NOT_HERE = {
 }
 # what takes minutes to hours is made small by what is added to it: of an option given twice the last counts
 SMALLER = {
-    "docs/study/README.md": "--data glyphs --size 24 --images 200 --body mlp --batch 50 --methods lp lp-fft --shares .5 "
-    "--epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 --pretrain-epochs 1 --device cpu "
-    "--workers 1",
+    "docs/study/README.md": "--data glyphs --size 24 --images 200 --body mlp --batch 50 --methods lp lp-fft "
+    "--shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 --pretrain-epochs 1 "
+    "--device cpu --workers 1",
 }
 # of these nothing is run
 SILENT = {"text", "bibtex"}
