@@ -15,7 +15,8 @@ class Group:
 
     Each draws the same Poisson batch, works on its share of it, and adds the clipped sums of the others to
     its own; all then add the same noise. A process whose share is empty takes part with zeros: none waits for
-    another.
+    another. Of Opacus's wrapper for several processes only the sharing of weights is used: its optimizer
+    passes over an empty share, and the other processes would wait for ever.
 
     Attributes
     ----------
