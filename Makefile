@@ -43,7 +43,7 @@ lint: $(VENV)/.lint $(VENV)/.test $(VENV)/.peers  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.peers $(VENV)/.dpsgd  ## Time us and the peers, threads, growth, start-up; weigh a large run
+bench: $(VENV)/.peers $(VENV)/.dpsgd $(VENV)/.sweep  ## Time us and the peers, threads, growth, start-up; weigh a large run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.bounds
@@ -51,6 +51,7 @@ bench: $(VENV)/.peers $(VENV)/.dpsgd  ## Time us and the peers, threads, growth,
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.dpsgd
+	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.processes
 
 clean:  ## Remove the environment and everything made

@@ -1,0 +1,176 @@
+"""Cells per second of a sweep over workers, and what a cell costs beside its simulation.
+
+``python -m benchmarks.sweep`` prints a table and keeps it in ``benchmarks/results``; with ``--quick``
+nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment
+from benchmarks.tables import table
+from langevin.sweeps import SIMULATIONS, Grid, run_sweep
+from langevin.sweeps.store import SweepStore
+
+RESULTS = Path(__file__).parent / "results"
+# name: fixed parameters
+CELLS: dict[str, dict[str, Any]] = {
+    "next to nothing": {"samples": 4, "dim": 2, "width": 4, "time": 0.1, "dt": 0.01, "paths": 1},
+    "small": {"samples": 32, "dim": 8, "width": 128, "time": 0.5, "dt": 1e-3, "paths": 16},
+}
+# workers, threads of one process or processes
+PLACES = ((1, True), (2, True), (1, False), (2, False))
+MILLION = 10**6
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smoke run: nothing kept")
+    quick = parser.parse_args().quick
+    record: dict[str, Any] = {
+        "machine": environment.describe(),
+        "cases": [measure(name, fixed, quick) for name, fixed in CELLS.items()],
+        "million": million(10**3 if quick else MILLION),
+    }
+    text = tables(record)
+    print(text)
+    if not quick:
+        stem = f"sweep-{'-'.join(re.findall('[a-z0-9]+', environment.processor().lower())[:2])}"
+        RESULTS.joinpath(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+        RESULTS.joinpath(f"{stem}.md").write_text(text + "\n")
+
+
+def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """Seconds a cell, of the bare function and of sweeps."""
+    few = Grid(SIMULATIONS, {"seed": {"count": 3}}, fixed)
+    bare = [timed(lambda i=i: few.kind.compute(few.values((i % 3,)), few.record)) for i in range(13)][3:]
+    # seconds of work for one worker
+    count = 8 if quick else max(20, min(2000, int(4 / float(np.median(bare)))))
+    case: dict[str, Any] = {"cells": name, "count": count, "bare": float(np.median(bare)), "sweeps": []}
+    for workers, threads in PLACES:
+        begun: list[float] = []
+        grid = Grid(SIMULATIONS, {"seed": {"count": count}}, fixed)
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            run_sweep(
+                grid,
+                Path(folder, "s.zarr"),
+                workers=workers,
+                threads=threads,
+                # called when workers are there
+                dashboard=lambda _, begun=begun: begun.append(time.perf_counter()),
+                progress=lambda done, cells, begun=begun: begun.append(time.perf_counter()),
+            ).close()
+        case["sweeps"].append(
+            {
+                "workers": workers,
+                "threads": threads,
+                "start and first cell": begun[1] - started,
+                # from the first cell on: processes compile, or read what is compiled, before it
+                "seconds": (begun[-1] - begun[1]) / (count - 1),
+            }
+        )
+    return case
+
+
+def timed(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def million(cells: int) -> dict[str, Any]:
+    """What a grid of so many cells costs apart from its cells: to check, to open, to write, to open again."""
+    side = round(cells ** (1 / 3))
+    spread = {"from": 0.1, "to": 1.0, "count": side}
+    sweep = {"sigma": spread, "clip": spread, "seed": {"count": side}}
+    begun = time.perf_counter()
+    grid = Grid(SIMULATIONS, sweep, CELLS["small"])
+    checked = time.perf_counter() - begun
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "s.zarr")
+        begun = time.perf_counter()
+        kept = SweepStore(path, grid)
+        left = kept.left()
+        opened = time.perf_counter() - begun
+        places = np.transpose(np.unravel_index(left[: 10**4], grid.shape)).tolist()
+        random = np.random.default_rng(0)
+        row = {name: random.standard_normal(v.shape) for name, v in kept.layout.variables.items()}
+        begun = time.perf_counter()
+        # as often as results would arrive
+        for first in range(0, len(places), 1000):
+            kept.write({tuple(place): (row, None) for place in places[first : first + 1000]})
+        written = (time.perf_counter() - begun) / len(places)
+        kept.status[...] = 0
+        kept.close()
+        begun = time.perf_counter()
+        kept = SweepStore(path, grid)
+        kept.left()
+        again = time.perf_counter() - begun
+        kept.close()
+        chunks = {
+            n: int(np.prod([-(-s // c) for s, c in zip(grid.shape, kept._chunk, strict=True)])) for n in row
+        }
+    return {
+        "cells": grid.cells,
+        "check": checked,
+        "open": opened,
+        "write, a cell": written,
+        "open again": again,
+        "files a variable": next(iter(chunks.values())),
+        "bytes a cell": kept.layout.cell_bytes,
+    }
+
+
+def _named(workers: int, threads: bool) -> str:
+    one, several = ("thread", "threads") if threads else ("process", "processes")
+    return f"{workers} {one if workers == 1 else several}"
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Throughput and overhead; and the grid of a million cells."""
+    rows = []
+    for case in record["cases"]:
+        for sweep in case["sweeps"]:
+            each, workers = sweep["seconds"], sweep["workers"]
+            rows.append(
+                [
+                    f"{case['cells']}: {1e3 * case['bare']:.3g} ms alone",
+                    _named(workers, sweep["threads"]),
+                    f"{1 / each:.3g}",
+                    f"{1e3 * (workers * each - case['bare']):.3g}",
+                    f"{case['bare'] / each / workers:.2f}",
+                    f"{sweep['start and first cell']:.2g}",
+                ]
+            )
+    header = [
+        "cells",
+        "workers",
+        "cells/s",
+        "ms of a worker beside a cell",
+        "efficiency",
+        "s to the first cell",
+    ]
+    many = record["million"]
+    lines = [[name, f"{value:.3g}"] for name, value in many.items()]
+    machine = record["machine"]
+    return (
+        f"# Sweeps on {machine['processor']}, {machine['started']}\n\n"
+        f"{machine['processors_used']} processors; load at the start {machine['load'][0]}\n\n"
+        f"{table(header, rows)}\n\nA grid of many small cells, apart from computing them, in seconds\n\n"
+        f"{table(['', ''], lines)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
