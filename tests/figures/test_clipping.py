@@ -29,8 +29,8 @@ def test_one_budget(share, clipping):
 def test_normalised_clipping_knows_the_product_alone(data):
     # the same product of threshold and time
     at = {
-        "threshold": xr.DataArray(10.0 ** np.array([-2, -0.5, 1]), dims="pair"),
-        "time": xr.DataArray(10.0 ** np.array([0.5, -1, -2.5]), dims="pair"),
+        "threshold": xr.DataArray(10.0 ** np.array([-2, 0, 1]), dims="pair"),
+        "time": xr.DataArray(10.0 ** np.array([0.5, -1.5, -2.5]), dims="pair"),
     }
     loss = data.loss.sel(share=0).sel(at, method="nearest")
     normalised, flat = (loss.sel(clipping=clipping).values for clipping in ("normalised", "flat"))
