@@ -18,7 +18,6 @@ PAGES = {
 NOT_HERE = {
     "make simulate": "the continuous integration runs it",
     "make test": "the continuous integration runs it",
-    "make docs": "tests/test_site.py builds the site",
     ". .venv/bin/activate": "the tests run in an environment of their own",
 }
 # what takes minutes to hours is made small by what is added to it: of an option given twice the last counts
