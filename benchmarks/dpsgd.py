@@ -25,6 +25,7 @@ from empirical.gradients import engine, factors
 from empirical.losses import CrossEntropy
 from empirical.privatise import make_private
 from empirical.subsets import adapt, train_only
+from langevin import _atomic
 
 RESULTS = Path(__file__).parent / "results"
 # name, image, options; batch
@@ -99,8 +100,8 @@ def main() -> None:
     if not args.quick:
         place = record["machine"]["processor"] if device.type == "cpu" else record["device"]
         stem = f"dpsgd-{'-'.join(re.findall('[a-z0-9]+', place.lower())[:2])}"
-        RESULTS.joinpath(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-        RESULTS.joinpath(f"{stem}.md").write_text(text + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
 
 
 def step(

@@ -21,7 +21,7 @@ import torch
 from benchmarks import environment
 from benchmarks.contestants import CLIP, DT, SIGMA, Case
 from benchmarks.peers.torchsde_euler import TorchDrift, sde
-from langevin import Schedule, euler_maruyama
+from langevin import Schedule, _atomic, euler_maruyama
 from langevin._device import DeviceChain, Ensemble
 from langevin._engine import Chain
 
@@ -83,8 +83,8 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
         path = RESULTS / f"gpu-{slug}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        path.with_suffix(".md").write_text(f"{title(record)}\n\n{text}\n")
+        _atomic.write_text(path, json.dumps(record, indent=1) + "\n")
+        _atomic.write_text(path.with_suffix(".md"), f"{title(record)}\n\n{text}\n")
 
 
 def _kind(like: torch.Tensor) -> dict[str, Any]:

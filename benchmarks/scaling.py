@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import environment
 from benchmarks.step import RESULTS, keep, one_thread
 from benchmarks.tables import table
+from langevin import _atomic
 
 PATHS = 4
 # Okabe and Ito's, told apart by most eyes
@@ -230,7 +231,8 @@ def main() -> None:
     if not quick:
         name = f"scaling-{environment.slug()}"
         keep(name, record, text)
-        draw(measured).savefig(RESULTS / f"{name}.png", dpi=120)
+        with _atomic.replacing(RESULTS / f"{name}.png") as temporary:
+            draw(measured).savefig(temporary, dpi=120)
 
 
 if __name__ == "__main__":

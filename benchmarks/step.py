@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import environment, floor, tables
+from langevin import _atomic
 
 SHAPES = ((20, 64, 50), (32, 512, 128), (784, 512, 200), (2048, 512, 256))
 PRECISIONS = {"double": np.float64, "single": np.float32}
@@ -54,8 +55,8 @@ def main() -> None:
 def keep(name: str, record: dict[str, Any], text: str) -> None:
     """Write a record and its tables."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf8")
+    _atomic.write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    _atomic.write_text(RESULTS / f"{name}.md", text)
 
 
 def run(effort: Effort) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.integrate import RK45
 
+from bounds._numeric import patient
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase
@@ -172,7 +173,7 @@ class Flow:
             return np.concatenate([*parts, [extra_rate(y[-1], float(theta @ theta), speed)]])
 
         start = np.concatenate([self.W.ravel(), self.v, [extra]] if fft else [self.v, [extra]])
-        solver = _Steps(rate, 0.0, start, phase.time, rtol=RTOL, atol=ATOL)
+        solver = _Steps(patient(rate), 0.0, start, phase.time, rtol=RTOL, atol=ATOL)
         states: list[State] = []
         extras: list[float] = []
         done = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from scipy.integrate import quad
 
 from bounds._blocks import Block, decouple, fft_obstacle
 from bounds._numeric import root
+from bounds._range import require_moderate
 from bounds.band import Band
 from bounds.certified import certified_loss
 from bounds.decay import conserved_rates, rates
@@ -22,7 +24,7 @@ from bounds.linear import fft_expected_loss, lp_expected_loss
 from bounds.privacy import Neighbours, sensitivity
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 
 SHARE = "re-derived; in the place of Theorem 5.1 of [1]"
@@ -57,7 +59,13 @@ def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = 
     """
     rho, sigma = _validate.positive("rho", rho), _validate.positive("sigma", sigma)
     gap = sensitivity(Phase("lp", 1.0, sigma, clip), neighbours)
-    return 4 * sigma**2 * rho / gap**2
+    time = 4 * rho * (sigma / gap) * (sigma / gap)
+    if not 0 < time < math.inf:
+        raise ValueError(
+            f"rho, sigma and clip must buy a time within the range of doubles, got rho={rho:g}, "
+            f"sigma={sigma:g} and clip={clip:g}, a time of {time:g}: take others"
+        )
+    return time
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,7 @@ def utility_curve(
     >>> sorted(curve.curves), curve.best["sandwich"]
     (['certified', 'sandwich'], 0.25)
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, clip=clip, time=time, sigma=sigma)
     if (rho is None) == (time is None):
         raise ValueError(f"give one of rho and time, got rho={rho} and time={time}")
     if rho is not None:
@@ -341,7 +349,7 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
     >>> found.case, found.critical_time > 0
     ('lp-helps-above', True)
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, clip=clip, time=time)
     time = _validate.positive("time", time)
     clip = _validate.positive_or_none("clip", clip)
     block, reason = _collapsed(problem, weights)

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from scipy.special import lambertw
 
 from bounds._flow import Flow, State
+from bounds._range import require_moderate
 from bounds.band import Band
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 Kind = Literal["paper", "monotone", "lambert", "ode"]
@@ -84,7 +85,7 @@ def approximation_error(
     >>> bool(tight.upper[1] < 30)
     True
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     _validate.choice("kind", kind, KINDS)
     t = record_times(schedule, times)
     if kind == "ode":
@@ -187,6 +188,8 @@ def _path(
         here = (t >= start) & ((t < end) | last)
         local = np.minimum(t[here] - start, phase.time)
         found, path = flow.run(phase, local, e, _rate(problem, weights, phase, k, monotone))
+        # where it is below the integrator's absolute tolerance, the bound may come out negative
+        path = np.maximum(path, 0.0)
         states += found
         span_part[here] = path[:-1]
         e = path[-1]
@@ -244,7 +247,7 @@ def lipschitz_error(
     >>> lipschitz_error(problem, weights, Schedule.lp(time=1.0, sigma=0.5), [1.0], constant=0.0).upper
     array([0.5])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     rate = 2 * _validate.number("constant", constant)
     t = record_times(schedule, times)
     e = np.zeros(len(t))

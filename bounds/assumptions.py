@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bounds._blocks import NO_NEURONS, ROUNDOFF
+from bounds._range import require_moderate
 from langevin._validate import FloatArray
-from langevin.problem import GramWeights, Problem, Weights, require_compatible
+from langevin.problem import GramWeights, Problem, Weights
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WORST = 5
@@ -184,7 +185,7 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     >>> [(i, k) for i, k, _ in found.separability.worst]
     [(0, 2)]
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights)
     s = np.where(problem.y > 0, 1.0, -1.0)
     norms = np.sqrt(problem.squared_norms)
     units = problem.X / np.where(norms > 0, norms, 1.0)[:, None]

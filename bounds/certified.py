@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds._flow import span
+from bounds._range import require_moderate
 from bounds.approximation import UNCLIPPED, _monotone_phases, _path, _until, approximation_error
 from bounds.band import Band, nowhere
 from bounds.enclosure import enclose
 from bounds.linear import expected_norm
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 Base = Literal["flow", "sandwich"]
@@ -63,7 +64,7 @@ def certified_loss(
     >>> bool((band.lower <= band.upper).all()), bool(band.valid.all())
     (True, True)
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     _validate.choice("base", base, BASES)
     t = record_times(schedule, times)
     monotone = _monotone_phases(schedule)

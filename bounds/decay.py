@@ -9,9 +9,11 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from bounds._flow import RANK_TOLERANCE, span
+from bounds._numeric import patient
+from bounds._range import require_moderate
 from bounds.band import Band, nowhere
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule, record_times
 
 RATES = "re-derived, clipped form new (4a); in the place of Theorem 4.2 of [1]"
@@ -97,7 +99,7 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
     >>> band.lower.round(4), band.upper.round(4)
     (array([1.e+00, 3.e-04]), array([1.    , 0.1353]))
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     if problem.loss != "square":
         return nowhere(t, "the loss is not the square loss", RATES)
@@ -220,7 +222,7 @@ def conserved_rates(
     >>> bool(band.lower[1] < band.upper[1] < 0.14)
     True
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     if problem.loss != "square" or problem.activation != "linear":
         return nowhere(t, "the network is not linear with the square loss", CONSERVED)
@@ -274,7 +276,7 @@ def _full(
         return np.array([-(least**2) * (kappa_W + kappa_v), -(most**2) * (2 * v_most + minus)])
 
     solved = solve_ivp(
-        rate, (0.0, float(t.max())), np.zeros(2), "DOP853", rtol=1e-10, atol=1e-12, dense_output=True
+        patient(rate), (0.0, float(t.max())), np.zeros(2), "DOP853", rtol=1e-10, atol=1e-12, dense_output=True
     )
     logs = solved.sol(t) if solved.success else np.stack([0 * t, -np.inf + 0 * t])
     high, low = logs[0] + PAD * (1 + np.abs(logs[0])), logs[1] - PAD * (1 + np.abs(logs[1]))

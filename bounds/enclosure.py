@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 from scipy.integrate import RK45
 
 from bounds._blocks import Block, decouple, fft_obstacle
+from bounds._numeric import patient
+from bounds._range import require_moderate
 from bounds.band import Band, nowhere
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 SOURCE = "new (4b); in the place of Theorems 4.2 and 4.3 of [1]"
@@ -88,7 +90,7 @@ class Margins:
 
 def enclose(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None) -> Margins | str:
     """Enclose all margins at ``times``; a string says why that cannot be."""
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     if any(phase.clipping == "normalised" for phase in schedule):
         return "normalised clipping is not covered"
@@ -295,7 +297,7 @@ class _Enclosure:
             self.ended = ""
         if end > 0.0:
             # of low order: the error estimate of a high one can miss the kinks of clipping
-            solver = RK45(rate, 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
+            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
             while solver.status == "running":
                 solver.step()
                 if solver.status == "failed" or not np.isfinite(solver.y).all():

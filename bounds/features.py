@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from bounds._blocks import ROUNDOFF, Block, decouple, fft_obstacle
 from bounds._flow import span
+from bounds._range import require_moderate
 from bounds.enclosure import enclose
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
 
 DISTORTION = "re-derived, sharp form new; in the place of Theorem 3.3 of [1]"
@@ -121,7 +122,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     >>> found.largest_drop.round(3)
     array([0.2  , 0.046])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, clip=clip)
     clip = _validate.positive_or_none("clip", clip)
     h = len(weights.v)
     nothing, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
@@ -238,7 +239,7 @@ def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | No
     >>> drift_of_expectation(problem, weights, clip=0.2).diagonal().round(3)
     array([-0.103, -0.057])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, clip=clip)
     clip = _validate.positive_or_none("clip", clip)
     X = problem.X
     pre = X @ weights.W.T
@@ -320,7 +321,7 @@ def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = N
     >>> round(found.time, 3), found.lasting
     (1.2, True)
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, clip=clip)
     clip = _validate.positive_or_none("clip", clip)
     blocks, reason = decouple(problem, weights)
     if problem.activation != "relu":

@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 
 from bounds._flow import span
+from bounds._numeric import patient
+from bounds._range import require_moderate
 from bounds.allocation import _collapsed
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 SOURCE = "new (section 8), an estimate"
@@ -81,7 +83,7 @@ def first_order_loss(
     >>> found.value.round(7)
     array([1.e+00, 1.e-04])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     k = span(problem, weights).X.shape[1]
     plain = all(p.clip is None and p.clipping == "flat" for p in schedule)
@@ -122,7 +124,9 @@ def _by_phase(
 
 
 def _solve(rate, between: tuple[float, float], y: FloatArray, **options):
-    solved = solve_ivp(rate, between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options)
+    solved = solve_ivp(
+        patient(rate), between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options
+    )
     if not solved.success:
         raise ArithmeticError(f"the expansion diverged at time {solved.t[-1]:g}: {solved.message}")
     return solved

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds._flow import span
+from bounds._range import require_moderate
 from bounds.approximation import OMEGA
 from bounds.band import Band, nowhere
 from bounds.decay import first, imbalance, probe
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights, require_compatible
+from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule, record_times
 
 LP = "re-derived (5a); in the place of Section 5.2 of [1]"
@@ -61,7 +62,7 @@ def lp_expected_loss(
     >>> lp_expected_loss(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [0.0, 9.0]).upper.round(6)
     array([1.  , 0.01])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     if problem.loss != "square":
         return nowhere(t, "the loss is not the square loss", LP)
@@ -108,7 +109,7 @@ def lp_expected_head(
     >>> lp_expected_head(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [9.0]).upper.round(4)
     array([1.1898])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     if problem.loss != "square":
         return nowhere(t, "the loss is not the square loss", LP)
@@ -149,7 +150,7 @@ def expected_norm(
     >>> expected_norm(problem, weights, Schedule.fft(time=1.0, sigma=0.5), [1.0]).upper
     array([3.])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     upper = np.full(len(t), float((weights.W**2).sum() + weights.v @ weights.v))
     for phase, time in zip(schedule, schedule.time_in(t), strict=True):
@@ -175,6 +176,8 @@ def _single(problem: Problem, schedule: Schedule) -> str:
         return "the schedule is not full fine-tuning with one sigma and one clip throughout"
     if schedule.phases[0].clipping != "flat":
         return "normalised clipping is not covered"
+    if not problem.X.any():
+        return "all inputs are 0: nothing is learnt"
     return ""
 
 
@@ -222,7 +225,7 @@ def localised_loss(
     >>> localised_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.1), [0.0, 1.0]).upper.round(4)
     array([1.    , 0.0576])
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     reason = _single(problem, schedule)
     if reason:
@@ -312,7 +315,7 @@ def norm_tail(
     """
     from scipy.stats import ncx2
 
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     _validate.choice("over", over, ("time", "path"))
     time = _validate.positive("time", time)
     if time > schedule.duration:
@@ -368,7 +371,7 @@ def fft_expected_loss(
     >>> float(band.upper[0]), bool(band.upper[1] < 0.1)
     (1.0, True)
     """
-    require_compatible(problem, weights)
+    require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     reason = _single(problem, schedule)
     if not reason and schedule.phases[0].sigma == 0:

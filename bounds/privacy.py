@@ -74,7 +74,9 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
         gap = sensitivity(phase, neighbours)
         if phase.sigma == 0.0:
             return math.inf
-        total += (gap / phase.sigma) ** 2 * phase.time / 4
+        ratio = gap / phase.sigma
+        # infinite beyond the range of doubles
+        total += ratio * ratio * phase.time / 4
     return total
 
 
@@ -136,6 +138,8 @@ def gdp_delta(mu: float, epsilon: float) -> float:
     if math.isinf(mu):
         return 1.0
     high = float(log_ndtr(-epsilon / mu + mu / 2))
+    if high == -math.inf:
+        return 0.0
     low = epsilon + float(log_ndtr(-epsilon / mu - mu / 2))
     # the difference of the logarithms is negative but can round to 0
     return -math.exp(high) * math.expm1(min(low - high, 0.0))
@@ -162,6 +166,11 @@ def gdp_epsilon(mu: float, delta: float) -> float:
         return 0.0
     # delta(eps) <= Phi(-eps/mu + mu/2), so this end is private enough
     top = mu * (mu / 2 - float(ndtri(delta))) + 1.0
+    # but for rounding, where mu is huge
+    while gdp_delta(mu, top) > delta:
+        top *= 2
+    if math.isinf(top):
+        return top
     result = root(lambda eps: gdp_delta(mu, eps) - delta, 0.0, top)
     step = 1e-13 * max(1.0, result)
     while gdp_delta(mu, result) > delta and result < top:

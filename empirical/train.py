@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ from empirical.parallel import Group, place
 from empirical.privatise import check_private, make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
-from langevin import _validate
+from langevin import _engine, _validate
 from langevin._random import RNG
 from langevin.solvers import Diverged
 
@@ -56,6 +57,7 @@ UPDATES = {
 # samples at once: without per-sample gradients, and with them
 _EMBEDDED = 4096
 _WORKED_ON = 256
+_AUTOSAVE_SECONDS = 60.0
 
 
 # measures of body and head by name, such as an `empirical.features.FeatureWatch`
@@ -102,8 +104,8 @@ def finetune(
     chunk : int, optional
         Samples of a batch to work on at once; by default what memory allows.
     checkpoint : path, optional
-        File to save the state in at each evaluation; the privacy ledger stands beside it, ending in
-        ``.ledger``, and records steps before their noise is drawn.
+        File to save the state in at each evaluation, every minute and on interruption; the privacy ledger
+        stands beside it, ending in ``.ledger``, and records steps before their noise is drawn.
     resume : bool
         Go on from ``checkpoint``, to the same result, bit for bit on a CPU.
     progress : callable, optional
@@ -203,7 +205,7 @@ class FineTuning:
         self._masks: dict[str, Tensor] = {}
         self._stage: _Active | None = None
         self._adapted = False
-        self._done = 0
+        self._done, self._kept = 0, time.monotonic()
         self._names: list[str] = []
         self._evaluated = np.zeros((len(self._stops), 0))
         self._updates = torch.full((len(self._steps), len(UPDATES)), math.nan, device=self._device)
@@ -254,20 +256,32 @@ class FineTuning:
         for first, last in itertools.pairwise(self._stops):
             if last <= begun:
                 continue
-            self._claim(int(first), int(last))
-            for number in range(int(first), int(last)):
-                self._step(number)
-                if progress is not None:
-                    progress(number + 1, len(self._steps))
-            self._done = int(last)
-            if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-                raise Diverged(
-                    f"a weight is no longer finite between steps {first} and {last}: take a smaller lr",
-                    self.dataset(),
-                )
-            self._evaluate(int(last))
-            self._save()
+            # a signal waits for the step in flight, or for the evaluation
+            with _engine.Deferred() as signals:
+                self._claim(int(first), int(last))
+                for number in range(max(int(first), begun), int(last)):
+                    self._step(number)
+                    self._done = number + 1
+                    if progress is not None:
+                        progress(number + 1, len(self._steps))
+                    if self._done < last:
+                        late = time.monotonic() - self._kept >= _AUTOSAVE_SECONDS
+                        # several processes may be a step apart
+                        if (signals.waiting or late) and self._group.size == 1:
+                            self._save()
+                        signals.answer()
+                self._finish(int(first), int(last))
         return self.dataset()
+
+    def _finish(self, first: int, last: int) -> None:
+        """Evaluate after the steps from one stop to the next, and save."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise Diverged(
+                f"a weight is no longer finite between steps {first} and {last}: take a smaller lr",
+                self.dataset(),
+            )
+        self._evaluate(last)
+        self._save()
 
     # ---- data
 
@@ -503,6 +517,7 @@ class FineTuning:
     def _save(self) -> None:
         if self._saved is None or self._group.rank:
             return
+        self._kept = time.monotonic()
         arrays = {f"weight:{k}": v.cpu().numpy() for k, v in self.model.state_dict().items()}
         arrays |= {f"mask:{k}": v.cpu().numpy() for k, v in self._masks.items()}
         if self._stage is not None and self._stage.optimizer is not None and self._recipe.momentum:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+from langevin import _arrays, _atomic
 
 
 class WeightsError(Exception):
@@ -39,15 +37,8 @@ def save_weights(path: str | Path, module: nn.Module) -> Path:
     path = _path(path)
     arrays = {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with _atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise WeightsError(f"{path} could not be written: {error.strerror or error}") from error
     return path
@@ -79,14 +70,10 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
     """
     path = _path(path)
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            stored = {name: np.asarray(file[name]) for name in file.files}
+        stored = _arrays.read(path)
     except FileNotFoundError:
         raise WeightsError(f"there is no file of weights {str(path)!r}: save them first") from None
-    # an array alone, or anything but a zip file, has no names
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged ({error}): make it anew") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (OSError, _arrays.Damaged) as error:
         raise WeightsError(f"{path} is damaged ({error}): make it anew") from error
     state = module.state_dict()
     missing, unknown = sorted(state.keys() - stored.keys()), sorted(stored.keys() - state.keys())

@@ -15,14 +15,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import store
+from langevin import _atomic, store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -171,7 +170,7 @@ def render(
             )
         for file in files:
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
-            with _replacing(file) as temporary:
+            with _atomic.replacing(file) as temporary:
                 figure.savefig(temporary, metadata={dated: None} if dated else None)
         plt.close(figure)
     return figure
@@ -206,23 +205,12 @@ def animation(
         plt.close(figure)
     # the end is looked at for a while
     durations = [round(1000 * SECONDS / count)] * (count - 1) + [1500]
-    with _replacing(file) as temporary:
+    with _atomic.replacing(file) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary name that becomes ``file``, unless something goes wrong."""
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    try:
-        yield temporary
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write(file: Path, text: str) -> None:
-    with _replacing(file) as temporary:
+    with _atomic.replacing(file) as temporary:
         temporary.write_text(text, encoding="utf8")
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -49,6 +51,44 @@ def shielded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Deferred:
+    """Lets signals wait until they are answered, or the end, while what must not be cut short goes on."""
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Deferred:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for number in self._received:
+            signal.raise_signal(number)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self._received)
+
+    def answer(self) -> None:
+        """Do what the signals that have come would have done."""
+        while self._received:
+            number = self._received.pop()
+            signal.signal(number, self._before[number])
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.signal(number, self._receive)
 
 
 def one_blas_thread() -> threadpool_limits:
@@ -92,6 +132,17 @@ class Results:
             np.full(paths, -1, np.int64),
             np.zeros(paths, np.int64),
         )
+
+    def mark_overflows(self, record_steps: np.ndarray) -> None:
+        """Take a path as diverged from the first record on at which one of its numbers is infinite."""
+        infinite = np.isinf(self.scalars).any(axis=1)
+        for path in np.flatnonzero(infinite.any(axis=1)):
+            first = int(np.argmax(infinite[path]))
+            step = int(record_steps[first])
+            if self.diverged[path] < 0 or step < self.diverged[path]:
+                self.diverged[path] = step
+            self.scalars[path, :, first:] = np.nan
+            self.neurons[path, :, first:] = np.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -399,13 +450,13 @@ def run(
                     on_pause(waiting)
                     paused = time.monotonic()
         except KeyboardInterrupt:
+            rest.set()
             with shielded():
                 drain(running)
             return waiting
-        except BaseException:
-            # the pool waits for its threads
+        finally:
+            # whatever ended it, the pool waits for its threads
             rest.set()
-            raise
 
 
 def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:

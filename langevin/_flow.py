@@ -12,8 +12,8 @@ from langevin._engine import Chain
 from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
 
-# steps a phase
-FEWEST_STEPS, MOST_STEPS = 50, 20_000
+# steps a phase; and those after which a flow that may take shorter ones is too stiff
+FEWEST_STEPS, MOST_STEPS, STIFF_STEPS = 50, 20_000, 100_000
 
 
 class _Flow(DOP853):
@@ -24,7 +24,7 @@ class _Flow(DOP853):
 
     def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
         error = super()._estimate_error_norm(K, h, scale)
-        if error < 1 or abs(h) > self.shortest:
+        if error < 1 or not abs(h) <= self.shortest:
             return error
         self.forced += 1
         # with this error the controller keeps the step as it is
@@ -55,6 +55,8 @@ def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
             return out
 
         with np.errstate(all="ignore"):
+            if not np.isfinite(drift(start, theta[:trained])).all():
+                return
             flow = _Flow(
                 drift,
                 start,
@@ -67,11 +69,12 @@ def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
             # only a ReLU's features make the drift jump; elsewhere a short step is a stiff flow's
             slides = phase.method == "fft" and chain.data.relu
             flow.shortest = phase.time / MOST_STEPS if slides else 0.0
-            checked = 1
+            checked, steps = 1, 0
             while flow.status == "running":
                 flow.step()
-                stiff = False
-                if flow.forced >= checked:
+                steps += 1
+                stiff = steps > STIFF_STEPS
+                if slides and flow.forced >= checked:
                     # forced steps are right where the flow slides, wrong where it is stiff
                     checked = 2 * flow.forced
                     here = Weights(*chain.layout.unpack(flow.y))

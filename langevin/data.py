@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from langevin import _validate
+from langevin import _arrays, _atomic, _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
 from langevin.initial import gaussian_features, gaussian_head
@@ -221,10 +218,8 @@ def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
     W = gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, W, allow_pickle=False)
-        os.replace(temporary, path)
+        with _atomic.replacing(path) as temporary:
+            np.save(temporary, W, allow_pickle=False)
     except OSError:
         pass  # a cache that cannot be written is no reason to fail
     return W
@@ -275,13 +270,8 @@ def npz_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if not source.is_file():
         raise ValueError(f"data must be an .npz file, but there is no file {str(path)!r}")
     try:
-        with zipfile.ZipFile(source) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        _validate.memory(3 * unpacked, f"data file {source}", "take fewer samples or features")
-        with source.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names = ("X", "y", "W", "v", "X_test", "y_test")
-            arrays = {name: file[name] for name in names if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays = _arrays.read(source, ("X", "y", "W", "v", "X_test", "y_test"), copies=3, what="data file")
+    except (OSError, _arrays.Damaged) as error:
         raise ValueError(
             f"data file {str(path)!r} cannot be read ({error}): "
             "write it with numpy.savez, without object arrays"

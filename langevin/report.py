@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from langevin import _atomic
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
@@ -206,7 +206,7 @@ def text(report: dict[str, Any]) -> str:
             f"first step after {seconds['to first step']:.2f} s",
         )
     )
-    lines += [(name, report[name]) for name in ("saved", "plot") if name in report]
+    lines += [(name, report[name]) for name in ("bounds", "saved", "plot") if name in report]
     return "\n".join(f"{name:<18} {line}".rstrip() for name, line in lines)
 
 
@@ -321,13 +321,10 @@ def draw(subject: Subject, path: Path) -> None:
             ax.axvline(start, color="0.6", linewidth=0.8)
         ax.legend(fontsize=6.5, frameon=False)
     figure.suptitle(str(subject.schedule), fontsize=8)
-    # written under a temporary name: an old figure stays until the new one is whole
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        figure.savefig(temporary, dpi=200)
-        os.replace(temporary, path)
+        with _atomic.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
     finally:
-        temporary.unlink(missing_ok=True)
         plt.close(figure)
 
 

@@ -20,6 +20,8 @@ Clipping = Literal["flat", "normalised"]
 METHODS = ("lp", "fft")
 CLIPPINGS = ("flat", "normalised")
 RECORDS = 101
+# its square, over any time, is within the range of doubles
+LARGEST_SIGMA = 1e100
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Phase:
             ("stabiliser", _validate.positive("stabiliser", self.stabiliser)),
         ):
             object.__setattr__(self, name, value)
+        if self.sigma > LARGEST_SIGMA:
+            raise ValueError(f"sigma must be at most {LARGEST_SIGMA:g}, got {self.sigma:g}: take less noise")
         if self.clipping == "normalised" and self.clip is None:
             raise ValueError("clip must be positive with clipping='normalised', got None")
 

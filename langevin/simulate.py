@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
                     threads=args.threads,
                     device=args.device,
                     checkpoint=checkpoint,
+                    keep=True,
                     progress=not args.quiet,
                 )
             except Diverged as error:
@@ -198,7 +199,11 @@ def main(argv: list[str] | None = None) -> int:
         seconds = time.perf_counter() - first_step
         run.attrs["command"] = json.dumps(vars(args))
         with shielded():
-            saved, failure_to_save = _save(run, out)
+            try:
+                saved, failure_to_save = _save(run, out)
+            except store.StoreError as error:
+                return _fail(f"{error}; the run is kept in {checkpoint}: make room, then --resume")
+            store.remove_checkpoint(checkpoint)
         subject = report.Subject(
             problem,
             weights,
@@ -210,9 +215,16 @@ def main(argv: list[str] | None = None) -> int:
             solver=f"Euler-Maruyama, dt {args.dt:g}, {simulation.steps} steps, {args.paths} paths, "
             f"{args.precision} precision, seed {args.seed}",
             simulated=json.loads(run.attrs["config"])["simulated"],
-            theory=_theory(args, problem, weights, schedule, run.time.values) if args.bounds else None,
         )
+        refused = None
+        if args.bounds:
+            try:
+                subject.theory = _theory(args, problem, weights, schedule, run.time.values)
+            except (ValueError, ArithmeticError) as error:
+                refused = f"none: {error}"
         said = report.build(subject)
+        if refused:
+            said["bounds"] = refused
         said["end"] = schedule.duration
         said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
         said["path steps per second"] = args.paths * simulation.steps / seconds

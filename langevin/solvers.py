@@ -20,7 +20,7 @@ from langevin.observables import WATCHERS, requested, select
 from langevin.problem import GramWeights, Problem, Weights, require_compatible
 from langevin.reduced import Request, reduction
 from langevin.schedule import Grid, Schedule, grid, record_times
-from langevin.store import StoreError
+from langevin.store import StoreError, remove_checkpoint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +75,7 @@ def euler_maruyama(
     device: str = "cpu",
     noise_dt: float | None = None,
     checkpoint: str | Path | None = None,
+    keep: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     r"""Simulate the clipped Langevin diffusion of a two-layer network.
@@ -126,6 +127,9 @@ def euler_maruyama(
     checkpoint : path, optional
         File that keeps an unfinished run: written every minute and on interruption, gone on from if it
         exists, removed at the end.
+    keep : bool
+        Leave the checkpoint of the finished run, for `langevin.store.remove_checkpoint` once the run is kept
+        elsewhere: so that it is somewhere at every moment.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -205,36 +209,47 @@ def euler_maruyama(
             chain, results, names, {**config, "solver": "euler_maruyama", "noise_dt": cut.dt / draws}
         )
 
-    def autosave(chunks: Sequence[Chunk]) -> None:
-        if saved is not None:
-            try:
+    def save(chunks: Sequence[Chunk]) -> str:
+        """Write the checkpoint, and return why that failed, or nothing."""
+        try:
+            if saved is not None:
                 _record.save(saved, config, chain, results, chunks)
-            except StoreError as error:
-                warnings.warn(f"{error}; the run goes on", stacklevel=2)
+        except StoreError as error:
+            return str(error)
+        return ""
 
-    with _progress_bar(progress, paths * cut.steps, int(results.steps.sum())) as advance:
-        in_flight = _engine.run(
-            chain,
-            results,
-            unfinished,
-            threads=threads,
-            on_progress=advance,
-            on_pause=autosave,
-            pause_seconds=_AUTOSAVE_SECONDS,
-        )
-    if (results.steps < cut.steps).any():
-        message = f"interrupted at {results.steps.sum() / (paths * cut.steps):.1%} of the steps"
-        if saved is not None:
-            with _engine.shielded():
-                try:
-                    _record.save(saved, config, chain, results, in_flight)
-                    message += f"; kept in {saved}"
-                except StoreError as error:
-                    message += f"; {error}"
-        raise Interrupted(message, so_far(), saved)
-    if saved is not None:
-        saved.unlink(missing_ok=True)
-    run = so_far()
+    def autosave(chunks: Sequence[Chunk]) -> None:
+        if failure := save(chunks):
+            warnings.warn(f"{failure}; the run goes on", stacklevel=2)
+
+    in_flight: Sequence[Chunk] = ()
+    try:
+        with _progress_bar(progress, paths * cut.steps, int(results.steps.sum())) as advance:
+            in_flight = _engine.run(
+                chain,
+                results,
+                unfinished,
+                threads=threads,
+                on_progress=advance,
+                on_pause=autosave,
+                pause_seconds=_AUTOSAVE_SECONDS,
+            )
+        if (results.steps < cut.steps).any():
+            raise KeyboardInterrupt
+        results.mark_overflows(cut.record_steps)
+        run = so_far()
+        if keep:
+            autosave(())
+        elif saved is not None:
+            remove_checkpoint(saved)
+    except KeyboardInterrupt:
+        with _engine.shielded():
+            message = f"interrupted at {results.steps.sum() / (paths * cut.steps):.1%} of the steps"
+            if saved is not None:
+                # paths under way that a signal has lost start anew
+                failure = save(in_flight)
+                message += f"; {failure}" if failure else f"; kept in {saved}"
+            raise Interrupted(message, so_far(), saved) from None
     if (results.diverged >= 0).any():
         raise Diverged(_divergence(chain, results), run)
     return run
@@ -325,6 +340,7 @@ def zeroth_order(
         if results.steps[0] < cut.steps:
             raise KeyboardInterrupt
         solver = {"solver": "euler"}
+    results.mark_overflows(cut.record_steps)
     run = _record.dataset(
         chain,
         results,

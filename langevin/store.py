@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from langevin import _arrays, _atomic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +35,8 @@ def check_target(path: str | Path) -> Path:
         raise StoreError(f"out must end in .nc (netCDF) or .zarr, got {str(path)!r}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+        # without a name, where the system can
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
         raise StoreError(f"out must be writable, got {str(path)!r}: {error.strerror}") from None
@@ -48,22 +48,15 @@ def check_target(path: str | Path) -> Path:
 def save(run: xr.Dataset, path: str | Path) -> Path:
     """Write a run under a temporary name and rename it."""
     target = check_target(path)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    temporary = folder / target.name
     try:
-        if target.suffix == ".nc":
-            compressed = {name: {"zlib": True, "complevel": 1} for name in run.data_vars}
-            run.to_netcdf(temporary, engine="netcdf4", encoding=compressed)
-            os.replace(temporary, target)
-        else:
-            run.to_zarr(temporary, mode="w", consolidated=False)
-            if target.exists():
-                os.replace(target, folder / "replaced")
-            os.replace(temporary, target)
+        with _atomic.replacing(target) as temporary:
+            if target.suffix == ".nc":
+                compressed = {name: {"zlib": True, "complevel": 1} for name in run.data_vars}
+                run.to_netcdf(temporary, engine="netcdf4", encoding=compressed)
+            else:
+                run.to_zarr(temporary, mode="w", consolidated=False)
     except Exception as error:  # netCDF and Zarr raise errors of many kinds
         raise StoreError(f"{target} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
@@ -74,6 +67,9 @@ def load(path: str | Path) -> xr.Dataset:
     source = Path(path)
     if source.suffix not in SUFFIXES:
         raise StoreError(f"a run ends in .nc or .zarr, got {str(path)!r}")
+    if not source.exists():
+        # a folder may have been about to be replaced
+        _atomic.clear(source)
     if not source.exists():
         raise StoreError(f"there is no run {str(path)!r}")
     how: dict[str, Any] = (
@@ -89,19 +85,16 @@ def load(path: str | Path) -> xr.Dataset:
 def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write an unfinished run, atomically."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise StoreError(f"checkpoint {path} could not be written: {error}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _atomic.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, config=_encode({"format": _FORMAT, **config}), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise StoreError(f"checkpoint {path} could not be written: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove an unfinished run, and what killed processes left of it."""
+    path.unlink(missing_ok=True)
+    _atomic.clear(path)
 
 
 def load_checkpoint(
@@ -121,18 +114,20 @@ def load_checkpoint(
         If the file is damaged, or belongs to another run; the message names what differs.
     """
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            stored = json.loads(file["config"].tobytes())
-            for name, value in {"format": _FORMAT, **config}.items():
-                if stored.get(name) != value:
-                    raise StoreError(
-                        f"checkpoint {path} belongs to another run: {name} is {stored.get(name)!r} there "
-                        f"and {value!r} here; repeat the first command, or remove the file to start anew"
-                    )
-            names = shapes if shapes is not None else [name for name in file.files if name != "config"]
-            arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        arrays = _arrays.read(path, None if shapes is None else ["config", *shapes])
+        stored = json.loads(arrays.pop("config").tobytes())
+        about = {name: stored.get(name) for name in ("format", *config)}
+        missing = sorted((shapes or {}).keys() - arrays.keys())
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError, _arrays.Damaged) as error:
         raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start anew") from error
+    for name, value in {"format": _FORMAT, **config}.items():
+        if about[name] != value:
+            raise StoreError(
+                f"checkpoint {path} belongs to another run: {name} is {about[name]!r} there and {value!r} "
+                "here; repeat the first command, or remove the file to start anew"
+            )
+    if missing:
+        raise StoreError(f"checkpoint {path} is damaged ({missing[0]} is missing): remove it to start anew")
     for name, shape in (shapes or {}).items():
         actual = arrays[name].shape
         if len(actual) != len(shape) or any(w not in (-1, a) for a, w in zip(actual, shape, strict=True)):

@@ -1,0 +1,61 @@
+"""Named arrays from ``.npz`` files of any origin: nothing is unpickled, nothing unpacks beyond memory."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from langevin import _validate
+
+
+class Damaged(Exception):
+    """No readable file of plain arrays; the message says why."""
+
+
+def read(
+    path: Path, names: Iterable[str] | None = None, *, copies: int = 1, what: str = "file"
+) -> dict[str, np.ndarray]:
+    """Read arrays by name, all of them by default; those that are not there are left out.
+
+    Parameters
+    ----------
+    path : Path
+    names : iterable of str, optional
+    copies : int
+        How many times the arrays will be in memory.
+    what : str
+        How the message calls the file.
+
+    Raises
+    ------
+    Damaged
+        If the file is no archive of plain arrays, or is damaged; FileNotFoundError stays.
+    MemoryError
+        If the arrays do not fit into memory, before they are unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            wanted = [name for name in (found if names is None else names) if name in found]
+            unpacked = sum(found[name].file_size for name in wanted)
+            _validate.memory(float(copies * unpacked), f"{what} {path}", "take fewer or smaller arrays")
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: _plain(file[name], found[name].file_size) for name in wanted}
+    except (FileNotFoundError, Damaged):
+        raise
+    except MemoryError as error:
+        if "are free" in str(error):
+            raise
+        # an array that declares itself larger than its bytes
+        raise Damaged(str(error)) from error
+    except Exception as error:  # damaged archives raise almost anything
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _plain(array: object, size: int) -> np.ndarray:
+    if not isinstance(array, np.ndarray) or array.nbytes > size:
+        raise Damaged("it holds something else than arrays")
+    return array
