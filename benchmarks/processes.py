@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.tables import table
+from langevin import _atomic
 
 RESULTS = Path(__file__).parent / "results"
 # body, options, pixels of a side, engine, expected batch
@@ -77,8 +78,8 @@ def main() -> None:
     print(text)
     if not args.quick:
         stem = f"processes-{'-'.join(re.findall('[a-z0-9]+', place.lower())[:2])}"
-        RESULTS.joinpath(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-        RESULTS.joinpath(f"{stem}.md").write_text(text + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
 
 
 def start(count: int, case: int, device: str, steps: int) -> dict[str, Any]:

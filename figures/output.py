@@ -210,8 +210,7 @@ def animation(
 
 
 def _write(file: Path, text: str) -> None:
-    with _atomic.replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf8")
+    _atomic.write_text(file, text)
 
 
 def machine() -> str:

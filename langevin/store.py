@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _arrays, _atomic
+from langevin import _arrays, _atomic, _validate
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIXES = (".nc", ".zarr")
 _FORMAT = 1
+# the attribute by which damage is found
+_DIGEST = "digest"
 
 
 class StoreError(Exception):
@@ -48,6 +52,7 @@ def check_target(path: str | Path) -> Path:
 def save(run: xr.Dataset, path: str | Path) -> Path:
     """Write a run under a temporary name and rename it."""
     target = check_target(path)
+    run = run.assign_attrs({_DIGEST: digest(run)})
     try:
         with _atomic.replacing(target) as temporary:
             if target.suffix == ".nc":
@@ -60,8 +65,38 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
     return target
 
 
+def digest(run: xr.Dataset) -> str:
+    """A fingerprint of a run's values and attributes, whatever it is kept in."""
+    total = hashlib.sha256(_text(run.attrs))
+    for name in sorted(map(str, run.variables)):
+        variable = run.variables[name]
+        total.update(f"{name} {variable.dims} {variable.shape} ".encode() + _text(variable.attrs))
+        values = np.asarray(variable.values)
+        if values.dtype.kind == "f":
+            # files keep no sign of what is not a number
+            values = np.where(np.isnan(values), values.dtype.type(np.nan), values)
+        plain = values.dtype.kind in "fiub"
+        total.update(np.ascontiguousarray(values).data if plain else _text(values.tolist()))
+    return total.hexdigest()
+
+
+def _text(value: Any) -> bytes:
+    def plain(x: Any) -> Any:
+        return x.tolist() if isinstance(x, np.ndarray | np.generic) else str(x)
+
+    return json.dumps(value, sort_keys=True, default=plain).encode()
+
+
 def load(path: str | Path) -> xr.Dataset:
-    """Read a run into memory."""
+    """Read a run into memory; nothing is unpickled, and what differs from what was written is refused.
+
+    Raises
+    ------
+    StoreError
+        If there is no such run, or it is damaged.
+    MemoryError
+        If it does not fit into memory, before it is read.
+    """
     import xarray as xr
 
     source = Path(path)
@@ -72,14 +107,28 @@ def load(path: str | Path) -> xr.Dataset:
         _atomic.clear(source)
     if not source.exists():
         raise StoreError(f"there is no run {str(path)!r}")
-    how: dict[str, Any] = (
-        {"engine": "netcdf4"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
-    )
+    how: dict[str, Any] = {"engine": "netcdf4"}
+    if source.suffix == ".zarr":
+        # the second version of Zarr knows codecs that unpickle
+        how = {"engine": "zarr", "consolidated": False, "zarr_format": 3}
     try:
-        with xr.open_dataset(source, chunks=None, **how) as run:
-            return run.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if source.is_dir() and any(path.is_symlink() for path in source.rglob("*")):
+            raise ValueError("it holds links to other places")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # without indexes, which would be read at once, whatever their size
+            with xr.open_dataset(source, chunks=None, create_default_indexes=False, **how) as run:
+                _validate.memory(2.0 * run.nbytes, f"run {source}", "read what you need of it with xarray")
+                found = run.load()
+        found = found.assign_coords({name: found[name] for name in found.coords if name in found.dims})
+        # runs of earlier versions have none
+        if found.attrs.pop(_DIGEST, None) not in (None, digest(found)):
+            raise ValueError("it is not what was written: restore it, or make it anew")
+    except MemoryError:
+        raise
+    except Exception as error:  # netCDF and Zarr raise errors of many kinds
         raise StoreError(f"{source} is no readable run: {error}") from error
+    return found
 
 
 def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
