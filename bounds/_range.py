@@ -25,6 +25,8 @@ def require_moderate(
     require_compatible(problem, weights)
     arrays = {"problem.X": problem.X, "problem.y": problem.y, "weights.W": weights.W, "weights.v": weights.v}
     sizes = {name: max(float(array.max()), -float(array.min())) for name, array in arrays.items()}
+    if schedule is not None:
+        _validate.instance("schedule", schedule, Schedule)
     for phase in schedule or ():
         for name in ("time", "sigma", "clip", "stabiliser"):
             _require(name, getattr(phase, name), "take another unit of time or of loss")

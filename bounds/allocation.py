@@ -254,7 +254,8 @@ def utility_curve(
     r = np.linspace(0, 1, SHARES) if shares is None else _validate.array("shares", shares, 1)
     if r.min() < 0 or r.max() > 1 or (np.diff(r) <= 0).any():
         raise ValueError(f"shares must rise within [0, 1], got {r.min():g} to {r.max():g}")
-    for name in bounds:
+    tolerance = _validate.non_negative("tolerance", tolerance)
+    for name in _validate.sequence("bounds", bounds, str):
         _validate.choice("bounds", name, BOUNDS)
     curves: dict[str, Band] = {}
     reasons: dict[str, str] = {}

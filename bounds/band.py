@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin import _validate
 from langevin._validate import FloatArray
 
 
@@ -59,11 +60,11 @@ class Band:
         reason: str,
         source: str,
     ) -> None:
-        t = np.asarray(times, dtype=np.float64)
-        valid = np.array(np.broadcast_to(np.asarray(valid, dtype=bool), t.shape))
+        t = np.array(_validate.array("times", times, 1))
+        valid = _along("valid", valid, t, bool)
         fields = {"times": t, "valid": valid}
         for name, values in (("lower", lower), ("upper", upper)):
-            values = np.broadcast_to(np.asarray(values, dtype=np.float64), t.shape)
+            values = _along(name, values, t)
             if not np.isfinite(values[valid]).all():
                 raise ValueError(f"{name} must be finite where valid: mark the rest as not valid")
             fields[name] = np.where(valid, values, np.nan)
@@ -85,9 +86,17 @@ class Band:
         slack : array_like, shape (m,) or scalar
             The error of ``curve`` itself, such as that of a discretisation.
         """
-        curve, slack = np.broadcast_arrays(np.asarray(curve, dtype=np.float64), slack)
+        curve, slack = _along("curve", curve, self.times), _along("slack", slack, self.times)
         inside = (self.lower - slack <= curve) & (curve <= self.upper + slack)
         return bool(inside[self.valid].all())
+
+
+def _along(name: str, values: ArrayLike, times: FloatArray, kind: type = float) -> np.ndarray:
+    """Return an array of the shape of ``times``."""
+    try:
+        return np.array(np.broadcast_to(np.asarray(values, dtype=kind), times.shape))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be a number, or one for each of {len(times)} times: {error}") from None
 
 
 def nowhere(times: FloatArray, reason: str, source: str) -> Band:

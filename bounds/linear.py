@@ -315,6 +315,7 @@ def norm_tail(
     """
     from scipy.stats import ncx2
 
+    _validate.instance("schedule", schedule, Schedule)
     require_moderate(problem, weights, schedule)
     _validate.choice("over", over, ("time", "path"))
     time = _validate.positive("time", time)
@@ -327,7 +328,8 @@ def norm_tail(
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
     start = float((weights.W**2).sum() + weights.v @ weights.v) / variance
-    x = np.asarray(level, dtype=np.float64) / variance
+    levels = _validate.array("level", [level] if np.isscalar(level) else level, 1)
+    x = (levels[0] if np.isscalar(level) else levels) / variance
     if over == "time":
         return np.asarray(ncx2.sf(x, freedom, start))
     # the exponent is convex in a; its slope vanishes at 1 / (1 - a) = b, a root of start b^2 + freedom b = x

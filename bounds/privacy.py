@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_ndtr, ndtri
 
@@ -70,7 +69,7 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     0.02
     """
     total = 0.0
-    for phase in schedule:
+    for phase in _validate.instance("schedule", schedule, Schedule):
         gap = sensitivity(phase, neighbours)
         if phase.sigma == 0.0:
             return math.inf
@@ -112,7 +111,7 @@ def renyi(schedule: Schedule, orders: ArrayLike, *, neighbours: Neighbours = "ad
     >>> renyi(Schedule.fft(time=2.0, sigma=5.0, clip=1.0), [2, 16])
     array([0.04, 0.32])
     """
-    alpha = np.asarray(orders, dtype=np.float64)
+    alpha = _validate.array("orders", orders, 1)
     if not (alpha > 1).all():
         raise ValueError(f"orders must all exceed 1, got {alpha.min()}")
     return alpha * zcdp(schedule, neighbours=neighbours)
@@ -132,7 +131,7 @@ def gdp_delta(mu: float, epsilon: float) -> float:
     >>> round(gdp_delta(1.0, 1.0), 6)
     0.126937
     """
-    epsilon = _validate.non_negative("epsilon", epsilon)
+    epsilon, mu = _validate.non_negative("epsilon", epsilon), _mu(mu)
     if mu == 0.0:
         return 0.0
     if math.isinf(mu):
@@ -159,7 +158,7 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     >>> round(gdp_epsilon(1.0, 0.126937), 4)
     1.0
     """
-    delta = _validate_delta(delta)
+    delta, mu = _validate_delta(delta), _mu(mu)
     if math.isinf(mu):
         return math.inf
     if mu == 0.0 or gdp_delta(mu, 0.0) <= delta:
@@ -176,6 +175,11 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     while gdp_delta(mu, result) > delta and result < top:
         result, step = result + step, 2 * step
     return result
+
+
+def _mu(mu: float) -> float:
+    """Return ``mu`` as a number from 0 to infinity."""
+    return math.inf if isinstance(mu, float) and mu == math.inf else _validate.non_negative("mu", mu)
 
 
 def _validate_delta(delta: float) -> float:
@@ -315,7 +319,7 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
     """
     _validate.choice("neighbours", neighbours, NEIGHBOURS)
     total = 0.0
-    for phase in [phases] if isinstance(phases, DPSGD) else phases:
+    for phase in [phases] if isinstance(phases, DPSGD) else _validate.sequence("phases", phases, DPSGD):
         if not phase.privacy_carries_over:
             raise ValueError(
                 f"sample_rate must be None to read privacy off the diffusion, got {phase.sample_rate}: "

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
+# whole numbers that doubles hold exactly
+_LARGEST = 2**53
 # rows of an array that are looked at together
 _ROWS = 2**16
 
@@ -69,7 +74,39 @@ def integer(name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
     if result < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    if result > _LARGEST:
+        raise ValueError(f"{name} must be at most 2^53, got a number of {result.bit_length()} bits")
     return result
+
+
+def instance(name: str, value: Any, kind: type[T]) -> T:
+    """Return ``value`` if it is a ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {_called(kind)}, got {type(value).__name__}")
+    return value
+
+
+def _called(kind: type) -> str:
+    module = kind.__module__.partition(".")[0]
+    return kind.__name__ if module == "builtins" else f"{module}.{kind.__name__}"
+
+
+def sequence(name: str, value: Any, kind: type[T]) -> list[T]:
+    """Return ``value`` as a list of ``kind``."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence of {_called(kind)}, got {value!r}")
+    items = list(value)
+    for item in items:
+        if not isinstance(item, kind):
+            raise TypeError(f"{name} must hold {_called(kind)}, got {type(item).__name__}")
+    return items
+
+
+def path(name: str, value: Any) -> Path:
+    """Return ``value`` as a path."""
+    if not isinstance(value, str | os.PathLike) or "\0" in (text := os.fspath(value)) or not text:
+        raise TypeError(f"{name} must be a path, got {value!r}")
+    return Path(text)
 
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:
@@ -97,7 +134,7 @@ def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
     mapped = isinstance(value, np.memmap) and not value.flags.writeable
     try:
         result = np.array(value, dtype=np.float64, order="C", copy=None if mapped else True)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from None
     if result.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {result.shape}")

@@ -16,6 +16,12 @@ from langevin.problem import Activation, Loss, Problem, Weights
 from langevin.schedule import Schedule
 
 
+def _fits(samples: int, dim: int) -> None:
+    _validate.memory(
+        4.0 * 8 * samples * dim, f"{samples} samples in {dim} dimensions", "take fewer of either"
+    )
+
+
 def orthogonally_separable(
     samples: int = 64,
     dim: int = 16,
@@ -62,6 +68,7 @@ def orthogonally_separable(
     """
     samples, dim = _validate.integer("samples", samples, 2), _validate.integer("dim", dim, 2)
     test_samples = _validate.integer("test_samples", test_samples, 0)
+    _fits(samples + test_samples, dim)
     if not 90 < _validate.number("angle", angle) <= 180:
         raise ValueError(f"angle must lie in (90, 180] degrees, got {angle!r}")
     limit = math.tan(math.radians(angle - 90) / 2)
@@ -113,6 +120,7 @@ def linear_teacher(
     """
     samples, dim = _validate.integer("samples", samples, 1), _validate.integer("dim", dim, 1)
     test_samples = _validate.integer("test_samples", test_samples, 0)
+    _fits(samples + test_samples, dim)
     noise = _validate.non_negative("noise", noise)
     random = generator(rng, "teacher data")
     beta = random.standard_normal(dim)
@@ -170,6 +178,7 @@ def digits(
         With held-out points.
     weights : Weights
     """
+    classes = tuple(_validate.sequence("classes", classes, int))
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(range(10)):
         raise ValueError(f"classes must be two different digits from 0 to 9, got {classes!r}")
     width = _validate.integer("width", width, 1)
@@ -266,7 +275,7 @@ def npz_arrays(path: str | Path) -> dict[str, np.ndarray]:
     ValueError
         As `from_npz`. The arrays themselves are not checked.
     """
-    source = Path(path)
+    source = _validate.path("path", path)
     if not source.is_file():
         raise ValueError(f"data must be an .npz file, but there is no file {str(path)!r}")
     try:

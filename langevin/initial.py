@@ -14,6 +14,17 @@ from langevin._validate import FloatArray
 from langevin.problem import GramWeights, Problem, Weights, countable
 
 
+def _width(width: int, columns: int) -> int:
+    """Return ``width`` if so many neurons of so many ``columns`` fit into memory."""
+    width = _validate.integer("width", width, 1)
+    _validate.memory(
+        3.0 * 8 * width * columns,
+        f"width={width} with {columns} number(s) a neuron",
+        "take fewer, or gaussian_gram, which draws none of a linear net",
+    )
+    return width
+
+
 def collapsed_features(
     problem: Problem,
     width: int,
@@ -61,7 +72,8 @@ def collapsed_features(
     >>> bool(((z > 0) == np.equal.outer(problem.y, [1, -1, 1, -1])).all())
     True
     """
-    width = _validate.integer("width", width, 1)
+    _validate.instance("problem", problem, Problem)
+    width = _width(width, problem.dim)
     if not 0 <= _validate.number("spread", spread) < 1:
         raise ValueError(f"spread must lie in [0, 1), got {spread!r}")
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
@@ -87,7 +99,8 @@ def collapsed_features(
 
 def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: RNG = None) -> FloatArray:
     """Rows of independent normals of norm about ``scale``, by default ``1 / sqrt(width)``; shape (h, d)."""
-    width, dim = _validate.integer("width", width, 1), _validate.integer("dim", dim, 1)
+    dim = _validate.integer("dim", dim, 1)
+    width = _width(width, dim)
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
     return generator(rng, "features").standard_normal((width, dim)) * (scale / dim**0.5)
 
@@ -128,6 +141,7 @@ def gaussian_gram(
     >>> bool(abs(np.linalg.norm(weights.v) - 1) < 1e-3)
     True
     """
+    _validate.instance("problem", problem, Problem)
     width = countable("width", _validate.integer("width", width, 1))
     length = width**-0.5 if scale is None else _validate.positive("scale", scale)
     deviation = width**-0.5 if head_scale is None else _validate.non_negative("head_scale", head_scale)
@@ -148,14 +162,14 @@ def gaussian_gram(
 
 def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:
     """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``; shape (h,)."""
-    width = _validate.integer("width", width, 1)
+    width = _width(width, 1)
     deviation = width**-0.5 if scale is None else _validate.non_negative("head_scale", scale)
     return generator(rng, "head").standard_normal(width) * deviation
 
 
 def zero_head(width: int) -> FloatArray:
     """A head of zeros; shape (h,)."""
-    return np.zeros(_validate.integer("width", width, 1))
+    return np.zeros(_width(width, 1))
 
 
 def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) -> FloatArray:
@@ -171,7 +185,10 @@ def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) 
     scale : float, optional
         ``1 / sqrt(h)`` by default, as a Gaussian head's.
     """
-    _validate.labels("problem.y", problem.y)
+    _validate.labels("problem.y", _validate.instance("problem", problem, Problem).y)
+    W = _validate.array("W", W, 2)
+    if W.shape[1] != problem.dim:
+        raise ValueError(f"W must have as many columns as problem.X, got {W.shape[1]} and {problem.dim}")
     scale = len(W) ** -0.5 if scale is None else _validate.positive("head_scale", scale)
     features = problem.features(W)
     positive = problem.y > 0

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from langevin import _validate
 from langevin._validate import FloatArray
 from langevin.problem import Problem
 
@@ -87,7 +88,12 @@ def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[s
     ValueError
         On an unknown name, or one that the problem does not allow.
     """
-    asked = tuple(dict.fromkeys([names] if isinstance(names, str) else names or ()))
+    names = (
+        [names]
+        if isinstance(names, str)
+        else _validate.sequence("observables", () if names is None else names, str)
+    )
+    asked = tuple(dict.fromkeys(names))
     for name in asked:
         if name not in OBSERVABLES or name in exclude:
             allowed = ", ".join(n for n in OBSERVABLES if n not in exclude)

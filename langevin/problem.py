@@ -247,7 +247,10 @@ class GramWeights(Weights):
         W, v : array_like, shapes (h, d) and (h,)
             Anything with a shape whose slices are arrays: memory maps, HDF5 or Zarr arrays.
         """
-        W, v = (array if hasattr(array, "shape") else np.asarray(array) for array in (W, v))
+        W, v = (
+            array if hasattr(array, "shape") else _validate.array(name, array, ndim)
+            for name, array, ndim in (("W", W, 2), ("v", v, 1))
+        )
         if len(W.shape) != 2 or W.shape[0] < 1 or tuple(v.shape) != (W.shape[0],):
             raise ValueError(
                 f"W and v must have shapes (h, d) and (h,), got {tuple(W.shape)} and {tuple(v.shape)}"
@@ -298,10 +301,8 @@ def triangle(blocks: Iterable[FloatArray]) -> FloatArray:
 
 def require_compatible(problem: Problem, weights: Weights) -> None:
     """Refuse weights whose input dimension is not the data's."""
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem must be a langevin.Problem, got {type(problem).__name__}")
-    if not isinstance(weights, Weights):
-        raise TypeError(f"weights must be langevin.Weights, got {type(weights).__name__}")
+    _validate.instance("problem", problem, Problem)
+    _validate.instance("weights", weights, Weights)
     if isinstance(weights, GramWeights) and problem.activation != "linear":
         raise ValueError(
             f"weights must hold single neurons for activation {problem.activation!r}, got GramWeights: "

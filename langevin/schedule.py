@@ -97,13 +97,10 @@ class Schedule:
     phases: tuple[Phase, ...]
 
     def __init__(self, phases: Sequence[Phase]) -> None:
-        phases = tuple(phases)
+        phases = _validate.sequence("phases", phases, Phase)
         if not phases:
             raise ValueError("phases must hold at least one Phase, got none")
-        for phase in phases:
-            if not isinstance(phase, Phase):
-                raise TypeError(f"phases must hold langevin.Phase, got {type(phase).__name__}")
-        object.__setattr__(self, "phases", phases)
+        object.__setattr__(self, "phases", tuple(phases))
 
     @classmethod
     def lp(cls, *, time: float, sigma: float = 0.0, clip: float | None = None, **clipping: Any) -> Schedule:
@@ -154,13 +151,13 @@ class Schedule:
 
     def time_in(self, times: ArrayLike) -> FloatArray:
         """Time spent in each phase by each of ``times``, shape (len(self), len(times))."""
-        t = np.asarray(times, dtype=np.float64)
+        t = _validate.array("times", times, 1)
         lengths = np.array([phase.time for phase in self.phases])
         return np.clip(t[None, :] - self.starts[:, None], 0.0, lengths[:, None])
 
     def default_times(self, count: int = RECORDS) -> FloatArray:
         """``count`` equidistant times from 0 to the end."""
-        return np.linspace(0.0, self.duration, count)
+        return np.linspace(0.0, self.duration, _validate.integer("count", count, 1))
 
 
 def record_times(schedule: Schedule, times: ArrayLike | None) -> FloatArray:
@@ -171,9 +168,10 @@ def record_times(schedule: Schedule, times: ArrayLike | None) -> FloatArray:
     ndarray, shape (m,)
         Strictly increasing, within ``[0, schedule.duration]``; equidistant if ``times`` is None.
     """
+    _validate.instance("schedule", schedule, Schedule)
     if times is None:
         return schedule.default_times()
-    t = np.array(_validate.array("times", np.atleast_1d(np.asarray(times)), 1))
+    t = np.array(_validate.array("times", [times] if np.isscalar(times) else times, 1))
     if (np.diff(t) <= 0).any():
         i = int(np.argmax(np.diff(t) <= 0))
         raise ValueError(f"times must increase strictly, got {t[i]} before {t[i + 1]}")
@@ -228,6 +226,7 @@ def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
     ValueError
         If a phase is shorter than half a step, or two record times fall on one step.
     """
+    _validate.instance("schedule", schedule, Schedule)
     dt = _validate.positive("dt", dt)
     phase_steps = []
     for phase in schedule:
@@ -352,6 +351,7 @@ class DPSGD:
         ValueError
             Without flat clipping: unclipped steps have no finite sensitivity.
         """
+        _validate.instance("phase", phase, Phase)
         dt = _validate.positive("dt", dt)
         if phase.clip is None or phase.clipping != "flat":
             raise ValueError(

@@ -199,7 +199,7 @@ def euler_maruyama(
     )
 
     config = _record.configuration(problem, weights, schedule, chain, names, paths)
-    saved = None if checkpoint is None else Path(checkpoint)
+    saved = None if checkpoint is None else _validate.path("checkpoint", checkpoint)
     if saved is not None and not saved.parent.is_dir():
         raise ValueError(f"checkpoint must lie in an existing folder, got {str(saved)!r}")
     unfinished = [] if saved is None or not saved.exists() else _record.restore(saved, config, chain, results)
@@ -377,7 +377,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     require_compatible(problem, weights)
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
-    cut = grid(schedule, dt, [schedule.duration])
+    cut = grid(schedule, dt, [_validate.instance("schedule", schedule, Schedule).duration])
     chain = _chain(Request(problem, weights, schedule, cut, noisy=False), "span", "double").without_noise()
     span = chain.reduction.span
     W, v = chain.layout.unpack(_engine.reference_path(chain)[-1])

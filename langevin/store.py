@@ -34,7 +34,7 @@ def check_target(path: str | Path) -> Path:
     Path
         With a suffix of `SUFFIXES` and an existing, writable folder.
     """
-    target = Path(path)
+    target = _validate.path("out", path)
     if target.suffix not in SUFFIXES:
         raise StoreError(f"out must end in .nc (netCDF) or .zarr, got {str(path)!r}")
     try:
@@ -99,7 +99,7 @@ def load(path: str | Path) -> xr.Dataset:
     """
     import xarray as xr
 
-    source = Path(path)
+    source = _validate.path("path", path)
     if source.suffix not in SUFFIXES:
         raise StoreError(f"a run ends in .nc or .zarr, got {str(path)!r}")
     if not source.exists():
