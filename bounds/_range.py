@@ -11,14 +11,21 @@ SMALLEST, LARGEST = 1e-30, 1e30
 
 
 def require_moderate(
-    problem: Problem, weights: Weights, schedule: Schedule | None = None, **numbers: float | None
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule | None = None,
+    *,
+    pairs: bool = False,
+    **numbers: float | None,
 ) -> None:
-    """Refuse what is not compatible, or leaves the range of doubles in the products that bounds are made of.
+    """Refuse what is not compatible, leaves the range of doubles in a bound's products, or fills the memory.
 
     Parameters
     ----------
     problem, weights
     schedule : Schedule, optional
+    pairs : bool
+        Whether the bound holds a number for each pair of samples: of one class, in a ReLU net.
     **numbers : float or None
         Others by their names, which None leaves out.
     """
@@ -28,12 +35,25 @@ def require_moderate(
     if schedule is not None:
         _validate.instance("schedule", schedule, Schedule)
     for phase in schedule or ():
-        for name in ("time", "sigma", "clip", "stabiliser"):
+        for name in ("time", "clip", "stabiliser"):
             _require(name, getattr(phase, name), "take another unit of time or of loss")
+        # less noise than can be squared is none
+        _require("sigma", max(phase.sigma, SMALLEST), "take another unit of time or of loss")
     for name, number in numbers.items():
         _require(name, None if number is None else _validate.number(name, number), "take another unit")
     for name, size in sizes.items():
         _require(f"the largest entry of {name}", size, "rescale inputs, targets or weights")
+    n, h = problem.samples, len(weights.v)
+    entries = 6 * n * h + 4 * n * problem.dim + 2 * h * problem.dim
+    if pairs:
+        apart = problem.activation == "relu" and problem.classification
+        positive = int((problem.y > 0).sum()) if apart else n
+        entries += 7 * (positive**2 + (n - positive) ** 2)
+    _validate.memory(
+        8.0 * entries,
+        f"a bound for {n} samples in {problem.dim} dimensions and {h} neurons",
+        "take fewer samples or neurons",
+    )
 
 
 def _require(name: str, number: float | None, remedy: str) -> None:

@@ -350,7 +350,7 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
     >>> found.case, found.critical_time > 0
     ('lp-helps-above', True)
     """
-    require_moderate(problem, weights, clip=clip, time=time)
+    require_moderate(problem, weights, clip=clip, time=time, pairs=True)
     time = _validate.positive("time", time)
     clip = _validate.positive_or_none("clip", clip)
     block, reason = _collapsed(problem, weights)

@@ -185,7 +185,7 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     >>> [(i, k) for i, k, _ in found.separability.worst]
     [(0, 2)]
     """
-    require_moderate(problem, weights)
+    require_moderate(problem, weights, pairs=True)
     s = np.where(problem.y > 0, 1.0, -1.0)
     norms = np.sqrt(problem.squared_norms)
     units = problem.X / np.where(norms > 0, norms, 1.0)[:, None]

@@ -90,7 +90,7 @@ class Margins:
 
 def enclose(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None) -> Margins | str:
     """Enclose all margins at ``times``; a string says why that cannot be."""
-    require_moderate(problem, weights, schedule)
+    require_moderate(problem, weights, schedule, pairs=True)
     t = record_times(schedule, times)
     if any(phase.clipping == "normalised" for phase in schedule):
         return "normalised clipping is not covered"

@@ -122,7 +122,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     >>> found.largest_drop.round(3)
     array([0.2  , 0.046])
     """
-    require_moderate(problem, weights, clip=clip)
+    require_moderate(problem, weights, clip=clip, pairs=True)
     clip = _validate.positive_or_none("clip", clip)
     h = len(weights.v)
     nothing, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
@@ -321,7 +321,7 @@ def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = N
     >>> round(found.time, 3), found.lasting
     (1.2, True)
     """
-    require_moderate(problem, weights, clip=clip)
+    require_moderate(problem, weights, clip=clip, pairs=True)
     clip = _validate.positive_or_none("clip", clip)
     blocks, reason = decouple(problem, weights)
     if problem.activation != "relu":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds._flow import span
-from bounds._range import require_moderate
+from bounds._range import SMALLEST, require_moderate
 from bounds.approximation import OMEGA
 from bounds.band import Band, nowhere
 from bounds.decay import first, imbalance, probe
@@ -323,7 +323,7 @@ def norm_tail(
         raise ValueError(f"time must be at most the schedule's {schedule.duration:g}, got {time:g}")
     phase = schedule.phases[0]
     same = {(p.method, p.sigma, p.clipping) for p in schedule} == {("fft", phase.sigma, "flat")}
-    if not same or phase.sigma == 0:
+    if not same or phase.sigma < SMALLEST:
         raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
@@ -376,8 +376,8 @@ def fft_expected_loss(
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     reason = _single(problem, schedule)
-    if not reason and schedule.phases[0].sigma == 0:
-        reason = "sigma is 0: conserved_rates covers that"
+    if not reason and schedule.phases[0].sigma < SMALLEST:
+        reason = "sigma is 0, or next to it: conserved_rates covers that"
     if reason:
         return nowhere(t, reason, FFT)
     setting = _Setting(problem, weights, schedule)

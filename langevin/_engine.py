@@ -478,7 +478,8 @@ def ensemble_bytes(chain: Chain, paths: int, per_neuron: bool, threads: int) -> 
     itemsize = np.dtype(chain.layout.dtype).itemsize
     reference = records * chain.layout.size * itemsize
     states = chain.chunk_paths(paths, threads) * chain.layout.size * itemsize
-    in_flight = threads * (states + chain.scratch_bytes())
+    # and once more for the reference path, and for what it starts from
+    in_flight = threads * states + (threads + 1) * chain.scratch_bytes()
     return 1.2 * results + reference + in_flight
 
 

@@ -176,9 +176,11 @@ class KNNAccuracy:
         assert p.X_test is not None
         assert p.y_test is not None
         W = W.astype(np.float64)
+        features, held_out = p.features(W), p.activate(p.X_test @ W.T)
+        if not (np.isfinite(features).all() and np.isfinite(held_out).all()):
+            return np.nan
         neighbours = KNeighborsClassifier(min(NEIGHBOURS, p.samples))
-        neighbours.fit(p.features(W), p.y)
-        return float(neighbours.score(p.activate(p.X_test @ W.T), p.y_test))
+        return float(neighbours.fit(features, p.y).score(held_out, p.y_test))
 
 
 @dataclass(frozen=True, eq=False)

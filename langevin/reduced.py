@@ -27,6 +27,8 @@ from langevin.observables import OBSERVABLES
 from langevin.problem import BLOCK_ENTRIES, GramWeights, Problem, Weights, blocks_of_rows, triangle
 from langevin.schedule import Grid, Schedule
 
+# samples of which all products are held
+_MOST_PAIRED = 4096
 REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
 # measured nanoseconds of a multiply-add in a product and in a loop, of a normal and of a chi-square draw, and
 # of a step that does nothing; in the cube of a triangle's columns, by reflections of ours and of LAPACK's
@@ -387,6 +389,8 @@ class _Blocks(_Full):
             )
         if not problem.classification:
             return "needs labels -1 and +1"
+        if problem.samples > _MOST_PAIRED:
+            return f"is for at most {_MOST_PAIRED} samples, of which it looks at all pairs"
         y, lengths = problem.y, np.sqrt(problem.squared_norms)
         products = y[:, None] * (problem.X @ problem.X.T) * y
         rounding = 1e-12 * lengths[:, None] * lengths

@@ -187,10 +187,11 @@ def same(command: Command, out: str, twin: Path, left: set[str]) -> None:
 def simulate(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     """A random simulation."""
     linear = rng.random() < 0.4
+    data = rng.choice(["separable", "teacher"]) if linear else "separable"
     out = rng.choice(["run.nc", "run.zarr"])
     precision, reduce = rng.choice(["double", "single"]), rng.choice(["auto", "auto", "none", "span"])
     arguments = [
-        *("--data", rng.choice(["separable", "teacher"]) if linear else "separable"),
+        *("--data", data),
         *("--activation", "linear" if linear else "relu"),
         *("--method", rng.choice(["lp", "fft", "lp-fft"])),
         *("--width", str(rng.choice([1, 7, 64]))),
@@ -204,7 +205,7 @@ def simulate(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
         *("--paths", str(rng.choice([1, 12, 60])), "--times", str(rng.choice([2, 5, 101]))),
         *("--out", out, "--no-bounds"),
     ]
-    if reduce != "auto" and rng.random() < 0.5:
+    if reduce != "auto" and data == "separable" and rng.random() < 0.5:
         arguments += ["--observables", "alignment", "misaligned"]
     whole = Command("simulate", [*arguments, "--threads", "2"], folder / "whole")
     ended = whole.run()
