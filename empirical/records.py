@@ -20,6 +20,8 @@ except ImportError:  # no advisory locks on this system
 
 # of the cells' meaning: cells of another are computed anew
 _FORMAT = 1
+# of a line
+_START = b'{"key": "'
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ class Records:
                     f"cells {str(self._path)!r} is damaged in line {number} ({error!r}): remove that line, "
                     "or take another file"
                 ) from None
-        if whole < len(data):
+        torn = data[whole:]
+        if torn[: len(_START)] != _START[: len(torn)]:
+            raise RecordsError(
+                f"cells {str(self._path)!r} is damaged at its end: remove that line, or take another file"
+            )
+        if torn:
             self._file.truncate(whole)
 
     def _keep(self, key: str, values: dict[str, Any] | None, error: str | None) -> None:
