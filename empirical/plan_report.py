@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from bounds.advice import Advice
 from empirical.planner import SharePlan
 from empirical.tables import Table
+from langevin import _atomic
 
 COST = (
     "a plan read off private data is itself a release: it costs privacy that is NOT accounted for here, and "
@@ -209,13 +209,10 @@ def draw(plan: SharePlan, path: Path) -> None:
     for ax in axes:
         ax.legend(fontsize=6.5, frameon=False)
     figure.suptitle(f"epsilon {plan.epsilon:g}: recommended lp share {plan.share:g}", fontsize=9)
-    # written under a temporary name: an old figure stays until the new one is whole
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        figure.savefig(temporary, dpi=200)
-        os.replace(temporary, path)
+        with _atomic.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
     finally:
-        temporary.unlink(missing_ok=True)
         plt.close(figure)
 
 

@@ -13,7 +13,7 @@ from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
 
 # steps a phase; and those after which a flow that may take shorter ones is too stiff
-FEWEST_STEPS, MOST_STEPS, STIFF_STEPS = 50, 20_000, 100_000
+FEWEST_STEPS, MOST_STEPS, STIFF_STEPS = 50, 20_000, 20_000
 
 
 class _Flow(DOP853):
