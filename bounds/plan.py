@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
                 )
         except (ValueError, TypeError, MemoryError, store.StoreError) as error:
             command.error(_as_option(str(error)))
+        except ArithmeticError as error:
+            return _fail(str(error))
         cost = plan_report.privacy(args.data_are == "private")
         said = [str(warning.message) for warning in caught if warning.category is UserWarning]
         failure = None
@@ -143,12 +145,15 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(plan_report.text(plan))
             print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in said), sep="\n")
-        if failure is not None:
-            print(f"{PROGRAM}: error: {failure}", file=sys.stderr)
-        return 0 if failure is None else EXIT_FAILED
+        return 0 if failure is None else _fail(failure)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is kept", file=sys.stderr)
         return 130
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _plot_target(asked: str) -> Path:

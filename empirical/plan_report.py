@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bounds.advice import Advice
-from empirical.planner import SharePlan
+from empirical.planner import SharePlan, standard_error
 from empirical.tables import Table
 from langevin import _atomic
 
@@ -59,7 +59,6 @@ def _flatness(plan: SharePlan) -> str:
 
 def _shares(plan: SharePlan) -> Table:
     lost, error = plan.deficit
-    root = math.sqrt(plan.accuracy.shape[1])
     rows = []
     for k, share in enumerate(plan.shares):
         values, losses = plan.accuracy[k], plan.loss[k]
@@ -67,9 +66,9 @@ def _shares(plan: SharePlan) -> Table:
         rows.append(
             [
                 f"{share:g}",
-                f"{values.mean():.3f} ± {values.std(ddof=1) / root:.3f}",
+                f"{values.mean():.3f} ± {standard_error(values):.3f}",
                 "-" if k == plan.best else f"{lost[k]:.3f} ± {error[k]:.3f}",
-                f"{losses.mean():.3g} ± {losses.std(ddof=1) / root:.1g}",
+                f"{losses.mean():.3g} ± {standard_error(losses):.1g}",
                 *rates,
             ]
         )
@@ -178,14 +177,13 @@ def draw(plan: SharePlan, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
-    root = math.sqrt(plan.accuracy.shape[1])
     for ax, values, name in zip(
         axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
     ):
         ax.errorbar(
             plan.shares,
             values.mean(1),
-            values.std(1, ddof=1) / root,
+            standard_error(values),
             color=_SIMULATED,
             marker="o",
             markersize=4,

@@ -35,6 +35,12 @@ _HELD_OUT = 5
 _ROWS, _ENTRIES, _THEORY_ROWS, _THEORY_HEADS = 4096, 2**16, 256, 4
 
 
+def standard_error(values: FloatArray) -> FloatArray:
+    """Of the means over the draws, the last axis; NaN where one is infinite."""
+    with np.errstate(invalid="ignore"):
+        return values.std(-1, ddof=1) / math.sqrt(values.shape[-1])
+
+
 @dataclass(frozen=True, eq=False)
 class SharePlan:
     """A split of a budget, and what it rests on; see `plan_share`.
@@ -90,7 +96,7 @@ class SharePlan:
     def deficit(self) -> tuple[FloatArray, FloatArray]:
         """Accuracy lost against the recommended share, mean and standard error, paired by draws."""
         lost = self.accuracy[self.best] - self.accuracy
-        return lost.mean(1), lost.std(1, ddof=1) / math.sqrt(lost.shape[1])
+        return lost.mean(1), standard_error(lost)
 
     @property
     def as_good(self) -> FloatArray:
@@ -162,11 +168,11 @@ class SharePlan:
                 "draws": draws,
                 "shares": self.shares.tolist(),
                 "accuracy": self.accuracy.mean(1).tolist(),
-                "accuracy standard error": (self.accuracy.std(1, ddof=1) / math.sqrt(draws)).tolist(),
+                "accuracy standard error": standard_error(self.accuracy).tolist(),
                 "accuracy lost": lost.tolist(),
                 "accuracy lost standard error": error.tolist(),
                 "loss": self.loss.mean(1).tolist(),
-                "loss standard error": (self.loss.std(1, ddof=1) / math.sqrt(draws)).tolist(),
+                "loss standard error": standard_error(self.loss).tolist(),
                 "loss-optimal share": self.loss_share,
                 "lp learning rate": self.lp_lr,
                 "fft learning rates": self.lr.tolist(),
@@ -275,6 +281,8 @@ def plan_share(
     ------
     ValueError, TypeError
         On bad arguments, by name.
+    ArithmeticError
+        If runs of every share leave the range of numbers.
 
     Examples
     --------
@@ -308,6 +316,10 @@ def plan_share(
         )
         said = _theory(net, names, how, lp_lr, np.array(lengths) / steps, root) if theory else {}
     found = np.array(lengths) / steps
+    if not np.isfinite(ends).all(axis=(1, 2)).any():
+        raise ArithmeticError(
+            "every share had a run that left the range of numbers: scale the features X, or the head v"
+        )
     best = float(found[_best(ends[..., 0], ends[..., 1])])
     history = plan(samples, batch, delta=delta, steps=steps, lp_share=best, noise_multiplier=nu, clip=clip)
     lr = np.where(np.array(lengths) < steps, rates, np.nan)

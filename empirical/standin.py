@@ -17,10 +17,16 @@ from langevin.schedule import Phase, Schedule
 
 
 class Outcome(NamedTuple):
-    """Where a run ends: held-out accuracy, and the mean loss over the training samples."""
+    """Where a run ends: held-out accuracy, and the mean loss over the training samples.
+
+    A run that leaves the range of its numbers is right nowhere, and its loss is infinite.
+    """
 
     accuracy: float
     loss: float
+
+
+DIVERGED = Outcome(0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -149,20 +155,23 @@ class StandIn:
         head: FloatArray,
         noise: np.random.SeedSequence,
     ) -> Outcome:
-        from langevin import euler_maruyama
+        from langevin import Diverged, euler_maruyama
 
         rates = [lp_lr] * (lp_steps > 0) + [lr] * (lp_steps < how.steps)
         schedule = Schedule(how.phases(lp_steps, lp_lr, lr, len(self.X)))
-        run = euler_maruyama(
-            self.problem(1),
-            Weights(self.W, head),
-            schedule,
-            dt=min(rates) / len(self.X),
-            rng=noise,
-            times=[schedule.duration],
-            observables=["test_accuracy"],
-            threads=1,
-        )
+        try:
+            run = euler_maruyama(
+                self.problem(1),
+                Weights(self.W, head),
+                schedule,
+                dt=min(rates) / len(self.X),
+                rng=noise,
+                times=[schedule.duration],
+                observables=["test_accuracy"],
+                threads=1,
+            )
+        except Diverged:
+            return DIVERGED
         return Outcome(float(run.test_accuracy[0, -1]), float(run.loss[0, -1]) / len(self.X))
 
     def _descend(
@@ -174,6 +183,18 @@ class StandIn:
         streams: Sequence[Sequence[np.random.SeedSequence]],
     ) -> list[Outcome]:
         """All draws together, the first axis: fewer calls."""
+        with np.errstate(all="ignore"):
+            ends = self._ends(how, lp_steps, rates, heads, streams)
+        return [end if math.isfinite(end.loss) else DIVERGED for end in ends]
+
+    def _ends(
+        self,
+        how: Settings,
+        lp_steps: int,
+        rates: tuple[float, float],
+        heads: Sequence[FloatArray],
+        streams: Sequence[Sequence[np.random.SeedSequence]],
+    ) -> list[Outcome]:
         head_noises, body_noises, batches = (
             [np.random.default_rng(stream) for stream in part] for part in zip(*streams, strict=True)
         )

@@ -135,6 +135,12 @@ def test_bad_input_is_named_and_exits_with_2(tmp_path, capsys, arrays, arguments
     assert message in capsys.readouterr().err
 
 
+def test_features_beyond_the_range_of_numbers_exit_with_1(tmp_path, capsys):
+    path = write(tmp_path / "f.npz", X=1e40 * np.abs(DATA.X), y=np.arange(60) % 3)
+    assert main([path, *FEW, "--no-theory"]) == 1
+    assert "scale the features X" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,0 +1,81 @@
+"""What a rule for the share of the budget would have cost on the tasks of the study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from figures.output import ROOT
+from figures.study_planner import FILE, TASKS, measured
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+RULES = {"all FFT": 0.0, "all LP": 1.0, "half and half": 0.5}
+READS = (FILE, *(f"docs/study/{task}.nc" for task in TASKS))
+
+
+def accuracies() -> xr.DataArray:
+    """Measured test accuracy by task, share, budget and seed."""
+    import xarray as xr
+
+    return xr.concat([measured(task) for task in TASKS], "task").assign_coords(task=list(TASKS))
+
+
+def planned() -> xr.Dataset:
+    """The committed plans."""
+    from langevin import store
+
+    return store.load(ROOT / FILE)
+
+
+def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
+    """Accuracy lost by each plan and each of `RULES` against hindsight, by task, budget and seed.
+
+    Hindsight takes, for each task and budget, the share with the highest mean over all *other* seeds: the
+    best that one could have known. It may be worse than a rule on a single seed.
+
+    Parameters
+    ----------
+    found : DataArray
+        Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``.
+    plans : DataArray
+        Planned shares, among those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN where
+        there is no plan.
+    """
+    import xarray as xr
+
+    others = (found.sum("seed") - found) / (found.sizes["seed"] - 1)
+    best = found.sel(share=others.idxmax("share"), drop=True)
+    chosen = {str(source): plans.sel(source=source, drop=True) for source in plans.source.values}
+    every = {"task": found.task, "seed": found.seed, "epsilon": found.epsilon}
+    chosen |= {rule: xr.DataArray(share).expand_dims(every) for rule, share in RULES.items()}
+    rules = [
+        (best - found.sel(share=shares.fillna(0.0), drop=True)).where(shares.notnull())
+        for shares in chosen.values()
+    ]
+    return xr.concat(rules, "rule", coords="minimal", compat="override").assign_coords(rule=list(chosen))
+
+
+def mean_and_error(values: xr.DataArray) -> xr.Dataset:
+    """Mean over all but the rule, and its standard error over the seeds: tasks and budgets are fixed.
+
+    Of the seeds of which all tasks and budgets are there; ``seeds`` counts them.
+    """
+    import xarray as xr
+
+    rest = [dim for dim in values.dims if dim not in ("rule", "seed")]
+    by_seed = values.mean(rest, skipna=False)
+    count = by_seed.count("seed")
+    error = by_seed.std("seed", ddof=1) / np.sqrt(count)
+    return xr.Dataset({"mean": by_seed.mean("seed"), "standard_error": error, "seeds": count})
+
+
+def ahead(values: xr.DataArray) -> xr.Dataset:
+    """How much more each fixed rule loses than each plan, paired by seed, over all tasks and budgets."""
+    import xarray as xr
+
+    plans = values.drop_sel(rule=list(RULES))
+    parts = [mean_and_error(values.sel(rule=rule, drop=True) - plans) for rule in RULES]
+    return xr.concat(parts, "fixed").assign_coords(fixed=list(RULES)).rename(rule="plan")

@@ -1,0 +1,66 @@
+"""Accuracy lost by planning the share of the budget, and by fixed rules.
+
+Test accuracy below that of the share that was best in hindsight, on the tasks of the study: for each task
+and budget the one with the highest mean over all other seeds. Means over the seeds and, in the first rows,
+over the tasks, with standard errors over the seeds. A plan is one of `empirical.plan_share` from the training
+images' features, or from the public part's; "last layer" means that the body's last layer is given, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from figures import output, regret
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from empirical.tables import Table
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Means and standard errors by task and budget, and over all of either."""
+    import xarray as xr
+
+    values = regret.lost(regret.accuracies(), regret.planned().share)
+    every = [(["all tasks"], values), *(([task], values.sel(task=[task])) for task in values.task.values)]
+    rows = []
+    for name, part in every:
+        cells = [regret.mean_and_error(part.sel(epsilon=[e])) for e in part.epsilon.values]
+        cells.append(regret.mean_and_error(part))
+        budgets = [*(f"ε = {e:g}" for e in part.epsilon.values), "all budgets"]
+        rows.append(xr.concat(cells, "budget").assign_coords(budget=budgets).expand_dims(task=name))
+    data = xr.concat(rows, "task")
+    found = regret.ahead(values)
+    data["ahead"], data["ahead_error"] = found["mean"], found.standard_error
+    for name in data.data_vars:
+        data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
+    data.attrs["machine"] = f"plans on {regret.planned().attrs['machine']}; study on a processor"
+    return data
+
+
+def tabulate(data: xr.Dataset) -> Table:
+    """A row a task and rule, a column a budget."""
+    from empirical.tables import Table, number
+
+    rows = []
+    for task in data.task.values:
+        for rule in data.rule.values:
+            part = data.sel(task=task, rule=rule)
+            if part.seeds.max() == 0:
+                continue
+            cells = [
+                number(float(m), float(e)) for m, e in zip(part["mean"], part.standard_error, strict=True)
+            ]
+            first = str(task) if rule == data.rule.values[0] else ""
+            rows.append([first, str(rule), *cells, f"{int(part.seeds.max())}"])
+    return Table(["accuracy lost", "rule", *map(str, data.budget.values), "seeds"], rows, labels=2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the table."""
+    return output.run_table(__file__, compute, tabulate, reads=regret.READS, argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
