@@ -18,6 +18,7 @@ What to type first, and what you see
 
 What there is
   python -m langevin.simulate    simulate one schedule, and save the run
+  python -m langevin.sweep       simulate or fine-tune a grid of them, resumable
   python -m bounds.plan          split a privacy budget between the phases
   python -m empirical.finetune   fine-tune with real DP-SGD, and compare
   python -m figures              make the figures and tables

@@ -18,20 +18,29 @@ DOORS = ("simulate", "sweep", "plan", "finetune")
 def package_pages(package: str) -> dict[str, str]:
     """Pages of a package and of its public modules."""
     exported = exports(package)
+    files = {module_name(path, package): path for path in sorted((ROOT / package).rglob("*.py"))}
     modules = [
-        path.stem
-        for path in sorted((ROOT / package).glob("*.py"))
-        if not path.stem.startswith("_") and path.stem not in DOORS
+        name
+        for name in files
+        if name and name not in DOORS and not any(part.startswith("_") for part in name.split("."))
     ]
-    found = {f"{package}.{name}.rst": module_page(package, name, exported.get(name, [])) for name in modules}
+    found = {
+        f"{package}.{name}.rst": module_page(package, name, files[name], exported.get(name, []))
+        for name in modules
+    }
     listed = "".join(f"   {package}.{name}\n" for name in modules)
     toctree = f".. toctree::\n   :maxdepth: 1\n\n{listed}"
     return {f"{package}.rst": f"{heading(package)}\n.. automodule:: {package}\n\n{toctree}", **found}
 
 
-def module_page(package: str, module: str, exported: list[str]) -> str:
+def module_name(path: Path, package: str) -> str:
+    """Name of a module within its package; that of ``__init__`` is its folder's."""
+    parts = path.relative_to(ROOT / package).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_page(package: str, module: str, path: Path, exported: list[str]) -> str:
     """Page of a module; what the package exports is called by its short name."""
-    path = ROOT / package / f"{module}.py"
     name = f"{package}.{module}"
     rest = [f"{name}.{own}" for own in defined(path) if own not in exported]
     title = docstring(path)[0].rstrip(".").replace("`", "``")
