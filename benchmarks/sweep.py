@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks import environment
 from benchmarks.tables import table
+from langevin import _atomic
 from langevin.sweeps import SIMULATIONS, Grid, run_sweep
 from langevin.sweeps.store import SweepStore
 
@@ -46,8 +47,8 @@ def main() -> None:
     print(text)
     if not quick:
         stem = f"sweep-{'-'.join(re.findall('[a-z0-9]+', environment.processor().lower())[:2])}"
-        RESULTS.joinpath(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-        RESULTS.joinpath(f"{stem}.md").write_text(text + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
 
 
 def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:

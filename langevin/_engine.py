@@ -135,7 +135,7 @@ class Results:
 
     def mark_overflows(self, record_steps: np.ndarray) -> None:
         """Take a path as diverged from the first record on at which one of its numbers is infinite."""
-        infinite = np.isinf(self.scalars).any(axis=1)
+        infinite: np.ndarray = np.isinf(self.scalars).max(axis=1)
         for path in np.flatnonzero(infinite.any(axis=1)):
             first = int(np.argmax(infinite[path]))
             step = int(record_steps[first])

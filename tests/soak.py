@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ class Report:
     trials: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tally: dict[str, processes.Tally] = field(default_factory=dict)
     memory: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import store
+from langevin import _atomic, store
 from langevin._record import versions
 from langevin.store import StoreError
 from langevin.sweeps.grid import Grid, Layout
@@ -94,16 +93,13 @@ class SweepStore:
     def _create(self, about: dict[str, Any]) -> None:
         import zarr
 
-        folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}."))
         try:
-            group = zarr.create_group(folder / "new", attributes=self._attrs(about))
-            for name in self._expected():
-                self._add(group, name)
-            os.replace(folder / "new", self.path)
+            with _atomic.replacing(self.path) as new:
+                group = zarr.create_group(new, attributes=self._attrs(about))
+                for name in self._expected():
+                    self._add(group, name)
         except OSError as error:
             raise self._unwritten(error) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _grow(self, about: dict[str, Any]) -> None:
         """Bring every array to the size of the grid, or refuse what is no array of it.

@@ -127,7 +127,8 @@ def _weights(
 def solvers(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
     """Every solver, with random options."""
     given, how = (case.problem, case.weights, case.schedule), {"times": case.times}
-    reduce, precision = str(rng.choice(REDUCTIONS)), str(rng.choice(["double", "single"]))
+    reduce = str(rng.choice(REDUCTIONS))
+    precision: Any = str(rng.choice(["double", "single"]))
     observables = [name for name in OBSERVABLES if rng.random() < 0.15]
     paths = int(rng.choice([1, 3]))
     return {
@@ -174,7 +175,7 @@ def theorems(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any
     clip, sigma = (float(rng.choice([1.0, 1e-28, 1e28, 1e-300, 1e300])) for _ in range(2))
     rho, time = float(rng.choice([1.0, 1e-300, 1e300])), float(rng.choice([1.0, 1e-9, 1e6]))
     constant, share = float(rng.choice([0.0, 1.0, -1e3, 1e300])), float(rng.choice([1e-5, 1e-300, 0.5, 0, 1]))
-    budget = {"rho": rho, "sigma": sigma, "clip": clip}
+    budget: dict[str, Any] = {"rho": rho, "sigma": sigma, "clip": clip}
     return calls | {
         "certified_loss(sandwich)": lambda: bounds.certified_loss(p, w, s, t, base="sandwich"),
         "lipschitz_error": lambda: bounds.lipschitz_error(p, w, s, t, constant=constant),
