@@ -39,6 +39,9 @@ def read(
     try:
         with zipfile.ZipFile(path) as archive:
             found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            for member in archive.infolist():
+                # which refuses a name that is not the one beside its data
+                archive.open(member).close()
             wanted = [name for name in (found if names is None else names) if name in found]
             unpacked = sum(found[name].file_size for name in wanted)
             _validate.memory(float(copies * unpacked), f"{what} {path}", "take fewer or smaller arrays")
