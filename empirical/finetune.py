@@ -539,7 +539,8 @@ def _tables(run: xr.Dataset) -> str:
     from empirical import tables
 
     shown = [tables.table(run), *(tables.table(run, arm) for arm in _references(run))]
-    if "lp-fft" in run.method.values and run.sizes["arm"] > 1:
+    along = [method for method in run.method.values if method in ("lp", "lp-fft", "fft")]
+    if "lp-fft" in along and len(along) > 1:
         shown.append(tables.shares_table(run))
     notes = ["mean ± standard error over seeds; differences are paired", "*: not 0, at 5 % for a whole table"]
     return "\n\n".join([*(table.text() for table in shown), "; ".join(notes)])

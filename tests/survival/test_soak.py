@@ -23,6 +23,17 @@ def test_a_longer_soak(kind):
     assert not short.report.findings
 
 
+def test_one_share_beside_another_method_has_tables(tmp_path, monkeypatch, capsys):
+    """Two arms, of which one alone lies between probing and fine-tuning: found by the soak."""
+    from empirical import finetune
+
+    monkeypatch.chdir(tmp_path)
+    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
+    small = ["--steps", "4", "--widths", "4", "--pretrain-epochs", "1", "--tuning-seeds", "1", "--quiet"]
+    assert finetune.main([*grid, *small]) == 0
+    assert "bitfit" in capsys.readouterr().out
+
+
 def test_a_wrong_bit_is_found(monkeypatch):
     """Negative control: the soak sees what it looks for, and says so."""
     real, loads = store.load, []
