@@ -120,6 +120,8 @@ def split_advice(
 ) -> Advice:
     """Evaluate all statements on how to split a budget between probing and full fine-tuning.
 
+    Re-derived or new, as each function it calls says of its own statement.
+
     Parameters
     ----------
     problem : Problem

@@ -37,8 +37,8 @@ class Distortion:
     misaligned : ndarray of bool, shape (h,)
         ``s_j v_j < 0``: own-class pre-activations fall, opposite ones move towards zero.
     duration : ndarray, shape (h,)
-        Least time for which a misaligned neuron stays so; 0 for the aligned, infinite if no sample
-        pulls the head.
+        Least time for which a misaligned neuron stays so, if no neuron leaves its cone before; 0 for the
+        aligned, infinite if no sample pulls the head.
     survives : ndarray of bool, shape (h,)
         The head's sign is sure to flip before the neuron can leave its cone (True if aligned).
     largest_drop : ndarray, shape (h,)
@@ -90,7 +90,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     Statement
         While ``alpha_j = s_j v_j < 0``, pre-activations of the neuron's own class fall and those of
         the other class move towards zero, for at least ``|v_j| / sum_i min(C, g_i(0) z_ji(0))`` over
-        the class's samples. With ``zeta_j = min_k z_jk(0)`` and ``Gamma = max G`` in the class, ``zeta_j^2 >
+        the class's ``n_s`` samples, as long as no neuron leaves its cone; for at least ``|v_j| / (n_s C)``
+        whatever the others do. With ``zeta_j = min_k z_jk(0)`` and ``Gamma = max G`` in the class, ``zeta_j^2 >
         Gamma v_j^2`` makes the head flip after a drop of at most ``delta_j = zeta_j -
         sqrt(zeta_j^2 - Gamma v_j^2)``, while the pre-activation of a sample of the other class rises
         by at most ``Gamma'_k delta_j / Gamma``, ``Gamma'_k`` its largest ``|G_ik|``. If each was further

@@ -159,7 +159,7 @@ class Problem:
         a = self.activate(z)
         squared = np.einsum("ij,ij->i", a, a)
         if method == "fft":
-            squared = squared + self.squared_norms * (self.slope(z) @ weights.v**2)
+            squared = squared + self.squared_norms * (self.slope(z) ** 2 @ weights.v**2)
         return np.abs(self.residuals(a @ weights.v)) * np.sqrt(squared)
 
 

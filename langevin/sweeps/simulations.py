@@ -97,7 +97,7 @@ class Simulations:
         return Layout(variables, {"time": (dims, times, attrs)})
 
     def memory(self, values: Values, record: Recorded) -> float:
-        """Bytes of results and of weights."""
+        """Bytes of the results."""
         per_path = record.times * 8.0 * (7 + len(record.variables))
         if any(OBSERVABLES[name].per_neuron for name in record.variables):
             per_path += 3 * 8.0 * record.times * values["width"]
