@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,7 @@ def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
                 threads=threads,
                 # called when workers are there
                 dashboard=lambda _, begun=begun: begun.append(time.perf_counter()),
-                progress=lambda *_, begun=begun, used=used: (
-                    begun.append(time.perf_counter()),
-                    used.append(time.process_time()),
-                ),
+                progress=partial(_note, begun, used),
             ).close()
         case["sweeps"].append(
             {
@@ -100,6 +98,11 @@ def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
             }
         )
     return case
+
+
+def _note(begun: list[float], used: list[float], done: int, of: int) -> None:
+    begun.append(time.perf_counter())
+    used.append(time.process_time())
 
 
 def timed(call: Any) -> tuple[float, float]:

@@ -91,8 +91,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         While ``alpha_j = s_j v_j < 0``, pre-activations of the neuron's own class fall and those of
         the other class move towards zero, for at least ``|v_j| / sum_i min(C, g_i(0) z_ji(0))`` over
         the class's ``n_s`` samples, as long as no neuron leaves its cone; for at least ``|v_j| / (n_s C)``
-        whatever the others do. With ``zeta_j = min_k z_jk(0)`` and ``Gamma = max G`` in the class, ``zeta_j^2 >
-        Gamma v_j^2`` makes the head flip after a drop of at most ``delta_j = zeta_j -
+        whatever the others do. With ``zeta_j = min_k z_jk(0)`` and ``Gamma = max G`` in the class,
+        ``zeta_j^2 > Gamma v_j^2`` makes the head flip after a drop of at most ``delta_j = zeta_j -
         sqrt(zeta_j^2 - Gamma v_j^2)``, while the pre-activation of a sample of the other class rises
         by at most ``Gamma'_k delta_j / Gamma``, ``Gamma'_k`` its largest ``|G_ik|``. If each was further
         from zero, no pattern ever changes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -328,7 +328,8 @@ def norm_tail(
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
     start = float((weights.W**2).sum() + weights.v @ weights.v) / variance
-    levels = _validate.array("level", [level] if np.isscalar(level) else level, 1)
+    given: Any = [level] if np.isscalar(level) else level
+    levels = _validate.array("level", given, 1)
     x = (levels[0] if np.isscalar(level) else levels) / variance
     if over == "time":
         return np.asarray(ncx2.sf(x, freedom, start))

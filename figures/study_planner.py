@@ -62,6 +62,7 @@ def inputs(task: str, seed: int, source: str) -> tuple[np.ndarray, np.ndarray, n
     seen = images.normalised(known)
     if not with_layer:
         return embed(body, seen), known.labels, None, len(images.train)
+    assert isinstance(body, torch.nn.Sequential)
     *below, layer, _ = body
     assert isinstance(layer, torch.nn.Linear)
     X = embed(torch.nn.Sequential(*below), seen)

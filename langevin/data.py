@@ -178,14 +178,14 @@ def digits(
         With held-out points.
     weights : Weights
     """
-    classes = tuple(_validate.sequence("classes", classes, int))
-    if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(range(10)):
-        raise ValueError(f"classes must be two different digits from 0 to 9, got {classes!r}")
+    pair = tuple(_validate.sequence("classes", classes, int))
+    if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(range(10)):
+        raise ValueError(f"classes must be two different digits from 0 to 9, got {pair!r}")
     width = _validate.integer("width", width, 1)
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    private = np.isin(labels, classes)
+    private = np.isin(labels, pair)
     mean = images[~private].mean(axis=0)
     scale = np.sqrt(((images[~private] - mean) ** 2).sum(axis=1).mean())
     X = (images - mean) / scale
@@ -198,7 +198,7 @@ def digits(
     public = Problem(X[~private], np.where(labels[~private] % 2 == 0, 1.0, -1.0), activation)
     W = _pretrained(public, start, cache)
 
-    y = np.where(labels[private] == classes[1], 1.0, -1.0)
+    y = np.where(labels[private] == pair[1], 1.0, -1.0)
     order = random.permutation(len(y))
     held_out, train = np.split(order, [round(_TEST_SHARE * len(y))])
     problem = Problem(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out])

@@ -171,7 +171,8 @@ def record_times(schedule: Schedule, times: ArrayLike | None) -> FloatArray:
     _validate.instance("schedule", schedule, Schedule)
     if times is None:
         return schedule.default_times()
-    t = np.array(_validate.array("times", [times] if np.isscalar(times) else times, 1))
+    given: Any = [times] if np.isscalar(times) else times
+    t = np.array(_validate.array("times", given, 1))
     if (np.diff(t) <= 0).any():
         i = int(np.argmax(np.diff(t) <= 0))
         raise ValueError(f"times must increase strictly, got {t[i]} before {t[i + 1]}")
