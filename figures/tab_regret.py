@@ -24,7 +24,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
     values = regret.lost(regret.accuracies(), regret.planned().share)
     every = [(["all tasks"], values), *(([task], values.sel(task=[task])) for task in values.task.values)]
-    rows = []
+    rows: list[xr.Dataset] = []
     for name, part in every:
         cells = [regret.mean_and_error(part.sel(epsilon=[e])) for e in part.epsilon.values]
         cells.append(regret.mean_and_error(part))
@@ -33,7 +33,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     data = xr.concat(rows, "task")
     found = regret.ahead(values)
     data["ahead"], data["ahead_error"] = found["mean"], found.standard_error
-    for name in data.data_vars:
+    for name in map(str, data.data_vars):
         data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
     data.attrs["machine"] = f"plans on {regret.planned().attrs['machine']}; study on a processor"
     return data

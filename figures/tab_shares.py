@@ -42,7 +42,7 @@ def compute(quick: bool = False) -> xr.Dataset:
             "says": ("task", [_theory_says(str(task)) for task in found.task.values]),
         }
     )
-    for name in data.data_vars:
+    for name in map(str, data.data_vars):
         data[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
     data.attrs["machine"] = f"simulations on {plans.attrs['machine']}; study on a processor"
     return data
