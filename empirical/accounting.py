@@ -40,7 +40,7 @@ def _events(history: History) -> dict[tuple[float, float], int]:
     """Steps by (noise multiplier, rate); all full-batch Gaussians are one, which is exact."""
     events: dict[tuple[float, float], int] = {}
     precision = 0.0
-    for m in history.mechanisms:
+    for m in _validate.instance("history", history, History).mechanisms:
         nu = m.noise_multiplier
         if nu is None:
             raise ValueError(f"noise_multiplier must be given, got None in {m.name!r}: calibrate the history")

@@ -133,7 +133,7 @@ def mlp(
     4
     """
     _validate.choice("activation", activation, ("relu", "linear"))
-    sizes = [math.prod(shape), *_widths(widths)]
+    sizes = [math.prod(_sizes("shape", shape)), *_sizes("widths", widths)]
     entries = sum(a * b for a, b in itertools.pairwise(sizes))
     _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "take smaller widths")
     with _seeded(rng, "mlp"):
@@ -164,12 +164,12 @@ def convnet(
     >>> convnet((1, 16, 16), (8, 16))(torch.zeros(2, 1, 16, 16)).shape
     torch.Size([2, 16])
     """
-    widths = _widths(widths)
+    widths = _sizes("widths", widths)
     groups = _validate.integer("groups", groups, 1)
     odd = [width for width in widths if width % groups]
     if odd:
         raise ValueError(f"widths must be multiples of groups={groups}, got {odd[0]}")
-    channels = [int(shape[0]), *widths]
+    channels = [_sizes("shape", shape)[0], *widths]
     with _seeded(rng, "convnet"):
         layers: list[nn.Module] = []
         for place, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
@@ -181,10 +181,10 @@ def convnet(
     return Body(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), features=channels[-1])
 
 
-def _widths(widths: Sequence[int]) -> list[int]:
-    found = [_validate.integer("widths", width, 1) for width in widths]
+def _sizes(name: str, value: Any) -> list[int]:
+    found = [_validate.integer(name, size, 1) for size in _validate.sequence(name, value, object)]
     if not found:
-        raise ValueError("widths must hold a width at least, got none")
+        raise ValueError(f"{name} must hold a number at least, got none")
     return found
 
 

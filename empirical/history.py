@@ -14,6 +14,9 @@ Neighbours = Literal["add-remove", "replace"]
 
 NEIGHBOURS = ("add-remove", "replace")
 
+# expected size of a batch, below which accountants need minutes
+LEAST_BATCH = 0.1
+
 
 @dataclass(frozen=True)
 class Mechanism:
@@ -228,6 +231,11 @@ def plan(
     """
     samples = _validate.integer("samples", samples, 1)
     expected_batch = _validate.positive("expected_batch", expected_batch)
+    if expected_batch < LEAST_BATCH:
+        raise ValueError(
+            f"expected_batch must be at least {LEAST_BATCH}, got {expected_batch:g}: nearly all batches "
+            "would be empty"
+        )
     if expected_batch > samples:
         raise ValueError(f"expected_batch must be at most samples={samples}, got {expected_batch:g}")
     lp_share = _validate.fraction("lp_share", lp_share)

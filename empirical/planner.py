@@ -299,6 +299,7 @@ def plan_share(
     steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
     tuning_draws = _validate.integer("tuning_draws", tuning_draws, 1)
     clip = _validate.positive("clip", clip)
+    _validate.instance("theory", theory, bool)
     root = int(generator(rng, "plan").integers(2**63))
     random = np.random.default_rng(np.random.SeedSequence(root))
     net, names, rows, notes = _stand_in(X, y, W, v, X_test, y_test, activation, random)
@@ -398,7 +399,10 @@ def _stand_in(
 
 def _labels(name: str, value: ArrayLike, known: Sequence[str] | None = None) -> tuple[list[str], NDArray]:
     """Names of the classes, sorted, and the number of each sample's."""
-    given = np.asarray(value)
+    try:
+        given = np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name} must be one row of numbers or text, got {value!r}") from None
     if given.ndim != 1 or given.dtype.kind not in "biufUS":
         raise ValueError(
             f"{name} must be one row of numbers or text, got shape {given.shape} of {given.dtype}"
@@ -455,7 +459,7 @@ def _cut(
 
 def _lengths(shares: Sequence[float], steps: int) -> list[int]:
     """Steps of probing for each share, rising."""
-    given = _validate.array("shares", np.asarray(shares, dtype=np.float64), 1)
+    given = _validate.array("shares", shares, 1)
     for share in given.tolist():
         _validate.fraction("shares", share)
     found = sorted({round(share * steps) for share in given.tolist()})

@@ -157,7 +157,7 @@ class Recipe:
         numbers = dict(
             steps=_validate.integer("steps", self.steps, 1),
             batch=_validate.positive("batch", self.batch),
-            epsilon=math.inf if self.epsilon == math.inf else _validate.positive("epsilon", self.epsilon),
+            epsilon=math.inf if _unbounded(self.epsilon) else _validate.positive("epsilon", self.epsilon),
             delta=_validate.positive("delta", self.delta),
             clip=_validate.positive_or_none("clip", self.clip),
             stabiliser=_validate.positive("stabiliser", self.stabiliser),
@@ -267,6 +267,10 @@ class Recipe:
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)
+
+
+def _unbounded(epsilon: Any) -> bool:
+    return isinstance(epsilon, float) and epsilon == math.inf
 
 
 @functools.lru_cache(maxsize=1024)

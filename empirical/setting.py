@@ -107,6 +107,18 @@ class Setting:
     def __post_init__(self) -> None:
         _validate.choice("data", self.data, DATA)
         _validate.device(self.device)
+        _validate.instance("body", self.body, str)
+        _validate.instance("shift", self.shift, Shift)
+        _validate.instance("features", self.features, bool)
+        for name in ("size", "images"):
+            if getattr(self, name) is not None:
+                _validate.integer(name, getattr(self, name), 1)
+        for name in ("folder", "weights", "bodies"):
+            if getattr(self, name) is not None:
+                _validate.path(name, getattr(self, name))
+        for name, kind in (("public_classes", str), ("widths", int), ("options", tuple)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(_validate.sequence(name, getattr(self, name), kind)))
         _validate.choice("precision", self.precision, ("single", "mixed"))
         on_disk = self.data in _ON_DISK
         if on_disk != (self.folder is not None):

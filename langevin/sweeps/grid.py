@@ -120,7 +120,11 @@ class Grid:
     record: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = self.kind.parameters
+        known = getattr(self.kind, "parameters", None)
+        if known is None:
+            raise TypeError(
+                f"kind must be langevin.sweeps.SIMULATIONS or empirical.sweeps.FINETUNINGS, got {self.kind!r}"
+            )
         for what, given in (("fixed", self.fixed), ("sweep", self.sweep)):
             if not isinstance(given, Mapping):
                 raise TypeError(f"{what} must be a table, got {given!r}")
@@ -141,6 +145,7 @@ class Grid:
             require_known("record", self.record, options)
             read = {name: options[name].read(value) for name, value in self.record.items()}
             object.__setattr__(self, "record", self.kind.record(**read))
+        _validate.instance("record", self.record, self.kind.record)
         for values in self.combinations():
             try:
                 self.kind.check(values, self.record)
