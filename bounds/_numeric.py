@@ -16,7 +16,7 @@ def root(function: Callable[[float], float], low: float, high: float, xtol: floa
     return float(cast(float, brentq(function, low, high, xtol=xtol, rtol=np.float64(1e-14))))
 
 
-def patient(rate: Callable[..., FloatArray], most: int = 50_000) -> Callable[..., FloatArray]:
+def patient(rate: Callable[..., FloatArray], most: int = 300_000) -> Callable[..., FloatArray]:
     """Return the right-hand side of a differential equation that gives up after ``most`` evaluations.
 
     Raises

@@ -664,7 +664,8 @@ def _class_means(theta, data, scratch, means):
             squared[j] += W[c, j] * W[c, j]
 
 
-@njit(**FAST)
+# in line: a copy of its own, and the caller's from the cache, might add in different orders
+@njit(**FAST, forceinline=True)
 def _squared_distance(theta, other, data, scratch):
     W, V = _first_layer(theta, data, scratch), _first_layer(other, data, scratch)
     total = 0.0

@@ -131,7 +131,7 @@ def test_weights_without_neurons_are_refused_where_neurons_are_needed():
         GramWeights(np.eye(6), np.ones(6), 5)
     with pytest.raises(ValueError, match=r"neurons must be at most 1e\+12"):
         GramWeights(np.eye(6), np.ones(6), 10**13)
-    with pytest.raises(ValueError, match=r"width must be at most 1e\+12, got 10{30}: take fewer"):
+    with pytest.raises(ValueError, match=r"width must be at most 2\^53"):
         gaussian_gram(LINEAR, 10**30)
     with pytest.raises(ValueError, match="problem must have a linear activation, got 'relu'"):
         gaussian_gram(RELU, 100)

@@ -135,7 +135,7 @@ def test_a_users_file(tmp_path):
         (["--width", "10000000000000", "--activation", "linear"], "--width must be at most 1e+12"),
         (["--reduce", "gram"], "--reduce must apply to the run, but 'gram' needs a linear net"),
         (["--reduce", "kernel"], "--reduce must apply to the run, but 'kernel' needs a schedule of linear"),
-        (["--data", "digits", "--features", "gaussian"], "--features must be left out with --data digits"),
+        (["--data", "digits", "--features", "gaussian"], "--features must be left out with data="),
         (["--device", "gpu"], "--device must be"),
         (["--tiems", "3"], "unrecognized arguments: --tiems"),
     ],
@@ -244,6 +244,16 @@ def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, who
     assert resumed.returncode == 0, resumed.stderr
     assert equal_bits(store.load(tmp_path / "run.nc"), whole)
     assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = ["--width", "64", "--samples", "32", "--dim", "8", "--dt", "1e-3", "--paths", "9"]
+    for name in ("compiled.nc", "cached.nc"):
+        done = command(*arguments, "--no-bounds", "--precision", "single", "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache").rglob("*.nbc"))
+    assert equal_bits(store.load(tmp_path / "compiled.nc"), store.load(tmp_path / "cached.nc"))
 
 
 def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):

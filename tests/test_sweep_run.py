@@ -253,7 +253,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
     )
     finished = wait_for_cells(out, process, 2)
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     gate.write_text("")
     trace.write_text("")
