@@ -1,5 +1,6 @@
 """Sweeps in this process and in processes of its own: bits, resumption, failures, the command."""
 
+import contextlib
 import json
 import os
 import signal
@@ -250,10 +251,16 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # a shell ignores SIGINT in what it runs in the background, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    finished = wait_for_cells(out, process, 2)
-    process.send_signal(number)
-    process.communicate(timeout=300)
+    try:
+        finished = wait_for_cells(out, process, 2)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     gate.write_text("")
     trace.write_text("")
