@@ -14,7 +14,7 @@ Neighbours = Literal["add-remove", "replace"]
 
 NEIGHBOURS = ("add-remove", "replace")
 
-# expected size of a batch, below which accountants need minutes
+# expected size of a batch; with a smaller one, nearly all steps would see no sample
 LEAST_BATCH = 0.1
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.environment import processor
 from figures import output
 from figures.studies import FOLDER, paths
 
@@ -111,7 +112,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     data["gain"] = gain["mean"].assign_attrs(long_name=words, units="1")
     words = f"standard error of: {words}"
     data["gain_error"] = gain.standard_error.assign_attrs(long_name=words, units="1")
-    data.attrs["machine"] = f"{output.machine()}; docs/study, on a processor"
+    data.attrs["machine"] = f"{processor()}; docs/study, on a processor"
     return data
 
 

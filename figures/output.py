@@ -12,7 +12,6 @@ import ast
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.environment import processor
 from langevin import _atomic, store
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _run(
         computed = data is None
         if data is None:
             data = compute(args.quick)
-            data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", machine())}
+            data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", processor())}
             data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
             store.save(data, target)
         files = [target.with_suffix(suffix) for suffix in suffixes]
@@ -211,16 +211,6 @@ def animation(
 
 def _write(file: Path, text: str) -> None:
     _atomic.write_text(file, text)
-
-
-def machine() -> str:
-    """Name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

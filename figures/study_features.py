@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from figures.output import ROOT, machine
+from benchmarks.environment import processor
+from figures.output import ROOT
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,7 +97,7 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, evaluations: int = 10, **se
         data[name].attrs = {"long_name": meaning, "units": units}
     data.baseline.attrs = {"long_name": MEANINGS["knn_accuracy"].meaning, "units": "1"}
     data.step.attrs = {"long_name": "steps of DP-SGD", "units": "1"}
-    data.attrs |= {"machine": machine(), "setting": json.dumps(about.as_dict())}
+    data.attrs |= {"machine": processor(), "setting": json.dumps(about.as_dict())}
     data.attrs["recipe"] = json.dumps(base.as_dict())
     data.attrs["command"] = "python -m figures.study_features"
     return data

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.output import ROOT, machine
+from benchmarks.environment import processor
+from figures.output import ROOT
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,7 +110,7 @@ def empty(seeds: int) -> xr.Dataset:
             "accuracy": (dims, np.full(shape, np.nan), {"long_name": "simulated accuracy", "units": "1"}),
         },
         coordinates,
-        {"machine": machine(), "command": "python -m figures.study_planner"},
+        {"machine": processor(), "command": "python -m figures.study_planner"},
     )
 
 

@@ -12,7 +12,7 @@ from empirical import Recipe, Setting, Shift, Style
 from empirical.planner import plan_share
 from langevin.sweeps import SIMULATIONS, Grid
 from tests.survival.outcomes import attempt
-from tests.survival.test_arguments import JUNK, VALUES
+from tests.survival.test_arguments import VALUES, try_all_junk, try_anything
 
 PLAN = empirical.plan(100, 10, delta=1e-3, steps=5, noise_multiplier=1.0)
 X = np.random.default_rng(0).standard_normal((40, 3))
@@ -80,14 +80,7 @@ def test_the_arguments_are_right_as_they_are(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_any_argument_may_be_anything(name):
-    function, right = CALLS[name]
-
-    @given(st.sampled_from(sorted(right)), VALUES)
-    @settings(max_examples=EXAMPLES.get(name, 40), deadline=None, derandomize=True, database=None)
-    def replaced(argument, value):
-        attempt(lambda: function(**{**right, argument: value}))
-
-    replaced()
+    try_anything(*CALLS[name], examples=EXAMPLES.get(name, 40))
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -104,7 +97,4 @@ def test_any_value_of_a_grid_may_be_anything(table):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_every_argument_as_every_junk(name):
-    function, right = CALLS[name]
-    for argument in right:
-        for value in JUNK:
-            attempt(lambda argument=argument, value=value: function(**{**right, argument: value}))
+    try_all_junk(*CALLS[name])
