@@ -216,7 +216,7 @@ class Ghost:
     """Opacus's ghost clipping: norms in a first backward pass, the weighted sum in a second."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self._loss = loss
+        self._loss, self._model = loss, model
         self.params = [p for p in model.parameters() if p.requires_grad]
         self._module = GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
         self._losses: Tensor | None = None
@@ -246,14 +246,14 @@ class Ghost:
 
     def close(self) -> None:
         self._module.to_standard_module()
-        _forget(self.params)
+        _forget(self._model)
 
 
 class PerSample:
     """Per-sample gradients, all in memory at once: by Opacus's hooks, or by functorch."""
 
     def __init__(self, model: nn.Module, loss: Loss, masks: Mask, *, functorch: bool = False) -> None:
-        self._loss, self._masks = loss, masks
+        self._loss, self._model, self._masks = loss, model, masks
         self.params = [p for p in model.parameters() if p.requires_grad]
         self._module = GradSampleModule(model, loss_reduction="sum", force_functorch=functorch)
 
@@ -279,15 +279,17 @@ class PerSample:
 
     def close(self) -> None:
         self._module.to_standard_module()
-        _forget(self.params)
+        _forget(self._model)
 
 
-def _forget(params: list[nn.Parameter]) -> None:
-    """Drop what Opacus left on the parameters."""
-    for p in params:
-        for name in ("grad_sample", "_norm_sample", "_forward_counter"):
-            if hasattr(p, name):
-                delattr(p, name)
+def _forget(model: nn.Module) -> None:
+    """Drop what Opacus left on parameters and, where a pass did not come to its end, on layers."""
+    left = [(p, ("grad_sample", "_norm_sample", "_forward_counter")) for p in model.parameters()]
+    left += [(layer, ("activations", "max_batch_len")) for layer in model.modules()]
+    for owner, names in left:
+        for name in names:
+            if hasattr(owner, name):
+                delattr(owner, name)
 
 
 def _quietly() -> warnings.catch_warnings:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from empirical import memory
 from empirical.images import Images, Labels
 from empirical.parallel import place
 from langevin import _validate
@@ -350,6 +351,7 @@ def _train(
         rest = parts().to(where)
         body.to(where).train()
         _lay_out(body, layout)
+        memory.require(body, images.shape[1:], len(images), where, at_once=batch)
         pixels = torch.tensor(images).to(where, memory_format=layout)
         labels = labels.to(where)
         optimizer = torch.optim.AdamW(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from empirical import subsets
+from empirical import memory, subsets
 from empirical.backbones import Classifier
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
@@ -194,6 +195,8 @@ class FineTuning:
         self._stops = np.unique(np.rint(np.linspace(0, len(self._steps), count + 1)).astype(int))
 
         private = _prepared(body, task.train.shape).to(self._device)
+        memory.require(private, task.train.shape, len(task.train) + len(task.test), self._device)
+        self._kept_of_one = memory.kept(private, task.train.shape)
         initial = digest(*(v.detach().cpu().numpy() for v in body.state_dict().values()))
         self.model = Classifier(private, len(task.train.classes)).to(self._device)
         self._may = [p for p in self.model.parameters() if p.requires_grad]
@@ -295,8 +298,9 @@ class FineTuning:
 
     def _features(self, images: Tensor) -> Tensor:
         self.model.eval()
+        at_once = memory.chunk(self._kept_of_one, _EMBEDDED, self._device)
         with torch.no_grad(), self._autocast():
-            return torch.cat([self.model.body(part).float() for part in images.split(_EMBEDDED)])
+            return torch.cat([self.model.body(part).float() for part in images.split(at_once)])
 
     # ---- head and what trains
 
@@ -346,11 +350,11 @@ class FineTuning:
         data = self._features(images) if probing else images
         clip = self._recipe.clip is not None
         network.train()
-        gradients = engine(
-            network, self._loss, "closed" if probing else self._recipe.engine, masks=masks, clip=clip
-        )
-        chunk = self._chunk or _chunk(gradients, self._device)
-        self._stage = _Active(place, stage, first, gradients, masks, data, labels, chunk)
+        kind = "closed" if probing else self._recipe.engine
+        make = functools.partial(engine, network, self._loss, kind, masks=masks, clip=clip)
+        gradients = make()
+        chunk = self._chunk or _chunk(gradients, 0 if probing else self._kept_of_one, self._device)
+        self._stage = _Active(place, stage, first, gradients, make, masks, data, labels, chunk)
         if stage is not None:
             self._stage.optimizer = torch.optim.SGD(
                 gradients.params, lr=stage.lr, momentum=self._recipe.momentum
@@ -389,31 +393,14 @@ class FineTuning:
 
     def _release(self, active: _Active, number: int) -> list[Tensor]:
         """The clipped, noisy sum of gradients of one step's batch: all that a step learns of private data."""
-        recipe, gradients = self._recipe, active.gradients
+        recipe = self._recipe
         mechanism = self._history[active.name]
         chosen = self._streams.batch(
             active.place, number - active.first, len(active.labels), mechanism.sample_rate
         )
         mine = torch.from_numpy(chosen[self._group.rank :: self._group.size]).to(self._device)
-        sums: list[Tensor] = []
-        clipped = norms = active.data.new_zeros(())
-        # where norms and sum come from the same numbers, those may be rounded
-        safe = isinstance(gradients, PerSample | Plain)
-        # an empty batch has no part
-        for part in mine.split(active.chunk) if len(mine) else ():
-            with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
-                with self._autocast(safe):
-                    found = gradients.norms(active.data[part], active.labels[part])
-                weights = None
-                if recipe.clip is not None:
-                    assert found is not None
-                    weights = factors(found, recipe.clip, recipe.clipping, recipe.stabiliser)
-                    clipped = clipped + (found > recipe.clip).sum()
-                    norms = norms + found.sum()
-                # a rounded sum may change by more than the clip for one sample
-                more = gradients.total(weights)
-            sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
-        sums = sums or [torch.zeros_like(p) for p in gradients.params]
+        sums, clipped, norms = self._sums(active, mine)
+        gradients = active.gradients
         flat = torch.cat([s.reshape(-1) for s in [*sums, clipped, norms]])
         self._group.add(flat)
         clipped, norms = flat[-2], flat[-1]
@@ -438,6 +425,46 @@ class FineTuning:
         shapes = [p.shape for p in gradients.params]
         parts = total.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _sums(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Sums of the batch's clipped gradients, of what was clipped, and of norms; by chunks that fit."""
+        while True:
+            try:
+                return self._summed(active, batch)
+            except torch.OutOfMemoryError as error:
+                if active.chunk == 1:
+                    free = memory.free(self._device) / 2**30
+                    raise MemoryError(
+                        f"one image at a time needs more than the {free:.3g} GiB that are free on "
+                        f"{self._device}: take smaller images, a smaller body, or engine='ghost'"
+                    ) from error
+            # not in the handler, which keeps alive what filled the memory; half a pass leaves traces
+            active.gradients.close()
+            active.gradients = active.make()
+            active.chunk = max(1, min(active.chunk, len(batch)) // 2)
+            torch.cuda.empty_cache()
+
+    def _summed(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        recipe, gradients = self._recipe, active.gradients
+        sums: list[Tensor] = []
+        clipped = norms = active.data.new_zeros(())
+        # where norms and sum come from the same numbers, those may be rounded
+        safe = isinstance(gradients, PerSample | Plain)
+        # an empty batch has no part
+        for part in batch.split(active.chunk) if len(batch) else ():
+            with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
+                with self._autocast(safe):
+                    found = gradients.norms(active.data[part], active.labels[part])
+                weights = None
+                if recipe.clip is not None:
+                    assert found is not None
+                    weights = factors(found, recipe.clip, recipe.clipping, recipe.stabiliser)
+                    clipped = clipped + (found > recipe.clip).sum()
+                    norms = norms + found.sum()
+                # a rounded sum may change by more than the clip for one sample
+                more = gradients.total(weights)
+            sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
+        return sums or [torch.zeros_like(p) for p in gradients.params], clipped, norms
 
     # ---- records
 
@@ -569,13 +596,14 @@ class _Active:
         stage: Stage | None,
         first: int,
         gradients: Gradients,
+        make: Callable[[], Gradients],
         masks: subsets.Mask,
         data: Tensor,
         labels: Tensor,
         chunk: int,
     ) -> None:
         self.place, self.stage, self.first = place, stage, first
-        self.gradients, self.masks = gradients, masks
+        self.gradients, self.make, self.masks = gradients, make, masks
         self.data, self.labels, self.chunk = data, labels, chunk
         self.optimizer: torch.optim.SGD | None = None
         self.entries = 0
@@ -612,18 +640,14 @@ def _steps(recipe: Recipe) -> Iterator[tuple[int, Stage | None, int]]:
         place, first = place + 1, first + stage.steps
 
 
-def _chunk(gradients: Gradients, device: torch.device) -> int:
-    """Samples at once, so that what is kept of each takes a fraction of memory."""
-    budget = 2**28
-    if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] // 16
-    sizes = [p.numel() for p in gradients.params]
-    each = (
+def _chunk(gradients: Gradients, kept: int, device: torch.device) -> int:
+    """Samples at once, so that what is kept of each, and its gradients, take a fraction of memory."""
+    sizes = [4 * p.numel() for p in gradients.params]
+    own = (
         sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
     )
     # unfolded inputs of convolutions take more than their gradients
-    most = _WORKED_ON if each else _EMBEDDED
-    return max(1, min(most, budget // max(each, 1)))
+    return memory.chunk(own + 2 * kept, _WORKED_ON if own else _EMBEDDED, device)
 
 
 def _exact_convolutions(device: torch.device, needed: bool) -> AbstractContextManager[Any]:

@@ -174,8 +174,8 @@ def same_length(first: str, a: FloatArray, second: str, b: FloatArray) -> None:
         raise ValueError(f"{first} and {second} must have the same length, got {len(a)} and {len(b)}")
 
 
-def memory(needed: float, what: str, remedy: str) -> None:
-    """Refuse work that needs more memory than the machine has free.
+def memory(needed: float, what: str, remedy: str, free: float | None = None) -> None:
+    """Refuse work that needs more memory than is free.
 
     Parameters
     ----------
@@ -183,9 +183,12 @@ def memory(needed: float, what: str, remedy: str) -> None:
         Bytes that the work will hold at its peak.
     what, remedy : str
         What takes the memory, and what to change.
+    free : float, optional
+        Bytes; by default this machine's.
     """
-    import psutil
+    if free is None:
+        import psutil
 
-    free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(f"{what} needs {needed / 2**30:.3g} GiB, {free / 2**30:.3g} GiB are free: {remedy}")

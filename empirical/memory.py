@@ -1,0 +1,107 @@
+"""Memory that fine-tuning takes: foreseen, shared out, and refused in numbers where it is not free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from langevin import _validate
+
+# of what is kept of the samples that are worked on at once, in bytes; a GPU gives a share of what is free
+_CHUNK_BYTES = 2**30
+_CHUNK_SHARE = 4
+# weights, their gradient or that of an image, its noise, the sum of both, momentum, and a copy for a file
+_COPIES = 6
+
+
+def kept(body: nn.Module, shape: Sequence[int]) -> int:
+    """Bytes that a forward pass keeps of one image, for the gradients of what trains.
+
+    Parameters
+    ----------
+    body : nn.Module
+    shape : sequence of int
+        Of an image.
+
+    Examples
+    --------
+    >>> layers = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> kept(layers, (1, 2, 2))  # what either layer sees, 4 numbers and 8
+    48
+    """
+    device = next((p.device for p in body.parameters()), torch.device("cpu"))
+    # two, as some layers take no batch of one
+    images = torch.zeros(2, *shape, device=device)
+    weights = {value.untyped_storage().data_ptr() for value in body.state_dict().values()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    modes = {layer: layer.training for layer in body.modules()}
+    # no running mean is touched, and no random number drawn
+    body.eval()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # what is kept lives as long as the result: no two of it have the same address
+        result = body(images)
+    del result
+    for layer, training in modes.items():
+        layer.training = training
+    return sum(found.values()) // len(images)
+
+
+def free(device: torch.device) -> int:
+    """Bytes that are free on a device; what torch holds in reserve is."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def chunk(each: int, most: int, device: torch.device) -> int:
+    """Samples to work on at once, of ``each`` bytes; from 1 to ``most``.
+
+    On a processor it depends on nothing else, lest another machine gives other bits.
+    """
+    budget = free(device) // _CHUNK_SHARE if device.type == "cuda" else _CHUNK_BYTES
+    return max(1, min(most, budget // max(each, 1)))
+
+
+def require(
+    body: nn.Module, shape: Sequence[int], images: int, device: torch.device, *, at_once: int = 1
+) -> None:
+    """Refuse to train with more than a device can hold.
+
+    Parameters
+    ----------
+    body : nn.Module
+    shape : sequence of int
+        Of an image.
+    images : int
+        That are held.
+    device : torch.device
+    at_once : int
+        Images that are worked on.
+
+    Raises
+    ------
+    MemoryError
+        With what is needed, and what is free.
+    """
+    held = 4 * images * torch.Size(shape).numel()
+    weights = 4 * sum(p.numel() for p in body.parameters())
+    work = 2 * at_once * kept(body, shape)
+    _validate.memory(
+        held + _COPIES * weights + work,
+        f"training on {device}, of {images} images of {tuple(shape)} ({held / 2**30:.2g} GiB), {at_once} at "
+        f"once ({work / 2**30:.2g} GiB),",
+        "take fewer or smaller images, or a smaller body",
+        free(device),
+    )

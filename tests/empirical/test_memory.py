@@ -1,0 +1,133 @@
+"""Memory of fine-tuning: foreseen, refused in numbers, and done with less where it runs out on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from empirical import memory, pretrain
+from empirical.backbones import convnet, mlp
+from empirical.gradients import engine
+from empirical.losses import CrossEntropy
+from empirical.recipe import Recipe
+from empirical.train import FineTuning, finetune
+from tests.empirical.test_train import BODY, CONV, SHAPE, TASK, quick
+
+CPU = torch.device("cpu")
+
+
+def test_what_an_image_keeps_is_counted_once() -> None:
+    x = 4 * int(np.prod(SHAPE))
+    # inputs of three layers, of which the ReLUs keep their outputs, which are those of the layers after
+    widths = [nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()]
+    assert memory.kept(nn.Sequential(*widths), SHAPE) == x + 4 * 8 + 4 * 6
+    more = memory.kept(convnet(SHAPE, widths=(16, 32), groups=4, rng=0), SHAPE)
+    assert more > 1.5 * memory.kept(CONV, SHAPE)
+
+
+def test_counting_leaves_the_body_as_it_was() -> None:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+    body[1].eval()
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    memory.kept(body, SHAPE)
+    assert torch.rand(1) == expected
+    assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
+    assert [layer.training for layer in body] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("job", ["fine-tuning", "pre-training"])
+def test_too_much_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    def start() -> Any:
+        if job == "fine-tuning":
+            return FineTuning(TASK, CONV, quick("fft"))
+        return pretrain(convnet(SHAPE, widths=(8, 16), groups=4, rng=0), TASK, epochs=1)
+
+    monkeypatch.setattr(memory, "free", lambda device: 2**30)
+    start()
+    monkeypatch.setattr(memory, "free", lambda device: 2**14)
+    with pytest.raises(MemoryError, match=r"training on cpu, of \d+ images .* GiB are free: take fewer"):
+        start()
+
+
+def test_chunks_are_what_fits() -> None:
+    assert memory.chunk(2**20, 10_000, CPU) == 1024
+    assert memory.chunk(2**20, 100, CPU) == 100
+    assert memory.chunk(2**40, 100, CPU) == 1
+    assert memory.chunk(0, 100, CPU) == 100
+
+
+class Full(CrossEntropy):
+    """Runs out of memory, between the passes, where it sees more than so many samples."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.times = most, 0
+
+    def value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if outputs.requires_grad and len(outputs) > self.most:
+            self.times += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return super().value(outputs, labels)
+
+    def slope(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if len(outputs) > self.most:
+            self.times += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return super().slope(outputs, labels)
+
+
+def filled(most: int, body: nn.Module, recipe: Recipe) -> tuple[Any, Full]:
+    tuning = FineTuning(TASK, body, recipe)
+    tuning._loss = full = Full(most)
+    return tuning.run(), full
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(BODY, "closed"), (CONV, "ghost"), (CONV, "hooks"), (CONV, "functorch"), (CONV, "plain")],
+)
+def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts(body: nn.Module, kind: Any) -> None:
+    recipe = quick("fft", clip=None, epsilon=np.inf) if kind == "plain" else quick("fft", engine=kind)
+    whole = finetune(TASK, body, recipe)
+    cut, full = filled(3, body, recipe)
+    assert full.times > 1
+    # but for rounding; half a pass that Opacus remembered would be added to the next
+    np.testing.assert_allclose(cut.test_loss, whole.test_loss, rtol=1e-4)
+    np.testing.assert_allclose(cut.gradient_norm, whole.gradient_norm, rtol=1e-4)
+    assert (cut.batch == whole.batch).all()
+
+
+def test_a_step_that_cannot_be_done_in_any_parts_is_named() -> None:
+    with pytest.raises(MemoryError, match=r"one image at a time needs more than the [\d.e+]+ GiB"):
+        filled(0, CONV, quick("fft"))
+
+
+def test_layers_forget_half_a_pass() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 3))
+    for kind in ("ghost", "hooks"):
+        gradients = engine(model, Full(0), kind, clip=True)
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients.norms(torch.rand(5, *SHAPE), torch.zeros(5, dtype=torch.long))
+        # the control: there is something to forget
+        assert hasattr(model[1], "activations")
+        gradients.close()
+        assert not any(hasattr(layer, "activations") for layer in model)
+
+
+def test_a_wide_body_is_worked_on_in_parts() -> None:
+    body = mlp(SHAPE, (8,), rng=0)
+    tuning = FineTuning(TASK, body, quick("fft"))
+    tuning.run()
+    assert tuning._stage is not None
+    assert tuning._stage.chunk > len(TASK.train)
+    wide = FineTuning(TASK, body, quick("fft"))
+    wide._kept_of_one = 2**26
+    wide.run()
+    assert wide._stage is not None
+    assert wide._stage.chunk == 8
