@@ -74,7 +74,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="to compare",
     )
-    plan.add_argument("--draws", type=int, default=16, help="simulated runs for each share")
+    plan.add_argument("--draws", type=int, default=128, help="most simulated runs for each share")
+    plan.add_argument(
+        "--resolution",
+        type=float,
+        default=0.005,
+        help="of accuracy: no more draws once shares are compared to within this standard error",
+    )
     plan.add_argument(
         "--theory", action=argparse.BooleanOptionalAction, default=True, help="what the theorems say"
     )
@@ -118,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
                     steps=args.steps,
                     shares=args.shares,
                     draws=args.draws,
+                    resolution=args.resolution,
                     theory=args.theory,
                     rng=args.seed,
                     progress=progress,

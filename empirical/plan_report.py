@@ -51,10 +51,15 @@ def text(plan: SharePlan) -> str:
 def _flatness(plan: SharePlan) -> str:
     others = [f"{share:g}" for share in plan.as_good if share != plan.share]
     if not others:
-        return "every other share was worse, beyond the noise of the comparison"
-    if len(others) == len(plan.shares) - 1:
-        return "no other share was worse beyond the noise of the comparison: it hardly matters"
-    return f"no worse beyond the noise of the comparison: {', '.join(others)}"
+        flat = "every other share was worse, beyond the noise of the comparison"
+    elif len(others) == len(plan.shares) - 1:
+        flat = "no other share was worse beyond the noise of the comparison: it hardly matters"
+    else:
+        flat = f"no worse beyond the noise of the comparison: {', '.join(others)}"
+    best = plan.shares[plan.best]
+    if best == plan.share:
+        return flat
+    return f"the largest within one standard error of {best:g}, the most accurate; {flat}"
 
 
 def _shares(plan: SharePlan) -> Table:

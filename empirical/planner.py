@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bounds.advice import Advice, split_advice
 from empirical.history import History, plan
-from empirical.standin import Outcome, Settings, StandIn
+from empirical.standin import Outcomes, Settings, Split, StandIn
 from langevin import _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
@@ -30,6 +30,8 @@ RATES = tuple(3.0**k for k in range(-3, 2))
 _FACTOR, _FARTHEST = 3.0, 4
 # of the comparison of shares
 LEVEL = 0.05
+# draws of a round, at least two; standard errors at which a share is clearly worse, and so known well enough
+_ROUND, _CLEARLY = 16, 4
 _HELD_OUT = 5
 # rows and entries of W that a simulation has at most, rows and heads that theory has
 _ROWS, _ENTRIES, _THEORY_ROWS, _THEORY_HEADS = 4096, 2**16, 256, 4
@@ -88,24 +90,24 @@ class SharePlan:
         return _best(self.accuracy, self.loss)
 
     @property
+    def recommended(self) -> int:
+        """Index of the largest share that is within one standard error of the best."""
+        return _recommended(self.accuracy, self.loss)
+
+    @property
     def share(self) -> float:
         """The recommended share."""
-        return float(self.shares[self.best])
+        return float(self.shares[self.recommended])
 
     @property
     def deficit(self) -> tuple[FloatArray, FloatArray]:
-        """Accuracy lost against the recommended share, mean and standard error, paired by draws."""
-        lost = self.accuracy[self.best] - self.accuracy
-        return lost.mean(1), standard_error(lost)
+        """Accuracy lost against the best share, mean and standard error, paired by draws."""
+        return _deficit(self.accuracy, self.loss)
 
     @property
     def as_good(self) -> FloatArray:
-        """Shares that are not worse than the recommended one by a paired t-test at 5 %: how flat it is."""
-        from scipy.stats import t
-
-        mean, error = self.deficit
-        most = t.ppf(1 - LEVEL / 2, self.accuracy.shape[1] - 1) * error
-        return self.shares[mean <= most]
+        """Shares that are not worse than the best by a paired t-test at 5 %: how flat the optimum is."""
+        return self.shares[_as_good(self.accuracy, self.loss)]
 
     @property
     def loss_share(self) -> float:
@@ -120,7 +122,7 @@ class SharePlan:
         """
         from empirical.recipe import Recipe
 
-        lr = float(self.lr[self.best])
+        lr = float(self.lr[self.recommended])
         settings: dict[str, Any] = dict(
             steps=self.history.steps,
             batch=self.batch,
@@ -137,7 +139,7 @@ class SharePlan:
     @property
     def phases(self) -> list[dict[str, Any]]:
         """The equivalent DP-SGD, phase by phase."""
-        rates = {"lp": self.lp_lr, "fft": float(self.lr[self.best])}
+        rates = {"lp": self.lp_lr, "fft": float(self.lr[self.recommended])}
         return [
             {
                 "method": m.name,
@@ -157,6 +159,7 @@ class SharePlan:
         draws = self.accuracy.shape[1]
         return {
             "recommended lp share": self.share,
+            "share of the highest accuracy": float(self.shares[self.best]),
             "as good": self.as_good.tolist(),
             "DP-SGD": self.phases,
             "epsilon": self.epsilon,
@@ -217,8 +220,9 @@ def plan_share(
     batch: float | None = None,
     shares: Sequence[float] = SHARES,
     activation: Activation | None = None,
-    draws: int = 16,
-    tuning_draws: int = 4,
+    draws: int = 128,
+    tuning_draws: int = 8,
+    resolution: float = 0.005,
     theory: bool = True,
     rng: RNG = 0,
     progress: Callable[[int], None] | None = None,
@@ -226,11 +230,12 @@ def plan_share(
     """Recommend the share of a privacy budget that should probe before full fine-tuning.
 
     What the theorems say is gathered (`bounds.advice.split_advice`), and each share is simulated with the
-    noise that the budget buys, at its best learning rates; the recommended share has the highest mean
-    held-out accuracy, and of equals the lowest training loss. The simulation is of a two-layer net in place
-    of the network, see `StandIn`: what full fine-tuning changes there is ``W``. Rates are searched in factors
-    of 3, until none at an end is best, on draws of their own: probing's first, then for each share full
-    fine-tuning's after that probing. As in the paper, tuning is not paid for in epsilon.
+    noise that the budget buys, at its best learning rates. Recommended is the largest share whose mean
+    held-out accuracy is within one standard error of the highest: of shares that draws do not tell apart the
+    one that costs least to compute and leaves the body most as it was. The simulation is of a two-layer net
+    in place of the network, see `StandIn`: what full fine-tuning changes there is ``W``. Rates are searched
+    in factors of 3, until none at an end is best, on draws of their own: probing's first, then for each share
+    full fine-tuning's after that probing. As in the paper, tuning is not paid for in epsilon.
 
     **A plan read off private data is itself a release, which is not accounted for here.** Give features of
     public data that resemble the private ones, and the number of private ``samples``.
@@ -265,7 +270,10 @@ def plan_share(
         By default "relu" with ``W`` or where no feature is negative, else "linear", as the ReLU would change
         the features. A linear map on top of features adds nothing to what a head can tell apart.
     draws, tuning_draws : int
-        Runs for each share, and for each trial of a rate.
+        Most runs for each share, and runs for each trial of a rate.
+    resolution : float
+        Of accuracy: no more draws are made once each share's difference from the best is known to within this
+        standard error, or is four of its standard errors.
     theory : bool
         Whether to evaluate the theorems.
     rng : int, Generator or None
@@ -299,6 +307,7 @@ def plan_share(
     steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
     tuning_draws = _validate.integer("tuning_draws", tuning_draws, 1)
     clip = _validate.positive("clip", clip)
+    resolution = _validate.non_negative("resolution", resolution)
     _validate.instance("theory", theory, bool)
     root = int(generator(rng, "plan").integers(2**63))
     random = np.random.default_rng(np.random.SeedSequence(root))
@@ -311,22 +320,18 @@ def plan_share(
     how = Settings(steps, batch, nu, clip)
     trials = _Trials(net, how, root, progress)
     with one_blas_thread():
-        lp_lr, rates = _tuned(trials, lengths, tuning_draws)
-        ends = np.array(
-            [trials.run(n, lp_lr, lr, stage=1, draws=draws) for n, lr in zip(lengths, rates, strict=True)]
-        )
-        said = _theory(net, names, how, lp_lr, np.array(lengths) / steps, root) if theory else {}
-    found = np.array(lengths) / steps
-    if not np.isfinite(ends).all(axis=(1, 2)).any():
+        splits = _tuned(trials, lengths, tuning_draws)
+        ends = _compared(trials, splits, draws, resolution)
+        lp_lr, found = splits[0].lp_lr, np.array(lengths) / steps
+        said = _theory(net, names, how, lp_lr, found, root) if theory else {}
+    if not np.isfinite(ends.loss).all(1).any():
         raise ArithmeticError(
             "every share had a run that left the range of numbers: scale the features X, or the head v"
         )
-    best = float(found[_best(ends[..., 0], ends[..., 1])])
-    history = plan(samples, batch, delta=delta, steps=steps, lp_share=best, noise_multiplier=nu, clip=clip)
-    lr = np.where(np.array(lengths) < steps, rates, np.nan)
-    return SharePlan(
-        found, ends[..., 0], ends[..., 1], lr, lp_lr, history, said, budget, clip, batch, net.method, notes
-    )
+    share = float(found[_recommended(*ends)])
+    history = plan(samples, batch, delta=delta, steps=steps, lp_share=share, noise_multiplier=nu, clip=clip)
+    lr = np.array([split.lr if split.lp_steps < steps else np.nan for split in splits])
+    return SharePlan(found, *ends, lr, lp_lr, history, said, budget, clip, batch, net.method, notes)
 
 
 @functools.lru_cache
@@ -474,64 +479,98 @@ def _lengths(shares: Sequence[float], steps: int) -> list[int]:
 
 
 class _Trials:
-    """Runs of a stand-in, each made once."""
+    """Runs of a stand-in, counted."""
 
     def __init__(
         self, net: StandIn, how: Settings, root: int, progress: Callable[[int], None] | None
     ) -> None:
         self.net, self.how, self.root, self.progress = net, how, root, progress
-        self.known: dict[tuple[int, float, float, int], list[Outcome]] = {}
         self.done = 0
 
-    def run(self, lp_steps: int, lp_lr: float, lr: float, *, stage: int, draws: int) -> FloatArray:
-        """Accuracy and loss, shape (draws, 2), of the draws of one stage."""
-        # a rate that is not used makes no other run
-        key = (lp_steps, lp_lr * (lp_steps > 0), lr * (lp_steps < self.how.steps), stage)
-        if key not in self.known:
-            streams = [np.random.SeedSequence(self.root, spawn_key=(stage, i)) for i in range(draws)]
-            self.known[key] = self.net.run(self.how, lp_steps, lp_lr, lr, streams)
-            self.done += draws
-            if self.progress is not None:
-                self.progress(self.done)
-        return np.array(self.known[key])
+    def run(self, splits: Sequence[Split], *, stage: int, draws: range) -> Outcomes:
+        """Where the draws of one stage end, the same ones for all splits."""
+        streams = [np.random.SeedSequence(self.root, spawn_key=(stage, i)) for i in draws]
+        ends = self.net.run(self.how, splits, streams)
+        self.done += len(splits) * len(draws)
+        if self.progress is not None:
+            self.progress(self.done)
+        return ends
 
 
-def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> tuple[float, list[float]]:
-    """Best rate of probing, and of full fine-tuning for each length of probing."""
+def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> list[Split]:
+    """Each length of probing at its best rates: probing's own, then that of what follows it."""
     steps, clip = trials.how.steps, trials.how.clip
 
-    def score(lp_steps: int, lp_lr: float, lr: float) -> tuple[float, float]:
-        accuracy, loss = trials.run(lp_steps, lp_lr, lr, stage=0, draws=draws).mean(0).tolist()
-        return accuracy, -loss
+    def scores(splits: Sequence[Split]) -> list[tuple[float, float]]:
+        ends = trials.run(splits, stage=0, draws=range(draws))
+        return list(zip(ends.accuracy.mean(1).tolist(), (-ends.loss.mean(1)).tolist(), strict=True))
 
     start = [rate / clip for rate in RATES]
-    lp_lr = _search(lambda rate: score(steps, rate, rate), start)
-    rates = [
-        lp_lr if n == steps else _search(lambda rate, n=n: score(n, lp_lr, rate), start) for n in lengths
-    ]
-    return lp_lr, rates
+    lp_lr = _search(lambda rates: scores([Split(steps, rate, rate) for rate in rates]), start)
+    found = []
+    for n in lengths:
+        lr = lp_lr
+        if n < steps:
+            lr = _search(lambda rates, n=n: scores([Split(n, lp_lr, rate) for rate in rates]), start)
+        found.append(Split(n, lp_lr, lr))
+    return found
 
 
-def _search(score: Callable[[float], tuple[float, float]], start: Sequence[float]) -> float:
+def _compared(trials: _Trials, splits: Sequence[Split], draws: int, resolution: float) -> Outcomes:
+    """Runs of all splits, round by round, until all are known well enough beside the best."""
+    accuracy, loss = np.empty((2, len(splits), 0))
+    while accuracy.shape[1] < draws:
+        done = accuracy.shape[1]
+        ends = trials.run(splits, stage=1, draws=range(done, min(done + _ROUND, draws)))
+        accuracy, loss = np.hstack([accuracy, ends.accuracy]), np.hstack([loss, ends.loss])
+        mean, error = _deficit(accuracy, loss)
+        if (error <= np.maximum(resolution, mean / _CLEARLY)).all():
+            break
+    return Outcomes(accuracy, loss)
+
+
+def _search(
+    scores: Callable[[Sequence[float]], Sequence[tuple[float, float]]], start: Sequence[float]
+) -> float:
     """The rate of the highest accuracy, of equals of the lowest loss.
 
     From ``start`` on outwards as long as one at an end is more accurate than all others: on data that are
     easily told apart loss alone would ask for ever larger rates.
     """
-    tried = {rate: score(rate) for rate in start}
+    tried = dict(zip(start, scores(start), strict=True))
     for _ in range(_FARTHEST):
         best = max(tried, key=tried.__getitem__)
         others = max(accuracy for rate, (accuracy, _) in tried.items() if rate != best)
         if best not in (min(tried), max(tried)) or tried[best][0] <= others:
             break
         new = best * _FACTOR if best == max(tried) else best / _FACTOR
-        tried[new] = score(new)
+        (tried[new],) = scores([new])
     return max(tried, key=tried.__getitem__)
 
 
 def _best(accuracy: FloatArray, loss: FloatArray) -> int:
     """Place of the highest mean accuracy over the draws; of equals, of the lowest mean loss."""
     return int(np.lexsort((loss.mean(1), -accuracy.mean(1)))[0])
+
+
+def _deficit(accuracy: FloatArray, loss: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Accuracy lost against the best share, mean and standard error, paired by draws."""
+    lost = accuracy[_best(accuracy, loss)] - accuracy
+    return lost.mean(1), standard_error(lost)
+
+
+def _as_good(accuracy: FloatArray, loss: FloatArray) -> NDArray[np.bool_]:
+    """Which shares are not worse than the best by a paired t-test."""
+    from scipy.stats import t
+
+    mean, error = _deficit(accuracy, loss)
+    return mean <= t.ppf(1 - LEVEL / 2, accuracy.shape[1] - 1) * error
+
+
+def _recommended(accuracy: FloatArray, loss: FloatArray) -> int:
+    """Place of the largest share within one standard error of the best."""
+    mean, error = _deficit(accuracy, loss)
+    return int(np.flatnonzero(mean <= error)[-1])
 
 
 def _theory(
@@ -541,7 +580,7 @@ def _theory(
     random = np.random.default_rng(np.random.SeedSequence(root, spawn_key=(2,)))
     count = min(_THEORY_ROWS, len(net.X))
     rows = np.sort(random.permutation(len(net.X))[:count])
-    (phase,) = how.phases(how.steps, lr, lr, count)
+    (phase,) = how.phases(Split(how.steps, lr, lr), count)
     heads = [net.head(random) for _ in range(1 if net.v is not None else _THEORY_HEADS)]
     said = {}
     for label in range(1 if len(names) == 2 else 0, len(names)):

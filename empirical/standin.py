@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,22 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from langevin._engine import available_threads
 from langevin._validate import FloatArray
 from langevin.problem import Activation, Method, Problem, Weights
 from langevin.schedule import Phase, Schedule
 
+# draws that one thread takes on together: enough to spread the overhead of a call, few enough for its cache
+_TOGETHER = 8
 
-class Outcome(NamedTuple):
-    """Where a run ends: held-out accuracy, and the mean loss over the training samples.
+
+class Split(NamedTuple):
+    """How the steps are divided, and the learning rate of either part, for mean gradients."""
+
+    lp_steps: int
+    lp_lr: float
+    lr: float
+
+
+class Outcomes(NamedTuple):
+    """Where runs end, by split and draw: held-out accuracy, and the mean loss over the training samples.
 
     A run that leaves the range of its numbers is right nowhere, and its loss is infinite.
     """
 
-    accuracy: float
-    loss: float
-
-
-DIVERGED = Outcome(0.0, math.inf)
+    accuracy: FloatArray
+    loss: FloatArray
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Settings:
     noise_multiplier: float
     clip: float
 
-    def phases(self, lp_steps: int, lp_lr: float, lr: float, samples: int) -> list[Phase]:
+    def phases(self, split: Split, samples: int) -> list[Phase]:
         """The phases of Langevin diffusion with the same mean drift and the same DP noise.
 
         Those of `langevin.DPSGD.phase` if ``samples``, the rows at hand, are all there are. With fewer rows
@@ -55,8 +65,8 @@ class Settings:
         """
         phases: list[Phase] = []
         lengths: tuple[tuple[Method, int, float], ...] = (
-            ("lp", lp_steps, lp_lr),
-            ("fft", self.steps - lp_steps, lr),
+            ("lp", split.lp_steps, split.lp_lr),
+            ("fft", self.steps - split.lp_steps, split.lr),
         )
         for method, steps, rate in lengths:
             if steps:
@@ -119,127 +129,122 @@ class StandIn:
         return random.standard_normal(shape) / len(self.W) ** 0.5
 
     def run(
-        self, how: Settings, lp_steps: int, lp_lr: float, lr: float, draws: Sequence[np.random.SeedSequence]
-    ) -> list[Outcome]:
-        """Probe for ``lp_steps``, fine-tune for the rest; the same draw has the same head and noise.
+        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
+    ) -> Outcomes:
+        """Probe, then fine-tune, for each split; the same draw has the same head, batches and noise in all.
 
         Parameters
         ----------
         how : Settings
-        lp_steps : int
-            From 0 to all.
-        lp_lr, lr : float
-            Learning rates of the phases, for mean gradients; two classes: whole multiples of the smaller one,
-            as the diffusion's steps are that long in both.
+        splits : sequence of Split
+            Two classes: one rate must be a whole multiple of the other, as the diffusion's steps are equally
+            long in both phases.
         draws : sequence of SeedSequence
         """
-        streams = [
-            [np.random.SeedSequence(draw.entropy, spawn_key=(*draw.spawn_key, i)) for i in range(4)]
-            for draw in draws
-        ]
-        heads = [self.head(np.random.default_rng(head)) for head, *_ in streams]
-        if self.classes == 2:
-            noises = [noise for _, noise, *_ in streams]
-            return [
-                self._diffuse(how, lp_steps, lp_lr, lr, head, noise)
-                for head, noise in zip(heads, noises, strict=True)
-            ]
-        return self._descend(how, lp_steps, (lp_lr, lr), heads, [rest for _, *rest in streams])
+        run = self._diffuse if self.classes == 2 else self._descend
+        parts = [draws[k : k + _TOGETHER] for k in range(0, len(draws), _TOGETHER)]
+        with ThreadPoolExecutor(available_threads()) as pool:
+            ends = np.concatenate(list(pool.map(lambda part: run(how, splits, part), parts)), axis=-1)
+        lost = ~np.isfinite(ends).all(0)
+        return Outcomes(np.where(lost, 0.0, ends[0]), np.where(lost, np.inf, ends[1]))
 
     def _diffuse(
-        self,
-        how: Settings,
-        lp_steps: int,
-        lp_lr: float,
-        lr: float,
-        head: FloatArray,
-        noise: np.random.SeedSequence,
-    ) -> Outcome:
+        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
+    ) -> FloatArray:
+        """Accuracy and loss, shape (2, splits, draws), of Langevin diffusion."""
         from langevin import Diverged, euler_maruyama
 
-        rates = [lp_lr] * (lp_steps > 0) + [lr] * (lp_steps < how.steps)
-        schedule = Schedule(how.phases(lp_steps, lp_lr, lr, len(self.X)))
-        try:
-            run = euler_maruyama(
-                self.problem(1),
-                Weights(self.W, head),
-                schedule,
-                dt=min(rates) / len(self.X),
-                rng=noise,
-                times=[schedule.duration],
-                observables=["test_accuracy"],
-                threads=1,
-            )
-        except Diverged:
-            return DIVERGED
-        return Outcome(float(run.test_accuracy[0, -1]), float(run.loss[0, -1]) / len(self.X))
+        problem, n = self.problem(1), len(self.X)
+        ends = np.full((2, len(splits), len(draws)), np.nan)
+        for j, draw in enumerate(draws):
+            first, noise, *_ = _streams(draw)
+            weights = Weights(self.W, self.head(np.random.default_rng(first)))
+            for i, split in enumerate(splits):
+                rates = [split.lp_lr] * (split.lp_steps > 0) + [split.lr] * (split.lp_steps < how.steps)
+                schedule = Schedule(how.phases(split, n))
+                try:
+                    run = euler_maruyama(
+                        problem,
+                        weights,
+                        schedule,
+                        dt=min(rates) / n,
+                        rng=noise,
+                        times=[schedule.duration],
+                        observables=["test_accuracy"],
+                        threads=1,
+                    )
+                except Diverged:
+                    continue
+                ends[:, i, j] = float(run.test_accuracy[0, -1]), float(run.loss[0, -1]) / n
+        return ends
 
     def _descend(
-        self,
-        how: Settings,
-        lp_steps: int,
-        rates: tuple[float, float],
-        heads: Sequence[FloatArray],
-        streams: Sequence[Sequence[np.random.SeedSequence]],
-    ) -> list[Outcome]:
-        """All draws together, the first axis: fewer calls."""
+        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
+    ) -> FloatArray:
+        """Accuracy and loss, shape (2, splits, draws), of DP-SGD."""
         with np.errstate(all="ignore"):
-            ends = self._ends(how, lp_steps, rates, heads, streams)
-        return [end if math.isfinite(end.loss) else DIVERGED for end in ends]
+            return self._ends(how, splits, draws)
 
     def _ends(
-        self,
-        how: Settings,
-        lp_steps: int,
-        rates: tuple[float, float],
-        heads: Sequence[FloatArray],
-        streams: Sequence[Sequence[np.random.SeedSequence]],
-    ) -> list[Outcome]:
-        head_noises, body_noises, batches = (
-            [np.random.default_rng(stream) for stream in part] for part in zip(*streams, strict=True)
+        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
+    ) -> FloatArray:
+        heads, head_noises, body_noises, batches = (
+            [np.random.default_rng(stream) for stream in part]
+            for part in zip(*map(_streams, draws), strict=True)
         )
         X, first = self.X.astype(np.float32), self.W.astype(np.float32)
-        W, V = np.repeat(first[None], len(heads), 0), np.array(heads, np.float32)
+        frozen, squared, n = self._features(X, first), np.einsum("ij,ij->i", X, X), len(X)
         targets = np.eye(self.classes, dtype=np.float32)[self.labels]
-        squared = np.einsum("ij,ij->i", X, X)
-        relu, n = self.activation == "relu", len(X)
-        frozen = self._features(X, first)
-        rate = min(1.0, how.batch / n)
-        noise = how.noise_multiplier * how.clip / how.batch
+        V: list[NDArray] = [np.array([self.head(random) for random in heads], np.float32)] * len(splits)
+        W: list[NDArray] = [np.repeat(first[None], len(draws), 0)] * len(splits)
+        sampled = min(1.0, how.batch / n)
+        noise = np.float32(how.noise_multiplier * how.clip / how.batch)
         for step in range(how.steps):
-            probing = step < lp_steps
-            lr = np.float32(rates[0] if probing else rates[1])
-            rows, there = _padded([np.flatnonzero(random.random(n) < rate) for random in batches])
-            x = X[rows]
-            A = frozen[rows] if probing else self._features(x, W)
-            delta = _softmax(A @ _transposed(V)) - targets[rows]
-            norms = np.einsum("dij,dij->di", delta, delta) * np.einsum("dij,dij->di", A, A)
-            back = delta
-            if not probing:
-                back = delta @ V
-                if relu:
-                    back *= A > 0
-                norms += squared[rows] * np.einsum("dij,dij->di", back, back)
-            # a sample without a gradient stays as it is
-            cut = there * np.minimum(1, how.clip / np.sqrt(np.maximum(norms, 1e-30))) / (rate * n)
-            V = V - lr * (
-                _transposed(cut[..., None] * delta) @ A + noise * _normals(head_noises, V.shape[1:])
-            )
-            if not probing:
-                move = _transposed(cut[..., None] * back) @ x
-                W = W - lr * (move + noise * _normals(body_noises, first.shape))
-        X_test = self.X_test.astype(np.float32)
+            # batches and noise of a step are those of all splits
+            rows, there = _padded([np.flatnonzero(random.random(n) < sampled) for random in batches])
+            there /= sampled * n
+            x, known, wanted, lengths = X[rows], frozen[rows], targets[rows], squared[rows]
+            head_noise = noise * _normals(head_noises, V[0].shape[1:])
+            body_noise = noise * _normals(body_noises, first.shape)
+            for i, split in enumerate(splits):
+                probing = step < split.lp_steps
+                lr = np.float32(split.lp_lr if probing else split.lr)
+                A = known if probing else self._features(x, W[i])
+                delta = _softmax(A @ _transposed(V[i])) - wanted
+                norms = np.einsum("dij,dij->di", delta, delta) * np.einsum("dij,dij->di", A, A)
+                back = delta
+                if not probing:
+                    back = delta @ V[i]
+                    if self.activation == "relu":
+                        back *= A > 0
+                    norms += lengths * np.einsum("dij,dij->di", back, back)
+                # a sample without a gradient stays as it is
+                cut = there * np.minimum(1, np.float32(how.clip) / np.sqrt(np.maximum(norms, 1e-30)))
+                V[i] = V[i] - lr * (_transposed(cut[..., None] * delta) @ A + head_noise)
+                if not probing:
+                    W[i] = W[i] - lr * (_transposed(cut[..., None] * back) @ x + body_noise)
+        return np.array([self._judged(*ends) for ends in zip(W, V, strict=True)]).transpose(2, 0, 1)
+
+    def _judged(self, W: NDArray, V: NDArray) -> list[tuple[float, float]]:
+        """Accuracy and loss of each draw."""
         found = []
         for layer, head in zip(W, V, strict=True):
-            outputs, held_out = (self._features(part, layer) @ head.T for part in (X, X_test))
-            loss = np.asarray(logsumexp(outputs, axis=1)) - outputs[np.arange(n), self.labels]
+            outputs, held_out = (
+                self._features(part.astype(np.float32), layer) @ head.T for part in (self.X, self.X_test)
+            )
+            loss = np.asarray(logsumexp(outputs, axis=1)) - outputs[np.arange(len(outputs)), self.labels]
             right = held_out.argmax(1) == self.labels_test
-            found.append(Outcome(float(right.mean()), float(loss.mean())))
+            found.append((float(right.mean()), float(loss.mean())))
         return found
 
     def _features(self, x: NDArray, W: NDArray) -> NDArray:
         z = x @ _transposed(W)
         return np.maximum(z, 0, out=z) if self.activation == "relu" else z
+
+
+def _streams(draw: np.random.SeedSequence) -> list[np.random.SeedSequence]:
+    """Of head, head's noise, body's noise and batches."""
+    return [np.random.SeedSequence(draw.entropy, spawn_key=(*draw.spawn_key, i)) for i in range(4)]
 
 
 def _transposed(matrices: NDArray) -> NDArray:

@@ -9,7 +9,7 @@ from bounds import alignment_time, lp_crossover
 from empirical import account, plan_share
 from empirical.history import History, plan
 from empirical.planner import SharePlan, _cut, _search
-from empirical.standin import Settings, StandIn
+from empirical.standin import Settings, Split, StandIn
 from langevin import Weights, collapsed_features, orthogonally_separable
 
 CALM: dict[str, Any] = dict(delta=1e-4, draws=4, tuning_draws=2, shares=[0.0, 0.5, 1.0], theory=False)
@@ -61,7 +61,7 @@ def collapsed(head, clip):
     how = Settings(steps=40, batch=20.0, noise_multiplier=0.0, clip=clip)
 
     def loss(lp_steps, rate):
-        return net.run(how, lp_steps, rate, rate, [np.random.SeedSequence(0)])[0].loss
+        return net.run(how, [Split(lp_steps, rate, rate)], [np.random.SeedSequence(0)]).loss[0, 0]
 
     return net, Weights(W, v), loss
 
@@ -156,25 +156,56 @@ def made(accuracy, loss=None):
 def test_shares_are_compared_by_draws():
     # both of the others are 0.01 worse on average: one always, one now and then
     level = np.array([0.3, 0.5, 0.7, 0.9])
-    found = made([level, level - 0.01, level - np.array([0.2, -0.2, 0.1, -0.06])])
-    assert found.share == 0
+    now_and_then = np.array([0.2, -0.2, 0.1, -0.06])
+    found = made([level, level - 0.01, level - now_and_then])
+    assert found.best == 0
     assert found.as_good.tolist() == [0.0, 1.0]
     assert found.deficit[0] == pytest.approx([0, 0.01, 0.01])
+    # within one standard error the larger one is recommended, and no farther
+    assert found.share == 1
+    assert made([level, level - now_and_then, level - 0.01]).share == 0.5
+    assert made([level, level - 0.01, level - 0.2 - now_and_then]).share == 0
 
 
-def test_of_equal_accuracies_the_lower_loss_wins():
+def test_of_equal_accuracies_the_lower_loss_is_best():
     same = np.ones((3, 2))
-    assert made(same, [[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]).share == 0.5
-    assert made(same, [[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]]).share == 1.0
+    assert made(same, [[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]).best == 1
+    assert made(same, [[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]]).best == 2
+
+
+def test_draws_are_made_until_shares_are_told_apart():
+    X, y = clusters(dim=32)
+    settings = {**CALM, "steps": 20, "draws": 60, "shares": [0.0, 1.0]}
+    coarse, fine, finest = (
+        plan_share(X, y, epsilon=1.0, resolution=resolution, **settings) for resolution in (0.5, 0.008, 0.0)
+    )
+    assert [plan.accuracy.shape[1] for plan in (coarse, finest)] == [16, 60]
+    assert 16 < fine.accuracy.shape[1] < 60
+    assert fine.deficit[1].max() <= 0.008
+    # the same draws, as far as they go
+    assert (finest.accuracy[:, :16] == coarse.accuracy).all()
+
+
+def test_a_share_that_is_clearly_worse_needs_no_more_draws():
+    X, y = clusters()
+    settings = {**CALM, "draws": 200, "shares": [0.0, 1.0]}
+    found = plan_share(X, y, W=np.full((8, 8), 0.2), epsilon=20.0, resolution=1e-6, **settings)
+    mean, error = found.deficit
+    assert mean[1] > 4 * error[1] > 4e-6
+    assert found.accuracy.shape[1] == 16
 
 
 def test_rates_are_searched_beyond_the_grid_only_where_accuracy_grows():
     start = [1.0, 3.0, 9.0]
-    assert _search(lambda rate: (-abs(np.log(rate / 81)), 0.0), start) == 81
-    assert _search(lambda rate: (-abs(np.log(rate * 27)), 0.0), start) == pytest.approx(1 / 27)
-    assert _search(lambda rate: (1.0, rate), start) == 9
+
+    def search(score):
+        return _search(lambda rates: [score(rate) for rate in rates], start)
+
+    assert search(lambda rate: (-abs(np.log(rate / 81)), 0.0)) == 81
+    assert search(lambda rate: (-abs(np.log(rate * 27)), 0.0)) == pytest.approx(1 / 27)
+    assert search(lambda rate: (1.0, rate)) == 9
     # not for ever
-    assert _search(lambda rate: (rate, 0.0), start) == 9 * 3**4
+    assert search(lambda rate: (rate, 0.0)) == 9 * 3**4
 
 
 def test_equal_seeds_plan_alike_and_others_differ():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from empirical.standin import Settings, StandIn
+from empirical.standin import Settings, Split, StandIn
 from langevin import DPSGD
 
 random = np.random.default_rng(0)
@@ -44,13 +44,14 @@ def clipped_descent(activation, lp_steps, steps, rates, clip):
 @pytest.mark.parametrize("lp_steps", [0, 3, 6])
 def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps):
     how = Settings(steps=6, batch=30.0, noise_multiplier=0.0, clip=0.7)
-    (found,) = net(activation).run(how, lp_steps, 0.9, 0.4, [np.random.SeedSequence(0)])
+    ends = net(activation).run(how, [Split(lp_steps, 0.9, 0.4)], [np.random.SeedSequence(0)])
+    accuracy, loss = ends.accuracy[0, 0], ends.loss[0, 0]
     expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7)
-    assert found.accuracy == pytest.approx(expected[0])
+    assert accuracy == pytest.approx(expected[0])
     # single precision
-    assert found.loss == pytest.approx(expected[1], rel=1e-5)
+    assert loss == pytest.approx(expected[1], rel=1e-5)
     other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8)
-    assert found.loss != pytest.approx(other[1], rel=1e-4)
+    assert loss != pytest.approx(other[1], rel=1e-4)
 
 
 def test_its_noise_is_that_of_the_multiplier():
@@ -60,7 +61,7 @@ def test_its_noise_is_that_of_the_multiplier():
     same = dict(X=np.ones((3, 1)), labels=np.arange(3), X_test=np.ones((3, 1)), labels_test=np.arange(3))
     probed = net("linear", **same, W=np.eye(1), v=np.zeros((3, 1)))
     streams = [np.random.SeedSequence(0, spawn_key=(draw,)) for draw in range(400)]
-    losses = np.array([end.loss for end in probed.run(how, 50, 0.5, 0.5, streams)])
+    (losses,) = probed.run(how, [Split(50, 0.5, 0.5)], streams).loss
 
     def expected(multiplier):
         variance = 50 * (0.5 * multiplier * 1e-9 / 6.0) ** 2
@@ -74,22 +75,39 @@ def test_its_noise_is_that_of_the_multiplier():
 
 def test_phases_are_those_of_dp_sgd():
     how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
-    lp, fft = how.phases(4, 0.3, 0.1, samples=100)
+    lp, fft = how.phases(Split(4, 0.3, 0.1), samples=100)
     for phase, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
         expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
         assert phase.time == pytest.approx(expected.time)
         assert phase.sigma == pytest.approx(expected.sigma)
     # with half of the rows the mean gradient's noise is the same: a step moves as much
-    (few,) = how.phases(0, 0.3, 0.1, samples=50)
+    (few,) = how.phases(Split(0, 0.3, 0.1), samples=50)
     step = few.sigma * np.sqrt(2 * few.time / 10)
     assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
 
 
-def test_draws_are_the_same_alone_and_together():
+@pytest.mark.parametrize("classes", [2, 3])
+def test_draws_and_splits_are_the_same_alone_and_together(classes):
     how = Settings(steps=5, batch=7.0, noise_multiplier=1.0, clip=1.0)
-    streams = [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(3)]
-    together = net(v=None).run(how, 2, 0.5, 0.5, streams)
-    alone = [net(v=None).run(how, 2, 0.5, 0.5, [stream])[0] for stream in streams]
-    # but for rounding: batches are filled up to the same size
-    assert np.array(together) == pytest.approx(np.array(alone), rel=1e-5)
-    assert len({end.loss for end in together}) == 3
+    tried = net(v=None, labels=LABELS % classes, labels_test=LABELS % classes, classes=classes)
+    streams = [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(11)]
+    splits = [Split(0, 0.5, 0.5), Split(2, 0.5, 0.25), Split(5, 0.5, 0.5)]
+    together = tried.run(how, splits, streams)
+    for i, split in enumerate(splits):
+        for j in (0, 7, 10):
+            alone = tried.run(how, [split], [streams[j]])
+            # but for rounding: batches are filled up to the same size
+            assert together.loss[i, j] == pytest.approx(alone.loss[0, 0], rel=1e-5)
+            assert together.accuracy[i, j] == alone.accuracy[0, 0]
+    assert len(np.unique(together.loss)) == together.loss.size
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_run_that_leaves_the_range_is_right_nowhere(classes):
+    how = Settings(steps=5, batch=30.0, noise_multiplier=0.0, clip=1e200)
+    tried = net(
+        labels=LABELS % classes, labels_test=LABELS % classes, classes=classes, v=V if classes == 3 else V[0]
+    )
+    ends = tried.run(how, [Split(0, 1e150, 1e150), Split(0, 0.1, 0.1)], [np.random.SeedSequence(0)])
+    assert (ends.accuracy[0, 0], ends.loss[0, 0]) == (0.0, np.inf)
+    assert np.isfinite(ends.loss[1, 0])
