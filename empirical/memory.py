@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from langevin import _validate
 
-# of what is kept of the samples that are worked on at once, in bytes; a GPU gives a share of what is free
+# for the samples that are worked on at once, in bytes; of a GPU half of what is free, as unfolded inputs of
+# convolutions come on top
 _CHUNK_BYTES = 2**30
-_CHUNK_SHARE = 4
+_CHUNK_SHARE = 2
 # weights, their gradient or that of an image, its noise, the sum of both, momentum, and a copy for a file
 _COPIES = 6
 

@@ -55,9 +55,9 @@ UPDATES = {
         "1",
     ),
 }
-# samples at once: without per-sample gradients, and with them
-_EMBEDDED = 4096
-_WORKED_ON = 256
+# samples at once, at most; with per-sample gradients on a processor, whose cache holds few
+_AT_ONCE = 4096
+_AT_ONCE_PER_SAMPLE = 256
 _AUTOSAVE_SECONDS = 60.0
 
 
@@ -298,7 +298,7 @@ class FineTuning:
 
     def _features(self, images: Tensor) -> Tensor:
         self.model.eval()
-        at_once = memory.chunk(self._kept_of_one, _EMBEDDED, self._device)
+        at_once = memory.chunk(self._kept_of_one, _AT_ONCE, self._device)
         with torch.no_grad(), self._autocast():
             return torch.cat([self.model.body(part).float() for part in images.split(at_once)])
 
@@ -646,8 +646,8 @@ def _chunk(gradients: Gradients, kept: int, device: torch.device) -> int:
     own = (
         sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
     )
-    # unfolded inputs of convolutions take more than their gradients
-    return memory.chunk(own + 2 * kept, _WORKED_ON if own else _EMBEDDED, device)
+    most = _AT_ONCE_PER_SAMPLE if own and device.type == "cpu" else _AT_ONCE
+    return memory.chunk(own + 2 * kept, most, device)
 
 
 def _exact_convolutions(device: torch.device, needed: bool) -> AbstractContextManager[Any]:
