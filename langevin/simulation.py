@@ -28,6 +28,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
 _LARGE = 2**18
+# of which a solver keeps count in 32 bits
+_MOST_STEPS = 2**32
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class Simulation:
         )
         if dt > time:
             raise ValueError(f"dt must be at most the time, got {dt:g} for a time of {time:g}")
+        if time / dt >= _MOST_STEPS:
+            raise ValueError(f"dt must give fewer than 2^32 steps, got {dt:g} for a time of {time:g}")
         steps = self.steps
         if self.method == "lp":
             return Schedule.lp(time=steps * dt, **rest)

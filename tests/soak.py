@@ -75,6 +75,8 @@ class Soak:
             "simulate": self._command(processes.simulate),
             "finetune": self._command(processes.finetune),
             "grid": self._command(processes.grid),
+            "sweep": self._command(processes.sweep),
+            "plan": self._command(processes.plan),
             "memory": self.memory,
         }
 

@@ -18,6 +18,9 @@ from langevin.sweeps.parameters import Parameter, label, parameters, plain, requ
 
 Values = dict[str, Any]
 
+# each combination is checked before the first cell, in tens of microseconds
+_MOST_CELLS = 10**7
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -138,6 +141,9 @@ class Grid:
         if unswept:
             raise ValueError(f"sweep must change results, got {unswept[0]!r}, on which none depends: fix it")
         axes = {name: _axis(known[name], given) for name, given in self.sweep.items()}
+        cells = math.prod(len(values) for values in axes.values())
+        if cells > _MOST_CELLS:
+            raise ValueError(f"sweep must make at most {_MOST_CELLS} cells, got {cells}: make several sweeps")
         object.__setattr__(self, "sweep", axes)
         object.__setattr__(self, "fixed", {n: known[n].read(v) for n, v in self.fixed.items()})
         if isinstance(self.record, Mapping):
@@ -279,6 +285,8 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
     if isinstance(given, Mapping):
         require_known(name, given, ("count", "start", "from", "to", "spacing"))
         count = _validate.integer(f"{name}.count", given.get("count"), 1)
+        if count > _MOST_CELLS:
+            raise ValueError(f"{name}.count must be at most {_MOST_CELLS}, got {count}: make several sweeps")
         if "from" in given or "to" in given:
             require_known(name, given, ("count", "from", "to", "spacing"))
             given = _spread(name, given, count)

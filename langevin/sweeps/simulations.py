@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -155,6 +156,8 @@ def _times(grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     """Recorded times and their dimensions: ``time`` alone where all cells have the same times."""
     swept = [name for name in grid.sweep if name in _TIMING]
     rows = []
+    lengths = math.prod(len(grid.sweep[name]) for name in swept)
+    _validate.memory(16.0 * lengths * grid.record.times, "the times of a sweep", "record fewer of them")
     for values in grid.combinations(swept):
         simulation = Simulation(**values)
         schedule = simulation.schedule

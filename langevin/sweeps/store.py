@@ -363,7 +363,9 @@ def cells_bytes(cells: int, layout: Layout) -> int:
 
 def require_room(path: Path, cells: int, layout: Layout) -> None:
     """Refuse what the disk has no room for, before anything is computed."""
-    needed, free = cells_bytes(cells, layout), shutil.disk_usage(path.parent).free
+    # folders that are not there yet are made on the same disk
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    needed, free = cells_bytes(cells, layout), shutil.disk_usage(there).free
     if needed > free:
         raise StoreError(
             f"out {str(path)!r} needs {needed / 2**30:.3g} GiB for {cells} cells before compression, "

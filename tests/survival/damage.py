@@ -13,6 +13,23 @@ import numpy as np
 from langevin import Schedule, data, euler_maruyama, store
 from tests.helpers import random_problem, random_weights
 
+GRID = """
+kind = "simulate"
+out = "there.zarr"
+[fixed]
+samples = 8
+dim = 3
+time = 0.5
+dt = 0.01
+[sweep]
+sigma = { from = 0.1, to = 10, count = 3, spacing = "log" }
+clip = [1.0, "none"]
+seed = { start = 5, count = 2 }
+[record]
+variables = ["loss", "accuracy"]
+times = 4
+"""
+
 
 def damaged(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
     """What happened, and the content after it."""
@@ -98,8 +115,19 @@ def kinds() -> list[Kind]:
             return [records.get(cell) for cell in cells]
 
     same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))  # noqa: E731
+
+    def read_grid(path: Path) -> Any:
+        from empirical.sweeps import FINETUNINGS
+        from langevin.sweeps import SIMULATIONS, Grid
+
+        grid, out = Grid.read(path, {"simulate": lambda: SIMULATIONS, "finetune": lambda: FINETUNINGS})
+        return grid.cells, out
+
     return [
+        # nothing tells another grid from a damaged one
+        Kind("grid.toml", lambda p: p.write_text(GRID), read_grid, lambda a, b: True),
         Kind("data.npz", write_npz, read_npz, same),
+        Kind("features.npz", write_npz, lambda p: list(data.npz_arrays(p).values()), same),
         Kind("run.nc", lambda p: store.save(run, p), store.load, lambda a, b: a.identical(b)),
         Kind(
             "checkpoint",

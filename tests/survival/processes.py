@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
+import xarray as xr
 
 from langevin import store
 from tests.survival.outcomes import ROOT, Finding
@@ -28,12 +30,19 @@ name, args = sys.argv[1], sys.argv[2:]
 if name == "simulate":
     from langevin import solvers
     from langevin.simulate import main
-else:
+elif name == "finetune":
     import empirical.train as solvers
     from empirical.finetune import main
-solvers._AUTOSAVE_SECONDS = 0.2
-print("started", file=sys.stderr, flush=True)
-sys.exit(main(args))
+elif name == "sweep":
+    from langevin.sweep import main
+else:
+    from bounds.plan import main
+if name in ("simulate", "finetune"):
+    solvers._AUTOSAVE_SECONDS = 0.2
+# processes that this one starts import it again
+if __name__ == "__main__":
+    print("started", file=sys.stderr, flush=True)
+    sys.exit(main(args))
 """
 # signals before the command has begun end the interpreter, in its own words
 _STARTED = re.compile(r"^started$", re.MULTILINE)
@@ -284,6 +293,93 @@ def grid(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     same(cut, "grid.nc", whole.folder / "grid.nc", {path.name for path in whole.folder.iterdir()})
     if _cells(cut.folder / "cells.jsonl") != _cells(whole.folder / "cells.jsonl"):
         raise Finding(f"{cut}: other cells than those of its undisturbed twin")
+    return str(cut)
+
+
+def sweep(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+    """A random sweep, of simulations or of fine-tunings."""
+    if rng.random() < 0.7:
+        sigma, steps = rng.choice([[0.0, 0.5], [0.1, 1e6]]), rng.choice([20, 2000])
+        paths, seeds = rng.choice([1, 12]), rng.choice([2, 6])
+        grid = (
+            f'kind = "simulate"\n[fixed]\nsamples = 8\ndim = 3\nwidth = 4\ntime = 1\ndt = {1 / steps}\n'
+            f"paths = {paths}\n[sweep]\nsigma = {sigma}\nseed = {{ count = {seeds} }}\n"
+            f'[record]\nvariables = ["loss", "accuracy"]\ntimes = {rng.choice([2, 5])}\n'
+        )
+    else:
+        grid = (
+            'kind = "finetune"\n[fixed]\nsteps = 6\nwidths = [8]\nepochs = 1\n[sweep]\n'
+            'method = ["lp", "fft"]\nseed = { count = 2 }\n[record]\nvariables = ["test_accuracy"]\n'
+        )
+    how = ["grid.toml", "--out", "s.zarr", "--quiet"]
+    whole = Command("sweep", [*how, "--workers", "1", "--threads"], folder / "whole")
+    (whole.folder / "grid.toml").write_text(grid)
+    ended = whole.run()
+    tally.starts += 1
+    expect(ended, None, whole, allowed=(0,))
+    workers = rng.choice([["--workers", "1"], ["--workers", "2"], ["--workers", "1", "--threads"]])
+    cut = Command("sweep", [*how, *workers], folder / "cut")
+    (cut.folder / "grid.toml").write_text(grid)
+    kept = 0
+
+    def again() -> list[str] | None:
+        nonlocal kept
+        now, of = _finished(cut.folder / "s.zarr")
+        if now < kept:
+            raise Finding(f"{cut} lost {kept - now} cells")
+        kept = now
+        return None if now == of else []
+
+    interrupt(cut, rng, tally, ended.seconds, again, times=times)
+    runs = [_swept(c.folder / "s.zarr") for c in (whole, cut)]
+    if not equal_bits(*runs):
+        raise Finding(f"{cut}: other bits than those of its undisturbed twin")
+    left = {path.name for path in cut.folder.iterdir()}
+    if left != {path.name for path in whole.folder.iterdir()}:
+        raise Finding(f"{cut} left {sorted(left)}")
+    return str(cut)
+
+
+def _finished(path: Path) -> tuple[int, int]:
+    """Finished cells of a sweep, and all; of one that has not begun, 0 of 1."""
+    import zarr
+
+    if not (path / "status" / "zarr.json").exists():
+        return 0, 1
+    status = np.asarray(zarr.open_array(path / "status", mode="r")[...])
+    return int((status == 1).sum()), status.size
+
+
+def _swept(path: Path) -> xr.Dataset:
+    with xr.open_zarr(path, chunks=None, consolidated=False) as run:
+        return run.load().drop_vars("error")
+
+
+def plan(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+    """A random plan of a budget, which is made again where it is interrupted."""
+    random = np.random.default_rng(rng.randrange(2**32))
+    classes, n, d = rng.choice([2, 3, 5]), rng.choice([20, 120]), rng.choice([1, 4, 40])
+    arrays = {"X": random.standard_normal((n, d)) + 3 * rng.choice([0, 1]), "y": np.arange(n) % classes}
+    if rng.random() < 0.5:
+        arrays["W"] = random.standard_normal((rng.choice([1, 16]), d))
+    arguments = [
+        *("features.npz", "--epsilon", rng.choice(["0.1", "1", "1000"]), "--delta", "1e-4", "--quiet"),
+        *("--clip", rng.choice(["1", "1e-6"]), "--steps", rng.choice(["2", "40"])),
+        *("--draws", rng.choice(["2", "9", "40"]), "--seed", str(rng.randrange(1000)), "--out", "plan.nc"),
+    ]
+    commands = [Command("plan", arguments, folder / name) for name in ("whole", "cut")]
+    for command in commands:
+        np.savez(command.folder / "features.npz", **arrays)
+    whole, cut = commands
+    ended = whole.run()
+    tally.starts += 1
+    expect(ended, None, whole, allowed=(0,))
+
+    def again() -> list[str] | None:
+        return None if (cut.folder / "plan.nc").exists() else []
+
+    interrupt(cut, rng, tally, ended.seconds, again, times=times)
+    same(cut, "plan.nc", whole.folder / "plan.nc", {"features.npz", "plan.nc"})
     return str(cut)
 
 

@@ -6,7 +6,10 @@ from langevin import store
 from tests import soak
 
 
-@pytest.mark.parametrize(("kind", "trial"), [("simulate", 0), ("simulate", 3), ("extremes", 0), ("files", 0)])
+@pytest.mark.parametrize(
+    ("kind", "trial"),
+    [("simulate", 0), ("simulate", 3), ("sweep", 0), ("plan", 0), ("extremes", 0), ("files", 0)],
+)
 def test_a_short_soak(kind, trial):
     short = soak.Soak(0, interruptions=2)
     short.trial(kind, trial)
@@ -15,7 +18,7 @@ def test_a_short_soak(kind, trial):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["finetune", "grid", "memory"])
+@pytest.mark.parametrize("kind", ["finetune", "grid", "sweep", "plan", "memory"])
 def test_a_longer_soak(kind):
     short = soak.Soak(0)
     for trial in range(2):
