@@ -267,6 +267,9 @@ class _State:
 def read(path: str | Path) -> History:
     """Return what a ledger says has been claimed, without opening it for writing.
 
+    A file that was cut off at the end of a line says what it once said; `Ledger.resume` with the head that is
+    saved with the weights finds that.
+
     Raises
     ------
     LedgerError

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from langevin import _validate
+
+# bytes that may stand behind a member, of its sizes, if they were not known before
+_DESCRIPTOR = 24
 
 
 class Damaged(Exception):
@@ -37,11 +42,13 @@ def read(
         If the arrays do not fit into memory, before they are unpacked.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
             found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             for member in archive.infolist():
                 # which refuses a name that is not the one beside its data
                 archive.open(member).close()
+            if not _gapless(archive, raw):
+                raise Damaged("its list of arrays leaves some out")
             wanted = [name for name in (found if names is None else names) if name in found]
             unpacked = sum(found[name].file_size for name in wanted)
             _validate.memory(float(copies * unpacked), f"{what} {path}", "take fewer or smaller arrays")
@@ -56,6 +63,19 @@ def read(
         raise Damaged(str(error)) from error
     except Exception as error:  # damaged archives raise almost anything
         raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _gapless(archive: zipfile.ZipFile, raw: BinaryIO) -> bool:
+    """Whether the members that are listed are all there are, from the first one to the list."""
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    ends = []
+    for member in members:
+        # the length of the second name and of what follows it, which the list may have otherwise
+        raw.seek(member.header_offset + 26)
+        rest = sum(struct.unpack("<HH", raw.read(4)))
+        ends.append(member.header_offset + 30 + rest + member.compress_size)
+    starts = [*(member.header_offset for member in members[1:]), archive.start_dir]
+    return all(0 <= start - end <= _DESCRIPTOR for start, end in zip(starts, ends, strict=True))
 
 
 def _plain(array: object, size: int) -> np.ndarray:

@@ -80,6 +80,23 @@ def test_arrays_that_declare_more_than_they_hold_are_refused(folder, shape):
         assert attempt(lambda name=name: KINDS[name].read(folder / name), seconds=10)[1]
 
 
+def test_a_list_of_arrays_that_leaves_some_out_is_refused(folder):
+    """What of a damaged list is still one says nothing of the arrays behind it."""
+    np.savez(folder / "data.npz", X=np.ones((3, 2)), y=np.array([1.0, -1.0, 1.0]), W=np.ones((4, 2)))
+    content = (folder / "data.npz").read_bytes()
+    assert from_npz(folder / "data.npz")[1] is not None
+    place = content.rindex(b"PK\x01\x02")  # of W
+    end = content.rindex(b"PK\x05\x06")
+    tail = bytearray(content[end:])
+    tail[8:12] = (2).to_bytes(2, "little") * 2
+    tail[12:16] = (place - int.from_bytes(tail[16:20], "little")).to_bytes(4, "little")
+    (folder / "data.npz").write_bytes(content[:place] + tail)
+    with zipfile.ZipFile(folder / "data.npz") as archive:
+        assert archive.namelist() == ["X.npy", "y.npy"]
+    _, why = attempt(lambda: from_npz(folder / "data.npz"))
+    assert "leaves some out" in why
+
+
 def test_names_of_members_lead_nowhere(folder):
     outside = folder / "inside" / ".." / "escaped.npy"
     with zipfile.ZipFile(folder / "data.npz", "w") as archive:
