@@ -96,6 +96,7 @@ def test_a_delta_that_protects_nothing_is_said(features, capsys):
         ({}, ["--clip", "0"], "--clip must be positive, got 0.0"),
         ({}, ["--steps", "0"], "--steps must be at least 1, got 0"),
         ({}, ["--draws", "1"], "--draws must be at least 2, got 1"),
+        ({}, ["--resolution", "-1"], "--resolution must be zero or positive, got -1.0"),
         ({}, ["--batch", "100"], "--batch must be at most samples=60, got 100"),
         ({}, ["--samples", "0"], "--samples must be at least 1, got 0"),
         ({}, ["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
