@@ -9,11 +9,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 PROGRAM = "python -m bounds.plan"
-EXIT_FAILED = 1
+# where the function calls an argument otherwise
+NAMES = {"rng": "seed", "expected_batch": "batch"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         "of frozen features: whether the theory's assumptions hold, what its theorems say, a simulation with "
         "noise, a recommended share and the DP-SGD that spends it.",
         epilog="The plan reads the data: on private ones that is a release which nothing here accounts "
-        "for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted.",
+        "for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 or 143 interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(
@@ -105,80 +105,58 @@ def main(argv: list[str] | None = None) -> int:
 
     from empirical import plan_report
     from empirical.planner import plan_share
-    from langevin import store
+    from langevin import _command, store
     from langevin.data import npz_arrays
 
-    try:
+    with _command.interruptible() as status:
         try:
-            out = store.check_target(given["out"]) if "out" in given else None
-            plot = _plot_target(given["plot"]) if "plot" in given else None
-            arrays: dict[str, Any] = npz_arrays(args.features)
-            chosen = {name: given[name] for name in ("samples", "batch", "activation") if name in given}
-            with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
-                warnings.simplefilter("always", UserWarning)
-                plan = plan_share(
-                    **arrays,
-                    epsilon=args.epsilon,
-                    delta=args.delta,
-                    clip=args.clip,
-                    steps=args.steps,
-                    shares=args.shares,
-                    draws=args.draws,
-                    resolution=args.resolution,
-                    theory=args.theory,
-                    rng=args.seed,
-                    progress=progress,
-                    **chosen,
-                )
-        except (ValueError, TypeError, MemoryError, store.StoreError) as error:
-            command.error(_as_option(str(error)))
-        except ArithmeticError as error:
-            return _fail(str(error))
-        cost = plan_report.privacy(args.data_are == "private")
-        said = [str(warning.message) for warning in caught if warning.category is UserWarning]
-        failure = None
-        try:
-            if out is not None:
-                run = plan.to_dataset()
-                run.attrs |= {"command": json.dumps(given), "privacy of the plan": cost}
-                store.save(run, out)
-            if plot is not None:
-                plan_report.draw(plan, plot)
-        except (store.StoreError, OSError) as error:
-            failure = str(error)
-        if args.json:
-            report = plan.to_dict() | {"privacy of the plan": cost, "warnings": said, "failure": failure}
-            print(json.dumps(_plain(report), indent=2, allow_nan=False))
-        else:
-            print(plan_report.text(plan))
-            print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in said), sep="\n")
-        return 0 if failure is None else _fail(failure)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing is kept", file=sys.stderr)
-        return 130
-
-
-def _fail(message: str) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    return EXIT_FAILED
-
-
-def _plot_target(asked: str) -> Path:
-    target = Path(asked)
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"plot must end in .png, .pdf or .svg, got {asked!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"plot must lie in an existing folder, got {asked!r}")
-    return target
-
-
-def _as_option(message: str) -> str:
-    """Name the option in place of the argument that a message starts with."""
-    name, _, rest = message.partition(" ")
-    name = {"rng": "seed", "expected_batch": "batch"}.get(name, name)
-    option = f"--{name.replace('_', '-')}"
-    known = {flag for action in parser()._actions for flag in action.option_strings}
-    return f"{option} {rest}" if option in known else message
+            try:
+                out = store.check_target(given["out"]) if "out" in given else None
+                plot = _command.plot_target(given["plot"]) if "plot" in given else None
+                arrays: dict[str, Any] = npz_arrays(args.features)
+                chosen = {name: given[name] for name in ("samples", "batch", "activation") if name in given}
+                with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
+                    warnings.simplefilter("always", UserWarning)
+                    plan = plan_share(
+                        **arrays,
+                        epsilon=args.epsilon,
+                        delta=args.delta,
+                        clip=args.clip,
+                        steps=args.steps,
+                        shares=args.shares,
+                        draws=args.draws,
+                        resolution=args.resolution,
+                        theory=args.theory,
+                        rng=args.seed,
+                        progress=progress,
+                        **chosen,
+                    )
+            except (ValueError, TypeError, MemoryError, store.StoreError) as error:
+                command.error(_command.as_option(command, str(error), NAMES))
+            except ArithmeticError as error:
+                return _command.fail(command, str(error))
+            cost = plan_report.privacy(args.data_are == "private")
+            said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+            failure = None
+            try:
+                if out is not None:
+                    run = plan.to_dataset()
+                    run.attrs |= {"command": json.dumps(given), "privacy of the plan": cost}
+                    store.save(run, out)
+                if plot is not None:
+                    plan_report.draw(plan, plot)
+            except (store.StoreError, OSError) as error:
+                failure = str(error)
+            if args.json:
+                report = plan.to_dict() | {"privacy of the plan": cost, "warnings": said, "failure": failure}
+                print(json.dumps(_plain(report), indent=2, allow_nan=False))
+            else:
+                print(plan_report.text(plan))
+                print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in said), sep="\n")
+            return 0 if failure is None else _command.fail(command, failure)
+        except KeyboardInterrupt:
+            print("\ninterrupted; nothing is kept", file=sys.stderr)
+            return status()
 
 
 def _plain(value: Any) -> Any:

@@ -8,15 +8,14 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from langevin import _command
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from empirical.setting import Setting
 
 PROGRAM = "python -m empirical.finetune"
-EXIT_FAILED = 1
 # what one run alone has, and a grid alone; any of the latter makes a grid
 RUN: dict[str, Any] = dict(
     method="lp-fft",
@@ -247,28 +245,21 @@ def main(argv: list[str] | None = None) -> int:
     if is_grid and given & RUN.keys():
         name = sorted(given & RUN.keys())[0]
         command.error(f"--{name.replace('_', '-')} must be left out of a grid, which has {_instead(name)}")
-    received: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        return (_grid if is_grid else _run)(args)
-    except _Refused as error:
-        command.error(_as_option(str(error), is_grid))
-    except KeyboardInterrupt:
-        if is_grid:
-            advice = f"what is finished is in {args.cells}: repeat the command to go on"
-        elif args.checkpoint and Path(args.checkpoint).exists():
-            advice = f"kept in {args.checkpoint}: the same command with --resume goes on from there"
-        else:
-            advice = "nothing is kept; with --checkpoint FILE it would be"
-        print(f"\ninterrupted; {advice}", file=sys.stderr)
-        return 128 + (received[0] if received else signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with _command.interruptible() as status:
+        try:
+            return (_grid if is_grid else _run)(args, command)
+        except _Refused as error:
+            names = NAMES | ({"epsilon": "epsilons"} if is_grid else {})
+            command.error(_command.as_option(command, str(error), names))
+        except KeyboardInterrupt:
+            if is_grid:
+                advice = f"what is finished is in {args.cells}: repeat the command to go on"
+            elif args.checkpoint and Path(args.checkpoint).exists():
+                advice = f"kept in {args.checkpoint}: the same command with --resume goes on from there"
+            else:
+                advice = "nothing is kept; with --checkpoint FILE it would be"
+            print(f"\ninterrupted; {advice}", file=sys.stderr)
+            return status()
 
 
 class _Refused(Exception):
@@ -350,20 +341,10 @@ def _target(args: argparse.Namespace, start: str) -> Path:
     return store.check_target(args.out or f"runs/{start}-{Path(args.data).stem}-{digest}.nc")
 
 
-def _as_option(message: str, is_grid: bool) -> str:
-    """Name the option in place of the argument that a message starts with."""
-    name, _, rest = message.partition(" ")
-    name = NAMES.get(name, name)
-    name = {"epsilon": "epsilons"}.get(name, name) if is_grid else name
-    option = f"--{name.replace('_', '-')}"
-    known = {flag for action in parser()._actions for flag in action.option_strings}
-    return f"{option} {rest}" if option in known else message
-
-
 # --- one run ---------------------------------------------------------------------------------
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
     from langevin.store import StoreError
 
     if "LOCAL_RANK" in os.environ:  # one of several processes that torchrun started
@@ -410,15 +391,15 @@ def _run(args: argparse.Namespace) -> int:
         except Diverged as error:
             run, failure = error.run, str(error)
         except (StoreError, LedgerError) as error:
-            return _fail(str(error))
+            return _command.fail(command, str(error))
     seconds = time.perf_counter() - started
     if not tuning.first:
-        return EXIT_FAILED if failure else 0
+        return _command.EXIT_FAILED if failure else 0
     run.attrs["command"] = json.dumps(vars(args))
     run.attrs["setting"] = json.dumps(setting.as_dict())
     if watch is not None:
         run.attrs["knn_accuracy of"] = json.dumps(dict(watch.baselines))
-    saved, failure_to_save = _save(run, out)
+    saved, failure_to_save = _command.save(run, out)
     counts = task.test.counts
     said = {
         **_about(setting, task),
@@ -439,7 +420,7 @@ def _run(args: argparse.Namespace) -> int:
     }
     _print(args, said)
     failure = failure or failure_to_save
-    return _fail(failure) if failure else 0
+    return _command.fail(command, failure) if failure else 0
 
 
 def _about(setting: Setting, task: Any) -> dict[str, str]:
@@ -479,7 +460,7 @@ def _features(run: xr.Dataset, watch: Any) -> dict[str, Any]:
 # --- a grid ----------------------------------------------------------------------------------
 
 
-def _grid(args: argparse.Namespace) -> int:
+def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
     from langevin.store import StoreError
 
     with _refusing(StoreError):
@@ -515,7 +496,7 @@ def _grid(args: argparse.Namespace) -> int:
                 grid, cells=args.cells, workers=args.workers, time_limit=args.time_limit, progress=cells
             )
     run.attrs["command"] = json.dumps(vars(args))
-    saved, failure = _save(run, out)
+    saved, failure = _command.save(run, out)
     said = {
         **_about(setting, task),
         "results": None if run.test_accuracy.isnull().all() else (_numbers if args.json else _tables)(run),
@@ -527,7 +508,7 @@ def _grid(args: argparse.Namespace) -> int:
     _print(args, said)
     if run.attrs["failed"]:
         failure = f"{run.attrs['failed']} of {grid.cells} cells failed: {run.attrs['errors']}"
-    return _fail(failure) if failure else 0
+    return _command.fail(command, failure) if failure else 0
 
 
 def _references(run: xr.Dataset) -> list[str]:
@@ -623,22 +604,6 @@ def _bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int | N
             bar.update(done - bar.n)
 
         yield update
-
-
-def _fail(message: str) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    return EXIT_FAILED
-
-
-def _save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
-    """Save the run; where that fails, in the folder for temporary files rather than not at all."""
-    from langevin import store
-
-    try:
-        return store.save(run, out), None
-    except store.StoreError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="finetune-")) / out.name
-        return store.save(run, rescue), f"{error}; the run is kept in {rescue}"
 
 
 if __name__ == "__main__":

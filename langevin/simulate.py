@@ -5,24 +5,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
 import sys
-import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from langevin.problem import Problem, Weights
     from langevin.report import Theory
     from langevin.schedule import Schedule
     from langevin.simulation import Simulation
 
-EXIT_FAILED = 1
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
 
@@ -134,119 +128,119 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
-    from langevin import _validate, report, store
+    from langevin import _command, _validate, report, store
     from langevin._engine import shielded
     from langevin.observables import OBSERVABLES
     from langevin.solvers import Diverged, Interrupted, euler_maruyama, zeroth_order
 
-    received: list[int] = []
     out = checkpoint = None
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _command.interruptible() as status:
         try:
-            out = store.check_target(args.out or _default_out(args))
-            plot = None if args.plot is None else _plot_target(args.plot, out)
-            checkpoint = _checkpoint(out, args.resume)
-            times = _validate.integer("times", args.times, 2)
-            simulation = _simulation(args)
-            problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
-            schedule = simulation.schedule
-            _validate.fraction("delta", args.delta)
-            wanted = schedule.default_times(min(times, simulation.steps + 1))
-            _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
-            failure = None
             try:
-                zeroth = zeroth_order(
-                    problem,
-                    weights,
-                    schedule,
-                    dt=args.dt,
-                    times=wanted,
-                    observables=[n for n in args.observables if n in OBSERVABLES and OBSERVABLES[n].neurons],
-                    precision=args.precision,
-                    reduce=args.reduce,
+                out = store.check_target(args.out or _default_out(args))
+                plot = (
+                    None if args.plot is None else _command.plot_target(args.plot or out.with_suffix(".png"))
                 )
-            except Diverged as error:
-                zeroth, failure = error.run, f"the zeroth-order path: {error}"
-            first_step = time.perf_counter()
-            try:
-                run = euler_maruyama(
-                    problem,
-                    weights,
-                    schedule,
-                    dt=args.dt,
-                    paths=args.paths,
-                    rng=args.seed,
-                    times=wanted,
-                    observables=args.observables,
-                    precision=args.precision,
-                    reduce=args.reduce,
-                    threads=args.threads,
-                    device=args.device,
-                    checkpoint=checkpoint,
-                    keep=True,
-                    progress=not args.quiet,
-                )
-            except Diverged as error:
-                run, failure = error.run, str(error)
-        except (ValueError, TypeError, MemoryError, store.StoreError) as error:
-            command.error(_as_option(str(error)))
-        seconds = time.perf_counter() - first_step
-        run.attrs["command"] = json.dumps(vars(args))
-        with shielded():
-            try:
-                saved, failure_to_save = _save(run, out)
-            except store.StoreError as error:
-                return _fail(f"{error}; the run is kept in {checkpoint}: make room, then --resume")
-            store.remove_checkpoint(checkpoint)
-        subject = report.Subject(
-            problem,
-            weights,
-            schedule,
-            run,
-            zeroth,
-            data=args.data,
-            head=_head(args, head_given),
-            solver=f"Euler-Maruyama, dt {args.dt:g}, {simulation.steps} steps, {args.paths} paths, "
-            f"{args.precision} precision, seed {args.seed}",
-            simulated=json.loads(run.attrs["config"])["simulated"],
-        )
-        refused = None
-        if args.bounds:
-            try:
-                subject.theory = _theory(args, problem, weights, schedule, run.time.values)
-            except (ValueError, ArithmeticError) as error:
-                refused = f"none: {error}"
-        said = report.build(subject)
-        if refused:
-            said["bounds"] = refused
-        said["end"] = schedule.duration
-        said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
-        said["path steps per second"] = args.paths * simulation.steps / seconds
-        said["saved"] = str(saved)
-        said["failure"] = failure or failure_to_save
-        if plot is not None:
-            try:
-                report.draw(subject, plot)
-                said["plot"] = str(plot)
-            except OSError as error:
-                said["failure"] = said["failure"] or f"plot {plot} could not be written: {error}"
-        print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
-        return _fail(said["failure"]) if said["failure"] else 0
-    except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
-        if checkpoint is not None and checkpoint.exists():
-            print("The same command with --resume goes on from there, to the same bits.", file=sys.stderr)
-        return 128 + (received[0] if received else signal.SIGINT)
-    except KeyboardInterrupt:
-        kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
-        print(f"\ninterrupted; there is {' and '.join(kept) or 'nothing to keep yet'}", file=sys.stderr)
-        return 128 + (received[0] if received else signal.SIGINT)
+                checkpoint = _checkpoint(out, args.resume)
+                times = _validate.integer("times", args.times, 2)
+                simulation = _simulation(args)
+                problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
+                schedule = simulation.schedule
+                _validate.fraction("delta", args.delta)
+                wanted = schedule.default_times(min(times, simulation.steps + 1))
+                _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
+                failure = None
+                try:
+                    zeroth = zeroth_order(
+                        problem,
+                        weights,
+                        schedule,
+                        dt=args.dt,
+                        times=wanted,
+                        observables=[
+                            n for n in args.observables if n in OBSERVABLES and OBSERVABLES[n].neurons
+                        ],
+                        precision=args.precision,
+                        reduce=args.reduce,
+                    )
+                except Diverged as error:
+                    zeroth, failure = error.run, f"the zeroth-order path: {error}"
+                first_step = time.perf_counter()
+                try:
+                    run = euler_maruyama(
+                        problem,
+                        weights,
+                        schedule,
+                        dt=args.dt,
+                        paths=args.paths,
+                        rng=args.seed,
+                        times=wanted,
+                        observables=args.observables,
+                        precision=args.precision,
+                        reduce=args.reduce,
+                        threads=args.threads,
+                        device=args.device,
+                        checkpoint=checkpoint,
+                        keep=True,
+                        progress=not args.quiet,
+                    )
+                except Diverged as error:
+                    run, failure = error.run, str(error)
+            except (ValueError, TypeError, MemoryError, store.StoreError) as error:
+                command.error(_command.as_option(command, str(error), {"rng": "seed"}))
+            seconds = time.perf_counter() - first_step
+            run.attrs["command"] = json.dumps(vars(args))
+            with shielded():
+                try:
+                    saved, failure_to_save = _command.save(run, out)
+                except store.StoreError as error:
+                    return _command.fail(
+                        command, f"{error}; the run is kept in {checkpoint}: make room, then --resume"
+                    )
+                store.remove_checkpoint(checkpoint)
+            subject = report.Subject(
+                problem,
+                weights,
+                schedule,
+                run,
+                zeroth,
+                data=args.data,
+                head=_head(args, head_given),
+                solver=f"Euler-Maruyama, dt {args.dt:g}, {simulation.steps} steps, {args.paths} paths, "
+                f"{args.precision} precision, seed {args.seed}",
+                simulated=json.loads(run.attrs["config"])["simulated"],
+            )
+            refused = None
+            if args.bounds:
+                try:
+                    subject.theory = _theory(args, problem, weights, schedule, run.time.values)
+                except (ValueError, ArithmeticError) as error:
+                    refused = f"none: {error}"
+            said = report.build(subject)
+            if refused:
+                said["bounds"] = refused
+            said["end"] = schedule.duration
+            said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
+            said["path steps per second"] = args.paths * simulation.steps / seconds
+            said["saved"] = str(saved)
+            said["failure"] = failure or failure_to_save
+            if plot is not None:
+                try:
+                    report.draw(subject, plot)
+                    said["plot"] = str(plot)
+                except OSError as error:
+                    said["failure"] = said["failure"] or f"plot {plot} could not be written: {error}"
+            print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
+            return _command.fail(command, said["failure"]) if said["failure"] else 0
+        except Interrupted as error:
+            print(f"\n{error}", file=sys.stderr)
+            if checkpoint is not None and checkpoint.exists():
+                print("The same command with --resume goes on from there, to the same bits.", file=sys.stderr)
+            return status()
+        except KeyboardInterrupt:
+            kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
+            print(f"\ninterrupted; there is {' and '.join(kept) or 'nothing to keep yet'}", file=sys.stderr)
+            return status()
 
 
 # --- what was asked for ----------------------------------------------------------------------
@@ -259,15 +253,6 @@ def _default_out(args: argparse.Namespace) -> str:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(args.data).stem
     return f"runs/{args.method}-{data}-w{args.width}-sigma{args.sigma:g}-seed{args.seed}-{digest}.nc"
-
-
-def _plot_target(asked: str, out: Path) -> Path:
-    target = Path(asked) if asked else out.with_suffix(".png")
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"plot must end in .png, .pdf or .svg, got {asked!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"plot must lie in an existing folder, got {asked!r}")
-    return target
 
 
 def _checkpoint(out: Path, resume: bool) -> Path:
@@ -288,14 +273,6 @@ def _simulation(args: argparse.Namespace) -> Simulation:
     clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
     asked = {field.name: getattr(args, field.name) for field in fields(Simulation)}
     return Simulation(**asked | {"clip": clip, "classes": tuple(args.classes)})
-
-
-def _as_option(message: str) -> str:
-    """Name the option in place of the argument that a message starts with."""
-    name, _, rest = message.partition(" ")
-    name = "seed" if name == "rng" else name
-    known = {action.dest for action in parser()._actions}
-    return f"--{name.replace('_', '-')} {rest}" if name in known else message
 
 
 # --- what comes of it ------------------------------------------------------------------------
@@ -340,22 +317,6 @@ def _theory(
 def _talk(args: argparse.Namespace, text: str) -> None:
     if not args.quiet and sys.stderr.isatty():
         print(text, file=sys.stderr)
-
-
-def _fail(message: str) -> int:
-    print(f"python -m langevin.simulate: error: {message}", file=sys.stderr)
-    return EXIT_FAILED
-
-
-def _save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
-    """Save the run; where that fails, in the folder for temporary files rather than not at all."""
-    from langevin import store
-
-    try:
-        return store.save(run, out), None
-    except store.StoreError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="langevin-")) / out.name
-        return store.save(run, rescue), f"{error}; the run is kept in {rescue}"
 
 
 if __name__ == "__main__":

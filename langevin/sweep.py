@@ -6,13 +6,11 @@ import argparse
 import contextlib
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from langevin.sweeps.run import Progress
 
 PROGRAM = "python -m langevin.sweep"
-EXIT_FAILED = 1
 # of different errors that the report shows
 _ERRORS = 5
 
@@ -62,57 +59,52 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
+    from langevin import _command
     from langevin.store import StoreError
     from langevin.sweeps import Grid, SweepError, run_sweep
     from langevin.sweeps.store import unfinished
 
-    received: list[int] = []
     out = None
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _command.interruptible() as status:
         try:
-            grid, named = Grid.read(args.grid, {"simulate": _simulations, "finetune": _finetunings})
-            out = Path(args.out or named or f"runs/{Path(args.grid).stem}.zarr")
-            left = unfinished(out, grid)
-            if args.check:
-                return _print(args, _plan(grid, out, left))
-            _hush()
-            with _bar(args, grid.cells) as (progress, dashboard):
-                run = run_sweep(
-                    grid,
-                    out,
-                    workers=args.workers,
-                    threads=args.threads,
-                    scheduler=args.scheduler,
-                    progress=progress,
-                    dashboard=dashboard,
-                )
-        except (ValueError, TypeError, MemoryError, ImportError) as error:
-            command.error(str(error))
-        except StoreError as error:
-            # of a disk that fills, less of what was asked for
-            if "could not be written" in str(error):
-                return _fail(str(error))
-            command.error(str(error))
-        except SweepError as error:
-            return _fail(f"{error}; repeat the command to go on")
-        said = _report(run, grid, left, time.perf_counter() - started)
-        said["saved"] = str(out)
-        _print(args, said)
-        lost = said["cells"] - said["finished"]
-        return _fail(f"{lost} of {said['cells']} cells failed") if lost else 0
-    except KeyboardInterrupt:
-        there = out is not None and out.exists()
-        kept = f"what is finished is in {out}: repeat the command to go on" if there else "nothing is begun"
-        print(f"\ninterrupted; {kept}", file=sys.stderr)
-        return 128 + (received[0] if received else signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            try:
+                grid, named = Grid.read(args.grid, {"simulate": _simulations, "finetune": _finetunings})
+                out = Path(args.out or named or f"runs/{Path(args.grid).stem}.zarr")
+                left = unfinished(out, grid)
+                if args.check:
+                    return _print(args, _plan(grid, out, left))
+                _hush()
+                with _bar(args, grid.cells) as (progress, dashboard):
+                    run = run_sweep(
+                        grid,
+                        out,
+                        workers=args.workers,
+                        threads=args.threads,
+                        scheduler=args.scheduler,
+                        progress=progress,
+                        dashboard=dashboard,
+                    )
+            except (ValueError, TypeError, MemoryError, ImportError) as error:
+                command.error(str(error))
+            except StoreError as error:
+                # of a disk that fills, less of what was asked for
+                if "could not be written" in str(error):
+                    return _command.fail(command, str(error))
+                command.error(str(error))
+            except SweepError as error:
+                return _command.fail(command, f"{error}; repeat the command to go on")
+            said = _report(run, grid, left, time.perf_counter() - started)
+            said["saved"] = str(out)
+            _print(args, said)
+            lost = said["cells"] - said["finished"]
+            return _command.fail(command, f"{lost} of {said['cells']} cells failed") if lost else 0
+        except KeyboardInterrupt:
+            there = out is not None and out.exists()
+            kept = (
+                f"what is finished is in {out}: repeat the command to go on" if there else "nothing is begun"
+            )
+            print(f"\ninterrupted; {kept}", file=sys.stderr)
+            return status()
 
 
 def _simulations() -> Kind:
@@ -212,11 +204,6 @@ def _hush() -> None:
 
     config.set({"logging.distributed": "critical"})
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
-
-
-def _fail(message: str) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -69,17 +69,17 @@ class Full(CrossEntropy):
     def __init__(self, most: int) -> None:
         self.most, self.times = most, 0
 
-    def value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if outputs.requires_grad and len(outputs) > self.most:
             self.times += 1
             raise torch.OutOfMemoryError("out of memory")
-        return super().value(outputs, labels)
+        return super().value(outputs, targets)
 
-    def slope(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def slope(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if len(outputs) > self.most:
             self.times += 1
             raise torch.OutOfMemoryError("out of memory")
-        return super().slope(outputs, labels)
+        return super().slope(outputs, targets)
 
 
 def filled(most: int, body: nn.Module, recipe: Recipe) -> tuple[Any, Full]:

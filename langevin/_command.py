@@ -1,0 +1,83 @@
+"""What the commands share: how they name what is wrong, save, fail, and end on a signal."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+EXIT_FAILED = 1
+
+
+def fail(command: argparse.ArgumentParser, message: str) -> int:
+    """Say what failed, and return the exit status for it."""
+    print(f"{command.prog}: error: {message}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def as_option(command: argparse.ArgumentParser, message: str, names: Mapping[str, str]) -> str:
+    """Name the option in place of the argument that a message starts with.
+
+    Parameters
+    ----------
+    command : ArgumentParser
+    message : str
+    names : mapping
+        From arguments to options that are called otherwise.
+    """
+    name, _, rest = message.partition(" ")
+    option = f"--{names.get(name, name).replace('_', '-')}"
+    known = {flag for action in command._actions for flag in action.option_strings}
+    return f"{option} {rest}" if option in known else message
+
+
+def plot_target(asked: str | Path) -> Path:
+    """Refuse a figure that cannot be written, before any work is done."""
+    target = Path(asked)
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"plot must end in .png, .pdf or .svg, got {str(asked)!r}")
+    if not target.parent.is_dir():
+        raise ValueError(f"plot must lie in an existing folder, got {str(asked)!r}")
+    return target
+
+
+def save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
+    """Save a run; where that fails, in the folder for temporary files rather than not at all.
+
+    Returns
+    -------
+    tuple of Path and (str or None)
+        Where it is, and what failed.
+    """
+    from langevin import store
+
+    try:
+        return store.save(run, out), None
+    except store.StoreError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="run-")) / out.name
+        return store.save(run, rescue), f"{error}; the run is kept in {rescue}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Make SIGTERM a KeyboardInterrupt; yield a function that gives the exit status after one."""
+    received = [signal.SIGINT]
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield lambda: 128 + received[-1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
