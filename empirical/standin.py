@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 from langevin._engine import available_threads
 from langevin._validate import FloatArray
-from langevin.problem import Activation, Method, Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.problem import Activation, Method, Problem
+from langevin.schedule import Phase
 
 # draws that one thread takes on together: enough to spread the overhead of a call, few enough for its cache
 _TOGETHER = 8
@@ -79,9 +79,8 @@ class Settings:
 class StandIn:
     """A two-layer net, its data, and how runs of it end.
 
-    Two classes: the net and the clipped Langevin diffusion of the theory, ``f(x) = v . phi(W x)``, logistic
-    loss, by `langevin.euler_maruyama` with its exact reductions. More classes: one output each, softmax, and
-    DP-SGD itself with its Poisson batches, in single precision.
+    Runs are DP-SGD with Poisson batches and flat clipping, in single precision. Two classes: the net of the
+    theory, ``f(x) = v . phi(W x)``, with its logistic loss. More: one output each, softmax.
 
     Parameters
     ----------
@@ -109,11 +108,11 @@ class StandIn:
     @property
     def method(self) -> str:
         """What is run, in words."""
-        net = f"a {self.activation} net of {self.X.shape[1]} inputs and {len(self.W)} neurons"
-        rows = f"{len(self.X)} samples, {len(self.X_test)} held out"
-        if self.classes == 2:
-            return f"clipped Langevin diffusion of {net}, logistic loss, on {rows}"
-        return f"DP-SGD with Poisson batches of {net} and {self.classes} outputs, softmax, on {rows}"
+        loss = "logistic loss" if self.classes == 2 else f"{self.classes} outputs, softmax"
+        return (
+            f"DP-SGD with Poisson batches of a {self.activation} net of {self.X.shape[1]} inputs and "
+            f"{len(self.W)} neurons, {loss}, on {len(self.X)} samples, {len(self.X_test)} held out"
+        )
 
     def problem(self, positive: int, rows: NDArray[np.int64] | None = None) -> Problem:
         """One class, +1, against the rest, -1; of all training samples, or of some ``rows``."""
@@ -137,65 +136,29 @@ class StandIn:
         ----------
         how : Settings
         splits : sequence of Split
-            Two classes: one rate must be a whole multiple of the other, as the diffusion's steps are equally
-            long in both phases.
         draws : sequence of SeedSequence
         """
-        run = self._diffuse if self.classes == 2 else self._descend
         parts = [draws[k : k + _TOGETHER] for k in range(0, len(draws), _TOGETHER)]
         with ThreadPoolExecutor(available_threads()) as pool:
-            ends = np.concatenate(list(pool.map(lambda part: run(how, splits, part), parts)), axis=-1)
+            found = list(pool.map(lambda part: self._descend(how, splits, part), parts))
+        ends = np.concatenate(found, axis=-1)
         lost = ~np.isfinite(ends).all(0)
         return Outcomes(np.where(lost, 0.0, ends[0]), np.where(lost, np.inf, ends[1]))
 
-    def _diffuse(
-        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
-    ) -> FloatArray:
-        """Accuracy and loss, shape (2, splits, draws), of Langevin diffusion."""
-        from langevin import Diverged, euler_maruyama
-
-        problem, n = self.problem(1), len(self.X)
-        ends = np.full((2, len(splits), len(draws)), np.nan)
-        for j, draw in enumerate(draws):
-            first, noise, *_ = _streams(draw)
-            weights = Weights(self.W, self.head(np.random.default_rng(first)))
-            for i, split in enumerate(splits):
-                rates = [split.lp_lr] * (split.lp_steps > 0) + [split.lr] * (split.lp_steps < how.steps)
-                schedule = Schedule(how.phases(split, n))
-                try:
-                    run = euler_maruyama(
-                        problem,
-                        weights,
-                        schedule,
-                        dt=min(rates) / n,
-                        rng=noise,
-                        times=[schedule.duration],
-                        observables=["test_accuracy"],
-                        threads=1,
-                    )
-                except Diverged:
-                    continue
-                ends[:, i, j] = float(run.test_accuracy[0, -1]), float(run.loss[0, -1]) / n
-        return ends
-
+    @np.errstate(all="ignore")
     def _descend(
         self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
     ) -> FloatArray:
-        """Accuracy and loss, shape (2, splits, draws), of DP-SGD."""
-        with np.errstate(all="ignore"):
-            return self._ends(how, splits, draws)
-
-    def _ends(
-        self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
-    ) -> FloatArray:
+        """Accuracy and loss, shape (2, splits, draws); not finite where a run leaves the range."""
         heads, head_noises, body_noises, batches = (
             [np.random.default_rng(stream) for stream in part]
             for part in zip(*map(_streams, draws), strict=True)
         )
         X, first = self.X.astype(np.float32), self.W.astype(np.float32)
         frozen, squared, n = self._features(X, first), np.einsum("ij,ij->i", X, X), len(X)
-        targets = np.eye(self.classes, dtype=np.float32)[self.labels]
-        V: list[NDArray] = [np.array([self.head(random) for random in heads], np.float32)] * len(splits)
+        targets = self._targets()
+        start = np.array([np.atleast_2d(self.head(random)) for random in heads], np.float32)
+        V: list[NDArray] = [start] * len(splits)
         W: list[NDArray] = [np.repeat(first[None], len(draws), 0)] * len(splits)
         sampled = min(1.0, how.batch / n)
         noise = np.float32(how.noise_multiplier * how.clip / how.batch)
@@ -204,13 +167,13 @@ class StandIn:
             rows, there = _padded([np.flatnonzero(random.random(n) < sampled) for random in batches])
             there /= sampled * n
             x, known, wanted, lengths = X[rows], frozen[rows], targets[rows], squared[rows]
-            head_noise = noise * _normals(head_noises, V[0].shape[1:])
+            head_noise = noise * _normals(head_noises, start.shape[1:])
             body_noise = noise * _normals(body_noises, first.shape)
             for i, split in enumerate(splits):
                 probing = step < split.lp_steps
                 lr = np.float32(split.lp_lr if probing else split.lr)
                 A = known if probing else self._features(x, W[i])
-                delta = _softmax(A @ _transposed(V[i])) - wanted
+                delta = _probabilities(A @ _transposed(V[i])) - wanted
                 norms = np.einsum("dij,dij->di", delta, delta) * np.einsum("dij,dij->di", A, A)
                 back = delta
                 if not probing:
@@ -232,10 +195,20 @@ class StandIn:
             outputs, held_out = (
                 self._features(part.astype(np.float32), layer) @ head.T for part in (self.X, self.X_test)
             )
-            loss = np.asarray(logsumexp(outputs, axis=1)) - outputs[np.arange(len(outputs)), self.labels]
-            right = held_out.argmax(1) == self.labels_test
+            if self.classes == 2:
+                loss = np.logaddexp(0, (1 - 2 * self.labels) * outputs[:, 0])
+                right = (2 * self.labels_test - 1) * held_out[:, 0] > 0
+            else:
+                loss = np.asarray(logsumexp(outputs, axis=1)) - outputs[np.arange(len(outputs)), self.labels]
+                right = held_out.argmax(1) == self.labels_test
             found.append((float(right.mean()), float(loss.mean())))
         return found
+
+    def _targets(self) -> NDArray[np.float32]:
+        """What the outputs' probabilities should be."""
+        if self.classes == 2:
+            return self.labels[:, None].astype(np.float32)
+        return np.eye(self.classes, dtype=np.float32)[self.labels]
 
     def _features(self, x: NDArray, W: NDArray) -> NDArray:
         z = x @ _transposed(W)
@@ -264,6 +237,9 @@ def _normals(streams: Sequence[np.random.Generator], shape: tuple[int, ...]) -> 
     return np.array([stream.standard_normal(shape, np.float32) for stream in streams])
 
 
-def _softmax(outputs: NDArray) -> NDArray:
+def _probabilities(outputs: NDArray) -> NDArray:
+    """Logistic of one output, softmax of several."""
+    if outputs.shape[-1] == 1:
+        return expit(outputs)
     powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

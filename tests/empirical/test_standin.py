@@ -16,18 +16,25 @@ def net(activation="relu", **changes):
     return StandIn(**{**fields, "activation": activation, **changes})
 
 
-def clipped_descent(activation, lp_steps, steps, rates, clip):
+def clipped_descent(activation, lp_steps, steps, rates, clip, classes):
     """Sample by sample, by automatic differentiation."""
     import torch
 
-    first, head = (torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (W, V))
+    start = V if classes == 3 else V[:1]
+    first, head = (torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (W, start))
     phi = torch.relu if activation == "relu" else lambda z: z
-    x, y = torch.tensor(X), torch.tensor(LABELS)
+    x, y = torch.tensor(X), torch.tensor(LABELS % classes)
+
+    def cost(f, label):
+        if classes == 2:
+            return torch.nn.functional.softplus(-(2 * label - 1) * f[..., 0]).mean()
+        return torch.nn.functional.cross_entropy(f, label)
+
     for step in range(steps):
         trained = [head] if step < lp_steps else [first, head]
         total = [torch.zeros_like(p) for p in trained]
         for i in range(len(x)):
-            loss = torch.nn.functional.cross_entropy(phi(x[i] @ first.T) @ head.T, y[i])
+            loss = cost(phi(x[i] @ first.T) @ head.T, y[i])
             gradients = torch.autograd.grad(loss, trained)
             norm = torch.sqrt(torch.stack([(g**2).sum() for g in gradients]).sum())
             factor = min(1.0, clip / float(norm))
@@ -36,21 +43,24 @@ def clipped_descent(activation, lp_steps, steps, rates, clip):
             for p, t in zip(trained, total, strict=True):
                 p -= rates[step >= lp_steps] / len(x) * t
     f = (phi(x @ first.T) @ head.T).detach()
-    accuracy = (f.argmax(1) == y).double().mean()
-    return float(accuracy), float(torch.nn.functional.cross_entropy(f, y))
+    said = f.argmax(1) if classes == 3 else (f[:, 0] > 0).long()
+    return float((said == y).double().mean()), float(cost(f, y))
 
 
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize("lp_steps", [0, 3, 6])
-def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps, classes):
     how = Settings(steps=6, batch=30.0, noise_multiplier=0.0, clip=0.7)
-    ends = net(activation).run(how, [Split(lp_steps, 0.9, 0.4)], [np.random.SeedSequence(0)])
+    labels = LABELS % classes
+    tried = net(activation, labels=labels, labels_test=labels, classes=classes, v=V if classes == 3 else V[0])
+    ends = tried.run(how, [Split(lp_steps, 0.9, 0.4)], [np.random.SeedSequence(0)])
     accuracy, loss = ends.accuracy[0, 0], ends.loss[0, 0]
-    expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7)
+    expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7, classes)
     assert accuracy == pytest.approx(expected[0])
     # single precision
     assert loss == pytest.approx(expected[1], rel=1e-5)
-    other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8)
+    other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8, classes)
     assert loss != pytest.approx(other[1], rel=1e-4)
 
 
