@@ -253,7 +253,8 @@ def plan_share(
     W : array_like, shape (h, d), optional
         First layer, as the last one of the body (its bias as a column, with a column of ones in ``X``).
         Without it the features are the hidden layer, ``W`` the identity: full fine-tuning is a map of the
-        features on top, which knows nothing of the layers below.
+        features on top, which knows nothing of the layers below, and under a strong shift too much probing is
+        planned.
     v : array_like, shape (h,) or (classes, h), optional
         Head; without it Gaussian ones of scale ``1 / sqrt(h)``, a new one each draw.
     X_test, y_test : array_like, optional
@@ -386,7 +387,10 @@ def _stand_in(
     _validate.choice("activation", activation, ACTIVATIONS)
     if W is None:
         layer = np.eye(features.shape[1])
-        notes.append("without W, full fine-tuning is a layer on top of the features, none below them")
+        notes.append(
+            "without W, full fine-tuning is a layer on top of the features, none below them: where the body "
+            "has to change, too much probing is planned"
+        )
     else:
         layer = _validate.array("W", W, 2)
         if layer.shape[1] != features.shape[1]:

@@ -24,15 +24,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FILE = "docs/study/planner.nc"
-TASKS = ("digits-rotated", "digits-dimmed", "glyphs")
+TASKS = ("digits-rotated", "digits-dimmed", "glyphs", "digits-inverted", "digits-turned", "glyphs-rotated")
 # whose features, and whether the body's last layer is given beside what it sees
 SOURCES = {
     "private features": ("train", False),
     "private, last layer": ("train", True),
     "public features": ("public", False),
 }
-# half of the planner's own, lest it takes hours
-DRAWS: dict[str, Any] = dict(draws=8, tuning_draws=2)
 
 
 def measured(task: str) -> xr.DataArray:
@@ -55,8 +53,8 @@ def inputs(task: str, seed: int, source: str) -> tuple[np.ndarray, np.ndarray, n
     from langevin import store
 
     fields = json.loads(store.load(ROOT / f"docs/study/{task}.nc").attrs["setting"])
-    fields |= {"shift": Shift(**fields["shift"]), "public_classes": (), "widths": tuple(fields["widths"])}
-    setting = Setting(**fields)
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    setting = Setting(**fields | lists | {"shift": Shift(**fields["shift"])})
     images, body = setting.task(seed), setting.network(seed)
     part, with_layer = SOURCES[source]
     known = getattr(images, part)
@@ -82,7 +80,7 @@ def plans(source: str, task: str, seed: int) -> tuple[list[float], list[np.ndarr
     torch.set_num_threads(1)
     recipe = json.loads(store.load(ROOT / f"docs/study/{task}.nc").attrs["recipe"])
     X, y, W, samples = inputs(task, seed, source)
-    settings: dict[str, Any] = DRAWS | {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
+    settings: dict[str, Any] = {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
     settings |= dict(samples=samples, shares=measured(task).share.values.tolist(), theory=False, rng=seed)
     found = [
         plan_share(X, y, W=W, epsilon=float(epsilon), **settings) for epsilon in measured(task).epsilon.values

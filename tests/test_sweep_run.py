@@ -270,3 +270,26 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
     for a in sweep["a"]:
         for seed in range(4):
             assert np.array_equal(run.x.sel(a=a, seed=seed), expected(a, 0, seed))
+
+
+def test_a_signal_while_workers_start_waits_for_them(monkeypatch):
+    import distributed
+
+    from langevin.sweeps import run
+
+    real, begun = distributed.LocalCluster, []
+
+    def starting(**how):
+        signal.raise_signal(signal.SIGINT)
+        begun.append(real(**how))
+        return begun[-1]
+
+    monkeypatch.setattr(distributed, "LocalCluster", starting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), run._client(1, True, None):
+            raise AssertionError("the signal was lost")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    # half a cluster would not have been closed, but left to the end of the process
+    assert begun[0].status.name == "closed"

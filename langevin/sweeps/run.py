@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from langevin import _validate
-from langevin._engine import available_threads, one_blas_thread, shielded
+from langevin._engine import Deferred, available_threads, one_blas_thread, shielded
 from langevin._record import versions
 from langevin.sweeps import store
 from langevin.sweeps.grid import Grid
@@ -293,18 +293,20 @@ def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client
             "sweeps need Dask, which is not installed: pip install 'private-finetuning-dynamics[sweep]'"
         ) from None
     cluster = None
-    if scheduler is None:
-        # nothing listens beyond this machine; a port that is free
-        cluster = LocalCluster(
-            n_workers=1 if threads else count,
-            threads_per_worker=count if threads else 1,
-            processes=not threads,
-            host="127.0.0.1",
-            protocol="tcp://",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0 if threads else "auto",
-        )
     try:
+        if scheduler is None:
+            # half a cluster cannot be closed
+            with Deferred():
+                # nothing listens beyond this machine; a port that is free
+                cluster = LocalCluster(
+                    n_workers=1 if threads else count,
+                    threads_per_worker=count if threads else 1,
+                    processes=not threads,
+                    host="127.0.0.1",
+                    protocol="tcp://",
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0 if threads else "auto",
+                )
         try:
             client = Client(scheduler if cluster is None else cluster, set_as_default=False)
         except (OSError, ValueError) as error:

@@ -363,7 +363,7 @@ def plan(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     if rng.random() < 0.5:
         arrays["W"] = random.standard_normal((rng.choice([1, 16]), d))
     arguments = [
-        *("features.npz", "--epsilon", rng.choice(["0.1", "1", "1000"]), "--delta", "1e-4", "--quiet"),
+        *("features.npz", "--epsilon", rng.choice(["0.1", "1", "50"]), "--delta", "1e-4", "--quiet"),
         *("--clip", rng.choice(["1", "1e-6"]), "--steps", rng.choice(["2", "40"])),
         *("--draws", rng.choice(["2", "9", "40"]), "--seed", str(rng.randrange(1000)), "--out", "plan.nc"),
     ]
