@@ -103,13 +103,15 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     given = vars(args)
 
-    from empirical import plan_report
-    from empirical.planner import plan_share
-    from langevin import _command, store
-    from langevin.data import npz_arrays
+    from langevin import _command
 
     with _command.interruptible() as status:
         try:
+            from empirical import plan_report
+            from empirical.planner import plan_share
+            from langevin import store
+            from langevin.data import npz_arrays
+
             try:
                 out = store.check_target(given["out"]) if "out" in given else None
                 plot = _command.plot_target(given["plot"]) if "plot" in given else None

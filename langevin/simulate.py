@@ -128,14 +128,16 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
-    from langevin import _command, _validate, report, store
-    from langevin._engine import shielded
-    from langevin.observables import OBSERVABLES
-    from langevin.solvers import Diverged, Interrupted, euler_maruyama, zeroth_order
+    from langevin import _command
 
     out = checkpoint = None
     with _command.interruptible() as status:
         try:
+            from langevin import _validate, report, store
+            from langevin._engine import shielded
+            from langevin.observables import OBSERVABLES
+            from langevin.solvers import Diverged, euler_maruyama, zeroth_order
+
             try:
                 out = store.check_target(args.out or _default_out(args))
                 plot = (
@@ -232,14 +234,13 @@ def main(argv: list[str] | None = None) -> int:
                     said["failure"] = said["failure"] or f"plot {plot} could not be written: {error}"
             print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
             return _command.fail(command, said["failure"]) if said["failure"] else 0
-        except Interrupted as error:
-            print(f"\n{error}", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            # a solver says where it was
+            kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
+            said = str(error) or f"interrupted; there is {' and '.join(kept) or 'nothing to keep yet'}"
+            print(f"\n{said}", file=sys.stderr)
             if checkpoint is not None and checkpoint.exists():
                 print("The same command with --resume goes on from there, to the same bits.", file=sys.stderr)
-            return status()
-        except KeyboardInterrupt:
-            kept = [str(path) for path in (out, checkpoint) if path is not None and path.exists()]
-            print(f"\ninterrupted; there is {' and '.join(kept) or 'nothing to keep yet'}", file=sys.stderr)
             return status()
 
 

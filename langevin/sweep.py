@@ -60,13 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
 
     from langevin import _command
-    from langevin.store import StoreError
-    from langevin.sweeps import Grid, SweepError, run_sweep
-    from langevin.sweeps.store import unfinished
 
     out = None
     with _command.interruptible() as status:
         try:
+            from langevin.store import StoreError
+            from langevin.sweeps import Grid, SweepError, run_sweep
+            from langevin.sweeps.store import unfinished
+
             try:
                 grid, named = Grid.read(args.grid, {"simulate": _simulations, "finetune": _finetunings})
                 out = Path(args.out or named or f"runs/{Path(args.grid).stem}.zarr")

@@ -108,3 +108,31 @@ def test_bounds_is_light():
     code = "import sys, bounds; print([m for m in ('scipy', 'numpy', 'numba', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("langevin.simulate", []),
+        ("langevin.sweep", ["grid.toml"]),
+        ("bounds.plan", ["features.npz", "--epsilon", "1"]),
+        ("empirical.finetune", []),
+    ],
+)
+def test_a_signal_while_modules_load_ends_a_command_in_its_own_words(tmp_path, module, arguments):
+    script = (
+        "import signal, sys\n"
+        "class Late:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'numpy':\n"
+        "            signal.raise_signal(signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        f"from {module} import main\n"
+        f"sys.exit(main({arguments!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 143, done.stderr
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
