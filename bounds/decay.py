@@ -262,6 +262,9 @@ def _full(
     r = X @ (W.T @ v) - problem.y
     inside = U.T @ r
     floor = 0.5 * max(float(r @ r - inside @ inside), 0.0)
+    if k == 0:
+        # inputs of zeros: nothing can be learnt
+        return 0 * t, 0 * t, floor
     start = float(np.linalg.norm(inside))
     beta = float(np.linalg.norm(U.T @ problem.y / s))
     values = imbalance(W, v)

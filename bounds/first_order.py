@@ -124,6 +124,10 @@ def _by_phase(
 
 
 def _solve(rate, between: tuple[float, float], y: FloatArray, **options):
+    if not np.isfinite(y).all():
+        raise ArithmeticError(
+            f"the expansion diverged at time {between[0]:g}: a moment is beyond all numbers"
+        )
     solved = solve_ivp(
         patient(rate), between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options
     )
@@ -172,7 +176,9 @@ def _general(
             return np.concatenate([(drift + drift.T).ravel(), push.ravel(), change.ravel()])
 
         solved = _solve(rate, (0.0, phase.time), y)
-        return solved.sol(times).T, solved.y[:, -1]
+        # a phase without a time asked for has no states to give
+        states = solved.sol(times).T if times.size else np.empty((0, len(y)))
+        return states, solved.y[:, -1]
 
     start = np.concatenate([(Theta.T @ Theta).ravel(), np.zeros(q * q + q**4)])
     states = _by_phase(start, schedule, t, run)
@@ -273,9 +279,11 @@ class _Collapsed:
                 return out, solved.y[:, -1]
             y = np.array(solved.y_events[0][0])
             gradient = self.surface(y[:2], clip)[1]
-            speed = float(gradient @ self.drift(y[:2], clip)[0])
+            speed = gradient @ self.drift(y[:2], clip)[0]
             S = y[4:].reshape(2, 2)
             sign = np.sign(self.slopes(y[:2])[1])
-            size = self.n * self.scale * sign * float(gradient @ S @ gradient) / abs(speed)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                # where the path only grazes the surface the expansion has no next term
+                size = self.n * self.scale * sign * (gradient @ S @ gradient) / np.abs(speed)
             y[2:4] -= size * np.array([y[0], -y[1]])
             active, now = not active, end

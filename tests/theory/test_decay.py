@@ -135,3 +135,12 @@ def test_where_they_do_not_hold():
     band = bounds.rates(narrow, few, mixed, [0.5, 1.0, 1.5])
     assert band.valid.tolist() == [True, True, False]
     assert not bounds.conserved_rates(narrow, few, Schedule.fft(time=1.0, clip=1.0)).valid.any()
+
+
+def test_inputs_of_zeros_leave_the_loss_as_it_is():
+    problem = Problem(np.zeros((2, 3)), [1, -2], "linear", "square")
+    weights = Weights(np.ones((4, 3)), np.ones(4))
+    band = bounds.conserved_rates(problem, weights, Schedule.fft(time=1.0), [0.0, 1.0])
+    assert band.valid.all()
+    assert band.lower == pytest.approx([2.5, 2.5])
+    assert band.upper == pytest.approx([2.5, 2.5])

@@ -127,3 +127,27 @@ def test_where_it_does_not_hold():
     assert not found.valid.any()
     assert np.isnan(found.value).all()
     assert "equal" in found.reason
+
+
+def test_times_of_a_later_phase_alone():
+    problem = Problem([[1.0, 0.5], [0.0, 1.0]], [1, -1], "linear", "square")
+    weights = Weights([[1.0, 0.2], [0.0, 1.0]], [0.3, -0.1])
+    schedule = Schedule([Phase("lp", 1.0, 0.1), Phase("fft", 0.5, 0.2)])
+    all_, late = (bounds.first_order_loss(problem, weights, schedule, t) for t in ([0, 0.5, 1.3], [1.3]))
+    # steps of the integrator do not depend on what is asked for; products round by their shapes
+    assert late.value[0] == pytest.approx(all_.value[-1], rel=1e-13)
+
+
+def test_inputs_of_zeros_leave_the_loss_as_it_is():
+    problem = Problem(np.zeros((2, 3)), [1, -2], "linear", "square")
+    weights = Weights(np.ones((2, 3)), np.ones(2))
+    schedule = Schedule([Phase("fft", 1.0, 1e6), Phase("fft", 0.3, 1.0)])
+    assert bounds.first_order_loss(problem, weights, schedule, [0.2, 1.3]).value == pytest.approx(2.5)
+
+
+def test_moments_beyond_all_numbers_are_said_to_be():
+    problem = Problem([[1.69e6] + 4 * [0.0]], [1], "linear", "logistic")
+    weights = Weights(2.45e28 * np.ones((3, 5)), 1.18e-28 * np.ones(3))
+    schedule = Schedule.fft(time=1.0, sigma=0.0, clip=1e29)
+    with pytest.raises(ArithmeticError, match="the expansion diverged at time"):
+        bounds.first_order_loss(problem, weights, schedule, [1.0])
