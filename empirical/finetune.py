@@ -392,6 +392,10 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
             run, failure = error.run, str(error)
         except (StoreError, LedgerError) as error:
             return _command.fail(command, str(error))
+        except MemoryError as error:
+            kept = args.checkpoint and Path(args.checkpoint).exists()
+            advice = f"; kept in {args.checkpoint}: --resume goes on from there" if kept else ""
+            return _command.fail(command, f"{error}{advice}")
     seconds = time.perf_counter() - started
     if not tuning.first:
         return _command.EXIT_FAILED if failure else 0

@@ -284,12 +284,16 @@ class PerSample:
 
 def _forget(model: nn.Module) -> None:
     """Drop what Opacus left on parameters and, where a pass did not come to its end, on layers."""
-    left = [(p, ("grad_sample", "_norm_sample", "_forward_counter")) for p in model.parameters()]
-    left += [(layer, ("activations", "max_batch_len")) for layer in model.modules()]
-    for owner, names in left:
-        for name in names:
-            if hasattr(owner, name):
-                delattr(owner, name)
+    for p in model.parameters():
+        for name in ("grad_sample", "_norm_sample", "_forward_counter"):
+            if hasattr(p, name):
+                delattr(p, name)
+    for layer in model.modules():
+        # a layer may have children or methods of the same name
+        own = vars(layer)
+        if type(own.get("activations")) is list:
+            del own["activations"]
+            own.pop("max_batch_len", None)
 
 
 def _quietly() -> warnings.catch_warnings:

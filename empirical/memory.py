@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from langevin import _validate
+
+_Result = TypeVar("_Result")
 
 # for the samples that are worked on at once, in bytes; of a GPU half of what is free, as unfolded inputs of
 # convolutions come on top
@@ -18,7 +21,7 @@ _COPIES = 6
 
 
 def kept(body: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes that a forward pass keeps of one image, for the gradients of what trains.
+    """Bytes that a forward pass keeps of one image, if all parameters train.
 
     Parameters
     ----------
@@ -45,19 +48,26 @@ def kept(body: nn.Module, shape: Sequence[int]) -> int:
         return tensor
 
     modes = {layer: layer.training for layer in body.modules()}
-    # no running mean is touched, and no random number drawn
-    body.eval()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # what is kept lives as long as the result: no two of it have the same address
-        result = body(images)
-    del result
-    for layer, training in modes.items():
-        layer.training = training
+    trains = {p: p.requires_grad for p in body.parameters()}
+    try:
+        # no running mean is touched, and no random number drawn
+        body.eval()
+        for p in trains:
+            p.requires_grad_(True)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            # what is kept lives as long as the result: no two of it have the same address
+            result = body(images)
+        del result
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+        for p, train in trains.items():
+            p.requires_grad_(train)
     return sum(found.values()) // len(images)
 
 
 def free(device: torch.device) -> int:
-    """Bytes that are free on a device; what torch holds in reserve is."""
+    """Bytes that are free on a device, with those that torch holds in reserve."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
@@ -73,6 +83,50 @@ def chunk(each: int, most: int, device: torch.device) -> int:
     """
     budget = free(device) // _CHUNK_SHARE if device.type == "cuda" else _CHUNK_BYTES
     return max(1, min(most, budget // max(each, 1)))
+
+
+def fitting(
+    work: Callable[[int], _Result],
+    at_once: int,
+    device: torch.device,
+    afresh: Callable[[], None] | None = None,
+) -> tuple[_Result, int]:
+    """Do ``work`` on so many samples at once, or on half as many, until it fits.
+
+    Parameters
+    ----------
+    work : callable
+        Of the number of samples at once, on which its result must not depend.
+    at_once : int
+    device : torch.device
+    afresh : callable, optional
+        Clears the traces of work that was cut short.
+
+    Returns
+    -------
+    tuple
+        The result, and the number that fits.
+
+    Raises
+    ------
+    MemoryError
+        If one sample at a time does not fit.
+    """
+    while True:
+        try:
+            return work(at_once), at_once
+        except torch.OutOfMemoryError:
+            pass
+        # not in the handler, which keeps alive what filled the memory
+        if afresh is not None:
+            afresh()
+        torch.cuda.empty_cache()
+        if at_once == 1:
+            raise MemoryError(
+                f"one image at a time needs more than the {free(device) / 2**30:.3g} GiB that are free on "
+                f"{device}: take smaller images, a smaller body, or the engine 'ghost', if it is another"
+            )
+        at_once //= 2
 
 
 def require(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from empirical.recipe import Recipe
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# learning rates times clip that a search starts from; it goes on by the same factor, an odd whole number
+# learning rates times clip that a search starts from; it goes on by the same factor
 RATES = tuple(3.0**k for k in range(-3, 2))
 _FACTOR, _FARTHEST = 3.0, 4
 # of the comparison of shares
@@ -553,8 +553,12 @@ def _search(
 
 
 def _best(accuracy: FloatArray, loss: FloatArray) -> int:
-    """Place of the highest mean accuracy over the draws; of equals, of the lowest mean loss."""
-    return int(np.lexsort((loss.mean(1), -accuracy.mean(1)))[0])
+    """Place of the highest mean accuracy over the draws; of equals, of the lowest mean loss.
+
+    A share of which a run left the range of numbers comes after all others.
+    """
+    whole = np.isfinite(loss).all(1)
+    return int(np.lexsort((loss.mean(1), -accuracy.mean(1), ~whole))[0])
 
 
 def _deficit(accuracy: FloatArray, loss: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -568,13 +572,15 @@ def _as_good(accuracy: FloatArray, loss: FloatArray) -> NDArray[np.bool_]:
     from scipy.stats import t
 
     mean, error = _deficit(accuracy, loss)
-    return mean <= t.ppf(1 - LEVEL / 2, accuracy.shape[1] - 1) * error
+    most = t.ppf(1 - LEVEL / 2, accuracy.shape[1] - 1) * error
+    return (mean <= most) & np.isfinite(loss).all(1)
 
 
 def _recommended(accuracy: FloatArray, loss: FloatArray) -> int:
     """Place of the largest share within one standard error of the best."""
     mean, error = _deficit(accuracy, loss)
-    return int(np.flatnonzero(mean <= error)[-1])
+    # one lost run alone makes the error as large as the deficit
+    return int(np.flatnonzero((mean <= error) & np.isfinite(loss).all(1))[-1])
 
 
 def _theory(

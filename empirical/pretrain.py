@@ -191,7 +191,9 @@ def supervised(
     def loss(forward: Forward, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(forward(x), y)
 
-    return _train(body, parts, loss, images, target, epochs, lr, batch, weight_decay, rng, device, progress)
+    return _train(
+        body, parts, loss, images, target, 1, epochs, lr, batch, weight_decay, rng, device, progress
+    )
 
 
 def simclr(
@@ -254,7 +256,7 @@ def simclr(
         return nt_xent(a, b, temperature)
 
     none = torch.zeros(len(images), dtype=torch.int64)
-    return _train(body, parts, loss, images, none, epochs, lr, batch, weight_decay, rng, device, progress)
+    return _train(body, parts, loss, images, none, 2, epochs, lr, batch, weight_decay, rng, device, progress)
 
 
 def pretrain(
@@ -326,6 +328,7 @@ def _train(
     loss: Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor],
     images: NDArray[np.float32],
     labels: torch.Tensor,
+    views: int,
     epochs: int,
     lr: float,
     batch: int,
@@ -346,12 +349,12 @@ def _train(
     steps = epochs * (len(images) // batch)
     modes = {module: module.training for module in body.modules()}
     losses = []
+    memory.require(body, images.shape[1:], len(images), where, at_once=views * batch)
     with torch.random.fork_rng([where] if gpu else []):
         torch.manual_seed(seed)
         rest = parts().to(where)
         body.to(where).train()
         _lay_out(body, layout)
-        memory.require(body, images.shape[1:], len(images), where, at_once=batch)
         pixels = torch.tensor(images).to(where, memory_format=layout)
         labels = labels.to(where)
         optimizer = torch.optim.AdamW(

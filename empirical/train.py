@@ -298,9 +298,13 @@ class FineTuning:
 
     def _features(self, images: Tensor) -> Tensor:
         self.model.eval()
+
+        def features(at_once: int) -> Tensor:
+            with torch.no_grad(), self._autocast():
+                return torch.cat([self.model.body(part).float() for part in images.split(at_once)])
+
         at_once = memory.chunk(self._kept_of_one, _AT_ONCE, self._device)
-        with torch.no_grad(), self._autocast():
-            return torch.cat([self.model.body(part).float() for part in images.split(at_once)])
+        return memory.fitting(features, at_once, self._device)[0]
 
     # ---- head and what trains
 
@@ -428,30 +432,27 @@ class FineTuning:
 
     def _sums(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Sums of the batch's clipped gradients, of what was clipped, and of norms; by chunks that fit."""
-        while True:
-            try:
-                return self._summed(active, batch)
-            except torch.OutOfMemoryError as error:
-                if active.chunk == 1:
-                    free = memory.free(self._device) / 2**30
-                    raise MemoryError(
-                        f"one image at a time needs more than the {free:.3g} GiB that are free on "
-                        f"{self._device}: take smaller images, a smaller body, or engine='ghost'"
-                    ) from error
-            # not in the handler, which keeps alive what filled the memory; half a pass leaves traces
+
+        def afresh() -> None:
             active.gradients.close()
             active.gradients = active.make()
-            active.chunk = max(1, min(active.chunk, len(batch)) // 2)
-            torch.cuda.empty_cache()
 
-    def _summed(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        at_once = max(1, min(active.chunk, len(batch)))
+        found, fits = memory.fitting(
+            lambda size: self._summed(active, batch, size), at_once, self._device, afresh
+        )
+        if fits < at_once:
+            active.chunk = fits
+        return found
+
+    def _summed(self, active: _Active, batch: Tensor, at_once: int) -> tuple[list[Tensor], Tensor, Tensor]:
         recipe, gradients = self._recipe, active.gradients
         sums: list[Tensor] = []
         clipped = norms = active.data.new_zeros(())
         # where norms and sum come from the same numbers, those may be rounded
         safe = isinstance(gradients, PerSample | Plain)
         # an empty batch has no part
-        for part in batch.split(active.chunk) if len(batch) else ():
+        for part in batch.split(at_once) if len(batch) else ():
             with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
                 with self._autocast(safe):
                     found = gradients.norms(active.data[part], active.labels[part])

@@ -1,4 +1,4 @@
-"""Plans for the tasks of the study: ``python -m figures.study_planner``, half an hour on one core.
+"""Plans for the tasks of the study: ``python -m figures.study_planner``, about an hour on two cores.
 
 It writes docs/study/planner.nc, which `figures.tab_regret` sets against what was measured there; repeated,
 it goes on where it was.

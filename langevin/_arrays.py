@@ -68,13 +68,13 @@ def read(
 def _gapless(archive: zipfile.ZipFile, raw: BinaryIO) -> bool:
     """Whether the members that are listed are all there are, from the first one to the list."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-    ends = []
+    ends = [0]
     for member in members:
         # the length of the second name and of what follows it, which the list may have otherwise
         raw.seek(member.header_offset + 26)
         rest = sum(struct.unpack("<HH", raw.read(4)))
         ends.append(member.header_offset + 30 + rest + member.compress_size)
-    starts = [*(member.header_offset for member in members[1:]), archive.start_dir]
+    starts = [*(member.header_offset for member in members), archive.start_dir]
     return all(0 <= start - end <= _DESCRIPTOR for start, end in zip(starts, ends, strict=True))
 
 

@@ -42,6 +42,20 @@ def test_counting_leaves_the_body_as_it_was() -> None:
     assert [layer.training for layer in body] == [True, False, True, True]
 
 
+def test_a_frozen_body_is_counted_as_one_that_trains() -> None:
+    frozen = convnet(SHAPE, widths=(8, 16), groups=4, rng=0).requires_grad_(False)
+    assert memory.kept(frozen, SHAPE) == memory.kept(CONV, SHAPE) > 0
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_a_refused_body_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = convnet(SHAPE, widths=(8, 16), groups=4, rng=0).eval()
+    monkeypatch.setattr(memory, "free", lambda device: 2**14)
+    with pytest.raises(MemoryError):
+        pretrain(body, TASK, epochs=1)
+    assert not any(layer.training for layer in body.modules())
+
+
 @pytest.mark.parametrize("job", ["fine-tuning", "pre-training"])
 def test_too_much_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     def start() -> Any:
@@ -61,6 +75,11 @@ def test_chunks_are_what_fits() -> None:
     assert memory.chunk(2**20, 100, CPU) == 100
     assert memory.chunk(2**40, 100, CPU) == 1
     assert memory.chunk(0, 100, CPU) == 100
+
+
+def test_a_gpu_gives_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: 2**30)
+    assert memory.chunk(2**20, 10_000, torch.device("cuda")) == 512
 
 
 class Full(CrossEntropy):
@@ -106,6 +125,46 @@ def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts(body: nn.Module
 def test_a_step_that_cannot_be_done_in_any_parts_is_named() -> None:
     with pytest.raises(MemoryError, match=r"one image at a time needs more than the [\d.e+]+ GiB"):
         filled(0, CONV, quick("fft"))
+
+
+def test_features_that_do_not_fit_are_computed_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finetune(TASK, CONV, quick("lp"))
+    seen: list[int] = []
+
+    def tight(body: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > 7:
+            raise torch.OutOfMemoryError("out of memory")
+
+    tuning = FineTuning(TASK, CONV, quick("lp"))
+    tuning.model.body.register_forward_pre_hook(tight)
+    np.testing.assert_allclose(tuning.run().test_loss, whole.test_loss, rtol=1e-5)
+    assert max(seen) > 7 >= min(seen)
+
+
+class Named(nn.Module):
+    """A body with attributes of the names that Opacus takes."""
+
+    features = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(36, 3)
+        self.activations = nn.ModuleList([nn.Tanh()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activations[0](self.first(x.flatten(1)))
+
+
+@pytest.mark.parametrize("kind", ["ghost", "hooks", "functorch"])
+def test_what_is_the_bodys_own_is_not_forgotten(kind: Any) -> None:
+    body = Named()
+    gradients = engine(body, CrossEntropy(), kind, clip=True)
+    x, y = torch.rand(5, *SHAPE), torch.zeros(5, dtype=torch.long)
+    gradients.norms(x, y)
+    gradients.total(torch.ones(5))
+    gradients.close()
+    assert body(x).shape == (5, 3)
 
 
 def test_layers_forget_half_a_pass() -> None:

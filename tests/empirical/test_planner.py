@@ -167,6 +167,20 @@ def test_shares_are_compared_by_draws():
     assert made([level, level - 0.01, level - 0.2 - now_and_then]).share == 0
 
 
+def test_a_share_that_lost_a_run_is_not_recommended():
+    # one run of accuracy 0 makes the standard error as large as what is lost
+    level, lost = np.full(16, 0.8), np.array([0.802] * 15 + [0.0])
+    loss = np.ones((3, 16))
+    loss[2, -1] = np.inf
+    found = made([level, level - 0.1, lost], loss)
+    mean, error = found.deficit
+    assert mean[2] <= error[2] * (1 + 1e-12)
+    assert found.share == 0
+    assert found.as_good.tolist() == [0.0]
+    # nor is it the best, however good its other runs
+    assert made([level, level - 0.1, np.append(np.ones(15), 0.0)], loss).best == 0
+
+
 def test_of_equal_accuracies_the_lower_loss_is_best():
     same = np.ones((3, 2))
     assert made(same, [[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]).best == 1

@@ -83,6 +83,43 @@ def test_its_noise_is_that_of_the_multiplier():
     assert abs(losses.mean() - expected(4e8 / 3)) > 4 * error
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_the_noise_of_full_fine_tuning_reaches_both_layers(classes, scale):
+    # no signal at all: W and V are walks of their noise, and outputs products of what they came to
+    steps, lr, batch, multiplier, clip = 20, 0.5, 6.0, 1e9, 1e-9
+    # one sample with each label, so that odd powers of the outputs cancel
+    shape = dict(X=np.ones((classes, 1)), X_test=np.ones((classes, 1)), labels=np.arange(classes))
+    head = np.zeros(1) if classes == 2 else np.zeros((3, 1))
+    tried = net("linear", **shape, labels_test=shape["labels"], W=np.zeros((1, 1)), v=head, classes=classes)
+    streams = [np.random.SeedSequence(2, spawn_key=(draw,)) for draw in range(4000)]
+    how = Settings(steps=steps, batch=batch, noise_multiplier=multiplier * scale, clip=clip)
+    (losses,) = tried.run(how, [Split(0, lr, lr)], streams).loss
+    variance = steps * (lr * multiplier * clip / batch) ** 2
+    # to second order in the outputs, whose variance is the product of the layers'
+    factor = 1 / 8 if classes == 2 else (1 - 1 / 3) / 2
+    expected = np.log(classes) + factor * variance**2
+    error = losses.std(ddof=1) / len(losses) ** 0.5
+    near = abs(losses.mean() - expected) < 4 * error
+    # the control: a fifth more noise is seen
+    assert near == (scale == 1.0)
+
+
+def test_poisson_batches_step_as_far_as_all_samples_on_average():
+    def settings(batch):
+        return Settings(steps=1, batch=batch, noise_multiplier=0.0, clip=0.7)
+
+    streams = [np.random.SeedSequence(3, spawn_key=(draw,)) for draw in range(3000)]
+    split = [Split(0, 0.02, 0.02)]
+    (whole,) = net().run(settings(30.0), split, streams[:1]).loss
+    (parts,) = net().run(settings(6.0), split, streams).loss
+    (start,) = net().run(settings(30.0), [Split(0, 1e-9, 1e-9)], streams[:1]).loss
+    error = parts.std(ddof=1) / len(parts) ** 0.5
+    # a small step: the loss falls by what the sum of gradients is, whose mean is that of all samples
+    assert abs(parts.mean() - whole[0]) < 4 * error
+    assert start[0] - whole[0] > 20 * error
+
+
 def test_phases_are_those_of_dp_sgd():
     how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
     lp, fft = how.phases(Split(4, 0.3, 0.1), samples=100)

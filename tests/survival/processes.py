@@ -25,7 +25,7 @@ from tests.test_solvers import equal_bits
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # saves itself five times a second; the command is what the user types, but for that
 PROGRAM = """
-import sys
+import contextlib, sys
 name, args = sys.argv[1], sys.argv[2:]
 if name == "simulate":
     from langevin import solvers
@@ -39,12 +39,19 @@ else:
     from bounds.plan import main
 if name in ("simulate", "finetune"):
     solvers._AUTOSAVE_SECONDS = 0.2
+from langevin import _command
+interruptible = _command.interruptible
+@contextlib.contextmanager
+def announced():
+    with interruptible() as status:
+        print("started", file=sys.stderr, flush=True)
+        yield status
+_command.interruptible = announced
 # processes that this one starts import it again
 if __name__ == "__main__":
-    print("started", file=sys.stderr, flush=True)
     sys.exit(main(args))
 """
-# signals before the command has begun end the interpreter, in its own words
+# signals before the command listens for them end the interpreter, in its own words
 _STARTED = re.compile(r"^started$", re.MULTILINE)
 _LIMIT = 300
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from langevin import from_npz, store
+from langevin import _arrays, from_npz, store
 from tests.survival import damage
 from tests.survival.outcomes import attempt
 
@@ -95,6 +95,22 @@ def test_a_list_of_arrays_that_leaves_some_out_is_refused(folder):
         assert archive.namelist() == ["X.npy", "y.npy"]
     _, why = attempt(lambda: from_npz(folder / "data.npz"))
     assert "leaves some out" in why
+
+
+def test_a_list_that_leaves_out_the_first_array_is_refused(folder):
+    with zipfile.ZipFile(folder / "data.npz", "w") as archive:
+        for name in ("W", "X", "y"):
+            file = BytesIO()
+            np.lib.format.write_array(file, np.ones((3, 2)) if name != "y" else np.array([1.0, -1.0, 1.0]))
+            archive.writestr(f"{name}.npy", file.getvalue())
+        del archive.filelist[0]
+    _, why = attempt(lambda: from_npz(folder / "data.npz"))
+    assert "leaves some out" in why
+
+
+def test_an_archive_of_nothing_is_read(folder):
+    np.savez(folder / "empty.npz")
+    assert _arrays.read(folder / "empty.npz") == {}
 
 
 def test_names_of_members_lead_nowhere(folder):
