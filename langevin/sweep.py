@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -200,10 +201,9 @@ def _bar(args: argparse.Namespace, cells: int) -> Iterator[tuple[Progress, Any]]
 
 
 def _hush() -> None:
-    """Leave it to this command to say what went wrong; Dask's own processes take this over, too."""
-    from dask import config
-
-    config.set({"logging.distributed": "critical"})
+    """Leave it to this command to say what went wrong, in Dask's own processes, too."""
+    # these set up their logging while they load, before any configuration is handed to them
+    os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
 
 

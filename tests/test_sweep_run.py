@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -293,3 +294,19 @@ def test_a_signal_while_workers_start_waits_for_them(monkeypatch):
         signal.signal(signal.SIGINT, before)
     # half a cluster would not have been closed, but left to the end of the process
     assert begun[0].status.name == "closed"
+
+
+def test_dasks_own_processes_are_quiet():
+    level = "import distributed, logging; print(logging.getLogger('distributed.worker').getEffectiveLevel())"
+    script = (
+        "import subprocess, sys\n"
+        "from langevin.sweep import _hush\n"
+        "if sys.argv[1:]: _hush()\n"
+        f"subprocess.run([sys.executable, '-c', {level!r}], check=True)\n"
+    )
+    for quiet in ([], ["quiet"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *quiet], capture_output=True, text=True, timeout=120
+        )
+        # without it, the control, they tell of every heartbeat that a closing scheduler misses
+        assert (int(done.stdout) == logging.CRITICAL) == bool(quiet), done.stderr
