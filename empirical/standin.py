@@ -117,8 +117,8 @@ class StandIn:
     def problem(self, positive: int, rows: NDArray[np.int64] | None = None) -> Problem:
         """One class, +1, against the rest, -1; of all training samples, or of some ``rows``."""
         at = slice(None) if rows is None else rows
-        y, y_test = (np.where(part == positive, 1.0, -1.0) for part in (self.labels, self.labels_test))
-        return Problem(self.X[at], y[at], self.activation, "logistic", self.X_test, y_test)
+        y = np.where(self.labels == positive, 1.0, -1.0)
+        return Problem(self.X[at], y[at], self.activation, "logistic")
 
     def head(self, random: np.random.Generator) -> FloatArray:
         """The head that a draw starts from."""

@@ -89,7 +89,7 @@ class FineTunings:
         return Layout(variables)
 
     def memory(self, values: Values, record: Recorded) -> float:
-        """Not foreseen: `empirical.train.finetune` works on what memory allows."""
+        """Unknown before the body is made: each cell foresees its own, `empirical.memory.require`."""
         return 0.0
 
     def files(self, values: Values) -> list[str]:

@@ -186,7 +186,8 @@ def test_a_wide_body_is_worked_on_in_parts() -> None:
     assert tuning._stage is not None
     assert tuning._stage.chunk > len(TASK.train)
     wide = FineTuning(TASK, body, quick("fft"))
-    wide._kept_of_one = 2**26
+    wide._kept_of_one = memory._CHUNK_BYTES // 16
     wide.run()
     assert wide._stage is not None
+    # what is kept, and as much again for its gradients
     assert wide._stage.chunk == 8
