@@ -80,14 +80,9 @@ class Checkpoint:
         self._ledger: Ledger | None = None
         self._begun = False
 
-    def refuse_existing(self) -> None:
-        """Refuse to start anew over the state or the privacy record of another run."""
-        for path in (self.path, self._ledger_path):
-            if path.exists():
-                raise store.StoreError(
-                    f"checkpoint must not exist for a new run, got {str(path)!r}: resume it, or take "
-                    "another path"
-                )
+    def existing(self) -> Path | None:
+        """The state or the privacy record of another run, that none is to be started over."""
+        return next((path for path in (self.path, self._ledger_path) if path.exists()), None)
 
     def claim(self, name: str, steps: int) -> None:
         """Record that ``steps`` of the mechanism ``name`` are about to have been made in all."""

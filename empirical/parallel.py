@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TypeVar
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from langevin import _validate
+
+_Value = TypeVar("_Value")
 
 
 class Group:
@@ -35,9 +37,9 @@ class Group:
 
             DifferentiallyPrivateDistributedDataParallel(model)
 
-    def agreed(self, key: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The first process's key, for all."""
-        shared = [key]
+    def agreed(self, value: _Value) -> _Value:
+        """The first process's value, for all."""
+        shared = [value]
         if self.size > 1:
             distributed.broadcast_object_list(shared)
         return shared[0]

@@ -28,7 +28,7 @@ from empirical.parallel import Group, place
 from empirical.privatise import check_private, make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
-from langevin import _engine, _validate
+from langevin import _engine, _validate, store
 from langevin._random import RNG
 from langevin.solvers import Diverged
 
@@ -231,7 +231,13 @@ class FineTuning:
         if self._saved and resume:
             self._restore(self._saved, fresh=rng is None)
         elif self._saved:
-            self._saved.refuse_existing()
+            # only the first can tell: another that looks later may find what the first has written since
+            existing = self._group.agreed(self._saved.existing())
+            if existing is not None:
+                raise store.StoreError(
+                    f"checkpoint must not exist for a new run, got {str(existing)!r}: resume it, or take "
+                    "another path"
+                )
 
     @property
     def first(self) -> bool:
