@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _arrays, _atomic, _validate
+from langevin import _arrays, _atomic, _foreign, _validate
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -112,13 +113,20 @@ def load(path: str | Path) -> xr.Dataset:
         # the second version of Zarr knows codecs that unpickle
         how = {"engine": "zarr", "consolidated": False, "zarr_format": 3}
     try:
-        if source.is_dir() and any(path.is_symlink() for path in source.rglob("*")):
-            raise ValueError("it holds links to other places")
+        if source.is_dir():
+            _foreign.refuse_links(source)
+        else:
+            _foreign.refuse_references(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without indexes, which would be read at once, whatever their size
-            with xr.open_dataset(source, chunks=None, create_default_indexes=False, **how) as run:
-                _validate.memory(2.0 * run.nbytes, f"run {source}", "read what you need of it with xarray")
+            opened = functools.partial(
+                xr.open_dataset, source, chunks=None, create_default_indexes=False, **how
+            )
+            with _foreign.bounded(), opened() as run:
+                needed = 2.0 * run.nbytes
+            _validate.memory(needed, f"run {source}", "read what you need of it with xarray")
+            with _foreign.bounded(needed), opened() as run:
                 found = run.load()
         found = found.assign_coords({name: found[name] for name in found.coords if name in found.dims})
         # runs of earlier versions have none

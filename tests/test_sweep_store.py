@@ -154,6 +154,15 @@ def test_what_is_no_sweep_is_refused(tmp_path, what):
     assert set(before) <= set(tmp_path.rglob("*"))
 
 
+def test_links_out_of_a_store_are_not_followed(tmp_path):
+    path = tmp_path / "sweep.zarr"
+    fill(path, [(0, 0)])
+    elsewhere = (path / "x").rename(tmp_path / "elsewhere")
+    (path / "x").symlink_to(elsewhere)
+    with pytest.raises(StoreError, match="links to other places"):
+        SweepStore(path, Grid(TOYS, SWEEP))
+
+
 @pytest.mark.parametrize("content", [b"", b"x", None])
 def test_a_damaged_chunk_is_seen(tmp_path, content):
     path = tmp_path / "s.zarr"

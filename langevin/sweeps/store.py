@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _atomic, store
+from langevin import _atomic, _foreign, store
 from langevin._record import versions
 from langevin.store import StoreError
 from langevin.sweeps.grid import Grid, Layout
@@ -204,6 +204,7 @@ class SweepStore:
 
     def write(self, outcomes: Mapping[Place, Outcome]) -> None:
         """Record cells: the data of a chunk, then that they are there."""
+        import psutil
         import xarray as xr
 
         by_chunk: dict[Place, list[Place]] = defaultdict(list)
@@ -216,7 +217,9 @@ class SweepStore:
             corner = [s.start for s in region.values()]
             within = [tuple(i - first for i, first in zip(place, corner, strict=True)) for place in places]
             try:
-                with xr.open_zarr(self.path, chunks=None, consolidated=False) as whole:
+                # cells that are computed in threads meanwhile may take what is free
+                opened = xr.open_zarr(self.path, chunks=None, consolidated=False)
+                with _foreign.bounded(psutil.virtual_memory().available), opened as whole:
                     chunk = whole.isel(region)[[*self.layout.variables, "error", "status"]].load()
                 chunk = chunk.drop_vars(chunk.coords).copy(deep=True)
                 for place, inside in zip(places, within, strict=True):
@@ -261,6 +264,7 @@ def matching(path: Path, grid: Grid) -> tuple[Grid, Place]:
     """
     about = _json(grid.as_dict())
     try:
+        _foreign.refuse_links(path)
         attrs = json.loads((path / "zarr.json").read_text())["attributes"]
         stored, chunk = attrs["sweep"], tuple(attrs["chunk"])
         pairs = [(name, stored[name], about[name]) for name in ("format", "kind")]
@@ -351,7 +355,9 @@ def _status(path: Path) -> np.ndarray:
     import zarr
 
     try:
-        return np.asarray(zarr.open_array(path / "status", mode="r")[...])
+        array = zarr.open_array(path / "status", mode="r", zarr_format=3)
+        with _foreign.bounded(2.0 * array.nbytes):
+            return np.asarray(array[...])
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 

@@ -4,11 +4,17 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
+import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import h5py
 import netCDF4
+import numcodecs
 import numpy as np
 import pytest
 import xarray as xr
@@ -144,6 +150,86 @@ def test_zarr_does_not_follow_links(folder):
     chunk.symlink_to(elsewhere)
     with pytest.raises(store.StoreError, match="links to other places"):
         store.load(path)
+
+
+def test_netcdf_does_not_refer_to_other_files(folder):
+    with h5py.File("secret.h5", "w") as file:
+        file["loss"] = np.arange(4.0)
+    np.arange(4.0).tofile("secret")
+    virtual = h5py.VirtualLayout((4,), float)
+    virtual[:] = h5py.VirtualSource("secret.h5", "loss", (4,))
+    ways = {
+        "link": lambda file: file.update(loss=h5py.ExternalLink("secret.h5", "/loss")),
+        "link in a group": lambda file: file.create_group("a/b").update(
+            c=h5py.ExternalLink("secret.h5", "/")
+        ),
+        "soft link": lambda file: file.update(loss=h5py.SoftLink("/time")),
+        "raw": lambda file: file.create_dataset("loss", (4,), float, external=[("secret", 0, 32)]),
+        "virtual": lambda file: file.create_virtual_dataset("loss", virtual),
+    }
+    for name, add in ways.items():
+        with h5py.File(f"{name}.nc", "w") as file:
+            file.create_dataset("time", data=np.arange(4.0)).make_scale("time")
+            add(file)
+        with pytest.raises(store.StoreError, match="refers to other files"):
+            store.load(f"{name}.nc")
+    # negative control: without looking, what is elsewhere is read
+    with xr.open_dataset("raw.nc", engine="netcdf4") as run:
+        np.testing.assert_array_equal(run.loss, np.arange(4.0))
+
+
+def test_netcdf_of_the_classic_format_is_read(folder):
+    run = xr.Dataset({"loss": ("time", np.ones(3))})
+    run.to_netcdf("classic.nc", engine="netcdf4", format="NETCDF3_64BIT")
+    xr.testing.assert_identical(store.load("classic.nc"), run)
+
+
+LOADING = """
+import contextlib, resource, sys
+from types import SimpleNamespace
+import psutil
+from langevin import _foreign, store
+psutil.virtual_memory = lambda: SimpleNamespace(available=2**22)
+if sys.argv[2] == "unbounded":
+    _foreign.bounded = lambda needed=0: contextlib.nullcontext()
+try:
+    print(store.load(sys.argv[1]).sizes["time"])
+except store.StoreError as error:
+    print(error)
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def loading(path, how):
+    """What comes of loading where 4 MiB are free, and the memory that it took."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", LOADING, str(path), how]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
+    said, peak = done.stdout.splitlines()
+    return said, int(peak)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are Linux's")
+@pytest.mark.parametrize("suffix", ["zarr", "nc"])
+def test_chunks_that_unpack_to_more_than_they_declare_are_not_followed(folder, suffix):
+    """Three numbers, whose compressed chunk holds two GiB of zeros."""
+    path, size = folder / f"run.{suffix}", 2**31
+    store.save(xr.Dataset({"loss": ("time", np.ones(3))}), path)
+    assert loading(path, "bounded")[0] == "3"
+    if suffix == "zarr":
+        chunk = path / "loss" / "c" / "0"
+        chunk.write_bytes(numcodecs.Zstd().encode(np.zeros(size, np.uint8)))
+    else:
+        compress, piece = zlib.compressobj(1), bytes(2**26)
+        parts = [compress.compress(piece) for _ in range(size // len(piece))]
+        with h5py.File(path, "w") as file:
+            loss = file.create_dataset("loss", (3,), float, chunks=(3,), compression="gzip")
+            loss.id.write_direct_chunk((0,), b"".join([*parts, compress.flush()]))
+    bounded, unbounded = loading(path, "bounded"), loading(path, "unbounded")
+    assert "is no readable run" in bounded[0]
+    assert bounded[1] < 1.5 * 2**30
+    # negative control
+    assert unbounded[1] > size
 
 
 @pytest.mark.parametrize("codecs", [{"compressor": {"id": "pickle"}}, {"filters": [{"id": "pickle"}]}])
