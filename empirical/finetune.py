@@ -398,7 +398,8 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
             return _command.fail(command, f"{error}{advice}")
     seconds = time.perf_counter() - started
     if not tuning.first:
-        return _command.EXIT_FAILED if failure else 0
+        # even if it diverged: torchrun would end the first, which saves what was computed
+        return 0
     run.attrs["command"] = json.dumps(vars(args))
     run.attrs["setting"] = json.dumps(setting.as_dict())
     if watch is not None:

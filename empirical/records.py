@@ -93,8 +93,10 @@ class Records:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 entry = json.loads(line)
+                if entry.pop("digest") != _digest(entry):
+                    raise ValueError("it is not what was written")
                 self._keep(entry["key"], entry.get("values"), entry.get("error"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise RecordsError(
                     f"cells {str(self._path)!r} is damaged in line {number} ({error!r}): remove that line, "
                     "or take another file"
@@ -132,7 +134,8 @@ class Records:
             return
         about = {name: plain(value) for name, value in cell.recipe.as_dict().items()}
         entry = {"key": cell.key, "recipe": about, "seed": cell.seed}
-        line = json.dumps(entry | ({"error": outcome} if failed else {"values": values})) + "\n"
+        entry |= {"error": outcome} if failed else {"values": values}
+        line = json.dumps(entry | {"digest": _digest(entry)}) + "\n"
         try:
             # one write, so that a line is there or cut off at the end
             if self._file.write(line.encode()) != len(line):
@@ -151,6 +154,11 @@ class Records:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    """Of a line, by which a changed number is found."""
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -40,8 +40,7 @@ def replacing(target: Path) -> Iterator[Path]:
     (['note.txt'], 'whole')
     """
     clear(target)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX))
-    lock = _lock(folder)
+    folder, lock = _folder(target)
     try:
         path = folder / target.name
         yield path
@@ -53,6 +52,18 @@ def replacing(target: Path) -> Iterator[Path]:
         _sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _folder(target: Path) -> tuple[Path, int | None]:
+    """A new folder beside the target, and the lock on it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX))
+        lock = _lock(folder)
+        # another process may have cleared it before it was locked
+        if folder.exists():
+            return folder, lock
         if lock is not None:
             os.close(lock)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +67,8 @@ def refuse_links(folder: Path) -> None:
         raise ValueError("it holds links to other places")
 
 
-def refuse_references(file: Path) -> None:
-    """Refuse an HDF5 file, as netCDF is, some of whose data are in other files.
+def check_hdf5(file: Path) -> None:
+    """Refuse an HDF5 file, as netCDF is, that takes data from other files or on which the library hangs.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def refuse_references(file: Path) -> None:
     """
     import h5py
 
-    if not h5py.is_hdf5(file):  # netCDF of the classic formats refers to nothing
+    if not h5py.is_hdf5(file):  # netCDF of the classic formats
         return
 
     def leads_away(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> bool | None:
@@ -85,6 +87,30 @@ def refuse_references(file: Path) -> None:
         found = root[name]
         return (isinstance(found, h5py.Dataset) and bool(found.external or found.is_virtual)) or None
 
+    with file.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if _broken(data):
+            raise ValueError("it is damaged in a heap")
     with h5py.File(file, "r") as root:
         if root.visititems_links(leads_away):
             raise ValueError("it refers to other files")
+
+
+def _broken(data: mmap.mmap) -> bool:
+    """Whether objects of a global heap of an HDF5 file do not follow each other to its end.
+
+    The library adds up their lengths without a look, and never arrives if one is 0, or wraps.
+    """
+    heap = -1
+    while (heap := data.find(b"GCOL\x01\0\0\0", heap + 1)) >= 0:
+        (length,) = struct.unpack("<Q", data[heap + 8 : heap + 16].ljust(8, b"\0"))
+        at, end = heap + 16, heap + length
+        if end > len(data):
+            return True
+        while at + 16 <= end:
+            number, size = struct.unpack_from("<H6xQ", data, at)
+            # free space counts its own head
+            step = size if number == 0 else 16 + -(-size // 8) * 8
+            if not 0 < step <= end - at:
+                return True
+            at += step
+    return False

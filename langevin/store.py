@@ -116,7 +116,7 @@ def load(path: str | Path) -> xr.Dataset:
         if source.is_dir():
             _foreign.refuse_links(source)
         else:
-            _foreign.refuse_references(source)
+            _foreign.check_hdf5(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without indexes, which would be read at once, whatever their size

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,11 @@ def _hush() -> None:
     """Leave it to this command to say what went wrong, in Dask's own processes, too."""
     # these set up their logging while they load, before any configuration is handed to them
     os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
-    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
+    # of a slow disk, and of what a worker that was stopped leaves to be cleared
+    os.environ["PYTHONWARNINGS"] = "ignore:Creating scratch directories,ignore:resource_tracker"
+    warnings.filterwarnings("ignore", "Creating scratch directories")
+    # its loggers have levels of their own
+    logging.disable()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -271,14 +272,21 @@ def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
 def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
     screen, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
+    seen = bytearray()
+
+    def look():
+        # the end of what is written is an error
+        with contextlib.suppress(OSError):
+            while part := os.read(screen, 65536):
+                seen.extend(part)
+
+    # a terminal that nobody reads is soon full
+    reader = threading.Thread(target=look)
+    reader.start()
     arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
     done = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
     os.close(terminal)
-    os.set_blocking(screen, False)
-    seen = b""
-    with contextlib.suppress(OSError):
-        while part := os.read(screen, 65536):
-            seen += part
+    reader.join()
     os.close(screen)
     assert done.returncode == 0
     # a bar with the time that is left

@@ -135,8 +135,9 @@ def test_progress_and_dashboard_are_told_and_nothing_listens_beyond_this_machine
         addresses.append(address)
         me = psutil.Process()
         for process in (me, *me.children(recursive=True)):
-            found = process.net_connections("tcp")
-            listening.update(one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found = process.net_connections("tcp")
+                listening.update(one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN)
 
     run_sweep(
         Grid(TOYS, {"seed": {"count": 5}}),
@@ -163,6 +164,19 @@ def test_a_cell_that_kills_its_process_does_not_stop_the_others(tmp_path):
     )
     assert done.stdout.strip() == "finished 4 failed 2", done.stderr
     assert (load(tmp_path / "s.zarr").error.sel(a=13.0) == "its process died: killed, or out of memory").all()
+
+
+def test_cells_that_kill_their_processes_one_after_another_end(tmp_path, monkeypatch):
+    """Dask looks for lost workers after a while, and must not give up one that is not back yet."""
+    done = subprocess.run(
+        script(tmp_path / "s.zarr", {"a": [13.0], "seed": {"count": 3}}, workers=1),
+        env={**ENVIRONMENT, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "300 ms"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "finished 0 failed 3", done.stderr
 
 
 def test_memory_is_foreseen(tmp_path):
@@ -237,6 +251,7 @@ def wait_for_cells(out: Path, process: subprocess.Popen, cells: int) -> int:
             if finished >= cells:
                 return finished
         time.sleep(0.05)
+    process.kill()
     raise AssertionError(process.communicate())
 
 
@@ -257,12 +272,16 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
     )
     try:
         finished = wait_for_cells(out, process, 2)
-        process.send_signal(number)
-        process.communicate(timeout=120)
+        # a terminal sends Ctrl-C to all of a command's processes
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
+    if number == signal.SIGINT:
+        # the script's own: its workers have not heard of it
+        assert errors.count(b"Traceback") == 1, errors
     gate.write_text("")
     trace.write_text("")
     run = run_sweep(Grid(TOYS, sweep, fixed), out, workers=1, threads=True).load()

@@ -92,10 +92,14 @@ class TorchSDE:
         import torchsde
 
         like, end = self.state, steps * DT
+        # otherwise NumPy's, which no seed of torch's reaches
+        entropy = int(torch.randint(2**31, ()))
         source: Any = (
             (lambda ta, tb: torch.randn_like(like).mul_(float(tb - ta) ** 0.5))
             if self.fresh
-            else torchsde.BrownianInterval(0.0, end, like.shape, dtype=like.dtype, device=like.device, dt=DT)
+            else torchsde.BrownianInterval(
+                0.0, end, like.shape, dtype=like.dtype, device=like.device, dt=DT, entropy=entropy
+            )
         )
         noise = _timed(source, like)
         times = torch.tensor([0.0, end], dtype=torch.float64)

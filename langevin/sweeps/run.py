@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -262,7 +263,7 @@ class _Sweep:
     def _write(self) -> None:
         begun = time.monotonic()
         written, self.pending = self.pending, {}
-        with shielded():
+        with Deferred():
             self.kept.write(written)
         self.written = time.monotonic()
         self.write_seconds = self.written - begun
@@ -285,8 +286,25 @@ class _Sweep:
 
 
 @contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all of a command's processes, from those started by new threads.
+
+    Threads and processes inherit which signals are blocked where they start.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client]:
     try:
+        from dask import config
         from distributed import Client, LocalCluster
     except ImportError:
         raise ValueError(
@@ -296,7 +314,9 @@ def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client
     try:
         if scheduler is None:
             # half a cluster cannot be closed
-            with Deferred():
+            with Deferred(), _deaf_children():
+                # a worker that dies again while it is started anew would be given up after so long
+                config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
                 # nothing listens beyond this machine; a port that is free
                 cluster = LocalCluster(
                     n_workers=1 if threads else count,

@@ -74,6 +74,7 @@ class SweepStore:
             raise StoreError(f"out must end in .zarr for a sweep, got {str(path)!r}")
         self._lock = _locked(self.path)
         try:
+            _atomic.clear(self.path)
             if self.path.exists():
                 grid, self._chunk = matching(self.path, grid)
             else:

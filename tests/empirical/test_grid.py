@@ -207,10 +207,24 @@ def test_an_incomplete_last_line_is_computed_again(tmp_path) -> None:
     assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"key": "a", "values": {"x": "y"}}', b'{"values": {}}'])
-def test_a_damaged_line_is_named(tmp_path, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"0.125", b"0.124"),
+        (b'"values"', b'"walues"'),
+        (b'"digest"', b'"disest"'),
+        (b'{"key"', b'{{"key"'),
+        (b"}", b""),
+        (b"", b"[" * 10**5),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, old: bytes, new: bytes) -> None:
     path = tmp_path / "cells.jsonl"
-    path.write_bytes(b'{"key": "a", "values": {}}\n' + line + b"\n")
+    with Records(path) as records:
+        for seed in range(3):
+            records.add(Cell(SETTING, Recipe(), seed), {"test_accuracy": 0.125})
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(old, new, 1) + third)
     with pytest.raises(RecordsError, match="damaged in line 2"):
         Records(path)
 

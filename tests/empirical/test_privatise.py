@@ -156,6 +156,7 @@ def worst(found, exact):
 
 def check(found, shape):
     """All that a body must be, from one that is not yet."""
+    torch.manual_seed(0)
     x, y = batch(shape)
     before = copy.deepcopy(found).eval()(x).detach()
     private = make_private(found)

@@ -106,7 +106,8 @@ class Command:
                 try:
                     _, errors = process.communicate(timeout=after)
                 except subprocess.TimeoutExpired:
-                    process.send_signal(number)
+                    # a terminal sends Ctrl-C to all of a command's processes
+                    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
                     _, errors = process.communicate(timeout=_LIMIT)
             else:
                 _, errors = process.communicate(timeout=_LIMIT)

@@ -178,6 +178,22 @@ def test_netcdf_does_not_refer_to_other_files(folder):
         np.testing.assert_array_equal(run.loss, np.arange(4.0))
 
 
+@pytest.mark.parametrize("size", [0, 2**64 - 8, 2**64 - 32])
+def test_netcdf_with_a_broken_heap_is_refused(folder, size):
+    """On which the library would hang."""
+    path = store.save(xr.Dataset({"loss": ("time", np.ones(3))}, {"time": np.arange(3)}), folder / "run.nc")
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"GCOL") + 16
+    # past the objects, to the free space
+    while number := int.from_bytes(raw[at : at + 2], "little"):
+        assert number < 100
+        at += 16 + -(-int.from_bytes(raw[at + 8 : at + 16], "little") // 8) * 8
+    raw[at + 8 : at + 16] = size.to_bytes(8, "little")
+    path.write_bytes(raw)
+    with pytest.raises(store.StoreError, match="damaged in a heap"):
+        store.load(path)
+
+
 def test_netcdf_of_the_classic_format_is_read(folder):
     run = xr.Dataset({"loss": ("time", np.ones(3))})
     run.to_netcdf("classic.nc", engine="netcdf4", format="NETCDF3_64BIT")

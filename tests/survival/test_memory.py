@@ -77,6 +77,8 @@ def test_data_and_weights(call):
 
 def test_a_flow_looks_at_no_pairs_of_many_samples(little):
     problem, weights = many(5000, 4)
+    # what is loaded once
+    zeroth_order(*many(40, 4), LP, times=[0.02])
     tracemalloc.start()
     zeroth_order(problem, weights, LP, times=[0.02])
     _, peak = tracemalloc.get_traced_memory()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 # times on a shared machine say nothing about correctness
-settings.register_profile("theory", deadline=None)
+settings.register_profile("theory", deadline=None, derandomize=True, database=None)
 settings.load_profile("theory")
 
 TABLE = Path(__file__).resolve().parents[2] / "runs" / "tightness.md"

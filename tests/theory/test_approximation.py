@@ -61,7 +61,7 @@ def test_bounds_hold_many(tightness):
         tightness(f"1: E||theta - theta~||^2, {kind}", ratios)
 
 
-@settings(max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(strategies.problems_and_weights, strategies.schedules)
 def test_bounds_rise_in_time_and_in_the_noise(case, schedule):
     problem, weights = case

@@ -120,7 +120,7 @@ def test_validity_ends_where_it_must():
     assert np.isnan(band.upper[~band.valid]).all()
 
 
-@settings(max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(strategies.decoupled_problems_and_weights, strategies.schedules)
 def test_any_phases(case, schedule):
     problem, weights = case
