@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from langevin import _command
+
 PROGRAM = "python -m bounds.plan"
 # where the function calls an argument otherwise
 NAMES = {"rng": "seed", "expected_batch": "batch"}
@@ -26,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "noise, a recommended share and the DP-SGD that spends it.",
         epilog="The plan reads the data: on private ones that is a release which nothing here accounts "
         "for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 or 143 interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_command.Help,
     )
     p.add_argument(
         "features",
@@ -103,8 +105,6 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     given = vars(args)
 
-    from langevin import _command
-
     with _command.interruptible() as status:
         try:
             from empirical import plan_report
@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
                     )
             except (ValueError, TypeError, MemoryError, store.StoreError) as error:
                 command.error(_command.as_option(command, str(error), NAMES))
+            except ImportError as error:
+                command.error(_command.missing(error))
             except ArithmeticError as error:
                 return _command.fail(command, str(error))
             cost = plan_report.privacy(args.data_are == "private")

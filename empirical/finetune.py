@@ -63,13 +63,6 @@ NAMES = {
 }
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults where there are any."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
-
-
 def parser() -> argparse.ArgumentParser:
     """Command line of fine-tuning."""
     p = argparse.ArgumentParser(
@@ -81,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 failed or diverged (what was computed is saved), 2 wrong usage or bad "
         "input, 130 or 143 interrupted (--resume goes on with a run that has a --checkpoint; a grid goes on "
         "when its command is repeated).",
-        formatter_class=_Help,
+        formatter_class=_command.Help,
     )
 
     def either(group: Any, name: str, text: str, **how: Any) -> None:
@@ -245,6 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     if is_grid and given & RUN.keys():
         name = sorted(given & RUN.keys())[0]
         command.error(f"--{name.replace('_', '-')} must be left out of a grid, which has {_instead(name)}")
+    if args.method == "lp" and "lr" in given and "lp_lr" not in given:
+        # the one rate of the only stage
+        args.lp_lr = None
     with _command.interruptible() as status:
         try:
             return (_grid if is_grid else _run)(args, command)
@@ -256,6 +252,8 @@ def main(argv: list[str] | None = None) -> int:
                 advice = f"what is finished is in {args.cells}: repeat the command to go on"
             elif args.checkpoint and Path(args.checkpoint).exists():
                 advice = f"kept in {args.checkpoint}: the same command with --resume goes on from there"
+            elif args.checkpoint:
+                advice = "there is nothing to keep yet"
             else:
                 advice = "nothing is kept; with --checkpoint FILE it would be"
             print(f"\ninterrupted; {advice}", file=sys.stderr)
@@ -271,7 +269,9 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of what was asked for into `_Refused`."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, MemoryError, *kinds) as error:
+    except ImportError as error:
+        raise _Refused(_command.missing(error)) from error
+    except (ValueError, TypeError, MemoryError, *kinds) as error:
         raise _Refused(str(error)) from error
 
 
@@ -331,6 +331,15 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return Recipe(**{name: getattr(args, name) for name in names.split()}, clip=clip)
 
 
+def _refuse_idle(args: argparse.Namespace, command: argparse.ArgumentParser, *recipes: Recipe) -> None:
+    """Refuse options that none of the recipes reads."""
+    for name, why in recipes[0].idle.items():
+        if all(name in recipe.idle for recipe in recipes) and hasattr(args, name):
+            value = getattr(args, name)
+            if value != RUN.get(name, command.get_default(name)):
+                raise ValueError(f"{name} must be left out here, got {value}: {why}")
+
+
 def _target(args: argparse.Namespace, start: str) -> Path:
     """Where to save: a name that tells runs apart by a digest of all that was asked for, unless given."""
     from langevin import store
@@ -353,6 +362,7 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         args.device = join(args.device)
     with _refusing(StoreError):
         setting, recipe = _setting(args), _recipe(args)
+        _refuse_idle(args, command, recipe)
         if args.resume and not args.checkpoint:
             raise ValueError("resume needs a checkpoint, got none: name it with --checkpoint")
         out = _target(args, f"{args.method}-epsilon{args.epsilon:g}")
@@ -476,11 +486,14 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         setting = _setting(args)
         if args.bodies is None:
             setting = replace(setting, bodies=f"{args.cells}.bodies")
+        recipe = _recipe(args)
+        methods = {"fft" if label == "fft-drop" else label for label in args.methods}
+        _refuse_idle(args, command, *(replace(recipe, method=m, lp_share=None) for m in methods))
         names = ("methods", "epsilons", "shares", "seeds", "trials", "tuning_seeds")
         lowest, highest = args.lr_range
         grid = Grid(
             setting,
-            _recipe(args),
+            recipe,
             **{name: getattr(args, name) for name in names},
             lowest=lowest,
             highest=highest,

@@ -24,7 +24,7 @@ def privacy(private: bool) -> str:
     """What the plan itself costs."""
     if private:
         return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
-    return f"the data were said to be public, so that the plan costs none; {COST}"
+    return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 
 def text(plan: SharePlan) -> str:
@@ -39,7 +39,8 @@ def text(plan: SharePlan) -> str:
         *_theory(plan.theory),
         ("simulation", plan.simulated),
         *(("", line) for line in _shares(plan).text().splitlines()),
-        ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches"),
+        ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches;"),
+        ("", "the errors leave out which samples are held out, and that rates are chosen on fewer draws"),
         ("loss", f"lowest at share {plan.loss_share:g}, which is another question than accuracy"),
         ("recommended", f"lp share {plan.share:g}; {_flatness(plan)}"),
         *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
@@ -88,6 +89,7 @@ def _phases(plan: SharePlan) -> Iterable[str]:
             f"multiplier {phase['noise multiplier']:.4g}, sample rate {phase['sample rate']:.4g}, clip "
             f"{phase['clip']:g}"
         )
+    yield f"as a command, beside --data and --body: {plan.command}"
     yield "multiplier by the PRV and PLD accountants; rates of mean gradients, best in the simulation"
 
 
@@ -121,14 +123,17 @@ def _ranges(found: list[Advice]) -> list[tuple[str, str]]:
         part = np.array(list(values))
         return f"{np.nanmin(part):.1%} to {np.nanmax(part):.1%}"
 
+    def of(count: int) -> str:
+        return f"{count or 'none'} of {len(found)} classes"
+
     states = [advice.assumptions for advice in found]
     separable = sum(state.separability.holds for state in states)
     collapsed = sum(state.collapse is not None and state.collapse.holds for state in states)
     pairs = span(state.separability.violations for state in states)
     neurons = span(state.collapse.violations for state in states if state.collapse is not None)
     return [
-        ("assumptions", f"3.1 holds for {separable}; pairs that violate it: {pairs}"),
-        ("assumptions", f"3.2 holds for {collapsed}; neurons that violate it: {neurons}"),
+        ("assumptions", f"3.1 holds for {of(separable)}; pairs that violate it: {pairs}"),
+        ("assumptions", f"3.2 holds for {of(collapsed)}; neurons that violate it: {neurons}"),
     ]
 
 
@@ -158,7 +163,7 @@ def _bounds(advice: Advice) -> str:
                 f"{name} ({band.source}) is least, {upper[k]:.3g}, at share {band.times[k]:g}{where}"
             )
     if useful:
-        return f"{'; '.join(useful)}; {advice.start:.3g} at the start"
+        return f"{'; '.join(useful)}; {advice.start:.3g} at the start; sums over {advice.samples} samples"
     why = advice.reasons.get("sandwich", "those that apply are above the loss at the start")
     return f"none says anything: {why}"
 
@@ -207,6 +212,15 @@ def draw(plan: SharePlan, path: Path) -> None:
         color=_GOOD,
         label="not worse than the best",
     )
+    axes[0].plot(
+        plan.share,
+        plan.accuracy[plan.recommended].mean(),
+        linestyle="",
+        marker="o",
+        markersize=5,
+        color=_GOOD,
+        label="recommended",
+    )
     if len(plan.theory) == 1:
         _draw_theory(axes, next(iter(plan.theory.values())))
     for ax in axes:
@@ -227,5 +241,10 @@ def _draw_theory(axes: Any, advice: Advice) -> None:
     for name, band in advice.curves.items():
         if band.valid.any() and np.nanmin(band.upper) < advice.start:
             axes[1].fill_between(
-                band.times, band.lower / rows, band.upper / rows, color=_THEORY, alpha=0.3, label=name
+                band.times,
+                band.lower / rows,
+                band.upper / rows,
+                color=_THEORY,
+                alpha=0.3,
+                label=f"{name}, without noise, at probing's rate",
             )

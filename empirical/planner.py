@@ -137,6 +137,17 @@ class SharePlan:
         return Recipe("lp-fft", lp_share=self.share, lp_lr=self.lp_lr, lr=lr, **settings)
 
     @property
+    def command(self) -> str:
+        """The recommended run as a command."""
+        recipe = self.recipe
+        share = ["--lp-share", f"{recipe.lp_share:g}"] if recipe.method == "lp-fft" else []
+        probing = [] if recipe.lp_lr is None else ["--lp-lr", f"{recipe.lp_lr:.6g}"]
+        numbers = ("steps", "batch", "epsilon", "delta", "clip")
+        rest = [text for name in numbers for text in (f"--{name}", f"{getattr(recipe, name):.10g}")]
+        words = ["--method", recipe.method, *share, "--lr", f"{recipe.lr:.6g}", *probing, *rest]
+        return f"python -m empirical.finetune {' '.join(words)}"
+
+    @property
     def phases(self) -> list[dict[str, Any]]:
         """The equivalent DP-SGD, phase by phase."""
         rates = {"lp": self.lp_lr, "fft": float(self.lr[self.recommended])}
@@ -162,6 +173,7 @@ class SharePlan:
             "share of the highest accuracy": float(self.shares[self.best]),
             "as good": self.as_good.tolist(),
             "DP-SGD": self.phases,
+            "command": self.command,
             "epsilon": self.epsilon,
             "delta": self.history.delta,
             "samples": self.history.samples,
@@ -321,7 +333,7 @@ def plan_share(
     how = Settings(steps, batch, nu, clip)
     trials = _Trials(net, how, root, progress)
     with one_blas_thread():
-        splits = _tuned(trials, lengths, tuning_draws)
+        splits, edges = _tuned(trials, lengths, tuning_draws)
         ends = _compared(trials, splits, draws, resolution)
         lp_lr, found = splits[0].lp_lr, np.array(lengths) / steps
         said = _theory(net, names, how, lp_lr, found, root) if theory else {}
@@ -330,6 +342,7 @@ def plan_share(
             "every share had a run that left the range of numbers: scale the features X, or the head v"
         )
     share = float(found[_recommended(*ends)])
+    notes = (*notes, *edges, *_limits(net, ends, resolution))
     history = plan(samples, batch, delta=delta, steps=steps, lp_share=share, noise_multiplier=nu, clip=clip)
     lr = np.array([split.lr if split.lp_steps < steps else np.nan for split in splits])
     return SharePlan(found, *ends, lr, lp_lr, history, said, budget, clip, batch, net.method, notes)
@@ -501,8 +514,11 @@ class _Trials:
         return ends
 
 
-def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> list[Split]:
-    """Each length of probing at its best rates: probing's own, then that of what follows it."""
+def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> tuple[list[Split], list[str]]:
+    """Each length of probing at its best rates: probing's own, then that of what follows it.
+
+    And what to say of rates at an end of what was tried.
+    """
     steps, clip = trials.how.steps, trials.how.clip
 
     def scores(splits: Sequence[Split]) -> list[tuple[float, float]]:
@@ -510,14 +526,16 @@ def _tuned(trials: _Trials, lengths: Sequence[int], draws: int) -> list[Split]:
         return list(zip(ends.accuracy.mean(1).tolist(), (-ends.loss.mean(1)).tolist(), strict=True))
 
     start = [rate / clip for rate in RATES]
-    lp_lr = _search(lambda rates: scores([Split(steps, rate, rate) for rate in rates]), start)
-    found = []
+    lp_lr, last = _search(lambda rates: scores([Split(steps, rate, rate) for rate in rates]), start)
+    found, edges = [], {f"probing's, {lp_lr:.3g}"} if last else set()
     for n in lengths:
         lr = lp_lr
         if n < steps:
-            lr = _search(lambda rates, n=n: scores([Split(n, lp_lr, rate) for rate in rates]), start)
+            lr, last = _search(lambda rates, n=n: scores([Split(n, lp_lr, rate) for rate in rates]), start)
+            edges |= {f"full fine-tuning's at share {n / steps:g}, {lr:.3g}"} if last else set()
         found.append(Split(n, lp_lr, lr))
-    return found
+    said = "the best rate is the last that was tried, another may be better: {}; scale X, or change clip"
+    return found, [said.format("; ".join(sorted(edges)))] if edges else []
 
 
 def _compared(trials: _Trials, splits: Sequence[Split], draws: int, resolution: float) -> Outcomes:
@@ -527,29 +545,51 @@ def _compared(trials: _Trials, splits: Sequence[Split], draws: int, resolution: 
         done = accuracy.shape[1]
         ends = trials.run(splits, stage=1, draws=range(done, min(done + _ROUND, draws)))
         accuracy, loss = np.hstack([accuracy, ends.accuracy]), np.hstack([loss, ends.loss])
-        mean, error = _deficit(accuracy, loss)
-        if (error <= np.maximum(resolution, mean / _CLEARLY)).all():
+        if _resolved(accuracy, loss, resolution):
             break
     return Outcomes(accuracy, loss)
 
 
+def _resolved(accuracy: FloatArray, loss: FloatArray, resolution: float) -> bool:
+    """Whether all shares are known well enough beside the best."""
+    mean, error = _deficit(accuracy, loss)
+    return bool((error <= np.maximum(resolution, mean / _CLEARLY)).all())
+
+
+def _limits(net: StandIn, ends: Outcomes, resolution: float) -> list[str]:
+    """What a reader of the accuracies has to know."""
+    said = []
+    if resolution and not _resolved(*ends, resolution):
+        _, error = _deficit(*ends)
+        said.append(
+            f"after {ends.accuracy.shape[1]} draws shares are known beside the best to {error.max():.2g} of "
+            f"accuracy, not to the resolution of {resolution:g}: take more draws"
+        )
+    largest = np.bincount(net.labels_test).max() / len(net.labels_test)
+    best = ends.accuracy[_best(*ends)]
+    said.append(f"always to guess the largest class would be right of {largest:.1%} of the held-out samples")
+    if best.mean() - 2 * standard_error(best) <= largest:
+        said[-1] += ": NO share is better than that, nothing was learnt that accuracy shows"
+    return said
+
+
 def _search(
     scores: Callable[[Sequence[float]], Sequence[tuple[float, float]]], start: Sequence[float]
-) -> float:
-    """The rate of the highest accuracy, of equals of the lowest loss.
+) -> tuple[float, bool]:
+    """The rate of the highest accuracy, of equals of the lowest loss; and whether to look further.
 
     From ``start`` on outwards as long as one at an end is more accurate than all others: on data that are
     easily told apart loss alone would ask for ever larger rates.
     """
     tried = dict(zip(start, scores(start), strict=True))
-    for _ in range(_FARTHEST):
+    while True:
         best = max(tried, key=tried.__getitem__)
         others = max(accuracy for rate, (accuracy, _) in tried.items() if rate != best)
-        if best not in (min(tried), max(tried)) or tried[best][0] <= others:
-            break
+        last = best in (min(tried), max(tried)) and tried[best][0] > others
+        if not last or len(tried) == len(start) + _FARTHEST:
+            return best, last
         new = best * _FACTOR if best == max(tried) else best / _FACTOR
         (tried[new],) = scores([new])
-    return max(tried, key=tried.__getitem__)
 
 
 def _best(accuracy: FloatArray, loss: FloatArray) -> int:

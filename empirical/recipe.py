@@ -213,6 +213,28 @@ class Recipe:
         return self.epsilon < math.inf
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Settings on which nothing depends beside the others, and why."""
+        found = {}
+        if not self._probing:
+            found["lp_lr"] = "nothing probes"
+        elif self._probing == self.steps and self.lp_lr is not None:
+            found["lr"] = "lp_lr is the rate of all steps, which probe"
+        if self.method != "lora":
+            found["rank"] = "method is not 'lora'"
+        if self.method != "sparse":
+            found["density"] = found["selection"] = "method is not 'sparse'"
+        if self.clipping != "normalised":
+            found["stabiliser"] = "clipping is not normalised"
+        if self.head != "prototype":
+            found["prototype_share"] = "head is not 'prototype'"
+        if self.head == "zero":
+            found["head_scale"] = "a zero head has none"
+        if not self.private:
+            found["delta"] = "there is no noise"
+        return found
+
+    @property
     def _probing(self) -> int:
         assert self.lp_share is not None
         return round(self.lp_share * self.steps)

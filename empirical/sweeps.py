@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -79,6 +80,10 @@ class FineTunings:
         for name in record.variables:
             if name in MEASURES and not setting.features:
                 raise ValueError(f"variables: {name!r} needs features = true")
+
+    def idle(self, values: Values) -> Collection[str]:
+        """Parameters on which nothing depends beside the values of the others."""
+        return _described(values)[1].idle
 
     def layout(self, grid: Grid) -> Layout:
         """A number for each measure."""

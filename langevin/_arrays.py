@@ -65,6 +65,15 @@ def read(
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
+def names(path: Path) -> tuple[str, ...]:
+    """Names of the arrays in a file, whatever they are; none of a file that is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(name.removesuffix(".npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return ()
+
+
 def _gapless(archive: zipfile.ZipFile, raw: BinaryIO) -> bool:
     """Whether the members that are listed are all there are, from the first one to the list."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)

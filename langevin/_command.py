@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+
+
 def fail(command: argparse.ArgumentParser, message: str) -> int:
     """Say what failed, and return the exit status for it."""
     print(f"{command.prog}: error: {message}", file=sys.stderr)
@@ -38,6 +45,13 @@ def as_option(command: argparse.ArgumentParser, message: str, names: Mapping[str
     option = f"--{names.get(name, name).replace('_', '-')}"
     known = {flag for action in command._actions for flag in action.option_strings}
     return f"{option} {rest}" if option in known else message
+
+
+def missing(error: ImportError) -> str:
+    """What to install, of a package that is not there; another error says so itself."""
+    if not isinstance(error, ModuleNotFoundError):
+        return str(error)
+    return f"{error.name} is not installed: pip install -e '.[dpsgd]', which make test does, too"
 
 
 def plot_target(asked: str | Path) -> Path:

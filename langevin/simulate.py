@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langevin import _command
+
 if TYPE_CHECKING:
     from langevin.problem import Problem, Weights
     from langevin.report import Theory
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Times are diffusion times: with full-batch DP-SGD, dt is the learning rate and time is steps "
         "times learning rate. Exit status: 0 done, 1 failed or diverged (what was computed is saved), "
         "2 wrong usage, 130 or 143 interrupted (--resume goes on).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_command.Help,
     )
     data = p.add_argument_group("problem")
     data.add_argument(
@@ -128,8 +130,6 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
-    from langevin import _command
-
     out = checkpoint = None
     with _command.interruptible() as status:
         try:
@@ -139,14 +139,15 @@ def main(argv: list[str] | None = None) -> int:
             from langevin.solvers import Diverged, euler_maruyama, zeroth_order
 
             try:
-                out = store.check_target(args.out or _default_out(args))
+                simulation = _simulation(args)
+                out = store.check_target(args.out or _default_out(args, simulation))
                 plot = (
                     None if args.plot is None else _command.plot_target(args.plot or out.with_suffix(".png"))
                 )
                 checkpoint = _checkpoint(out, args.resume)
                 times = _validate.integer("times", args.times, 2)
-                simulation = _simulation(args)
                 problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
+                _refuse_idle(simulation)
                 schedule = simulation.schedule
                 _validate.fraction("delta", args.delta)
                 wanted = schedule.default_times(min(times, simulation.steps + 1))
@@ -247,13 +248,15 @@ def main(argv: list[str] | None = None) -> int:
 # --- what was asked for ----------------------------------------------------------------------
 
 
-def _default_out(args: argparse.Namespace) -> str:
+def _default_out(args: argparse.Namespace, simulation: Simulation) -> str:
     """A name that tells runs apart: what was asked for, and a digest of all of it."""
     ignored = ("out", "plot", "json", "quiet", "resume", "threads", "bounds", "delta")
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
-    data = Path(args.data).stem
-    return f"runs/{args.method}-{data}-w{args.width}-sigma{args.sigma:g}-seed{args.seed}-{digest}.nc"
+    parts = [args.method, Path(args.data).stem, f"w{args.width}", f"sigma{args.sigma:g}", f"seed{args.seed}"]
+    if "width" in simulation.idle:
+        del parts[2]
+    return f"runs/{'-'.join([*parts, digest])}.nc"
 
 
 def _checkpoint(out: Path, resume: bool) -> Path:
@@ -274,6 +277,13 @@ def _simulation(args: argparse.Namespace) -> Simulation:
     clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
     asked = {field.name: getattr(args, field.name) for field in fields(Simulation)}
     return Simulation(**asked | {"clip": clip, "classes": tuple(args.classes)})
+
+
+def _refuse_idle(simulation: Simulation) -> None:
+    """Refuse options that nothing reads."""
+    for name, why in simulation.idle.items():
+        if (value := getattr(simulation, name)) != getattr(type(simulation), name):
+            raise ValueError(f"{name} must be left out here, got {value}: {why}")
 
 
 # --- what comes of it ------------------------------------------------------------------------

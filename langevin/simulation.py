@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from langevin import _validate, data, initial
+from langevin import _arrays, _validate, data, initial
 from langevin._random import generator
 from langevin.observables import OBSERVABLES
 from langevin.problem import Activation, GramWeights, Loss, Problem, Weights
@@ -130,6 +131,26 @@ class Simulation:
         if self.head_scale is not None:
             _validate.non_negative("head_scale", self.head_scale)
         _ = self.schedule
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Parameters on which nothing depends beside the values of the others, and why."""
+        synthetic, theirs = self.synthetic, f"data={self.data!r} have their own"
+        reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
+        reads["classes"] = self.data == "digits"
+        own = {name: theirs for name, read in reads.items() if not read}
+        there = _arrays.names(Path(self.data)) if self.data.endswith(".npz") else ()
+        own |= {name: "the file has its own first layer" for name in ("width",) if "W" in there}
+        own |= {name: "the file has its own head" for name in ("width", "head", "head_scale") if "v" in there}
+        if self.head == "zero":
+            own.setdefault("head_scale", "a zero head has none")
+        if self.method != "lp-fft":
+            own["lp_share"] = f"method={self.method!r} has one phase"
+        if self.clip is None:
+            own["clipping"] = "there is no clipping"
+        if self.clip is None or self.clipping != "normalised":
+            own["stabiliser"] = "clipping is not normalised"
+        return own
 
     @property
     def synthetic(self) -> bool:

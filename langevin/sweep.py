@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langevin import _command
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "labelled Zarr store. Interrupted, or with more values, the same command computes what is left.",
         epilog="Exit status: 0 done, 1 failed or some cells failed (the others are saved), 2 wrong usage, "
         "130 or 143 interrupted (the same command goes on).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_command.Help,
     )
     p.add_argument(
         "grid",
@@ -61,8 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     started = time.perf_counter()
 
-    from langevin import _command
-
     out = None
     with _command.interruptible() as status:
         try:
@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
                         progress=progress,
                         dashboard=dashboard,
                     )
-            except (ValueError, TypeError, MemoryError, ImportError) as error:
+            except ImportError as error:
+                command.error(_command.missing(error))
+            except (ValueError, TypeError, MemoryError) as error:
                 command.error(str(error))
             except StoreError as error:
                 # of a disk that fills, less of what was asked for

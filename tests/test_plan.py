@@ -1,8 +1,10 @@
 """The command that plans a budget, end to end, as a process."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,24 @@ def features(tmp_path):
 def write(path, **arrays):
     np.savez(path, **{"X": np.abs(DATA.X), "y": DATA.y, **arrays})
     return str(path)
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path):
+    np.savez(tmp_path / "features.npz", X=np.eye(8), y=np.arange(8) % 2)
+    script = (
+        "import sys\nsys.modules['dp_accounting'] = None\n"
+        "from bounds.plan import main\nmain(['features.npz', '--epsilon', '1', '--delta', '1e-2', '--quiet'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: dp_accounting is not installed: pip install -e '.[dpsgd]'" in done.stderr
 
 
 def test_it_plans_saves_and_draws(tmp_path, features):

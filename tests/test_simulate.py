@@ -18,7 +18,8 @@ import pytest
 from langevin import store
 from tests.test_solvers import equal_bits
 
-SMALL = ["--width", "12", "--samples", "8", "--dim", "3", "--time", "0.1", "--dt", "0.01", "--paths", "4"]
+QUICK = ["--time", "0.1", "--dt", "0.01", "--paths", "4"]
+SMALL = ["--width", "12", "--samples", "8", "--dim", "3", *QUICK]
 # some seconds of work
 LONG = [
     "--width",
@@ -62,7 +63,6 @@ def test_it_runs_reports_saves_and_draws(tmp_path):
     "arguments",
     [
         ["--data", "teacher", "--activation", "linear"],
-        ["--data", "digits", "--classes", "1", "7", "--observables", "knn_accuracy", "test_accuracy"],
         ["--method", "lp", "--head", "zero", "--loss", "square"],
         ["--method", "fft", "--head", "prototype", "--clip", "none", "--precision", "single"],
         ["--clipping", "normalised", "--reduce", "none", "--observables", "alignment"],
@@ -96,14 +96,26 @@ def test_options(tmp_path, arguments):
     assert report["loss"]["end"]["mean"] == pytest.approx(float(run.loss[:, -1].mean()))
 
 
+def test_digits(tmp_path):
+    chosen = ["--width", "12", "--data", "digits", "--classes", "1", "7"]
+    done = command(*QUICK, *chosen, "--observables", "knn_accuracy", "test_accuracy", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert report["saved"].startswith("runs/lp-fft-digits-w12-")
+    assert report["failure"] is None
+
+
 def test_a_users_file(tmp_path):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((12, 3))
     W, v = rng.standard_normal((5, 3)), rng.standard_normal(5)
     np.savez(tmp_path / "mine.npz", X=X, y=np.sign(X[:, 0]), W=W, v=v)
-    done = command(*SMALL, "--data", "mine.npz", "--json", cwd=tmp_path)
+    done = command(*QUICK, "--data", "mine.npz", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert report["saved"].startswith("runs/lp-fft-mine-sigma0.5-")
+    done = command(*QUICK, "--data", "mine.npz", "--width", "5", cwd=tmp_path)
+    assert "--width must be left out here, got 5: the file has its own" in done.stderr
     assert report["network"].startswith("width 5")
     assert report["loss"]["start"] == pytest.approx(
         np.logaddexp(0, -np.sign(X[:, 0]) * (np.maximum(X @ W.T, 0) @ v)).sum()
@@ -124,6 +136,7 @@ def test_a_users_file(tmp_path):
         (["--dt", "9"], "--dt must be at most the time, got 9 for a time of 0.1"),
         (["--data", "nowhere.npz"], "--data must be an .npz file, but there is no file 'nowhere.npz'"),
         (["--data", "mnist"], "--data must be separable, teacher, digits or a file.npz, got 'mnist'"),
+        (["--classes", "1", "7"], "--classes must be left out here, got (1, 7): data='separable' have"),
         (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
         (["--spread", "3"], "--spread must lie in"),
         (["--observables", "speed"], "--observables must be among"),
@@ -136,6 +149,11 @@ def test_a_users_file(tmp_path):
         (["--width", "10000000000000", "--activation", "linear"], "--width must be at most 1e+12"),
         (["--reduce", "gram"], "--reduce must apply to the run, but 'gram' needs a linear net"),
         (["--reduce", "kernel"], "--reduce must apply to the run, but 'kernel' needs a schedule of linear"),
+        (["--data", "digits"], "--samples must be left out here, got 8: data='digits' have their own"),
+        (
+            ["--method", "lp", "--lp-share", "0.5"],
+            "--lp-share must be left out here, got 0.5: method",
+        ),
         (["--data", "digits", "--features", "gaussian"], "--features must be left out with data="),
         (["--device", "gpu"], "--device must be"),
         (["--tiems", "3"], "unrecognized arguments: --tiems"),

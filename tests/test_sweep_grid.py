@@ -22,7 +22,7 @@ def test_a_file_is_read(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(
         'kind = "simulate"\nout = "there.zarr"\n'
-        "[fixed]\ntime = 1\ndt = 0.01\n"
+        '[fixed]\ndata = "digits"\ntime = 1\ndt = 0.01\n'
         '[sweep]\nsigma = { from = 0.1, to = 10, count = 3, spacing = "log" }\n'
         'clip = [1, "none"]\nclasses = [[3, 8], [1, 7]]\nseed = { start = 5, count = 2 }\n'
         '[record]\nvariables = ["loss", "accuracy"]\ntimes = 4\n'
@@ -40,6 +40,28 @@ def test_a_file_is_read(tmp_path):
     layout = grid.kind.layout(grid)
     assert list(layout.variables) == ["loss", "loss_standard_error", "accuracy", "accuracy_standard_error"]
     assert layout.coords["time"][1] == pytest.approx([0, 0.33, 0.67, 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sweep", "fixed", "idle"),
+    [
+        (SIMULATIONS, {"sigma": [0.1, 1], "stabiliser": [0.1, 1]}, {}, "stabiliser"),
+        (SIMULATIONS, {"lp_share": [0.1, 0.5]}, {"method": "fft"}, "lp_share"),
+        (SIMULATIONS, {"samples": [8, 9]}, {"data": "digits"}, "samples"),
+        (SIMULATIONS, {"width": [8, 9]}, {"data": "mine.npz"}, "width"),
+        (FINETUNINGS, {"rank": [2, 4], "method": ["lp", "fft"]}, {}, "rank"),
+        (FINETUNINGS, {"lr": [0.1, 1], "method": ["lp"]}, {"lp_lr": 1}, "lr"),
+    ],
+)
+def test_what_no_cell_reads_is_not_swept(tmp_path, monkeypatch, kind, sweep, fixed, idle):
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", X=np.eye(3), y=np.array([1, -1, 1]), W=np.ones((5, 3)))
+    with pytest.raises(ValueError, match=f"sweep must change results, got '{idle}', which no cell reads"):
+        Grid(kind, sweep, fixed)
+
+
+def test_what_one_cell_reads_is_swept():
+    assert Grid(FINETUNINGS, {"rank": [2, 4], "method": ["lora", "fft"]}).cells == 4
 
 
 @pytest.mark.parametrize("kind", [SIMULATIONS, FINETUNINGS], ids=lambda kind: kind.name)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Toys:
     def check(self, values: Values, record: Recorded) -> None:
         if values["b"] < 0:
             raise ValueError(f"b must be at least 0, got {values['b']}")
+
+    def idle(self, values: Values) -> Collection[str]:
+        return ["hold"] if values["gate"] is None else []
 
     def layout(self, grid: Grid) -> Layout:
         return Layout({"x": Variable(("place",), (grid.record.size,), {})})

@@ -62,6 +62,10 @@ class Kind(Protocol):
         """Refuse a combination of values."""
         ...
 
+    def idle(self, values: Values) -> Collection[str]:
+        """Parameters on which nothing depends beside the values of the others."""
+        ...
+
     def layout(self, grid: Grid) -> Layout:
         """What cells are made of."""
         ...
@@ -152,11 +156,19 @@ class Grid:
             read = {name: options[name].read(value) for name, value in self.record.items()}
             object.__setattr__(self, "record", self.kind.record(**read))
         _validate.instance("record", self.record, self.kind.record)
+        unread = set(self.sweep)
         for values in self.combinations():
             try:
                 self.kind.check(values, self.record)
+                unread.intersection_update(self.kind.idle(values))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{error} (at {self.describe(values)})") from None
+        if unread:
+            name = next(name for name in self.sweep if name in unread)
+            raise ValueError(
+                f"sweep must change results, got {name!r}, which no cell reads beside the other "
+                "values: take it out, or change them"
+            )
 
     @classmethod
     def read(cls, path: str | Path, kinds: Mapping[str, Callable[[], Kind]]) -> tuple[Grid, str | None]:
@@ -274,7 +286,7 @@ class Grid:
             given = {repr(plain(value)): value for value in values}
             lost = [value for value in stored[name] if repr(value) not in given]
             if lost:
-                raise ValueError(f"sweep.{name} has {lost[0]!r} there and lacks it here")
+                raise ValueError(f"sweep.{name} holds the value {lost[0]!r} there, which is missing here")
             kept = [given.pop(repr(value)) for value in stored[name]]
             axes[name] = [*kept, *given.values()]
         return replace(self, sweep=axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,10 @@ class Simulations:
         for name in record.variables:
             if OBSERVABLES[name].classes and simulation.data == "teacher":
                 raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
+
+    def idle(self, values: Values) -> Collection[str]:
+        """Parameters on which nothing depends beside the values of the others."""
+        return Simulation(**values).idle
 
     def layout(self, grid: Grid) -> Layout:
         """Observables over times, and over paths and neurons where these are kept."""

@@ -238,6 +238,13 @@ def test_an_interrupted_grid_says_how_to_go_on(
         (["--resume"], "--resume needs a checkpoint"),
         (["--checkpoint", "no.ckpt", "--resume"], "no.ckpt"),
         (["--out", "run.csv"], "--out must end in .nc"),
+        (["--rank", "2"], "--rank must be left out here, got 2: method is not 'lora'"),
+        (["--method", "fft", "--lp-lr", "2"], "--lp-lr must be left out here, got 2.0: nothing probes"),
+        (["--method", "lp", "--lp-lr", "2", "--lr", "1"], "--lr must be left out here, got 1.0: lp_lr is"),
+        (
+            ["--methods", "lp", "fft", "--density", ".2"],
+            "--density must be left out here, got 0.2",
+        ),
         (["--rank", "0", "--method", "lora"], "--rank must be at least 1"),
         (["--epsilons", "1", "-1"], "--epsilons must be positive"),
         (["--shares", "0"], "--shares must be different ones between 0 and 1"),
@@ -257,6 +264,12 @@ def test_wrong_usage_is_named_and_exits_with_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in refused(capsys, *SMALL[:2], *arguments)
+
+
+def test_the_rate_of_probing_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, rate in (["--lr", "0.5"], 0.5), (["--lp-lr", "0.5"], 0.5), ([], 1.0):
+        assert finetune.main([*SMALL, "--method", "lp", *options, "--json"]) == 0
+        assert f"6 steps at learning rate {rate:g}" in json.loads(capsys.readouterr().out)["method"]
 
 
 def test_help_is_light() -> None:

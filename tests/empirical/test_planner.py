@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bounds import alignment_time, lp_crossover
-from empirical import account, plan_share
+from empirical import account, plan_share, planner
 from empirical.history import History, plan
 from empirical.planner import SharePlan, _cut, _search
 from empirical.standin import Settings, Split, StandIn
@@ -215,11 +215,46 @@ def test_rates_are_searched_beyond_the_grid_only_where_accuracy_grows():
     def search(score):
         return _search(lambda rates: [score(rate) for rate in rates], start)
 
-    assert search(lambda rate: (-abs(np.log(rate / 81)), 0.0)) == 81
-    assert search(lambda rate: (-abs(np.log(rate * 27)), 0.0)) == pytest.approx(1 / 27)
-    assert search(lambda rate: (1.0, rate)) == 9
-    # not for ever
-    assert search(lambda rate: (rate, 0.0)) == 9 * 3**4
+    assert search(lambda rate: (-abs(np.log(rate / 81)), 0.0)) == (81, False)
+    assert search(lambda rate: (-abs(np.log(rate * 27)), 0.0)) == (pytest.approx(1 / 27), False)
+    assert search(lambda rate: (1.0, rate)) == (9, False)
+    # not for ever, and it is said
+    assert search(lambda rate: (rate, 0.0)) == (9 * 3**4, True)
+
+
+def test_what_limits_a_plan_is_said(monkeypatch):
+    X, y = clusters(each=20)
+    how = {**CALM, "draws": 2, "resolution": 1e-9}
+    plain = " ".join(plan_share(X, y, epsilon=1.0, steps=20, **how).notes)
+    assert "after 2 draws shares are known beside the best to" in plain
+    assert "largest class would be right of 25.0%" in plain
+    assert "NO share" not in plain
+    assert "best rate is the last" not in plain
+    monkeypatch.setattr(planner, "_FARTHEST", 0)
+    small = plan_share(0.1 * X, y, epsilon=100.0, steps=20, **how)
+    assert "best rate is the last that was tried, another may be better: " in " ".join(small.notes)
+    # labels that nothing tells
+    noise = np.random.default_rng(0).permutation(y)
+    assert "NO share is better" in " ".join(plan_share(X, noise, epsilon=0.1, steps=20, **CALM).notes)
+
+
+def test_the_command_is_the_recipe(capsys):
+    from empirical.finetune import _recipe, parser
+
+    X, y = clusters(each=20)
+    for shares in ([0.0, 0.5], [0.5, 0.75], [0.75, 1.0]):
+        found = plan_share(X, y, epsilon=1.0, steps=20, **{**CALM, "shares": shares})
+        words = found.command.split()
+        assert words[:3] == ["python", "-m", "empirical.finetune"]
+        args = parser().parse_args(words[3:])
+        defaults = {"lp_share": None, "lp_lr": None, "drop": 1.0}
+        for name, value in defaults.items():
+            setattr(args, name, getattr(args, name, value))
+        there, here = _recipe(args), found.recipe
+        assert there.lr == pytest.approx(here.lr, rel=1e-5)
+        assert [s.steps for s in there] == [s.steps for s in here]
+        for name in ("method", "lp_share", "steps", "batch", "epsilon", "delta", "clip"):
+            assert getattr(there, name) == getattr(here, name)
 
 
 def test_equal_seeds_plan_alike_and_others_differ():
