@@ -179,9 +179,10 @@ def load_checkpoint(
         raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start anew") from error
     for name, value in {"format": _FORMAT, **config}.items():
         if about[name] != value:
+            inner, there, here = _difference(name, about[name], value)
             raise StoreError(
-                f"checkpoint {path} belongs to another run: {name} is {about[name]!r} there and {value!r} "
-                "here; repeat the first command, or remove the file to start anew"
+                f"checkpoint {path} belongs to another run: {inner} is {there!r} there and {here!r} here; "
+                "repeat the first command, or remove the file to start anew"
             )
     if missing:
         raise StoreError(f"checkpoint {path} is damaged ({missing[0]} is missing): remove it to start anew")
@@ -192,6 +193,20 @@ def load_checkpoint(
                 f"checkpoint {path} is damaged ({name} has shape {actual}): remove it to start anew"
             )
     return arrays
+
+
+def _difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The first part of nested plain data that differs, by its name."""
+    both: Any = ()
+    if isinstance(there, dict) and isinstance(here, dict):
+        both = [(key, there.get(key), here.get(key)) for key in dict.fromkeys([*there, *here])]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = enumerate(zip(there, here, strict=True))
+        both = [(place, *pair) for place, pair in pairs if isinstance(pair[0], dict)]
+    for key, one, other in both:
+        if one != other:
+            return _difference(f"{name}.{key}", one, other)
+    return name, there, here
 
 
 def _encode(config: dict[str, Any]) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
     np.savez(tmp_path / "features.npz", X=np.eye(8), y=np.arange(8) % 2)
     script = (
         "import sys\nsys.modules['dp_accounting'] = None\n"
-        "from bounds.plan import main\nmain(['features.npz', '--epsilon', '1', '--delta', '1e-2', '--quiet'])\n"
+        "from bounds.plan import main\nmain(['features.npz', '--epsilon', '1', '--delta', '1e-2'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

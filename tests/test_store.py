@@ -201,6 +201,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch, changes, 
     assert path.exists()
 
 
+def test_what_differs_is_named_alone(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    interrupted(path, monkeypatch)
+    other = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.4, clip=1.0)
+    with pytest.raises(store.StoreError, match=r"run: schedule\.0\.sigma is 0\.3 there and 0\.4 here"):
+        euler_maruyama(PROBLEM, WEIGHTS, other, **ARGUMENTS, checkpoint=path)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "pickle", "one byte"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch, damage):
     path = tmp_path / "c"

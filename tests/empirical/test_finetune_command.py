@@ -284,23 +284,35 @@ def test_help_is_light() -> None:
     assert "(default: None)" not in done.stdout
 
 
-def test_two_processes_report_once(folder: Path) -> None:
+def together(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two processes that fine-tune one network."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "empirical.finetune", *SMALL, "--checkpoint", "run.npz", "--json"]
-    done = subprocess.run(
-        command,
+    return subprocess.run(
+        [*command, "-m", "empirical.finetune", *SMALL, *arguments],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+def test_of_two_processes_that_diverge_the_first_saves(folder: Path) -> None:
+    # torchrun ends all once one has failed
+    done = together("--lr", "1e30", "--epsilon", "inf", "--clip", "none", "--out", "run.nc")
+    assert done.returncode == 1
+    assert "a weight is no longer finite" in done.stderr
+    assert np.isfinite(store.load(folder / "run.nc").test_loss.values[0])
+
+
+def test_two_processes_report_once(folder: Path) -> None:
+    done = together("--checkpoint", "run.npz", "--json")
     assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     alone = ["--checkpoint", "alone.npz", "--json", "--out", "alone.nc"]
     assert finetune.main([*SMALL, *alone]) == 0
-    one, two = store.load(folder / "alone.nc"), store.load(folder / together["saved"])
+    one, two = store.load(folder / "alone.nc"), store.load(folder / report["saved"])
     np.testing.assert_array_equal(two.batch, one.batch)
     # six steps in single precision
     np.testing.assert_allclose(two.test_loss, one.test_loss, rtol=1e-4)
