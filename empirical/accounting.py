@@ -264,8 +264,8 @@ def calibrate(
     epsilon, eps_error = _validate.positive("epsilon", epsilon), _validate.positive("eps_error", eps_error)
     if epsilon < 10 * eps_error:
         raise ValueError(
-            f"epsilon must be at least 10 eps_error = {10 * eps_error:g}, got {epsilon:g}: the accountant "
-            "does not resolve less; give a smaller eps_error"
+            f"epsilon must be at least {10 * eps_error:g}, ten times the accountant's eps_error, got "
+            f"{epsilon:g}: take a larger one (or in Python a smaller eps_error)"
         )
     if epsilon > _LARGEST_EPSILON:
         raise ValueError(

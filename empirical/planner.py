@@ -443,8 +443,8 @@ def _labels(name: str, value: ArrayLike, known: Sequence[str] | None = None) -> 
         raise ValueError(f"{name} must hold two or more classes, got {len(names)}: {', '.join(names)}")
     if len(names) > len(given) / 2:
         raise ValueError(
-            f"{name} must hold classes, got {len(names)} different values among {len(given)}: "
-            "there is no plan for regression"
+            f"{name} must hold two samples or more of each class, got {len(names)} different values among "
+            f"{len(given)}: give more samples; for regression there is no plan"
         )
     return names, numbers
 
@@ -487,7 +487,8 @@ def _lengths(shares: Sequence[float], steps: int) -> list[int]:
     found = sorted({round(share * steps) for share in given.tolist()})
     if len(found) < 2:
         raise ValueError(
-            f"shares must differ by a step of {steps}, got {given.tolist()}: give more of either"
+            f"shares must be two or more that differ by a step of {steps}, got {given.tolist()}: give "
+            "others, or more steps"
         )
     return found
 

@@ -244,7 +244,10 @@ PLANNED = plan(1000, 100, delta=1e-4, steps=10)
             lambda: epsilon(History([Mechanism("a", 0.1, 1, 1.0)], 0.1), accountant="gdp"),
             r"accountant must be 'prv' or 'pld' with Poisson sampling, got 'gdp' at sample_rate=0\.1",
         ),
-        (lambda: calibrate(PLANNED, 0.005), r"epsilon must be at least 10 eps_error = 0\.01, got 0\.005"),
+        (
+            lambda: calibrate(PLANNED, 0.005),
+            r"epsilon must be at least 0\.01, ten times .*, got 0\.005",
+        ),
         (lambda: calibrate(PLANNED, 200.0), r"epsilon must be at most 100 or infinite, got 200"),
         (lambda: calibrate(PLANNED, math.nan), r"epsilon must be finite, got nan"),
         (lambda: calibrate(PLANNED, -1.0), r"epsilon must be positive, got -1"),
