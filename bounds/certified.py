@@ -98,6 +98,8 @@ def certified_loss(
         # valid times come first
         lower, upper = problem.y * found.lower[:count], problem.y * found.upper[:count]
         high, low = problem.losses(lower).sum(1), problem.losses(upper).sum(1)
+        # at time 0 they differ by roundoff
+        low = np.minimum(low, high)
         residual = np.maximum(np.abs(problem.residuals(lower)), np.abs(problem.residuals(upper)))
         still = Schedule([Phase(p.method, p.time, 0.0, p.clip) for p in schedule])
         sizes = expected_norm(problem, weights, still, t[:count]).upper

@@ -57,6 +57,18 @@ def test_contains_the_expected_loss_many(tightness):
         tightness(f"1d: certified loss, {base}", check(200, base))
 
 
+def test_the_ends_are_in_order_where_they_meet():
+    """At time 0, up to roundoff."""
+    schedule = Schedule.fft(time=0.3, sigma=1.0, clip=1.0)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        problem = Problem(rng.standard_normal((1, 2)), [1], activation="linear")
+        weights = Weights(rng.standard_normal((9, 2)), rng.standard_normal(9))
+        band = bounds.certified_loss(problem, weights, schedule, [0.0], base="sandwich")
+        assert band.valid.all()
+        assert (band.lower <= band.upper).all()
+
+
 def test_a_narrower_interval_is_violated():
     # linear probing, square loss: the upper bound's curvature term is attained by equal eigenvalues
     problem = Problem(np.eye(2), [1.0, -1.0], "linear", "square")
