@@ -327,7 +327,10 @@ def norm_tail(
         raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
-    start = float((weights.W**2).sum() + weights.v @ weights.v) / variance
+    size = float((weights.W**2).sum() + weights.v @ weights.v)
+    if not (variance > 0 and np.isfinite(size / variance)):
+        raise ValueError(f"time must leave noise beside the weights, got {time:g}: take a longer one")
+    start = size / variance
     given: Any = [level] if np.isscalar(level) else level
     levels = _validate.array("level", given, 1)
     x = (levels[0] if np.isscalar(level) else levels) / variance

@@ -432,9 +432,7 @@ def last_iterate_gdp(
     sigma, lp_time = _validate.positive("sigma", sigma), _validate.positive("lp_time", lp_time)
     fft_time = _validate.non_negative("fft_time", fft_time)
     gap = sensitivity(Phase("lp", lp_time, sigma, clip), neighbours)
-    if dt is None:
-        probing = math.tanh(decay * lp_time / 2) / decay
-    else:
+    if dt is not None:
         dt = _validate.positive("dt", dt)
         if smoothness is None:
             raise ValueError(
@@ -445,7 +443,11 @@ def last_iterate_gdp(
             raise ValueError(f"smoothness must be at least weight_decay={decay:g}, got {smoothness:g}")
         if dt > 2 / (decay + smoothness):
             raise ValueError(f"dt must be at most 2/(lambda + M) = {2 / (decay + smoothness):g}, got {dt:g}")
-        steps = round(lp_time / dt)
+    # the limit of short steps, which differ by their product with the decay
+    if dt is None or decay * dt < 1e-12:
+        probing = math.tanh(decay * lp_time / 2) / decay
+    else:
+        steps = round(min(lp_time / dt, 2**63))
         c = 1 - decay * dt
         probing = dt / 2 * (1 - c**steps) * (1 + c) / ((1 + c**steps) * (1 - c))
     return gap / sigma * math.sqrt(probing + fft_time / 2)

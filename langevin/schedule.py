@@ -232,14 +232,15 @@ def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
     phase_steps = []
     for phase in schedule:
         exact = phase.time / dt
+        # which may be infinite
+        if exact >= 2**32:
+            raise ValueError(f"dt must give fewer than 2^32 steps a phase, got {dt:g}: take a larger dt")
         steps = round(exact)
         if steps < 1:
             raise ValueError(
                 f"dt must be at most the length of each phase, got {dt:g} for a phase of time "
                 f"{phase.time:g}: take dt <= {phase.time:g}"
             )
-        if steps >= 2**32:
-            raise ValueError(f"dt must give fewer than 2^32 steps a phase, got {dt:g}: take a larger dt")
         if abs(steps - exact) > 1e-6 * max(1.0, exact):
             warnings.warn(
                 f"a phase of time {phase.time:g} is no multiple of dt={dt:g}: "
@@ -368,6 +369,8 @@ class DPSGD:
             samples = _validate.integer("samples", samples, 1)
             learning_rate, scale = dt * samples, sample_rate * samples
         nu = phase.sigma * math.sqrt(2 * dt) * scale / (learning_rate * phase.clip)
+        if phase.time / dt >= 2**32:
+            raise ValueError(f"dt must give fewer than 2^32 steps, got {dt:g} for a time of {phase.time:g}")
         steps = round(phase.time / dt)
         if abs(steps * dt - phase.time) > 1e-6 * dt:
             raise ValueError(f"dt must divide the phase's time, got {dt:g} for a time of {phase.time:g}")

@@ -395,7 +395,8 @@ def _draws(dt: float, noise_dt: float | None) -> int:
     if noise_dt is None:
         return 1
     noise_dt = _validate.positive("noise_dt", noise_dt)
-    draws = round(dt / noise_dt)
+    # more of them than 2^32, even infinitely many, are of no use
+    draws = round(min(dt / noise_dt, 2**32))
     if draws < 1 or abs(draws * noise_dt - dt) > 1e-9 * dt:
         raise ValueError(f"dt must be a whole multiple of noise_dt, got {dt:g} and {noise_dt:g}")
     return draws

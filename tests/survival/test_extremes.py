@@ -1,12 +1,15 @@
 """Extreme problems and schedules: every solver, reduction and bound works, or refuses by name."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bounds
-from langevin import Diverged, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
+from langevin import DPSGD, Diverged, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
 from tests.helpers import random_problem, random_weights
 from tests.survival import cases
 from tests.survival.outcomes import Finding, attempt, finite, ours
@@ -115,3 +118,25 @@ def test_an_error_of_anothers_making_is_a_finding():
     with pytest.raises(ValueError, match="time") as caught:
         Phase("lp", -1.0)
     assert ours(caught.value)
+
+
+def test_steps_beyond_count_are_named():
+    problem, weights = random_problem(0), random_weights(0)
+    schedule = Schedule.fft(time=1.0, sigma=0.5, clip=1.0)
+    tiny = 5e-324
+    for call, message in (
+        (lambda: euler_maruyama(problem, weights, schedule, dt=tiny), "dt must give fewer than 2^32 steps"),
+        (lambda: zeroth_order(problem, weights, schedule, dt=tiny), "dt must give fewer than 2^32 steps"),
+        (lambda: DPSGD.from_phase(schedule.phases[0], dt=tiny), "dt must give fewer than 2^32 steps"),
+        (
+            lambda: euler_maruyama(problem, weights, schedule, dt=0.1, noise_dt=tiny),
+            "dt must be a whole multiple of noise_dt",
+        ),
+        (lambda: bounds.norm_tail(problem, weights, schedule, tiny, 4.0), "time must leave noise"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+    how: dict[str, Any] = dict(weight_decay=1.0, sigma=5.0, clip=1.0, lp_time=2.0)
+    limit = bounds.last_iterate_gdp(**how)
+    assert bounds.last_iterate_gdp(**how, dt=tiny, smoothness=2.0) == limit
+    assert bounds.last_iterate_gdp(**how, dt=1e-9, smoothness=2.0) == pytest.approx(limit, rel=1e-8)
