@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from empirical.recipe import Recipe
 from empirical.records import Cell
 from empirical.setting import Setting
+from langevin._engine import deaf_children
 
 # measures, or the error that there was instead
 Outcome = dict[str, float] | str
@@ -69,7 +70,9 @@ def _session(
             while alive and queue and len(running) < workers and not late():
                 cell = queue.popleft()
                 try:
-                    running[pool.submit(_attempt, compute, cell)] = cell
+                    # until it can end without a traceback, a worker hears of no interrupt on the terminal
+                    with deaf_children():
+                        running[pool.submit(_attempt, compute, cell)] = cell
                 except BrokenProcessPool:
                     queue.appendleft(cell)
                     alive = False
@@ -89,6 +92,8 @@ def _session(
 def _start() -> None:
     # an interrupt on the terminal ends a worker without a traceback of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -320,6 +320,8 @@ def plan_share(
     steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
     tuning_draws = _validate.integer("tuning_draws", tuning_draws, 1)
     clip = _validate.positive("clip", clip)
+    if not 1e-300 <= clip <= 1e300:
+        raise ValueError(f"clip must lie in [1e-300, 1e300], so that rates are numbers, got {clip:g}")
     resolution = _validate.non_negative("resolution", resolution)
     _validate.instance("theory", theory, bool)
     root = int(generator(rng, "plan").integers(2**63))

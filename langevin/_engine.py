@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -89,6 +90,24 @@ class Deferred:
                 signal.raise_signal(number)
             finally:
                 signal.signal(number, self._receive)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all of a command's processes, from those that start here.
+
+    Threads and processes inherit which signals are blocked where they start.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # which unblocks signals in the thread that starts it
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def one_blas_thread() -> threadpool_limits:

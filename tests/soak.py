@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -156,8 +157,11 @@ class Soak:
         problem = orthogonally_separable(32, 8, rng=0)
         weights = collapsed_features(problem, 64, rng=0)
         schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.1, sigma=0.5, clip=1.0)
-        for _ in range(10):
-            run = euler_maruyama(problem, weights, schedule, dt=1e-3, paths=20, rng=0, reduce="none")
+        for place in range(10):
+            # the code of both is loaded once
+            precision = "single" if place % 2 else "double"
+            how: dict[str, Any] = dict(dt=1e-3, paths=20, rng=0, reduce="none", precision=precision)
+            run = euler_maruyama(problem, weights, schedule, **how)
             store.load(store.save(run, folder / "run.nc"))
             store.load(store.save(run, folder / "run.zarr"))
             self.report.calls["memory"] += 1

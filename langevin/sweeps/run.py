@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from langevin import _validate
-from langevin._engine import Deferred, available_threads, one_blas_thread, shielded
+from langevin._engine import Deferred, available_threads, deaf_children, one_blas_thread, shielded
 from langevin._record import versions
 from langevin.sweeps import store
 from langevin.sweeps.grid import Grid
@@ -287,24 +285,6 @@ class _Sweep:
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all of a command's processes, from those started by new threads.
-
-    Threads and processes inherit which signals are blocked where they start.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # which unblocks signals in the thread that starts it
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
 def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client]:
     try:
         from dask import config
@@ -317,7 +297,7 @@ def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client
     try:
         if scheduler is None:
             # half a cluster cannot be closed
-            with Deferred(), _deaf_children():
+            with Deferred(), deaf_children():
                 # a worker that dies again while it is started anew would be given up after so long
                 config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
                 # nothing listens beyond this machine; a port that is free

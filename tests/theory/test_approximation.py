@@ -39,15 +39,21 @@ def measured(problem, weights, schedule, times, seed, paths=PATHS, parts=256):
 
 
 def check(count, kinds=KINDS):
-    ratios = {kind: [] for kind in kinds}
+    ratios, refused = {kind: [] for kind in kinds}, 0
     for seed in range(count):
         problem, weights, schedule, times = case(seed)
         mean, error, bias = measured(problem, weights, schedule, times, seed)
         for kind in kinds:
-            band = bounds.approximation_error(problem, weights, schedule, times, kind=kind)
+            try:
+                band = bounds.approximation_error(problem, weights, schedule, times, kind=kind)
+            except ArithmeticError:
+                # a stiff flow along a kink of the ReLU is not integrated
+                refused += 1
+                continue
             assert band.valid.all()
             assert (mean <= band.upper + 4 * error + bias).all(), (kind, seed)
             ratios[kind].append(band.upper[-1] / mean[-1])
+    assert refused <= count / 50
     return ratios
 
 

@@ -24,12 +24,17 @@ def case(seed, decoupled=False):
 
 
 def check(usable, base: Any):
-    ratios = []
+    ratios, refused = [], 0
     for seed in count():
         if len(ratios) >= usable:
             break
         problem, weights, schedule, times = case(seed, base == "sandwich")
-        band = bounds.certified_loss(problem, weights, schedule, times, base=base)
+        try:
+            band = bounds.certified_loss(problem, weights, schedule, times, base=base)
+        except ArithmeticError:
+            # a stiff flow along a kink of the ReLU is not integrated
+            refused += 1
+            continue
         if base == "flow":
             assert band.valid.all()
         if not band.valid[1:].any():
@@ -43,6 +48,7 @@ def check(usable, base: Any):
         assert band.contains(mean, 5 * error + 2 * np.abs(mean - coarse) + 1e-9), seed
         k = int(np.flatnonzero(band.valid)[-1])
         ratios.append(band.upper[k] / mean[k])
+    assert refused <= usable / 50
     return ratios
 
 
