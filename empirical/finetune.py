@@ -333,11 +333,9 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _refuse_idle(args: argparse.Namespace, command: argparse.ArgumentParser, *recipes: Recipe) -> None:
     """Refuse options that none of the recipes reads."""
-    for name, why in recipes[0].idle.items():
-        if all(name in recipe.idle for recipe in recipes) and hasattr(args, name):
-            value = getattr(args, name)
-            if value != RUN.get(name, command.get_default(name)):
-                raise ValueError(f"{name} must be left out here, got {value}: {why}")
+    unread = {n: why for n, why in recipes[0].idle.items() if all(n in recipe.idle for recipe in recipes)}
+    defaults = {name: RUN.get(name, command.get_default(name)) for name in vars(args)}
+    _command.refuse_idle(unread, args, defaults)
 
 
 def _target(args: argparse.Namespace, start: str) -> Path:

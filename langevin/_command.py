@@ -47,6 +47,23 @@ def as_option(command: argparse.ArgumentParser, message: str, names: Mapping[str
     return f"{option} {rest}" if option in known else message
 
 
+def refuse_idle(idle: Mapping[str, str], given: object, defaults: Mapping[str, object]) -> None:
+    """Refuse options that nothing reads, unless they have their defaults.
+
+    Parameters
+    ----------
+    idle : mapping
+        From such options to why nothing reads them.
+    given : object
+        With the options as attributes.
+    defaults : mapping
+        Of all options that can be given.
+    """
+    for name, why in idle.items():
+        if name in defaults and (value := getattr(given, name)) != defaults[name]:
+            raise ValueError(f"{name} must be left out here, got {value}: {why}")
+
+
 def missing(error: ImportError) -> str:
     """What to install, of a package that is not there; another error says so itself."""
     if not isinstance(error, ModuleNotFoundError):

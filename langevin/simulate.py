@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
                 checkpoint = _checkpoint(out, args.resume)
                 times = _validate.integer("times", args.times, 2)
                 problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
-                _refuse_idle(simulation)
+                defaults = {field.name: field.default for field in fields(simulation)}
+                _command.refuse_idle(simulation.idle, simulation, defaults)
                 schedule = simulation.schedule
                 _validate.fraction("delta", args.delta)
                 wanted = schedule.default_times(min(times, simulation.steps + 1))
@@ -277,13 +278,6 @@ def _simulation(args: argparse.Namespace) -> Simulation:
     clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
     asked = {field.name: getattr(args, field.name) for field in fields(Simulation)}
     return Simulation(**asked | {"clip": clip, "classes": tuple(args.classes)})
-
-
-def _refuse_idle(simulation: Simulation) -> None:
-    """Refuse options that nothing reads."""
-    for name, why in simulation.idle.items():
-        if (value := getattr(simulation, name)) != getattr(type(simulation), name):
-            raise ValueError(f"{name} must be left out here, got {value}: {why}")
 
 
 # --- what comes of it ------------------------------------------------------------------------

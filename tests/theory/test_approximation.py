@@ -46,8 +46,10 @@ def check(count, kinds=KINDS):
         for kind in kinds:
             try:
                 band = bounds.approximation_error(problem, weights, schedule, times, kind=kind)
-            except ArithmeticError:
-                # a stiff flow along a kink of the ReLU is not integrated
+            except ArithmeticError as refusal:
+                # a flow along a kink of the ReLU is not integrated where it is stiff
+                if "too stiff" not in str(refusal):
+                    raise
                 refused += 1
                 continue
             assert band.valid.all()

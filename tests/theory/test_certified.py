@@ -31,8 +31,10 @@ def check(usable, base: Any):
         problem, weights, schedule, times = case(seed, base == "sandwich")
         try:
             band = bounds.certified_loss(problem, weights, schedule, times, base=base)
-        except ArithmeticError:
-            # a stiff flow along a kink of the ReLU is not integrated
+        except ArithmeticError as refusal:
+            # a flow along a kink of the ReLU is not integrated where it is stiff
+            if "too stiff" not in str(refusal):
+                raise
             refused += 1
             continue
         if base == "flow":
