@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import njit
 from scipy.linalg import blas
 
 from langevin import _kernels
+from langevin._jit import njit
 from langevin._layout import aligned_zeros
 
 CHAINS = 12  # independent products in flight: more than latency times units, fewer than registers

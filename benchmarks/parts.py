@@ -7,10 +7,10 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from numba import njit
 
 from benchmarks.contestants import Ours
 from langevin import _kernels as kernels
+from langevin._jit import njit
 
 _PRODUCT, _EVALUATE, _PULL_BACK, _DESCEND, _NOISE = range(5)
 

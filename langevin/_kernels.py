@@ -21,13 +21,15 @@ import numpy as np
 import scipy.linalg.cython_blas as cython_blas
 import scipy.linalg.cython_lapack as cython_lapack
 from llvmlite import binding
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from langevin._jit import njit
+
 # no nnan and no ninf: a diverging path has to show as one
 MATH = {"reassoc", "contract", "nsz"}
-JIT: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy")
+JIT: dict[str, Any] = dict(nogil=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
 
 # columns of a triangle up to which our reflections are faster than LAPACK's, which take so many at once
