@@ -15,6 +15,7 @@ from empirical.recipe import Recipe
 from empirical.records import Cell
 from empirical.setting import Setting
 from langevin._engine import deaf_children
+from langevin._spawn import require_importable_main
 
 # measures, or the error that there was instead
 Outcome = dict[str, float] | str
@@ -39,8 +40,15 @@ def outcomes(
     Yields
     ------
     tuple of Cell and (dict or str)
+
+    Raises
+    ------
+    ValueError
+        If several workers could not import the script that calls this.
     """
     queue = deque(cells)
+    if workers > 1:
+        require_importable_main("take workers=1")
     if workers == 1:
         while queue and not late():
             cell = queue.popleft()

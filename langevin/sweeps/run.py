@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import queue
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from langevin import _validate
 from langevin._engine import Deferred, available_threads, deaf_children, one_blas_thread, shielded
 from langevin._record import versions
+from langevin._spawn import require_importable_main
 from langevin.sweeps import store
 from langevin.sweeps.grid import Grid
 from langevin.sweeps.store import Outcome, Place, SweepStore
@@ -23,7 +25,7 @@ from langevin.sweeps.workers import Batch, Task, compute
 
 if TYPE_CHECKING:
     import xarray as xr
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 # a task takes about so long, unless one cell takes longer
 _TASK_SECONDS = 0.5
@@ -67,8 +69,8 @@ def run_sweep(
     workers : int, optional
         Here, one thread each; by default as many as there are processors.
     threads : bool
-        Threads of this process in place of processes. These start anew and import the main module: a script
-        must have its ``if __name__ == "__main__":``.
+        Threads of this process in place of processes, which import the script that starts them: it must be a
+        file, and call this under ``if __name__ == "__main__":``.
     scheduler : str, optional
         Address of Dask's scheduler, such as ``tcp://10.0.0.1:8786``, whose workers compute. They need the
         same packages, and the files that the grid names at the same paths; the store they do not need.
@@ -92,7 +94,7 @@ def run_sweep(
     SweepError
         If the scheduler or all its results are lost; what is finished is kept.
     ValueError, TypeError
-        On bad arguments.
+        On bad arguments; also where worker processes could not import the script that calls this.
 
     Examples
     --------
@@ -116,6 +118,8 @@ def run_sweep(
         left = kept.left()
         store.require_room(kept.path, len(left), kept.layout)
         if len(left):
+            if scheduler is None and not threads:
+                require_importable_main("take threads=True")
             needed = max(kept.grid.kind.memory(v, kept.grid.record) for v in kept.grid.combinations())
             if scheduler is None:
                 _validate.memory(
@@ -123,7 +127,7 @@ def run_sweep(
                     f"a cell for each of {count} workers",
                     "take fewer workers, or record less of each cell",
                 )
-            with one_blas_thread(), _client(count, threads, scheduler) as client:
+            with _logging_kept(), one_blas_thread(), _client(count, threads, scheduler) as client:
                 if dashboard is not None and client.dashboard_link:
                     dashboard(client.dashboard_link)
                 _Sweep(kept, client, left, progress).work()
@@ -285,41 +289,85 @@ class _Sweep:
 
 
 @contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Leave logging as it was: Dask sets up its own once it is imported, and more for each cluster."""
+    before = {name: (log.level, list(log.handlers), log.propagate) for name, log in _loggers().items()}
+    try:
+        yield
+    finally:
+        for name, log in _loggers().items():
+            level, handlers, log.propagate = before.get(name, (logging.NOTSET, [], True))
+            log.setLevel(level)
+            log.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _logging_from(level: int) -> Iterator[None]:
+    """Hear from Dask of this level and above: where others have handlers, it would tell all that it does."""
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(max(before, level))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    """The root logger, and all of Dask's and of what it uses."""
+    return {"": logging.root} | {
+        name: log
+        for name, log in logging.root.manager.loggerDict.items()
+        if isinstance(log, logging.Logger) and name.partition(".")[0] in ("bokeh", "distributed", "tornado")
+    }
+
+
+@contextlib.contextmanager
 def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client]:
     try:
-        from dask import config
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise ValueError(
             "sweeps need Dask, which is not installed: pip install 'private-finetuning-dynamics[sweep]'"
         ) from None
     cluster = None
-    try:
-        if scheduler is None:
-            # half a cluster cannot be closed
-            with Deferred(), deaf_children():
-                # a worker that dies again while it is started anew would be given up after so long
-                config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
-                # nothing listens beyond this machine; a port that is free
-                cluster = LocalCluster(
-                    n_workers=1 if threads else count,
-                    threads_per_worker=count if threads else 1,
-                    processes=not threads,
-                    host="127.0.0.1",
-                    protocol="tcp://",
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=0 if threads else "auto",
-                )
+    with _logging_from(logging.WARNING):
         try:
-            client = Client(scheduler if cluster is None else cluster, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise SweepError(f"scheduler {scheduler} cannot be reached: {error}") from error
-        try:
-            yield client
+            if scheduler is None:
+                cluster = _cluster(count, threads)
+            try:
+                client = Client(scheduler if cluster is None else cluster, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise SweepError(f"scheduler {scheduler} cannot be reached: {error}") from error
+            try:
+                yield client
+            finally:
+                with shielded():
+                    client.close()
         finally:
-            with shielded():
-                client.close()
-    finally:
-        if cluster is not None:
-            with shielded():
-                cluster.close()
+            if cluster is not None:
+                with shielded():
+                    cluster.close()
+
+
+def _cluster(count: int, threads: bool) -> LocalCluster:
+    from dask import config
+    from distributed import LocalCluster
+
+    # half a cluster cannot be closed; what keeps it from starting is raised
+    with Deferred(), deaf_children(), _logging_from(logging.CRITICAL):
+        # a worker that dies again while it is started anew would be given up after so long
+        config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
+        try:
+            # nothing listens beyond this machine; a port that is free
+            return LocalCluster(
+                n_workers=1 if threads else count,
+                threads_per_worker=count if threads else 1,
+                processes=not threads,
+                host="127.0.0.1",
+                protocol="tcp://",
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0 if threads else "auto",
+            )
+        except RuntimeError as error:
+            raise SweepError(f"workers could not be started: {error.__cause__ or error}") from error
