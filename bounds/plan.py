@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from langevin import _command
+from langevin import _command, _streams
 
 PROGRAM = "python -m bounds.plan"
 # where the function calls an argument otherwise
@@ -187,4 +187,4 @@ def _bar(quiet: bool) -> Iterator[Callable[[int], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command
+from langevin import _command, _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -623,4 +623,4 @@ def _bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int | N
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

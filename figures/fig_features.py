@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study_features import FILE, LARGE, measure
+from langevin import _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,4 +130,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _streams.run(main)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.environment import processor
 from figures import output
 from figures.studies import FOLDER, paths
+from langevin import _streams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,4 +176,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _streams.run(main)

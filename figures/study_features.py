@@ -5,11 +5,11 @@ It writes docs/study/features.nc, which `figures.fig_features` reads.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import processor
 from figures.output import ROOT
+from langevin import _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

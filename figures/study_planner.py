@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from benchmarks.environment import processor
 from figures.output import ROOT
+from langevin import _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -152,4 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from figures import output, regret
+from langevin import _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -90,4 +91,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _streams.run(main)

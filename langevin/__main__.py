@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from langevin import _streams
+
 TOUR = """\
 Training dynamics of private fine-tuning: what DP-SGD does to a pre-trained
 network, simulated as a clipped Langevin diffusion, beside what the theorems
@@ -50,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _streams.run(main)

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command
+from langevin import _command, _streams
 
 if TYPE_CHECKING:
     from langevin.problem import Problem, Weights
@@ -325,4 +325,4 @@ def _talk(args: argparse.Namespace, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command
+from langevin import _command, _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -215,4 +215,4 @@ def _hush() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)

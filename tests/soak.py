@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from langevin import _streams
 from tests.survival import cases, damage, processes
 from tests.survival.outcomes import Finding, attempt, finite
 
@@ -208,4 +209,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _streams.run(main)
