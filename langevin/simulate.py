@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
                     saved, failure_to_save = _command.save(run, out)
                 except store.StoreError as error:
                     return _command.fail(
-                        command, f"{error}; the run is kept in {checkpoint}: make room, then --resume"
+                        command,
+                        f"{error}; the run is kept in {checkpoint}: once that is fixed, --resume saves it",
                     )
                 store.remove_checkpoint(checkpoint)
             subject = report.Subject(
