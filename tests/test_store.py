@@ -59,7 +59,7 @@ def test_a_name_that_is_no_text(tmp_path, suffix):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff") + suffix
     if suffix == ".nc":
         with pytest.raises(
-            store.StoreError, match="out must be valid UTF-8 for netCDF, got .*use another name"
+            store.StoreError, match=r"out must be valid UTF-8 for netCDF, got .*use another name"
         ):
             store.check_target(name)
         # the control: netCDF cannot write it
