@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from langevin import _streams
+from langevin import _install, _streams
 
-TOUR = """\
+_TOUR = """\
 Training dynamics of private fine-tuning: what DP-SGD does to a pre-trained
 network, simulated as a clipped Langevin diffusion, beside what the theorems
 say of it (arXiv:2402.18905).
@@ -23,31 +23,51 @@ What there is
   python -m langevin.sweep       simulate or fine-tune a grid of them, resumable
   python -m bounds.plan          split a privacy budget between the phases
   python -m empirical.finetune   fine-tune with real DP-SGD, and compare
-  python -m figures              make the figures and tables
-Each says more with --help.
+{figures}Each says more with --help.
 
 From Python
   from langevin import Problem, Weights, Schedule, euler_maruyama, zeroth_order
   import bounds      the theorems, on the same problem, weights and schedule
-  import empirical   real DP-SGD (needs: pip install -e '.[dpsgd]')
+  import empirical   real DP-SGD; it needs
+      {dpsgd}
 
-To read
+To read{where}
+{reading}"""
+_FIGURES = "  python -m figures              make the figures and tables\n"
+_CHECKOUT = """\
   README.md          five minutes
   make docs          builds the documentation: build/docs/index.html
                      (theory with proofs, how-to, API, gallery)
 """
+_WHEEL = """\
+  python -m pydoc langevin.euler_maruyama
+                     and likewise for all that is imported above; figures,
+                     tutorials and proofs come with the project's source
+"""
+
+
+def tour() -> str:
+    """The tour of what there is here: a checkout has more than an installed wheel."""
+    root = _install.checkout()
+    return _TOUR.format(
+        figures="" if root is None else _FIGURES,
+        dpsgd=_install.command("dpsgd"),
+        where="" if root is None or _install.is_current(root) else f", in {root}",
+        reading=_WHEEL if root is None else _CHECKOUT,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tour and return an exit status."""
+    text = tour()
     parser = argparse.ArgumentParser(
         prog="python -m langevin",
         usage="python -m langevin",
-        description=TOUR,
+        description=text.replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
-    print(TOUR, end="")
+    print(text, end="")
     return 0
 
 

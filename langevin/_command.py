@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from langevin import _install
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -68,7 +70,8 @@ def missing(error: ImportError) -> str:
     """What to install, of a package that is not there; another error says so itself."""
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
-    return f"{error.name} is not installed: pip install -e '.[dpsgd]', which make test does, too"
+    name = str(error.name)
+    return f"{name} is not installed: {_install.command(_install.extra_of(name))}"
 
 
 def plot_target(asked: str | Path) -> Path:

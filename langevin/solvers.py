@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from langevin import _engine, _record, _validate, noise
+from langevin import _engine, _install, _record, _validate, noise
 from langevin._engine import Chain, Chunk, Results
 from langevin._random import RNG
 from langevin.noise import DTYPES, Precision
@@ -407,8 +407,7 @@ def _on_device(chain: Chain, name: str, threads: int) -> Chain:
         from langevin import _device
     except ImportError:
         raise ValueError(
-            f"device must be 'cpu' here, got {name!r}: PyTorch is not installed; "
-            "pip install 'private-finetuning-dynamics[gpu]'"
+            f"device must be 'cpu' here, got {name!r}: PyTorch is not installed; {_install.command('gpu')}"
         ) from None
     return _device.DeviceChain.of(chain, _device.find(name), threads)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _validate
+from langevin import _install, _validate
 from langevin._engine import Deferred, available_threads, deaf_children, one_blas_thread, shielded
 from langevin._record import versions
 from langevin._spawn import require_importable_main
@@ -327,9 +327,7 @@ def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError(
-            "sweeps need Dask, which is not installed: pip install 'private-finetuning-dynamics[sweep]'"
-        ) from None
+        raise ValueError(f"sweeps need Dask, which is not installed: {_install.command('sweep')}") from None
     cluster = None
     with _logging_from(logging.WARNING):
         try:
