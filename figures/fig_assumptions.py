@@ -38,7 +38,13 @@ KINDS = {
     "glyphs random": "glyphs, random net's",
     "glyphs random centred": "... centred",
 }
-PAIRS = 3
+SETTINGS: output.Settings = {
+    "pairs of classes": (1, 3),
+    "epochs of pre-training on digits": (2, 60),
+    "epochs on glyphs": (1, 30),
+    "glyphs": (400, 2000),
+    "pixels a side": (12, 24),
+}
 WIDTH, SAMPLES = 128, 200
 LP_TIME, CLIP, DT = 1.0, 1.0, 1e-3
 # of cosines: from the 5th to the 95th in a hundred
@@ -53,7 +59,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     import bounds
 
     columns: dict[tuple[str, int], dict[str, Any]] = {}
-    for kind, pair, problem, weights in cases(1 if quick else PAIRS, quick):
+    for kind, pair, problem, weights in cases(quick):
         found = bounds.check_assumptions(problem, weights)
         assert found.collapse is not None
         columns[kind, pair] = {
@@ -92,7 +98,7 @@ MEANINGS = {
 }
 
 
-def cases(pairs: int, quick: bool) -> Iterator[tuple[str, int, Problem, Weights]]:
+def cases(quick: bool) -> Iterator[tuple[str, int, Problem, Weights]]:
     """Yield each kind's problems: two classes, inputs of mean square norm 1."""
     from empirical import Setting, Shift, body, embed
     from langevin import Weights as Start
@@ -101,6 +107,7 @@ def cases(pairs: int, quick: bool) -> Iterator[tuple[str, int, Problem, Weights]
     def start(dim: int, seed: int) -> Weights:
         return Start(gaussian_features(WIDTH, dim, rng=seed), gaussian_head(WIDTH, rng=seed))
 
+    pairs, epochs, glyph_epochs, images, size = output.chosen(SETTINGS, quick).values()
     for pair in range(pairs):
         problem = orthogonally_separable(SAMPLES, 16, rng=pair)
         yield "synthetic", pair, problem, collapsed_features(problem, WIDTH, rng=pair)
@@ -110,10 +117,9 @@ def cases(pairs: int, quick: bool) -> Iterator[tuple[str, int, Problem, Weights]
         # features learnt on the digits' own scale respond in the same way to any other
         norms = np.linalg.norm(weights.W, axis=1, keepdims=True)
         yield "digits centred", pair, scaled, Start(weights.W / norms / WIDTH**0.5, weights.v)
-    small: dict[str, Any] = {"size": 12, "images": 400} if quick else {}
     settings = {
-        "digits": Setting("digits", shift=Shift(rotation=20), epochs=2 if quick else 60),
-        "glyphs": Setting("glyphs", epochs=1 if quick else None, **small),
+        "digits": Setting("digits", shift=Shift(rotation=20), epochs=epochs),
+        "glyphs": Setting("glyphs", epochs=glyph_epochs, size=size, images=images),
     }
     for name, setting in settings.items():
         task, pretrained = setting.task(0), setting.network(0)
@@ -229,7 +235,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.2), panels=(1, 3), argv=argv)
+    return output.run(__file__, compute, draw, size=(7.2, 4.2), panels=(1, 3), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ SIGMA, CLIP, DELTA = 0.5, 0.5, 1e-3
 EPSILONS = (0.3, 0.6, 1.0, 2.0, 4.0)
 DRAWN = (0.6, 2.0)
 STEPS, RATE = 400, 0.25
+SETTINGS: output.Settings = {
+    "shares": (5, 9),
+    "budgets": (2, 5),
+    "paths": (16, 400),
+    "runs of DP-SGD": (2, 12),
+    "steps": (100, STEPS),
+}
 SOURCE = "private, last layer"
 
 
@@ -39,7 +46,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     import bounds
     from langevin import Schedule, collapsed_features, orthogonally_separable, zeroth_order
 
-    shares = np.linspace(0, 1, 5 if quick else 9)
+    shares = np.linspace(0, 1, output.chosen(SETTINGS, quick)["shares"])
     epsilons = EPSILONS[1::2] if quick else EPSILONS
     problem = orthogonally_separable(SAMPLES, DIM, spread=0.1, angle=180, rng=0)
     weights = collapsed_features(problem, WIDTH, head_scale=HEAD, rng=0)
@@ -79,7 +86,7 @@ def _losses(problem: Any, weights: Any, time: float, shares: np.ndarray, quick: 
     from empirical import run_schedule
     from langevin import Schedule, euler_maruyama
 
-    paths, few, steps = (16, 2, STEPS // 4) if quick else (400, 12, STEPS)
+    _, _, paths, few, steps = output.chosen(SETTINGS, quick).values()
     dt = time / steps
     found: dict[str, list[float]] = {"loss": [], "error": [], "dpsgd": [], "dpsgd_error": []}
     for share in shares:
@@ -160,7 +167,16 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 3.4), panels=(1, 3), reads=regret.READS, argv=argv)
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 3.4),
+        panels=(1, 3),
+        reads=regret.READS,
+        settings=SETTINGS,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

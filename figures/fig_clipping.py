@@ -76,6 +76,22 @@ def grid(quick: bool) -> dict[str, Any]:
     }
 
 
+def _settings() -> output.Settings:
+    coarse, full = grid(True), grid(False)
+    names = {
+        "threshold": "thresholds",
+        "time": "times",
+        "share": "shares",
+        "digit_threshold": "thresholds on digits",
+        "rate": "learning rates",
+    }
+    swept = {words: (len(coarse[name]), len(full[name])) for name, words in names.items()}
+    return {"paths": (16, 48), "seeds of DP-SGD": (2, 4)} | swept
+
+
+SETTINGS = _settings()
+
+
 def compute(quick: bool = False) -> xr.Dataset:
     """Simulated losses, accuracies, distortion and shares over the threshold, and real accuracies."""
     import xarray as xr
@@ -97,7 +113,7 @@ def _simulated(at: dict[str, Any], quick: bool) -> dict[str, Any]:
 
     problem = orthogonally_separable(SAMPLES, DIM, spread=SPREAD, test_samples=TEST, rng=0)
     weights = collapsed_features(problem, WIDTH, rng=0)
-    paths = 16 if quick else 48
+    paths = output.chosen(SETTINGS, quick)["paths"]
     shape = (len(CLIPPINGS), len(at["threshold"]), len(at["time"]), len(at["share"]))
     loss, error, accuracy, distorted = (np.zeros(shape) for _ in range(4))
     for c, k, t, s in np.ndindex(shape):
@@ -147,7 +163,11 @@ def _digits(at: dict[str, Any], quick: bool) -> dict[str, Any]:
     from empirical.setting import Setting
 
     setting = Setting("digits", shift=Shift(rotation=ROTATION))
-    clips, rates, seeds = at["digit_threshold"], at["rate"], range(2 if quick else 4)
+    clips, rates, seeds = (
+        at["digit_threshold"],
+        at["rate"],
+        range(output.chosen(SETTINGS, quick)["seeds of DP-SGD"]),
+    )
     fixed = np.zeros((len(METHODS), len(clips), len(seeds)))
     tuned = fixed.copy()
     for m, method in enumerate(METHODS):
@@ -240,7 +260,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), argv=argv)
+    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,16 @@ KINDS: dict[Kind, tuple[str, str, str, tuple[str, ...]]] = {
     "ode": ("1b along the path (new)", "black", "--", ("fft",)),
 }
 QUANTILES = (0.05, 0.95)
+SETTINGS: output.Settings = {"paths": (24, 128)} | {
+    f"values of {name}": (len(values[::2]), len(values)) for name, values in SWEEPS.items()
+}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
     """Distances and bounds: over time, and at one time over noise, width and input dimension."""
     import xarray as xr
 
-    paths = 24 if quick else 128
+    paths = output.chosen(SETTINGS, quick)["paths"]
     found: dict[str, Any] = {}
     squared, bound = zip(*(_case(method, TIMES, paths, **BASE) for method in METHODS), strict=True)
     time = squared[0].time.values
@@ -148,7 +151,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.4, 3.8), panels=(2, 4), argv=argv)
+    return output.run(__file__, compute, draw, size=(7.4, 3.8), panels=(2, 4), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

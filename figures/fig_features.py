@@ -16,13 +16,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output
-from figures.study_features import FILE, LARGE, measure
+from figures.study_features import EPOCHS, FILE, LARGE, SEEDS, measure
 from langevin import _streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
-QUICK: dict[str, int] = dict(seeds=2, steps=4, evaluations=2, size=8, images=200, epochs=1)
+SETTINGS: output.Settings = {
+    "seeds": (2, SEEDS),
+    "steps of DP-SGD": (4, 100),
+    "evaluations": (2, 10),
+    "pixels a side": (8, 24),
+    "images": (200, 2000),
+    "epochs of pre-training": (1, EPOCHS),
+}
+NAMES = ("seeds", "steps", "evaluations", "size", "images", "epochs")
 METHODS = {"fft": ("DP-FFT", "#009e73"), "lp-fft": ("DP-LP-FFT", "#cc79a7"), "lp": ("DP-LP", "#e69f00")}
 CAUSES = {
     "total": ("DP-FFT", "black", "-"),
@@ -46,7 +54,8 @@ def compute(quick: bool = False) -> xr.Dataset:
     from empirical import causes
     from langevin import store
 
-    runs = measure(**QUICK) if quick else store.load(output.ROOT / FILE)
+    coarse = dict(zip(NAMES, output.chosen(SETTINGS, True).values(), strict=True))
+    runs = measure(**coarse) if quick else store.load(output.ROOT / FILE)
     count = runs.sizes["seed"] ** 0.5
     data = xr.Dataset(attrs={"machine": runs.attrs["machine"]})
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
@@ -126,7 +135,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ ARMS = {"lp": ("DP-LP", "s"), "fft": ("DP-FFT", "o"), "lp-fft 0.5": ("DP-LP-FFT"
 EPSILONS = (0.3, 1.0, 3.0)
 SAMPLES, DIM, WIDTH = 32, 8, 64
 TIME, SIGMA, CLIP, DT = 0.5, 0.2, 1.0, 1e-3
+SETTINGS: output.Settings = {"data sets": (2, 20), "paths of each": (4, 16)}
 READS = paths(study for study, *_ in HEADS.values())
 
 
@@ -59,7 +60,7 @@ def compute(quick: bool = False) -> xr.Dataset:
         zeroth_order,
     )
 
-    seeds, count = (2, 4) if quick else (20, 16)
+    seeds, count = output.chosen(SETTINGS, quick).values()
     times = np.linspace(0, TIME, 51)
     parts = []
     for seed in range(seeds):
@@ -172,7 +173,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), reads=READS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), reads=READS, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ STOPPED_SIGMA, STOPPED_TIME = 0.6, 0.125
 WIDE_SIGMA, WIDE_TIME = 1e-4, 0.2 * TIME
 WIDTHS = np.round(10.0 ** np.arange(4, 11.5, 0.5))
 ORDER_WIDTH = 10**4
+SETTINGS: output.Settings = {"paths": (100, 500), "steps": (500, 2000)}
 TIMES, LATE = np.linspace(0, TIME, 51), np.linspace(0, STOPPED_TIME, 51)
 
 
@@ -52,7 +53,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Mean losses above the floor, beside exact values, bounds and estimates."""
     import xarray as xr
 
-    paths, steps = (100, 500) if quick else (500, 2000)
+    paths, steps = output.chosen(SETTINGS, quick).values()
     found = {}
     for panel in (_probing, _tuning, _stopped, _conserved, _wide, _order):
         found |= panel(paths, steps)
@@ -273,7 +274,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), argv=argv)
+    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ SAMPLES, DIM, WIDTH, HEAD = 32, 8, 64, 0.05
 SIGMA, CLIP = 0.15, 0.5
 SPREADS = (0.05, 0.3, 0.8)
 QUANTILES = (0.05, 0.5, 0.95)
+SETTINGS: output.Settings = {"paths": (48, 200), "steps": (100, 500)}
 LIMITS = (2e-2, 120.0)
 BACK = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
@@ -66,7 +67,7 @@ def _panel(loss: Any, schedule: Schedule, spread: float, quick: bool) -> xr.Data
     import bounds
     from langevin import collapsed_features, euler_maruyama, orthogonally_separable, zeroth_order
 
-    paths, steps = (48, 100) if quick else (200, 500)
+    paths, steps = output.chosen(SETTINGS, quick).values()
     problem = orthogonally_separable(SAMPLES, DIM, spread=spread, angle=180, loss=loss, rng=0)
     weights = collapsed_features(problem, WIDTH, head_scale=HEAD, rng=0)
     dt = schedule.duration / steps
@@ -146,7 +147,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 5.4), panels=(3, 4), argv=argv)
+    return output.run(__file__, compute, draw, size=(7.2, 5.4), panels=(3, 4), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ NEURONS, ALIGNED = (-33.0, -8.0, 12.0, 53.0), (-1, 1, 1, -1)
 HEAD = 0.35
 TIME, SHARE, SIGMA, CLIP, DT = 2.4, 0.4, 0.08, 1.0, 0.01
 SHOWN = 3
+SETTINGS: output.Settings = {"noisy paths": (16, 200)}
 CLASS = {1: "#0072b2", -1: "#d55e00"}
 STRATEGY = {"DP-FFT": "#009e73", "DP-LP-FFT": "#cc79a7"}
 
@@ -49,7 +50,7 @@ def compute(quick: bool = False) -> xr.Dataset:
         "DP-FFT": Schedule.fft(time=TIME, **noisy),
         "DP-LP-FFT": Schedule.lp_fft(lp_time=SHARE * TIME, fft_time=(1 - SHARE) * TIME, **noisy),
     }
-    key, paths = noise.key(0), 16 if quick else 200
+    key, paths = noise.key(0), output.chosen(SETTINGS, quick)["noisy paths"]
     parts = []
     for schedule in schedules.values():
         flow = walk(problem, weights, schedule)
@@ -281,7 +282,9 @@ def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.0, 4.6), panels=(2, 2), animate=animate, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.0, 4.6), panels=(2, 2), animate=animate, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 A script ``figures/fig_<topic>.py`` has ``compute(quick)``, which returns the data, and ``draw(ax, data)``,
 which draws them and computes nothing; ``animate(ax, data, progress)``, if it moves. Its ``main`` is `run`.
+What a quick version has less of is in its table ``SETTINGS``; the data keep it, for captions to quote.
 A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` in the place of ``draw``, and `run_table`.
 """
 
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,34 @@ _KEEPING = ("figures", "figures.output", "figures.__main__")
 _DRAWING = ("draw", "animate", "tabulate", "main")
 FRAMES, SECONDS = 60, 6.0
 
+# by what is counted: how many there are in the quick version, and in full
+Settings = Mapping[str, tuple[int, int]]
+
+
+def chosen(settings: Settings, quick: bool) -> dict[str, int]:
+    """How many there are of what a quick version has less of."""
+    return {name: values[0 if quick else 1] for name, values in settings.items()}
+
+
+def versions(data: xr.Dataset) -> tuple[str, str] | None:
+    """What data are made of, in words, and what the full version is made of; None if they are the same.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> data = xr.Dataset(attrs={"drawn": '{"paths": 24, "seeds": 2}', "full": '{"paths": 128, "seeds": 20}'})
+    >>> versions(data)
+    ('paths: 24, seeds: 2', 'paths: 128, seeds: 20')
+    """
+    drawn, full = (json.loads(data.attrs.get(name, "{}")) for name in ("drawn", "full"))
+    if drawn == full:
+        return None
+    return _words(drawn), _words(full)
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
 
 def run(
     script: str,
@@ -46,6 +75,7 @@ def run(
     *,
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
+    settings: Settings | None = None,
     reads: Iterable[str] = (),
     animate: Callable[[Any, xr.Dataset, float], None] | None = None,
     argv: list[str] | None = None,
@@ -68,6 +98,8 @@ def run(
         Width and height in inches.
     panels : (int, int)
         Rows and columns of axes.
+    settings : mapping, optional
+        Of what ``compute`` makes less in the quick version, see `chosen`.
     reads : iterable of str
         Committed files, relative to the project's folder, that data are read from.
     animate : callable, optional
@@ -87,7 +119,7 @@ def run(
             animation(animate, data, files[2], size=size, panels=panels)
 
     suffixes = (".pdf", ".png") if animate is None else (".pdf", ".png", ".gif")
-    return _run(script, compute, reads, suffixes, write, argv)
+    return _run(script, compute, settings or {}, reads, suffixes, write, argv)
 
 
 def run_table(
@@ -109,12 +141,13 @@ def run_table(
         _write(files[0], f"{table.markdown()}\n\n{source}\n")
         _write(files[1], f"{table.latex()}\n% {source}\n")
 
-    return _run(script, compute, reads, (".md", ".tex"), write, argv)
+    return _run(script, compute, {}, reads, (".md", ".tex"), write, argv)
 
 
 def _run(
     script: str,
     compute: Callable[[bool], xr.Dataset],
+    settings: Settings,
     reads: Iterable[str],
     suffixes: Iterable[str],
     write: Callable[[xr.Dataset, list[Path]], None],
@@ -130,6 +163,8 @@ def _run(
         if data is None:
             data = compute(args.quick)
             data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", processor())}
+            for version, quick in (("drawn", args.quick), ("full", False)):
+                data.attrs[version] = json.dumps(chosen(settings, quick))
             data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
             store.save(data, target)
         files = [target.with_suffix(suffix) for suffix in suffixes]
@@ -164,7 +199,8 @@ def render(
         figure, axes = plt.subplots(*panels, figsize=size)
         draw(axes, data)
         if "machine" in data.attrs:
-            quick = ", quick version" if data.attrs.get("quick") else ""
+            found = versions(data)
+            quick = f"; quick version ({found[0]})" if found else ""
             figure.supxlabel(
                 f"data: {data.attrs['machine']}{quick}", fontsize=5, color="0.45", x=0.99, ha="right"
             )

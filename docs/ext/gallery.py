@@ -10,6 +10,9 @@ from pages import ROOT, docstring, heading, write
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+from figures import output
+from langevin import store
+
 SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
 
 
@@ -27,10 +30,17 @@ def generate(app: Sphinx) -> None:
 
 
 def page(script: Path, folder: Path) -> str:
-    """Picture or table, caption, how to make it, and the script."""
+    """Picture or table, what it is made of, caption, how to make it, and the script."""
     name = script.stem
     title, caption = docstring(script)
-    parts = [heading(title.rstrip(".")), shown(name, folder), caption]
+    versions = output.versions(store.load(folder / f"{name}.nc"))
+    parts = [heading(title.rstrip(".")), shown(name, folder)]
+    if versions:
+        parts.append(
+            f"**This picture is a quick version** ({versions[0]}). The text below describes the full version "
+            f"({versions[1]}): its numbers are not those of this picture."
+        )
+    parts.append(caption)
     if (folder / f"{name}.gif").exists():
         parts.append(f".. image:: ../figures/{name}.gif\n   :alt: {title} Moving.")
     files = [
@@ -39,9 +49,9 @@ def page(script: Path, folder: Path) -> str:
         if (folder / f"{name}{end}").exists()
     ]
     parts += [
-        "This is the quick version. The full one, and the data behind it, are made by",
+        f"The {'full version' if versions else 'same'}, and the data behind it, are made by",
         f".. code-block:: sh\n\n   python -m figures {name[4:]}",
-        f"Of the quick version: {', '.join(files)}.",
+        f"Of what is shown: {', '.join(files)}.",
         heading("The script", "-"),
         f".. literalinclude:: ../../../figures/{name}.py\n   :language: python",
     ]
@@ -59,8 +69,8 @@ def index(scripts: list[Path], folder: Path) -> str:
     """All of them, small, each with its title."""
     parts = [
         heading("Gallery"),
-        "Every figure and table comes from one script in ``figures/``. Here are the quick versions, made "
-        "when this site was built; ``make figures`` makes the full ones.",
+        "Every figure and table comes from one script in ``figures/``. Here they are in quick versions "
+        "where the full ones take long: each page says what it shows. ``make figures`` makes the full ones.",
         ".. toctree::\n   :hidden:\n\n" + "".join(f"   {script.stem}\n" for script in scripts),
     ]
     for script in scripts:

@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -204,6 +205,39 @@ def test_a_failure_is_told(tmp_path):
     assert "strategies failed" in done.stdout
 
 
+# what a figure's data have of what its settings count: dimensions, or words of an attribute
+COUNTED = {
+    "assumptions": {"pairs of classes": "pair"},
+    "budget": {"shares": "share", "budgets": "epsilon"},
+    "clipping": {
+        "thresholds": "threshold",
+        "times": "time",
+        "shares": "share",
+        "thresholds on digits": "digit_threshold",
+        "learning rates": "rate",
+    },
+    "error": {"values of sigma": "sigma", "values of width": "width", "values of dim": "dim"},
+    "features": {"steps of DP-SGD": "step"},
+    "heads": {"data sets": "mean over {} data sets"},
+    "neurons": {"noisy paths": "over {} paths of the diffusion"},
+}
+# what is the same in both versions
+WHOLE = ("strategies", "backbones", "regret", "shares", "small")
+
+
+def require_truth(topic: str, data: xr.Dataset) -> None:
+    """Counts that captions quote are those of the data."""
+    assert (output.versions(data) is None) == (topic in WHOLE)
+    drawn = json.loads(data.attrs["drawn"])
+    about = " ".join(str(variable.attrs.get("long_name")) for variable in data.variables.values())
+    for name, where in COUNTED.get(topic, {}).items():
+        if "{}" in where:
+            assert where.format(drawn[name]) in about
+        else:
+            found = int(data[where][-1]) if where == "step" else data.sizes[where]
+            assert found == drawn[name], name
+
+
 @pytest.mark.parametrize("topic", scripts())
 def test_quick_versions(topic, tmp_path):
     done = subprocess.run(
@@ -214,6 +248,7 @@ def test_quick_versions(topic, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     made = {path.suffix for path in tmp_path.iterdir()}
+    require_truth(topic, xr.load_dataset(tmp_path / f"{scripts()[topic].rpartition('.')[2]}.nc"))
     assert made - {".gif"} == (
         {".nc", ".md", ".tex"} if ".tab_" in scripts()[topic] else {".nc", ".pdf", ".png"}
     )
