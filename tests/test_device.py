@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from langevin._engine import Chain
 from langevin._layout import aligned_zeros
 from langevin.reduced import Request, reduction
 from langevin.schedule import grid
-from tests.helpers import random_problem, random_weights
+from tests.helpers import SECONDS, random_problem, random_weights
 
 torch = pytest.importorskip("torch")
 _device = pytest.importorskip("langevin._device")
@@ -206,22 +205,25 @@ def test_interrupted_runs_go_on(device, tmp_path, monkeypatch):
     problem, weights = random_problem(0, n=3, d=7), random_weights(0, h=11, d=7, scale=0.5)
     whole = simulate(device, problem, weights, SCHEDULE, observables=PER_NEURON)
     monkeypatch.setattr(_device, "_CALL_SECONDS", 0.0)
-    saved, reached, raised = tmp_path / "unfinished", threading.Event(), threading.Event()
+    saved = tmp_path / "unfinished"
+    asked: list[bool] = []
+    reached, halted = threading.Event(), threading.Event()
     advance, wait = _device.DeviceChain.advance, _engine.wait
 
     def pausing(chain, chunk, results, scratch, stop):
         advance(chain, chunk, results, scratch, min(stop, chunk.step + 1))
-        # in the second phase; the main thread is given time to ask for a halt
-        if chain.noisy and chunk.step == 17 and not raised.is_set():
+        # in the second phase
+        if chain.noisy and chunk.step == 17 and not halted.is_set():
             reached.set()
-            raised.wait(30)
-            time.sleep(0.2)
+            assert halted.wait(SECONDS)
 
     def interrupting(*args, **kwargs):
-        if not raised.is_set():
-            reached.wait(30)
-            raised.set()
+        asked.append(True)
+        if len(asked) == 1:
+            assert reached.wait(SECONDS)
             raise KeyboardInterrupt
+        # the run waits for threads that it has asked to halt
+        halted.set()
         return wait(*args, **kwargs)
 
     monkeypatch.setattr(_device.DeviceChain, "advance", pausing)

@@ -2,11 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -65,9 +66,7 @@ def run(text: str, folder: Path, smaller: str = "") -> str:
         "PYTHONPATH": str(ROOT),
         "MPLBACKEND": "agg",
     }
-    done = subprocess.run(
-        [sys.executable, str(file)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = execute([sys.executable, str(file)], cwd=folder, env=environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import execute
+
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = {"simulate.py", "sweep.py", "plan.py", "finetune.py"}
 # the solvers, and what would bring them in
@@ -130,9 +132,7 @@ def test_a_signal_while_modules_load_ends_a_command_in_its_own_words(tmp_path, m
         f"from {module} import main\n"
         f"sys.exit(main({arguments!r}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = execute([sys.executable, "-c", script], cwd=tmp_path)
     assert done.returncode == 143, done.stderr
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr

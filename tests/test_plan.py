@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from bounds.plan import main
 from langevin import collapsed_features, orthogonally_separable, store
+from tests.helpers import execute
 
 DATA = orthogonally_separable(60, 6, spread=0.05, rng=0)
 FEW = ["--epsilon", "1", "--delta", "1e-3", "--steps", "20", "--draws", "2", "--shares", "0", "0.5", "1"]
@@ -34,13 +34,10 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
         "import sys\nsys.modules['dp_accounting'] = None\n"
         "from bounds.plan import main\nmain(['features.npz', '--epsilon', '1', '--delta', '1e-2'])\n"
     )
-    done = subprocess.run(
+    done = execute(
         [sys.executable, "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert done.returncode == 2, done.stderr
     assert (
@@ -62,7 +59,7 @@ def test_it_plans_saves_and_draws(tmp_path, features):
         "--plot",
         str(plot),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = execute(command)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for said in ("3.1 orthogonal separability: holds", "minimum share", "loss-optimal", "sandwich"):
@@ -193,7 +190,7 @@ def test_help_is_light():
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+    done = execute([sys.executable, "-c", script]).stdout
     assert "--data-are" in done
     heavy = {"torch", "opacus", "matplotlib", "numba", "xarray", "sklearn", "scipy", "pandas"}
     assert not heavy & set(done.split("modules")[1].split())

@@ -9,40 +9,24 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from langevin import store
+from tests.helpers import execute, finish, until
 from tests.test_solvers import equal_bits
 
 QUICK = ["--time", "0.1", "--dt", "0.01", "--paths", "4"]
 SMALL = ["--width", "12", "--samples", "8", "--dim", "3", *QUICK]
-# some seconds of work
-LONG = [
-    "--width",
-    "64",
-    "--samples",
-    "32",
-    "--dim",
-    "8",
-    "--time",
-    "1",
-    "--dt",
-    "3e-5",
-    "--paths",
-    "60",
-    "--times",
-    "5",
-]
+# a thousand steps of sixty paths
+LONG = ["--width", "64", "--samples", "32", "--dim", "8", "--time", "1", "--dt", "1e-3"]
+LONG += ["--paths", "60", "--times", "5"]
 
 
 def command(*arguments: str | Path, cwd: Path, program: tuple[str, ...] = ("-m", "langevin.simulate")):
-    return subprocess.run(
-        [sys.executable, *program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    return execute([sys.executable, *program, *map(str, arguments)], cwd=cwd)
 
 
 def test_it_runs_reports_saves_and_draws(tmp_path):
@@ -217,13 +201,36 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert np.isfinite(store.load(rescued).loss).all()
 
 
+# each thread makes one call before the run saves itself, and another before the run is told to stop
+HELD = """
+import sys, threading
+from langevin import _engine, _record, solvers
+from langevin.simulate import main
+resting, saved, stopped = (threading.Event() for _ in range(3))
+wait, save, advance, shielded = _engine.wait, _record.save, _engine.Chain.advance, _engine.shielded
+def waiting(running, **limits):
+    if not limits:
+        resting.set()
+    return wait(running, **limits)
+def saving(*arguments):
+    save(*arguments)
+    saved.set()
+def held(chain, *arguments):
+    advance(chain, *arguments)
+    if chain.noisy:
+        (stopped if saved.is_set() else resting).wait()
+def stopping():
+    stopped.set()
+    return shielded()
+_engine.wait, _record.save, _engine.Chain.advance, _engine.shielded = waiting, saving, held, stopping
+solvers._AUTOSAVE_SECONDS, _engine._CALL_SECONDS = 0.0, 1e-3
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def under_way(cwd: Path) -> subprocess.Popen:
     """A long run that has saved itself once."""
-    script = (
-        "import sys; from langevin import solvers; solvers._AUTOSAVE_SECONDS = 0.2; "
-        "from langevin.simulate import main; sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = [sys.executable, "-c", script, *LONG, "--out", "run.nc"]
+    arguments = [sys.executable, "-c", HELD, *LONG, "--out", "run.nc"]
     process = subprocess.Popen(
         arguments,
         cwd=cwd,
@@ -233,10 +240,7 @@ def under_way(cwd: Path) -> subprocess.Popen:
         # a shell ignores SIGINT in what it runs in the background, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for _ in range(2400):
-        if (cwd / "run.nc.unfinished").exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    until((cwd / "run.nc.unfinished").exists, process)
     return process
 
 
@@ -252,7 +256,7 @@ def whole(tmp_path_factory):
 def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, whole, number, status):
     process = under_way(tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = finish(process)
     assert process.returncode == status, errors
     assert "% of the steps; kept in run.nc.unfinished" in errors
     assert "--resume" in errors
@@ -302,7 +306,9 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
     reader = threading.Thread(target=look)
     reader.start()
     arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
-    done = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
+    # at every step that is told, not ten times a second
+    often = {**os.environ, "TQDM_MININTERVAL": "0"}
+    done = execute(arguments, cwd=tmp_path, stderr=terminal, env=often)
     os.close(terminal)
     reader.join()
     os.close(screen)

@@ -3,7 +3,6 @@
 import os
 import pickle
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import xarray as xr
 
 from langevin import Interrupted, Schedule, _engine, euler_maruyama, solvers, store
-from tests.helpers import random_problem, random_weights
+from tests.helpers import SECONDS, random_problem, random_weights
 from tests.test_solvers import equal_bits
 
 PROBLEM, WEIGHTS = random_problem(0, n=3, d=6), random_weights(0, d=6)
@@ -122,22 +121,24 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, afte
 
 def test_an_interruption_in_full_fine_tuning_keeps_what_lies_outside_the_span(tmp_path, monkeypatch):
     whole = simulate()
-    reached, raised = threading.Event(), threading.Event()
+    asked: list[bool] = []
+    reached, halted = threading.Event(), threading.Event()
     advance = _engine.Chain.advance
 
     def pausing(self, chunk, results, scratch, stop):
         advance(self, chunk, results, scratch, min(stop, chunk.step + 1))
-        # step 25 of 40 lies in the second phase; the main thread is given time to ask for a halt
-        if self.noisy and chunk.step == 25 and not raised.is_set():
+        # step 25 of 40 lies in the second phase
+        if self.noisy and chunk.step == 25 and not halted.is_set():
             reached.set()
-            raised.wait(30)
-            time.sleep(0.2)
+            assert halted.wait(SECONDS)
 
     def interrupting(*args, **kwargs):
-        if not raised.is_set():
-            reached.wait(30)
-            raised.set()
+        asked.append(True)
+        if len(asked) == 1:
+            assert reached.wait(SECONDS)
             raise KeyboardInterrupt
+        # the run waits for threads that it has asked to halt
+        halted.set()
         return WAIT(*args, **kwargs)
 
     monkeypatch.setattr(_engine.Chain, "advance", pausing)

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import xarray as xr
 
 from langevin.sweeps import SIMULATIONS, Grid, run_sweep
 from langevin.sweeps.store import SweepStore
+from tests.helpers import SECONDS, execute, finish, until
 from tests.test_sweep_run import ENVIRONMENT, GRID, ROOT, load, same, traced, wait_for_cells
 from tests.toy import SIZE, TOYS, expected, script
 
@@ -31,18 +31,13 @@ class Cluster:
         self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file)
         )
-        end = time.monotonic() + 120
-        self.address = ""
-        while not self.address and time.monotonic() < end:
-            assert self.scheduler.poll() is None
-            if self.file.exists() and self.file.read_text().endswith("}"):
-                self.address = json.loads(self.file.read_text())["address"]
-            time.sleep(0.05)
+        until(lambda: self.file.exists() and self.file.read_text().endswith("}"), self.scheduler)
+        self.address = json.loads(self.file.read_text())["address"]
 
     def worker(self) -> subprocess.Popen:
         return self._start(
             "worker", self.address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny",
-            "--death-timeout", "60", "--local-directory", str(self.folder),
+            "--death-timeout", str(SECONDS), "--local-directory", str(self.folder),
         )  # fmt: skip
 
     def _start(self, *arguments: str) -> subprocess.Popen:
@@ -61,7 +56,7 @@ class Cluster:
     def close(self) -> None:
         for process in self.started:
             process.kill()
-            process.wait(60)
+            process.wait()
 
 
 @pytest.fixture
@@ -103,10 +98,10 @@ def test_the_command_on_a_cluster_gives_the_bits_of_one_thread(tmp_path, cluster
     made = cluster()
     for _ in range(2):
         made.worker()
-    done = subprocess.run(
+    done = execute(
         [sys.executable, "-m", "langevin.sweep", str(tmp_path / "grid.toml"), "--json",
          "--out", str(tmp_path / "s.zarr"), "--scheduler", made.address],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["computed"] == 8
@@ -123,10 +118,10 @@ def test_a_worker_killed_in_mid_sweep(tmp_path, cluster):
     wait_for_cells(out, process, 1)
     # the one worker is in the middle of a cell, and dies
     first.kill()
-    first.wait(60)
+    first.wait()
     gate.write_text("")
     made.worker()
-    said, error = process.communicate(timeout=240)
+    said, error = finish(process)
     assert said.strip() == "finished 12 failed 0", error
     require_all(load(out))
 
@@ -139,7 +134,7 @@ def test_the_scheduler_killed_and_the_sweep_resumed(tmp_path, cluster):
     process = begin(script(out, SWEEP, fixed=fixed, scheduler=made.address), tmp_path)
     finished = wait_for_cells(out, process, 2)
     made.scheduler.kill()
-    said, error = process.communicate(timeout=240)
+    said, error = finish(process)
     assert process.returncode == 1
     assert "SweepError: the scheduler is gone, and with it what was under way; what is finished" in error
     made.close()
@@ -151,7 +146,7 @@ def test_the_scheduler_killed_and_the_sweep_resumed(tmp_path, cluster):
     again = cluster()
     again.worker()
     process = begin(script(out, SWEEP, fixed=fixed, scheduler=again.address), tmp_path)
-    said, error = process.communicate(timeout=240)
+    said, error = finish(process)
     assert said.strip() == "finished 12 failed 0", error
     assert traced(trace) == sorted(f"{a:g} 0 {seed}" for a, seed in left)
     require_all(load(out))
@@ -163,18 +158,18 @@ def test_two_sweeps_at_once_in_one_store(tmp_path):
     process = begin(script(out, SWEEP, fixed=fixed, workers=1), tmp_path)
     wait_for_cells(out, process, 1)
     second = begin(script(out, SWEEP, fixed=fixed, workers=1), tmp_path)
-    _, error = second.communicate(timeout=240)
+    _, error = finish(second)
     assert second.returncode == 1
     assert f"StoreError: out {str(out)!r} is in use by another sweep" in error
     gate.write_text("")
-    said, error = process.communicate(timeout=240)
+    said, error = finish(process)
     assert said.strip() == "finished 12 failed 0", error
 
 
 def test_a_scheduler_that_is_not_there(tmp_path):
     command = script(tmp_path / "s.zarr", SWEEP, scheduler="tcp://127.0.0.1:1")
     command[-1] = "import dask\ndask.config.set({'distributed.comm.timeouts.connect': '1s'})\n" + command[-1]
-    _, error = begin(command, tmp_path).communicate(timeout=240)
+    _, error = finish(begin(command, tmp_path))
     assert "SweepError: scheduler tcp://127.0.0.1:1 cannot be reached" in error
 
 
@@ -211,7 +206,7 @@ def test_a_full_disk(full, tmp_path, monkeypatch):
     command = script(out, SWEEP, record=record, fixed=fixed, workers=1, threads=True)
     command[-1] = "import langevin.sweeps.store as s\ns.require_room = lambda *_: None\n" + command[-1]
     process = begin(command, tmp_path, preexec_fn=first)
-    _, error = process.communicate(timeout=240)
+    _, error = finish(process)
     assert process.returncode == 1
     assert "StoreError: out" in error
     assert "could not be written" in error

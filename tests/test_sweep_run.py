@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,14 @@ import zarr
 from langevin import euler_maruyama
 from langevin.simulation import Simulation
 from langevin.sweeps import SIMULATIONS, Grid, run_sweep
+from tests.helpers import execute, finish, until
 from tests.test_solvers import equal_bits
 from tests.toy import TOYS, expected, script
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+# two processes die for a cell before Dask gives it up, not four
+DEADLY = {**ENVIRONMENT, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
 SMALL = {"samples": 8, "dim": 3, "time": 0.1, "dt": 0.01, "paths": 4}
 GRID = f"""
 kind = "simulate"
@@ -41,14 +43,7 @@ times = 4
 
 
 def command(*arguments: str | Path, **how):
-    return subprocess.run(
-        [sys.executable, "-m", "langevin.sweep", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **how,
-    )
+    return execute([sys.executable, "-m", "langevin.sweep", *map(str, arguments)], cwd=ROOT, **how)
 
 
 def load(path) -> xr.Dataset:
@@ -155,27 +150,17 @@ def test_progress_and_dashboard_are_told_and_nothing_listens_beyond_this_machine
 
 def test_a_cell_that_kills_its_process_does_not_stop_the_others(tmp_path):
     sweep = {"a": [1.0, 13.0, 2.0], "seed": {"count": 2}}
-    done = subprocess.run(
-        script(tmp_path / "s.zarr", sweep, workers=2),
-        env=ENVIRONMENT,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = execute(script(tmp_path / "s.zarr", sweep, workers=2), env=DEADLY, cwd=tmp_path)
     assert done.stdout.strip() == "finished 4 failed 2", done.stderr
     assert (load(tmp_path / "s.zarr").error.sel(a=13.0) == "its process died: killed, or out of memory").all()
 
 
 def test_cells_that_kill_their_processes_one_after_another_end(tmp_path, monkeypatch):
     """Dask looks for lost workers after a while, and must not give up one that is not back yet."""
-    done = subprocess.run(
+    done = execute(
         script(tmp_path / "s.zarr", {"a": [13.0], "seed": {"count": 3}}, workers=1),
-        env={**ENVIRONMENT, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "300 ms"},
+        env={**DEADLY, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "300 ms"},
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert done.stdout.strip() == "finished 0 failed 3", done.stderr
 
@@ -196,14 +181,7 @@ def test_help_is_light(tmp_path):
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = execute([sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT)
     assert "--scheduler" in done.stdout
     heavy = {"torch", "dask", "distributed", "numba", "xarray", "zarr", "numpy"}
     assert not heavy & set(done.stdout.split("modules")[1].split())
@@ -230,14 +208,7 @@ def test_arguments_that_contradict_each_other(tmp_path):
 def test_wrong_usage_is_named_and_exits_with_2(tmp_path, arguments, message):
     (tmp_path / "grid.toml").write_text(GRID)
     (tmp_path / "grid.zarr").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "langevin.sweep", *arguments],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = execute([sys.executable, "-m", "langevin.sweep", *arguments], cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -245,15 +216,14 @@ def test_wrong_usage_is_named_and_exits_with_2(tmp_path, arguments, message):
 
 def wait_for_cells(out: Path, process: subprocess.Popen, cells: int) -> int:
     """Until so many cells are finished, while others are not."""
-    end = time.monotonic() + 240
-    while time.monotonic() < end and process.poll() is None:
-        if (out / "status").exists():
-            finished = int((np.asarray(zarr.open_array(out / "status", mode="r")[...]) == 1).sum())
-            if finished >= cells:
-                return finished
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(process.communicate())
+
+    def enough() -> int:
+        if not (out / "status").exists():
+            return 0
+        finished = int((np.asarray(zarr.open_array(out / "status", mode="r")[...]) == 1).sum())
+        return finished if finished >= cells else 0
+
+    return until(enough, process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -275,7 +245,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
         finished = wait_for_cells(out, process, 2)
         # a terminal sends Ctrl-C to all of a command's processes
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        process.communicate(timeout=120)
+        finish(process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -337,8 +307,6 @@ def test_dasks_own_processes_are_quiet():
         f"subprocess.run([sys.executable, '-c', {level!r}], check=True)\n"
     )
     for quiet in ([], ["quiet"]):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *quiet], capture_output=True, text=True, timeout=120
-        )
+        done = execute([sys.executable, "-c", script, *quiet])
         # without it, the control, they tell of every heartbeat that a closing scheduler misses
         assert (int(done.stdout) == logging.CRITICAL) == bool(quiet), done.stderr

@@ -13,6 +13,7 @@ import pytest
 from empirical import finetune
 from empirical.train import FineTuning
 from langevin import store
+from tests.helpers import execute
 
 SMALL = ["--steps", "6", "--widths", "8", "--pretrain-epochs", "1", "--quiet"]
 GRID = [*SMALL, "--methods", "lp", "fft", "lp-fft", "--shares", "0.5", "--seeds", "2", "--trials", "2"]
@@ -288,13 +289,9 @@ def together(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Two processes that fine-tune one network."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
+    return execute(
         [*command, "-m", "empirical.finetune", *SMALL, *arguments],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from empirical.recipe import Recipe
 from empirical.train import FineTuning, finetune
 from langevin.solvers import Diverged
 from langevin.store import StoreError
+from tests.helpers import execute
 
 SHAPE = (1, 6, 6)
 SAMPLES = 60
@@ -459,7 +459,7 @@ def test_process_killed_in_mid_step_resumes(tmp_path: Path) -> None:
         "finetune(TASK, BODY, quick(), rng=2, evaluations=4, checkpoint=sys.argv[1], progress=progress)\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, timeout=300, check=False)
+    done = execute([sys.executable, "-c", program, str(path)], cwd=root)
     assert done.returncode == -9
     assert read(tmp_path / "run.npz.ledger").steps == 9
     resumed = finetune(TASK, BODY, quick(), rng=2, evaluations=4, checkpoint=path, resume=True)
@@ -570,14 +570,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     out = tmp_path / "run.nc"
-    done = subprocess.run(
+    done = execute(
         [*command, str(program), str(out), str(tmp_path / "run.npz")],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     alone = finetune(TASK, CONV, quick("fft", batch=1.5), evaluations=3)

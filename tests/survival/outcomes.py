@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from tests.helpers import Limit
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(str(ROOT / name) for name in ("langevin", "bounds", "empirical", "figures"))
-SECONDS = 60
+# of one call; the longest needs a tenth of this
+SECONDS = 300.0
 
 
 class Finding(AssertionError):
@@ -25,15 +28,18 @@ class Finding(AssertionError):
 
 @contextmanager
 def no_hang(seconds: float = SECONDS) -> Iterator[None]:
-    """Turn what takes too long into a `Finding`, in the main thread."""
+    """Turn what reaches a `Limit` into a `Finding`, in the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
+    limit = Limit(seconds)
 
-    def late(*_: Any) -> None:
-        raise Finding(f"it hangs: more than {seconds:g} s")
+    def look(*_: Any) -> None:
+        if limit.left <= 0:
+            raise Finding(f"it hangs: more than {seconds:g} s")
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, limit.left))
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

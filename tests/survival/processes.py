@@ -19,6 +19,7 @@ import psutil
 import xarray as xr
 
 from langevin import _atomic, store
+from tests.helpers import Limit, finish
 from tests.survival.outcomes import ROOT, Finding
 from tests.test_solvers import equal_bits
 
@@ -53,7 +54,6 @@ if __name__ == "__main__":
 """
 # signals before the command listens for them end the interpreter, in its own words
 _STARTED = re.compile(r"^started$", re.MULTILINE)
-_LIMIT = 300
 
 
 @dataclass
@@ -108,21 +108,19 @@ class Command:
                 except subprocess.TimeoutExpired:
                     # a terminal sends Ctrl-C to all of a command's processes
                     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-                    _, errors = process.communicate(timeout=_LIMIT)
+                    _, errors = finish(process)
             else:
-                _, errors = process.communicate(timeout=_LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise Finding(f"{self} did not end within {_LIMIT} s") from None
+                _, errors = finish(process)
+        except AssertionError as hang:
+            raise Finding(f"{self}: {hang}") from None
         self._leave_nobody(process.pid)
         return Ended(process.returncode, errors, time.monotonic() - began)
 
     def _leave_nobody(self, session: int) -> None:
         """Wait for what the process started; a survivor is a finding."""
-        end = time.monotonic() + 20
+        limit = Limit(60.0)
         while alive := [p for p in psutil.process_iter() if _session(p.pid) == session]:
-            if time.monotonic() > end:
+            if limit.left <= 0:
                 os.killpg(session, signal.SIGKILL)
                 raise Finding(f"{self} left processes behind: {[p.pid for p in alive]}")
             time.sleep(0.1)

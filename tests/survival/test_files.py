@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ import pytest
 import xarray as xr
 
 from langevin import _arrays, from_npz, store
+from tests.helpers import execute
 from tests.survival import damage
 from tests.survival.outcomes import attempt
 
@@ -83,7 +83,7 @@ def test_arrays_that_declare_more_than_they_hold_are_refused(folder, shape):
         with zipfile.ZipFile(folder / name, "w") as archive:
             for member in ("X", "y", "config", "steps", "weight"):
                 archive.writestr(f"{member}.npy", lying(shape))
-        assert attempt(lambda name=name: KINDS[name].read(folder / name), seconds=10)[1]
+        assert attempt(lambda name=name: KINDS[name].read(folder / name))[1]
 
 
 def test_a_list_of_arrays_that_leaves_some_out_is_refused(folder):
@@ -220,7 +220,7 @@ def loading(path, how):
     """What comes of loading where 4 MiB are free, and the memory that it took."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", LOADING, str(path), how]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
+    done = execute(command, cwd=root, check=True)
     said, peak = done.stdout.splitlines()
     return said, int(peak)
 
