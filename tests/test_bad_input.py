@@ -75,7 +75,7 @@ CASES = {
     "noise grid": (lambda: run(noise_dt=0.3), r"dt must be a whole multiple of noise_dt, got 0.1 and 0.3"),
     "tolerance": (lambda: zeroth_order(GOOD, WEIGHTS, SCHEDULE, rtol=0.0), r"rtol must be positive, got 0.0"),
     "more memory than there is": (
-        lambda: run(paths=10**9, observables=["alignment"]),
+        lambda: run(paths=10**12, observables=["alignment"]),
         r"needs .* GiB, .* GiB are free: take fewer paths",
     ),
 }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import langevin
 from benchmarks import floor, scaling, threads
 from benchmarks.contestants import DT, SIGMA, Case
 from benchmarks.lineup import PEERS, best_paths, lineup, require_same_drift
@@ -111,9 +112,17 @@ def test_exponents_come_from_large_sizes():
 
 
 @pytest.mark.parametrize("method", ["fft", "lp"])
-def test_whole_runs_are_timed(method):
-    seconds = scaling.whole_run(scaling.linear_net, method, 16)(1e-3)
-    assert 0 < seconds < 1
+def test_whole_runs_are_timed(monkeypatch, method):
+    assert scaling.whole_run(scaling.linear_net, method, 16)(1e-3) > 0
+    # by a clock that a run moves on by half a second, and a step of a path by a hundredth
+    clock = [0.0]
+
+    def simulated(problem, weights, schedule, *, dt, paths, **_):
+        clock[0] += 0.5 + 0.01 * paths * round(schedule.duration / dt)
+
+    monkeypatch.setattr(langevin, "euler_maruyama", simulated)
+    monkeypatch.setattr(scaling.time, "process_time", lambda: clock[0])
+    assert scaling.whole_run(scaling.linear_net, method, 16)(1.0) == pytest.approx(0.01)
 
 
 def test_threads_are_compared():

@@ -74,12 +74,12 @@ def test_computes_once(script, capsys, tmp_path):
 )
 def test_computes_anew_what_changed(script, capsys, tmp_path, edit, computes):
     script()
-    old = (tmp_path / "fig_line.png").stat().st_mtime_ns
+    os.utime(tmp_path / "fig_line.png", (0, 0))
     capsys.readouterr()
     script(edit=edit)
     assert ("computing" in capsys.readouterr().out) == computes
     # what is drawn is drawn from the new script
-    assert (tmp_path / "fig_line.png").stat().st_mtime_ns > old
+    assert (tmp_path / "fig_line.png").stat().st_mtime_ns > 0
 
 
 def test_quick_and_whole_are_told_apart(script, capsys, tmp_path):

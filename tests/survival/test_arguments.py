@@ -159,7 +159,7 @@ def try_anything(function, right, examples=25):
     """Replace one argument at a time by values of any kind."""
 
     @given(st.sampled_from(sorted(right)), VALUES)
-    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples)
     def replaced(argument, value):
         attempt(lambda: function(**{**right, argument: value}))
 

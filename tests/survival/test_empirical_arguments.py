@@ -86,7 +86,7 @@ def test_any_argument_may_be_anything(name):
 @pytest.mark.parametrize("table", TABLES)
 def test_any_value_of_a_grid_may_be_anything(table):
     @given(st.sampled_from([*TABLES[table], "nothing", ""]), VALUES)
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=60)
     def replaced(key, value):
         tables = TABLES | {table: {**TABLES[table], key: value}}
         attempt(lambda: Grid(SIMULATIONS, **tables))

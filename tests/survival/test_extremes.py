@@ -26,14 +26,14 @@ def survives(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8)
 def test_random_cases(seed):
     survives(seed)
 
 
 @pytest.mark.slow
 @given(st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 def test_more_random_cases(seed):
     survives(seed)
 

@@ -70,7 +70,7 @@ def test_too_many_samples_or_neurons(little, name):
         lambda: orthogonally_separable(10**9, 100),
     ],
 )
-def test_data_and_weights(call):
+def test_data_and_weights(little, call):
     with pytest.raises(MemoryError, match="GiB are free: take"):
         call()
 

@@ -7,11 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
-
-# times on a shared machine say nothing about correctness
-settings.register_profile("theory", deadline=None, derandomize=True, database=None)
-settings.load_profile("theory")
 
 TABLE = Path(__file__).resolve().parents[2] / "runs" / "tightness.md"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
