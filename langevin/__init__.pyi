@@ -1,4 +1,5 @@
-from .data import digits, from_npz, linear_teacher, orthogonally_separable
+from .data import digits, linear_teacher, orthogonally_separable
+from .files import from_file, from_npz
 from .initial import (
     collapsed_features,
     gaussian_features,
@@ -23,6 +24,7 @@ __all__ = [
     "collapsed_features",
     "digits",
     "euler_maruyama",
+    "from_file",
     "from_npz",
     "gaussian_features",
     "gaussian_gram",

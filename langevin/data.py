@@ -1,14 +1,13 @@
-"""Data to fine-tune on: synthetic with known properties, scikit-learn's digits, and the user's own."""
+"""Data to fine-tune on: synthetic with known properties, and scikit-learn's digits."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 
-from langevin import _arrays, _atomic, _validate
+from langevin import _atomic, _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
 from langevin.initial import gaussian_features, gaussian_head
@@ -232,60 +231,3 @@ def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
     except OSError:
         pass  # a cache that cannot be written is no reason to fail
     return W
-
-
-def from_npz(
-    path: str | Path, *, activation: Activation = "relu", loss: Loss = "logistic"
-) -> tuple[Problem, FloatArray | None, FloatArray | None]:
-    """Read a problem, and weights if there are any, from an ``.npz`` file.
-
-    Parameters
-    ----------
-    path : path
-        Holding ``X (n, d)`` and ``y (n,)``; optionally ``W (h, d)``, ``v (h,)``, ``X_test`` and ``y_test``.
-        Nothing is unpickled.
-    activation, loss
-        As in `Problem`.
-
-    Returns
-    -------
-    problem : Problem
-    W, v : ndarray or None
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, damaged, pickled, too large for memory, or lacks ``X`` or ``y``.
-    """
-    arrays = npz_arrays(path)
-    problem = Problem(arrays["X"], arrays["y"], activation, loss, arrays.get("X_test"), arrays.get("y_test"))
-    W, v = arrays.get("W"), arrays.get("v")
-    return (
-        problem,
-        None if W is None else _validate.array("W", W, 2),
-        None if v is None else _validate.array("v", v, 1),
-    )
-
-
-def npz_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read ``X`` and ``y``, and of ``W``, ``v``, ``X_test`` and ``y_test`` those that are there.
-
-    Raises
-    ------
-    ValueError
-        As `from_npz`. The arrays themselves are not checked.
-    """
-    source = _validate.path("path", path)
-    if not source.is_file():
-        raise ValueError(f"data must be an .npz file, but there is no file {str(path)!r}")
-    try:
-        arrays = _arrays.read(source, ("X", "y", "W", "v", "X_test", "y_test"), copies=3, what="data file")
-    except (OSError, _arrays.Damaged) as error:
-        raise ValueError(
-            f"data file {str(path)!r} cannot be read ({error}): "
-            "write it with numpy.savez, without object arrays"
-        ) from None
-    for name in ("X", "y"):
-        if name not in arrays:
-            raise ValueError(f"data file {str(path)!r} must hold X and y, {name} is missing")
-    return arrays

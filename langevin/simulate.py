@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 from langevin import _command, _streams
 
 if TYPE_CHECKING:
+    from langevin.files import FileProblem
     from langevin.problem import Problem, Weights
     from langevin.report import Theory
     from langevin.schedule import Schedule
     from langevin.simulation import Simulation
 
+NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Python, such as
+  import bounds, langevin
+  schedule = langevin.Schedule.lp_fft(lp_time=0.25, fft_time=0.75, sigma=1.0, clip=1.0)
+  print(bounds.calibrate(schedule, "sigma", epsilon=1.0, delta=1e-5).phases[0].sigma)"""
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
 
@@ -41,9 +46,10 @@ def parser() -> argparse.ArgumentParser:
         default="separable",
         metavar="DATA",
         help="separable (Assumption 3.1), teacher (regression on a linear teacher), digits (two of "
-        "scikit-learn's digits, features pre-trained on the other eight), or a file.npz with X, y and "
-        "optionally W, v, X_test, y_test",
+        "scikit-learn's digits, features pre-trained on the other eight), or a file of two classes: .npz "
+        "with X, y and optionally W, v, X_test, y_test; .csv or .parquet, features in all columns but one",
     )
+    data.add_argument("--label", default="y", metavar="COLUMN", help="labels of a .csv or .parquet file")
     data.add_argument("--samples", type=int, default=64, help="training samples of synthetic data")
     data.add_argument("--dim", type=int, default=16, help="input dimension of synthetic data")
     data.add_argument(
@@ -75,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--time", type=float, default=1.0, help="total diffusion time")
     plan.add_argument("--dt", type=float, default=5e-4, help="step, in diffusion time")
     plan.add_argument("--sigma", type=float, default=0.5, help="noise of d theta = b dt + sqrt(2) sigma dB")
+    # of a later version; this one says what to do instead
+    plan.add_argument("--epsilon", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     plan.add_argument("--clip", default="1.0", help="per-sample gradient norm threshold, or none")
     plan.add_argument(
         "--clipping", choices=["flat", "normalised"], default="flat", help="g min(1, C/|g|), or g C/(|g| + r)"
@@ -128,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     command = parser()
     args = command.parse_args(argv)
+    if "epsilon" in args:
+        command.error(NO_EPSILON)
     started = time.perf_counter()
 
     out = checkpoint = None
@@ -146,13 +156,14 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 checkpoint = _checkpoint(out, args.resume)
                 times = _validate.integer("times", args.times, 2)
-                problem, weights, head_given = simulation.problem_and_weights(tuple(args.observables))
+                problem, weights, head_given, file = simulation.start(tuple(args.observables))
                 defaults = {field.name: field.default for field in fields(simulation)}
                 _command.refuse_idle(simulation.idle, simulation, defaults)
                 schedule = simulation.schedule
                 _validate.fraction("delta", args.delta)
                 wanted = schedule.default_times(min(times, simulation.steps + 1))
-                _talk(args, f"{report.problem_line(problem, args.data)}\n{schedule}")
+                named = _named(args.data, file)
+                _talk(args, f"{report.problem_line(problem, named)}\n{schedule}")
                 failure = None
                 try:
                     zeroth = zeroth_order(
@@ -190,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
                     )
                 except Diverged as error:
                     run, failure = error.run, str(error)
-            except (ValueError, TypeError, MemoryError, store.StoreError) as error:
+            except (ValueError, TypeError, MemoryError, ImportError, store.StoreError) as error:
                 command.error(_command.as_option(command, str(error), {"rng": "seed"}))
             seconds = time.perf_counter() - first_step
             run.attrs["command"] = json.dumps(vars(args))
@@ -209,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
                 schedule,
                 run,
                 zeroth,
-                data=args.data,
+                data=named,
                 head=_head(args, head_given),
                 solver=f"Euler-Maruyama, dt {args.dt:g}, {simulation.steps} steps, {args.paths} paths, "
                 f"{args.precision} precision, seed {args.seed}",
@@ -224,6 +235,8 @@ def main(argv: list[str] | None = None) -> int:
             said = report.build(subject)
             if refused:
                 said["bounds"] = refused
+            if file is not None:
+                said["file"] = _file(file)
             said["end"] = schedule.duration
             said["seconds"] = {"to first step": first_step - started, "simulation": seconds}
             said["path steps per second"] = args.paths * simulation.steps / seconds
@@ -282,6 +295,21 @@ def _simulation(args: argparse.Namespace) -> Simulation:
 
 
 # --- what comes of it ------------------------------------------------------------------------
+
+
+def _named(data: str, file: FileProblem | None) -> str:
+    """The data, and what their labels mean."""
+    if file is None:
+        return data
+    label = "" if file.file.label == "y" else f", label {file.file.label!r}"
+    classes = "" if file.classes in ((), ("-1", "1")) else ": -1 is {!r}, +1 is {!r}".format(*file.classes)
+    return f"{data}{label}{classes}{''.join(f'; {note}' for note in file.file.notes)}"
+
+
+def _file(found: FileProblem) -> dict[str, Any]:
+    classes = dict(zip(("-1", "+1"), found.classes, strict=False))
+    file = found.file
+    return {"label": file.label, "classes": classes, "features": file.features, "notes": file.notes}
 
 
 def _head(args: argparse.Namespace, given: bool) -> str:

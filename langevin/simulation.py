@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from langevin import _arrays, _validate, data, initial
+from langevin import _validate, data, files, initial
 from langevin._random import generator
 from langevin.observables import OBSERVABLES
 from langevin.problem import Activation, GramWeights, Loss, Problem, Weights
@@ -33,6 +32,25 @@ _LARGE = 2**18
 _MOST_STEPS = 2**32
 
 
+class Start(NamedTuple):
+    """Where a simulation starts.
+
+    Attributes
+    ----------
+    problem : Problem
+    weights : Weights
+    own_head : bool
+        Whether the head is the user's.
+    file : FileProblem or None
+        Of data from a file.
+    """
+
+    problem: Problem
+    weights: Weights
+    own_head: bool
+    file: files.FileProblem | None = None
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What ``python -m langevin.simulate`` is asked for, under the names of its options.
@@ -40,7 +58,9 @@ class Simulation:
     Parameters
     ----------
     data : str
-        "separable", "teacher", "digits", or a ``file.npz``, see `langevin.from_npz`.
+        "separable", "teacher", "digits", or a file, see `langevin.from_file`.
+    label : str
+        Column of a table's labels.
     samples, dim : int
         Of synthetic data.
     spread : float
@@ -80,12 +100,13 @@ class Simulation:
     Examples
     --------
     >>> simulation = Simulation(samples=8, dim=3, width=12, time=0.1, dt=0.01)
-    >>> problem, weights, _ = simulation.problem_and_weights()
+    >>> problem, weights, *_ = simulation.start()
     >>> problem.X.shape, weights.width, [phase.method for phase in simulation.schedule]
     ((8, 3), 12, ['lp', 'fft'])
     """
 
     data: str = "separable"
+    label: str = "y"
     samples: int = 64
     dim: int = 16
     spread: float = 0.2
@@ -111,8 +132,10 @@ class Simulation:
     reduce: Reduce = "auto"
 
     def __post_init__(self) -> None:
-        if self.data not in ("separable", "teacher", "digits") and not str(self.data).endswith(".npz"):
-            raise ValueError(f"data must be separable, teacher, digits or a file.npz, got {self.data!r}")
+        _validate.instance("data", self.data, str)
+        _validate.instance("label", self.label, str)
+        if self.data not in ("separable", "teacher", "digits") and not self.is_file:
+            raise ValueError(f"data must be separable, teacher, digits or {files.ALLOWED}, got {self.data!r}")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None or name not in ("loss", "features"):
@@ -139,7 +162,9 @@ class Simulation:
         reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
         reads["classes"] = self.data == "digits"
         own = {name: theirs for name, read in reads.items() if not read}
-        there = _arrays.names(Path(self.data)) if self.data.endswith(".npz") else ()
+        if not self.is_file:
+            own["label"] = f"data={self.data!r} have no columns"
+        there = files.held(self.data) if self.is_file else ()
         own |= {name: "the file has its own first layer" for name in ("width",) if "W" in there}
         own |= {name: "the file has its own head" for name in ("width", "head", "head_scale") if "v" in there}
         if self.head == "zero":
@@ -156,6 +181,11 @@ class Simulation:
     def synthetic(self) -> bool:
         """Whether the data are made up."""
         return self.data in ("separable", "teacher")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the data are in a file."""
+        return files.is_file(self.data)
 
     @property
     def steps(self) -> int:
@@ -187,8 +217,8 @@ class Simulation:
             )
         return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
 
-    def problem_and_weights(self, observables: tuple[str, ...] = ()) -> tuple[Problem, Weights, bool]:
-        """Problem and weights, and whether the head is the user's own.
+    def start(self, observables: tuple[str, ...] = ()) -> Start:
+        """Problem and weights, and what a file says of them.
 
         Parameters
         ----------
@@ -210,14 +240,14 @@ class Simulation:
         )
         large = self.width * self.dim > _LARGE and not neurons
         by_gram = self.synthetic and not collapsed and self.activation == "linear" and large
-        if not by_gram and not self.data.endswith(".npz"):
+        if not by_gram and not self.is_file:
             # refuse weights of single neurons that do not fit into memory
             _validate.memory(
                 4.0 * 8 * self.width * self.dim,
                 f"width={self.width} with single neurons",
                 "take fewer, or a linear activation with Gaussian features, which knows no single ones",
             )
-        W = v = None
+        W = v = file = None
         if self.data == "separable":
             problem = data.orthogonally_separable(
                 self.samples,
@@ -238,9 +268,10 @@ class Simulation:
             )
             W = start.W
         else:
-            problem, W, v = data.from_npz(self.data, activation=self.activation, loss=loss)
+            file = files.from_file(self.data, label=self.label, activation=self.activation, loss=loss)
+            problem, W, v = file.problem, file.W, file.v
         if by_gram:
-            return problem, self._gram_weights(problem), False
+            return Start(problem, self._gram_weights(problem), False)
         given = v is not None
         if W is None and collapsed:
             W = initial.collapsed_features(problem, self.width, rng=self.seed).W
@@ -254,7 +285,7 @@ class Simulation:
                 v = initial.zero_head(len(W))
             else:
                 v = initial.prototype_head(problem, W, self.head_scale)
-        return problem, Weights(W, v), given
+        return Start(problem, Weights(W, v), given, file)
 
     def _gram_weights(self, problem: Problem) -> GramWeights:
         weights = initial.gaussian_gram(problem, self.width, head_scale=self.head_scale, rng=self.seed)

@@ -70,7 +70,7 @@ def alone(tmp_path_factory) -> xr.Dataset:
 
 def test_each_cell_is_what_the_simulator_gives_alone(alone):
     simulation = Simulation(**SMALL, sigma=0.4, width=16, seed=1)
-    problem, weights, _ = simulation.problem_and_weights()
+    problem, weights, *_ = simulation.start()
     schedule = simulation.schedule
     times = schedule.default_times(4)
     run = euler_maruyama(problem, weights, schedule, dt=0.01, paths=4, rng=1, times=times)

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from langevin import _validate
+from langevin.files import is_file
 from langevin.observables import OBSERVABLES
 from langevin.schedule import grid as step_grid
 from langevin.simulation import Simulation
@@ -111,7 +112,7 @@ class Simulations:
 
     def files(self, values: Values) -> list[str]:
         """The file of the data, if it is one."""
-        return [values["data"]] if values["data"].endswith(".npz") else []
+        return [values["data"]] if is_file(values["data"]) else []
 
     def located(self, values: Values, out: Path) -> Values:
         """The same with an absolute path to the data."""
@@ -123,7 +124,7 @@ class Simulations:
         from langevin.solvers import Diverged, euler_maruyama
 
         simulation, error = Simulation(**values), None
-        problem, weights, _ = simulation.problem_and_weights(record.variables)
+        problem, weights, *_ = simulation.start(record.variables)
         schedule = simulation.schedule
         try:
             run = euler_maruyama(
