@@ -6,6 +6,7 @@ from .accounting import epsilon as epsilon
 from .backbones import Classifier as Classifier
 from .backbones import body as body
 from .backbones import convnet as convnet
+from .backbones import layer as layer
 from .backbones import mlp as mlp
 from .backbones import pretrained as pretrained
 from .causes import causes as causes
@@ -58,6 +59,8 @@ from .tables import best_share as best_share
 from .tables import paired as paired
 from .tables import summary as summary
 from .tables import table as table
+from .tabular import Rows as Rows
+from .tabular import from_file as from_file
 from .train import FineTuning as FineTuning
 from .weights import WeightsError as WeightsError
 from .weights import load_weights as load_weights

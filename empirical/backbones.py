@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from langevin import _validate
@@ -104,6 +105,8 @@ def body(
     32
     """
     given = {} if widths is None else {"widths": widths}
+    if name == "layer" and widths is None and weights is None:
+        return layer(shape, **options)
     if name in ("mlp", "conv"):
         if weights is not None:
             raise ValueError(
@@ -143,6 +146,44 @@ def mlp(
             if activation == "relu":
                 layers.append(nn.ReLU())
     return Body(*layers, features=sizes[-1])
+
+
+def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activation | None = None) -> Body:
+    """One layer on top of frozen features, ``phi(W x)``, without biases: the network that plans simulate.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of an image; (1, 1, d) for feature vectors.
+    W : array_like, shape (h, d), optional
+        Weights to start from; by default the identity, so that probing is of the features as they are.
+    activation : {"relu", "linear"}, optional
+        By default "relu" with ``W``, else "linear".
+
+    Examples
+    --------
+    >>> layer((1, 1, 2))(torch.tensor([[[[1.0, -2.0]]]]))
+    tensor([[ 1., -2.]], grad_fn=<MmBackward0>)
+    """
+    inputs = math.prod(_sizes("shape", shape))
+    if W is None:
+        _validate.memory(
+            4.0 * 4 * inputs**2, f"a layer of {inputs} features", "take fewer, or the body 'mlp'"
+        )
+        start = torch.eye(inputs)
+    else:
+        start = torch.tensor(_validate.array("W", W, 2), dtype=torch.float32)
+    if start.shape[1] != inputs:
+        raise ValueError(f"W must have a column for each of the {inputs} features, got {start.shape[1]}")
+    chosen = _validate.choice(
+        "activation", activation or ("linear" if W is None else "relu"), ("relu", "linear")
+    )
+    # no random number is drawn
+    dense = nn.utils.skip_init(nn.Linear, inputs, len(start), bias=False)
+    with torch.no_grad():
+        dense.weight.copy_(start)
+    layers = [nn.Flatten(), dense, *([nn.ReLU()] if chosen == "relu" else [])]
+    return Body(*layers, features=len(start))
 
 
 def convnet(

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,9 +89,11 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         default="digits",
         metavar="DATA",
-        help="digits (scikit-learn's), glyphs (made up; new classes are private), or from --data-folder: "
-        "cifar10, stl10, folder (images in a folder for each class)",
+        help="digits (scikit-learn's), glyphs (made up; new classes are private), from --data-folder: "
+        "cifar10, stl10, folder (images in a folder for each class), or a file of features: .npz with X, y "
+        "and optionally W, X_test, y_test; .csv or .parquet, features in all columns but one",
     )
+    data.add_argument("--label", default="y", metavar="COLUMN", help="labels of a .csv or .parquet file")
     data.add_argument("--data-folder", metavar="FOLDER", help="where cifar10, stl10 or folder are")
     data.add_argument(
         "--public-classes",
@@ -114,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
     net.add_argument(
         "--body",
         metavar="BODY",
-        help="mlp, conv, timm:<model> or hf:<model>; mlp for digits and conv else unless given",
+        help="mlp, conv, timm:<model> or hf:<model>; mlp for digits and conv else unless given. Of a file "
+        "of features layer, unless given, or mlp: layer starts as the file's W, or as the identity",
     )
     net.add_argument(
         "--widths", type=int, nargs="+", help="of mlp (128 64) and conv (32 64 128) unless given"
@@ -288,17 +291,20 @@ def _instead(name: str) -> str:
 def _setting(args: argparse.Namespace) -> Setting:
     from empirical.images import Shift
     from empirical.setting import Setting
+    from langevin.files import is_file
 
     digits = args.data == "digits"
+    usual = "mlp" if digits else "layer" if is_file(args.data) else "conv"
     rotation = (20.0 if digits else 0.0) if args.rotation is None else args.rotation
     return Setting(
         args.data,
+        label=args.label,
         folder=args.data_folder,
         size=args.size,
         images=args.images,
         public_classes=tuple(args.public_classes),
         shift=Shift(rotation, args.gain, args.offset),
-        body=args.body or ("mlp" if digits else "conv"),
+        body=args.body or usual,
         options=tuple(_option(text) for text in args.body_options),
         widths=None if args.widths is None else tuple(args.widths),
         weights=args.weights,
@@ -438,7 +444,13 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
 
 def _about(setting: Setting, task: Any) -> dict[str, str]:
     """What task and body are, in words."""
-    if task.public is None:
+    what = "feature vectors" if setting.is_file else "images"
+    if setting.is_file:
+        public, normalised = (
+            "no public part",
+            "not at all: features as in the file, scale them by public data",
+        )
+    elif task.public is None:
         public, normalised = "no public part", "intensities x become 2 x - 1, as there is no public part"
     else:
         public = f"{len(task.public)} public"
@@ -447,14 +459,21 @@ def _about(setting: Setting, task: Any) -> dict[str, str]:
     trained = f"pre-trained on the public part ({setting.pretrain})"
     if setting.pretrain == "none":
         trained = f"weights from {setting.weights}" if setting.weights else "random weights, NOT pre-trained"
+    if setting.body == "layer" and not setting.weights:
+        trained = "on top of the features, starting from the file's W or else from the identity"
     return {
-        "task": f"{task.name}: {len(task.train)} private images to train on, {len(task.test)} to test, "
+        "task": f"{task.name}: {len(task.train)} private {what} to train on, {len(task.test)} to test, "
         f"{public}, {len(task.train.classes)} classes, shape {task.train.shape}",
+        "classes": _few(task.train.classes),
         "shift": f"rotation {setting.shift.rotation:g} degrees, gain {setting.shift.gain:g}, "
         f"offset {setting.shift.offset:g}",
         "normalised": normalised,
         "body": f"{setting.body}{widths}, {trained}",
     }
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f", ... ({len(names)})" if len(names) > 12 else "")
 
 
 def _ends(values: Any) -> dict[str, float | None]:

@@ -141,12 +141,7 @@ class Part:
                 f"images must have the shape (n, channels, height, width), got {pixels.shape}: "
                 "give grey images an axis of one channel"
             )
-        low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):  # not a number: neither
-            raise ValueError(
-                f"images must lie in [0, 1], got values from {low:g} to {high:g}: rescale them, and "
-                "normalise with Images.normalised"
-            )
+        self._check_range(pixels)
         numbers = np.asarray(labels)
         if numbers.dtype.kind not in "iu" or numbers.shape != (len(pixels),):
             raise ValueError(
@@ -168,11 +163,20 @@ class Part:
         for name, value in dict(images=pixels, labels=numbers, classes=names).items():
             object.__setattr__(self, name, value)
 
+    @staticmethod
+    def _check_range(pixels: Pixels) -> None:
+        low, high = pixels.min(), pixels.max()
+        if not (low >= 0 and high <= 1):  # not a number: neither
+            raise ValueError(
+                f"images must lie in [0, 1], got values from {low:g} to {high:g}: rescale them, and "
+                "normalise with Images.normalised"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Part({len(self)} images of shape {self.shape}, {len(self.classes)} classes)"
+        return f"{type(self).__name__}({len(self)} images of shape {self.shape}, {len(self.classes)} classes)"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -188,7 +192,7 @@ class Part:
     def take(self, indices: ArrayLike) -> Part:
         """Return the images at ``indices``, in that order; the classes stay."""
         chosen = np.asarray(indices)
-        return Part(self.images[chosen], self.labels[chosen], self.classes)
+        return type(self)(self.images[chosen], self.labels[chosen], self.classes)
 
     def subsample(self, per_class: int, *, rng: RNG = 0) -> Part:
         """Return ``per_class`` images of each class, drawn without replacement, in their order here.
@@ -220,7 +224,11 @@ class Part:
         """
         chosen = class_numbers("classes", classes, self.classes)
         places, labels = of_classes(self.labels, chosen)
-        return Part(self.images[places], labels, [self.classes[i] for i in chosen])
+        return type(self)(self.images[places], labels, [self.classes[i] for i in chosen])
+
+    def centred(self) -> Pixels:
+        """What a body sees where there is no public part to normalise by: ``2 x - 1``; a new array."""
+        return 2 * self.images - np.float32(1)
 
     def shifted(self, shift: Shift) -> Part:
         """Return the same images under a shift."""

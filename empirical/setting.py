@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from empirical.images import Images, Shift, stratified
-from langevin import _validate
+from empirical.tabular import first_layer
+from langevin import _validate, files
 from langevin._random import generator
 
 try:
@@ -25,13 +26,14 @@ except ImportError:  # no advisory locks on this system: a body may be made twic
 if TYPE_CHECKING:
     from torch import nn
 
-Data = Literal["digits", "glyphs", "cifar10", "stl10", "folder"]
 Pretraining = Literal["supervised", "simclr", "none"]
 
 DATA = ("digits", "glyphs", "cifar10", "stl10", "folder")
 PRETRAINING = ("supervised", "simclr", "none")
-# split by the seed; the others come split
+# split by the seed; the others come split, as a file may
 _SPLIT = ("digits", "glyphs", "folder")
+# bodies of feature vectors
+_OF_FILES = ("layer", "mlp")
 # of a published training part: what tuning tests on
 _HELD_OUT = 0.2
 # with folders of classes, some of which can be public
@@ -44,26 +46,31 @@ class Setting:
 
     Parameters
     ----------
-    data : {"digits", "glyphs", "cifar10", "stl10", "folder"}
+    data : str
+        "digits", "glyphs", "cifar10", "stl10", "folder", or a file of feature vectors, see
+        `empirical.from_file`.
+    label : str
+        Column of the labels, of a .csv or .parquet file.
     folder : str or None
-        Of the last three.
+        Of "cifar10", "stl10" and "folder".
     size : int or None
         Height and width in pixels of "glyphs" (by default 24), "stl10" (96) and "folder" (32).
     images : int or None
         Private training images of "glyphs", by default 2000.
     public_classes : tuple of str
-        Of the last three: classes to pre-train on. Without any there is no public part: intensities become
-        ``2 x - 1``, and the body keeps the weights that it was given or drawn with.
+        Of those three: classes to pre-train on. Without any there is no public part: intensities become
+        ``2 x - 1``, and the body keeps the weights that it was given or drawn with. Nor has a file: features
+        stay as they are.
     shift : Shift
-        Of the private images.
+        Of the private images; none with a file.
     body : str
-        See `empirical.body`.
+        See `empirical.body`; of a file "mlp", or "layer", which starts from the file's ``W``.
     options : tuple of (str, int, float or str)
         For the function that makes the body, such as ``(("patch_size", 4),)``.
     widths : tuple of int or None
         Of the bodies "mlp" (by default 128, 64) and "conv".
     weights : str or None
-        For "mlp" and "conv" a file of `save_weights`, otherwise see `empirical.pretrained`.
+        For "mlp", "conv" and "layer" a file of `save_weights`, otherwise see `empirical.pretrained`.
     pretrain : {"supervised", "simclr", "none"} or None
         On the public part; None: "supervised" where there is one and no ``weights``.
     epochs : int or None
@@ -87,7 +94,8 @@ class Setting:
     1097
     """
 
-    data: Data = "digits"
+    data: str = "digits"
+    label: str = "y"
     folder: str | None = None
     size: int | None = None
     images: int | None = None
@@ -105,7 +113,12 @@ class Setting:
     bodies: str | None = None
 
     def __post_init__(self) -> None:
-        _validate.choice("data", self.data, DATA)
+        _validate.instance("data", self.data, str)
+        _validate.instance("label", self.label, str)
+        if not self.is_file and self.data not in DATA:
+            raise ValueError(
+                f"data must be one of {', '.join(map(repr, DATA))}, or {files.ALLOWED}; got {self.data!r}"
+            )
         _validate.device(self.device)
         _validate.instance("body", self.body, str)
         _validate.instance("shift", self.shift, Shift)
@@ -124,16 +137,17 @@ class Setting:
         if on_disk != (self.folder is not None):
             allowed = "be given" if on_disk else "be left out"
             raise ValueError(f"folder must {allowed} with data={self.data!r}, got {self.folder!r}")
-        if self.size is not None and self.data in ("digits", "cifar10"):
+        if self.size is not None and (self.is_file or self.data in ("digits", "cifar10")):
             raise ValueError(f"size must be left out with data={self.data!r}, got {self.size}")
         if self.images is not None and self.data != "glyphs":
             raise ValueError(f"images must be left out with data={self.data!r}, got {self.images}")
         if self.public_classes and not on_disk:
             raise ValueError(
-                f"public_classes must be left out with data={self.data!r}, which has a public part, got "
-                f"{self.public_classes}"
+                f"public_classes must be left out with data={self.data!r}, which has "
+                f"{'no' if self.is_file else 'a'} public part, got {self.public_classes}"
             )
-        public = not on_disk or bool(self.public_classes)
+        self._check_file()
+        public = bool(self.public_classes) if on_disk else not self.is_file
         if self.pretrain is None:
             object.__setattr__(self, "pretrain", "none" if self.weights or not public else "supervised")
         _validate.choice("pretrain", self.pretrain, PRETRAINING)
@@ -150,17 +164,39 @@ class Setting:
         if self.body == "mlp" and self.widths is None:
             object.__setattr__(self, "widths", (128, 64))
 
+    def _check_file(self) -> None:
+        """Refuse what goes with a file alone, or not with one."""
+        if not self.is_file:
+            if self.label != "y":
+                raise ValueError(f"label must be left out with data={self.data!r}, got {self.label!r}")
+            if self.body == "layer":
+                raise ValueError(
+                    f"body must be another than 'layer' with data={self.data!r}: that takes features"
+                )
+            return
+        for name, value in asdict(self.shift).items():
+            if value != getattr(Shift(), name):
+                raise ValueError(f"{name} must be left out with data={self.data!r}, got {value:g}")
+        if self.body not in _OF_FILES:
+            raise ValueError(f"body must be 'layer' or 'mlp' with data={self.data!r}, got {self.body!r}")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the task is one of feature vectors, from a file."""
+        return files.is_file(self.data)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: all that results depend on."""
-        return {name: value for name, value in asdict(self).items() if name != "bodies"}
+        without = ("bodies",) if self.is_file else ("bodies", "label")
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
     def task(self, seed: int, *, tuning: bool = False) -> Images:
-        """The task, split anew for each seed; CIFAR-10 and STL-10 keep their published split.
+        """The task, split anew for each seed; CIFAR-10, STL-10 and a file with ``X_test`` keep their split.
 
-        With ``tuning`` those two do not show their test images: a fifth of each class's training images,
-        drawn by the seed, takes their place.
+        With ``tuning`` those do not show their test images: a fifth of each class's training images, drawn by
+        the seed, takes their place.
         """
-        if self.data in _SPLIT:
+        if self.data in _SPLIT or (self.is_file and "X_test" not in files.held(self.data)):
             return _task(self, seed)
         published = _task(self, 0)
         if not tuning:
@@ -188,10 +224,12 @@ class Setting:
 
 @functools.lru_cache(maxsize=2)
 def _task(setting: Setting, seed: int) -> Images:
-    from empirical import cifar10, digits, glyphs, image_folder, stl10
+    from empirical import cifar10, digits, from_file, glyphs, image_folder, stl10
 
     s, folder = setting, setting.folder or ""
     disk: dict[str, Any] = dict(public_classes=s.public_classes, shift=s.shift)
+    if s.is_file:
+        return from_file(s.data, label=s.label, rng=seed)
     if s.data == "digits":
         return digits(s.shift, rng=seed)
     if s.data == "glyphs":
@@ -208,9 +246,11 @@ def _network(setting: Setting, seed: int, progress: Callable[[int, float], None]
     from empirical import body, load_weights, pretrain, save_weights
 
     s, task = setting, setting.task(seed)
-    own = s.body in ("mlp", "conv")
+    own, options = s.body in ("mlp", "conv", "layer"), dict(s.options)
+    if s.body == "layer":
+        options["W"] = first_layer(s.data)
     given = None if own else s.weights
-    made = body(s.body, task.train.shape, widths=s.widths, weights=given, rng=seed, **dict(s.options))
+    made = body(s.body, task.train.shape, widths=s.widths, weights=given, rng=seed, **options)
     if own and s.weights is not None:
         load_weights(s.weights, made)
     if s.pretrain is None or s.pretrain == "none":

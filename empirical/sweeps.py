@@ -13,13 +13,14 @@ from empirical.recipe import Recipe
 from empirical.setting import Setting
 from langevin import _validate
 from langevin._random import generator
+from langevin.files import is_file
 from langevin.sweeps.grid import Grid, Layout, Values, Variable
 from langevin.sweeps.parameters import Parameter, parameters
 
 _SHIFT = [field.name for field in fields(Shift)]
 _SPENT = ("epsilon that the run comes to", "1")
 # where files and folders are named; of "hub" and the like there is none
-_PATHS = ("folder", "weights", "bodies")
+_PATHS = ("data", "folder", "weights", "bodies")
 
 
 def measures() -> dict[str, tuple[str, str]]:
@@ -98,16 +99,18 @@ class FineTunings:
         return 0.0
 
     def files(self, values: Values) -> list[str]:
-        """The file of the body's weights, if it is one."""
+        """The files of features and of the body's weights, if these are files."""
         weights = values["weights"]
-        return [weights] if weights is not None and weights.endswith(".npz") else []
+        own = [weights] if weights is not None and weights.endswith(".npz") else []
+        return own + ([values["data"]] if is_file(values["data"]) else [])
 
     def located(self, values: Values, out: Path) -> Values:
         """The same with absolute paths, and a folder for bodies."""
         values = values | {"bodies": values["bodies"] or f"{out}.bodies"}
         given = {name: values[name] for name in _PATHS if values[name] is not None}
+        there = self.files(values)
         return values | {
-            n: str(Path(v).resolve()) for n, v in given.items() if n != "weights" or self.files(values)
+            n: str(Path(v).resolve()) for n, v in given.items() if n not in ("weights", "data") or v in there
         }
 
     def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:

@@ -296,7 +296,7 @@ class FineTuning:
 
     def _images(self, task: Images, part: str) -> Tensor:
         chosen = getattr(task, part)
-        pixels = task.normalised(chosen) if task.public is not None else 2 * chosen.images - np.float32(1)
+        pixels = task.normalised(chosen) if task.public is not None else chosen.centred()
         return torch.from_numpy(pixels).to(self._device)
 
     def _autocast(self, safe: bool = True) -> AbstractContextManager[Any]:

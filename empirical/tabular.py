@@ -1,0 +1,120 @@
+"""Tasks of feature vectors from files, in the place of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from empirical.images import Images, Labels, Part, Pixels
+from langevin import _arrays, _labels, _validate, files
+from langevin._random import RNG, generator
+
+# of a class, to test on: one in so many
+_HELD_OUT = 5
+
+
+class Rows(Part):
+    """Feature vectors with labels: images of shape (1, 1, d), whose entries are any finite numbers.
+
+    A body sees them as they are: nothing normalises them.
+
+    Examples
+    --------
+    >>> rows = Rows(np.array([[1.0, -20.0], [3.0, 4.0]]).reshape(2, 1, 1, 2), [0, 1], ["cat", "dog"])
+    >>> rows.shape, float(rows.centred().min())
+    ((1, 1, 2), -20.0)
+    """
+
+    @staticmethod
+    def _check_range(pixels: Pixels) -> None:
+        if not np.isfinite(pixels).all():
+            raise ValueError("images must be finite in single precision, got others: scale the features")
+
+    def centred(self) -> Pixels:
+        """The features as they are; a new array."""
+        return self.images.copy()
+
+
+def from_file(path: str | Path, *, label: str = "y", rng: RNG = 0) -> Images:
+    """Read a task of feature vectors from an ``.npz``, ``.csv`` or ``.parquet`` file.
+
+    Without ``X_test`` and ``y_test``, which an ``.npz`` file may hold, a fifth of each class is held out.
+    There is no public part: what is taken from the features, such as their mean and scale, would be a
+    release, so they are used as they are. Scale them beforehand, by public data.
+
+    Parameters
+    ----------
+    path : path
+        See `langevin.from_file`.
+    label : str
+        Column of the labels: numbers or text, of two or more classes.
+    rng : int, Generator or None
+        Draws what is held out (SPEC 7).
+
+    Returns
+    -------
+    Images
+        Of shape (1, 1, d), in parts that are `Rows`.
+
+    Raises
+    ------
+    ValueError, MemoryError, ImportError
+        As `langevin.from_file`; or on fewer than two classes, a class of one sample, or a test part that does
+        not fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "animals.npz")
+    ...     np.savez(path, X=np.arange(20.0).reshape(10, 2), y=["cat", "dog"] * 5)
+    ...     from_file(path)
+    Images(...: 8 train, 2 test, no public part, shape (1, 1, 2), 2 classes, ...)
+    """
+    arrays = files.read(path, label).arrays
+    X = _validate.array("X", arrays["X"], 2)
+    names, labels = _labels.classes("y", arrays["y"])
+    _validate.same_length("X", X, "y", labels)
+    if len(names) < 2:
+        raise ValueError(f"y must hold two or more classes, got {len(names)}: {', '.join(names)}")
+    if ("X_test" in arrays) != ("y_test" in arrays):
+        raise ValueError(f"data file {str(path)!r} must hold X_test and y_test together, one is missing")
+    if "X_test" in arrays:
+        held = _validate.array("X_test", arrays["X_test"], 2)
+        _, held_labels = _labels.classes("y_test", arrays["y_test"], names)
+        _validate.same_length("X_test", held, "y_test", held_labels)
+    else:
+        test, train = held_out(names, labels, generator(rng, "held-out rows"))
+        held, held_labels, X, labels = X[test], labels[test], X[train], labels[train]
+    return Images(_rows(X, labels, names), _rows(held, held_labels, names), name=str(path))
+
+
+def first_layer(path: str | Path) -> NDArray[np.float64] | None:
+    """The layer ``W`` (h, d) that an ``.npz`` file holds, if it holds one."""
+    if "W" not in files.held(path):
+        return None
+    return _validate.array("W", _arrays.read(Path(path), ["W"], what="data file")["W"], 2)
+
+
+def held_out(
+    names: tuple[str, ...], labels: Labels, random: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows to test on, a fifth of each class and one at least, and all others."""
+    test = []
+    for label, name in enumerate(names):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        if len(rows) < 2:
+            raise ValueError(
+                f"y must hold two samples or more of each class, got {len(rows)} of class {name!r}: "
+                "give X_test and y_test, or leave it out"
+            )
+        test.append(rows[: max(1, len(rows) // _HELD_OUT)])
+    held = np.sort(np.concatenate(test))
+    return held, np.setdiff1d(np.arange(len(labels)), held)
+
+
+def _rows(X: NDArray[np.float64], labels: Labels, names: tuple[str, ...]) -> Rows:
+    with np.errstate(over="ignore"):
+        return Rows(X.astype(np.float32)[:, None, None, :], labels, names)
