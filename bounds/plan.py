@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line of the planner."""
     p = argparse.ArgumentParser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} features.npz --epsilon EPSILON [option ...]",
+        usage=f"{PROGRAM} FILE --epsilon EPSILON [option ...]",
         description="How much of a privacy budget should go to linear probing before full fine-tuning, asked "
         "of frozen features: whether the theory's assumptions hold, what its theorems say, a simulation with "
         "noise, a recommended share and the DP-SGD that spends it.",
@@ -32,11 +32,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "features",
-        metavar="features.npz",
-        help="X (frozen features), y (labels of two or more classes); optionally v (head), W (a layer, X "
-        "being its inputs), X_test, y_test",
+        metavar="FILE",
+        help=".npz with X (frozen features), y (labels of two or more classes), optionally v (head), W (a "
+        "layer, X being its inputs), X_test, y_test; .csv or .parquet, features in all columns but one",
     )
     data = p.add_argument_group("data")
+    data.add_argument("--label", default="y", metavar="COLUMN", help="labels of a .csv or .parquet file")
     data.add_argument(
         "--data-are", choices=["public", "private"], default="public", help="what the plan is read off"
     )
@@ -94,7 +95,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--plot", default=argparse.SUPPRESS, metavar="FILE", help="draw accuracy and loss over the share"
     )
-    out.add_argument("--json", action="store_true", help="print the report as JSON")
+    out.add_argument(
+        "--verbose", action="store_true", help="report theory, noise, every share and notes, too"
+    )
+    out.add_argument("--json", action="store_true", help="print the whole report as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -109,18 +113,17 @@ def main(argv: list[str] | None = None) -> int:
         try:
             from empirical import plan_report
             from empirical.planner import plan_share
-            from langevin import store
-            from langevin.data import npz_arrays
+            from langevin import files, store
 
             try:
                 out = store.check_target(given["out"]) if "out" in given else None
                 plot = _command.plot_target(given["plot"]) if "plot" in given else None
-                arrays: dict[str, Any] = npz_arrays(args.features)
+                file = files.read(args.features, args.label)
                 chosen = {name: given[name] for name in ("samples", "batch", "activation") if name in given}
                 with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
                     warnings.simplefilter("always", UserWarning)
                     plan = plan_share(
-                        **arrays,
+                        **file.arrays,
                         epsilon=args.epsilon,
                         delta=args.delta,
                         clip=args.clip,
@@ -140,7 +143,9 @@ def main(argv: list[str] | None = None) -> int:
             except ArithmeticError as error:
                 return _command.fail(command, str(error))
             cost = plan_report.privacy(args.data_are == "private")
+            fine_tune = plan.command_for(args.features, args.label)
             said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+            said += file.notes
             failure = None
             try:
                 if out is not None:
@@ -152,11 +157,14 @@ def main(argv: list[str] | None = None) -> int:
             except (store.StoreError, OSError) as error:
                 failure = str(error)
             if args.json:
-                report = plan.to_dict() | {"privacy of the plan": cost, "warnings": said, "failure": failure}
+                report = plan.to_dict() | {"command": fine_tune, "privacy of the plan": cost}
+                report |= {"features": list(file.features), "warnings": said, "failure": failure}
                 print(json.dumps(_plain(report), indent=2, allow_nan=False))
             else:
-                print(plan_report.text(plan))
+                print(plan_report.text(plan, fine_tune, verbose=args.verbose))
                 print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in said), sep="\n")
+                if not args.verbose:
+                    print(f"{'':14}--verbose: theory, noise, every share and notes; --json: all of it")
             return 0 if failure is None else _command.fail(command, failure)
         except KeyboardInterrupt:
             print("\ninterrupted; nothing is kept", file=sys.stderr)

@@ -442,8 +442,10 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
     return _command.fail(command, failure) if failure else 0
 
 
-def _about(setting: Setting, task: Any) -> dict[str, str]:
+def _about(setting: Setting, task: Any) -> dict[str, str | None]:
     """What task and body are, in words."""
+    from langevin.files import held
+
     what = "feature vectors" if setting.is_file else "images"
     if setting.is_file:
         public, normalised = (
@@ -460,12 +462,15 @@ def _about(setting: Setting, task: Any) -> dict[str, str]:
     if setting.pretrain == "none":
         trained = f"weights from {setting.weights}" if setting.weights else "random weights, NOT pre-trained"
     if setting.body == "layer" and not setting.weights:
-        trained = "on top of the features, starting from the file's W or else from the identity"
+        start = "the file's W" if "W" in held(setting.data) else "the identity"
+        trained = f"on top of the features, starting as {start}"
     return {
         "task": f"{task.name}: {len(task.train)} private {what} to train on, {len(task.test)} to test, "
         f"{public}, {len(task.train.classes)} classes, shape {task.train.shape}",
         "classes": _few(task.train.classes),
-        "shift": f"rotation {setting.shift.rotation:g} degrees, gain {setting.shift.gain:g}, "
+        "shift": None
+        if setting.is_file
+        else f"rotation {setting.shift.rotation:g} degrees, gain {setting.shift.gain:g}, "
         f"offset {setting.shift.offset:g}",
         "normalised": normalised,
         "body": f"{setting.body}{widths}, {trained}",

@@ -14,6 +14,8 @@ from empirical.planner import SharePlan, standard_error
 from empirical.tables import Table
 from langevin import _atomic
 
+# that are listed
+_CLASSES = 12
 COST = (
     "a plan read off private data is itself a release: it costs privacy that is NOT accounted for here, and "
     "share and rates are chosen on it"
@@ -27,26 +29,67 @@ def privacy(private: bool) -> str:
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 
-def text(plan: SharePlan) -> str:
-    """A report of some lines."""
-    history = plan.history
-    lines = [
+def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
+    """A report: the verdict, what it rests on, and with ``verbose`` all that was found.
+
+    Parameters
+    ----------
+    plan : SharePlan
+    command : str
+        What runs the recommended plan.
+    verbose : bool
+    """
+    lines = _verdict(plan, command)
+    if verbose:
+        lines += _details(plan)
+    else:
+        lines += [("caveats" if i == 0 else "", line) for i, line in enumerate(plan.caveats)]
+    return "\n".join(f"{name:14}{line}".rstrip() for name, line in lines)
+
+
+def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
+    history, (accuracy, error) = plan.history, plan.expected
+    shown = ", ".join(plan.classes[:_CLASSES]) + (", ..." if len(plan.classes) > _CLASSES else "")
+    lengths = ", then ".join(f"{phase['steps']} of {phase['method']}" for phase in plan.phases)
+    return [
+        ("recommended", f"lp share {plan.share:g}: {lengths}; {_flatness(plan)}"),
+        ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),
+        ("command", command),
+        *_elsewhere(plan),
+        ("classes", f"{len(plan.classes)}: {shown}"),
         (
             "budget",
             f"epsilon {plan.epsilon:g} at delta {history.delta:g} for {history.samples} samples, one added "
             f"or removed; {history.steps} steps of an expected batch of {plan.batch:g}",
         ),
+    ]
+
+
+def _elsewhere(plan: SharePlan) -> list[tuple[str, str]]:
+    """How the command differs from the plan, where its file has not as many samples to train on."""
+    samples = plan.history.samples
+    if plan.trained == samples:
+        return []
+    return [
+        (
+            "",
+            f"trains on {plan.trained} samples of this file, in batches of the plan's sampling rate; for "
+            f"{samples} private samples take --batch {plan.batch:.10g} and their file",
+        )
+    ]
+
+
+def _details(plan: SharePlan) -> list[tuple[str, str]]:
+    return [
+        *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
         *_theory(plan.theory),
         ("simulation", plan.simulated),
         *(("", line) for line in _shares(plan).text().splitlines()),
         ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches;"),
         ("", "the errors leave out which samples are held out, and that rates are chosen on fewer draws"),
         ("loss", f"lowest at share {plan.loss_share:g}, which is another question than accuracy"),
-        ("recommended", f"lp share {plan.share:g}; {_flatness(plan)}"),
-        *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
         *(("notes" if i == 0 else "", line) for i, line in enumerate(plan.notes)),
     ]
-    return "\n".join(f"{name:14}{line}".rstrip() for name, line in lines)
 
 
 def _flatness(plan: SharePlan) -> str:
@@ -89,7 +132,6 @@ def _phases(plan: SharePlan) -> Iterable[str]:
             f"multiplier {phase['noise multiplier']:.4g}, sample rate {phase['sample rate']:.4g}, clip "
             f"{phase['clip']:g}"
         )
-    yield f"as a command, beside --data and --body: {plan.command}"
     yield "multiplier by the PRV and PLD accountants; rates of mean gradients, best in the simulation"
 
 
@@ -170,7 +212,7 @@ def _bounds(advice: Advice) -> str:
 
 # --- figure ------------------------------------------------------------------------------------
 
-_SIMULATED, _GOOD, _THEORY = "#0072b2", "#009e73", "0.4"
+_SIMULATED, _CHOSEN, _GOOD, _THEORY = "#0072b2", "#e69f00", "#009e73", "0.4"
 
 
 def draw(plan: SharePlan, path: Path) -> None:
@@ -187,40 +229,29 @@ def draw(plan: SharePlan, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
+    good, chosen = np.isin(plan.shares, plan.as_good), plan.recommended
     for ax, values, name in zip(
         axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
     ):
+        mean, error = values.mean(1), standard_error(values)
+        # from the largest mark at the bottom to the smallest on top: none hides another
+        marks = {"marker": "o", "linestyle": "", "zorder": 3}
+        ax.plot(plan.share, mean[chosen], color=_CHOSEN, markersize=13, label="recommended", **marks)
+        ring = {"color": _GOOD, "markerfacecolor": "white", "markersize": 8.5}
+        if ax is axes[0]:
+            ax.plot(plan.shares[good], mean[good], label="not worse than the best", **ring, **marks)
         ax.errorbar(
             plan.shares,
-            values.mean(1),
-            standard_error(values),
+            mean,
+            error,
             color=_SIMULATED,
             marker="o",
             markersize=4,
             capsize=2,
+            zorder=4,
             label="simulated",
         )
         ax.set(xlabel="share of the budget for linear probing", ylabel=name)
-    good = np.isin(plan.shares, plan.as_good)
-    axes[0].plot(
-        plan.shares[good],
-        plan.accuracy[good].mean(1),
-        linestyle="",
-        marker="o",
-        markersize=8,
-        markerfacecolor="none",
-        color=_GOOD,
-        label="not worse than the best",
-    )
-    axes[0].plot(
-        plan.share,
-        plan.accuracy[plan.recommended].mean(),
-        linestyle="",
-        marker="o",
-        markersize=5,
-        color=_GOOD,
-        label="recommended",
-    )
     if len(plan.theory) == 1:
         _draw_theory(axes, next(iter(plan.theory.values())))
     for ax in axes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from bounds.advice import Advice, split_advice
 from empirical.history import History, plan
 from empirical.standin import Outcomes, Settings, Split, StandIn
-from langevin import _validate
+from empirical.tabular import held_out
+from langevin import _labels, _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
 from langevin.problem import ACTIVATIONS, Activation, Weights
@@ -32,7 +34,6 @@ _FACTOR, _FARTHEST = 3.0, 4
 LEVEL = 0.05
 # draws of a round, at least two; standard errors at which a share is clearly worse, and so known well enough
 _ROUND, _CLEARLY = 16, 4
-_HELD_OUT = 5
 # rows and entries of W that a simulation has at most, rows and heads that theory has
 _ROWS, _ENTRIES, _THEORY_ROWS, _THEORY_HEADS = 4096, 2**16, 256, 4
 
@@ -68,7 +69,15 @@ class SharePlan:
     simulated : str
         What was simulated.
     notes : tuple of str
-        What was cut, split off or assumed.
+        What was cut, split off or assumed, and the caveats.
+    classes : tuple of str
+        Names of the classes.
+    activation : {"relu", "linear"}
+        Of the simulated layer.
+    trained : int
+        Samples of ``X`` that are not held out.
+    caveats : tuple of str
+        Those notes without which accuracies are misread.
     """
 
     shares: FloatArray
@@ -83,6 +92,10 @@ class SharePlan:
     batch: float
     simulated: str
     notes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    activation: Activation = "relu"
+    trained: int = 0
+    caveats: tuple[str, ...] = ()
 
     @property
     def best(self) -> int:
@@ -137,15 +150,43 @@ class SharePlan:
         return Recipe("lp-fft", lp_share=self.share, lp_lr=self.lp_lr, lr=lr, **settings)
 
     @property
+    def expected(self) -> tuple[float, float]:
+        """Held-out accuracy of the recommended share in the simulation, mean and standard error."""
+        values = self.accuracy[self.recommended]
+        return float(values.mean()), float(standard_error(values))
+
+    @property
     def command(self) -> str:
-        """The recommended run as a command."""
-        recipe = self.recipe
+        """The recommended run as a command, without the options for data and body."""
+        return self._command([], self.batch)
+
+    def command_for(self, data: str, label: str = "y") -> str:
+        """The recommended run on a file of the features, as a command.
+
+        The body is the simulated layer, see `empirical.layer`. The command samples at the rate of the plan:
+        where it holds out a part of the file, the expected batch is smaller in proportion. A head ``v`` of
+        the file is not used: the command draws a Gaussian one.
+
+        Parameters
+        ----------
+        data : str
+            The file that the plan was made from.
+        label : str
+            Column of its labels.
+        """
+        named = [] if label == "y" else ["--label", label]
+        body = ["--body", "layer", "--body-options", f"activation={self.activation}"]
+        sampled = self.batch / self.history.samples
+        return self._command(["--data", data, *named, *body], sampled * self.trained)
+
+    def _command(self, about: list[str], batch: float) -> str:
+        recipe = replace(self.recipe, batch=batch)
         share = ["--lp-share", f"{recipe.lp_share:g}"] if recipe.method == "lp-fft" else []
         probing = [] if recipe.lp_lr is None else ["--lp-lr", f"{recipe.lp_lr:.6g}"]
         numbers = ("steps", "batch", "epsilon", "delta", "clip")
         rest = [text for name in numbers for text in (f"--{name}", f"{getattr(recipe, name):.10g}")]
         words = ["--method", recipe.method, *share, "--lr", f"{recipe.lr:.6g}", *probing, *rest]
-        return f"python -m empirical.finetune {' '.join(words)}"
+        return f"python -m empirical.finetune {shlex.join([*about, *words])}"
 
     @property
     def phases(self) -> list[dict[str, Any]]:
@@ -168,8 +209,12 @@ class SharePlan:
         """Plain numbers, lists and dictionaries, for JSON; NaN where there is no number."""
         lost, error = self.deficit
         draws = self.accuracy.shape[1]
+        accuracy, accuracy_error = self.expected
         return {
             "recommended lp share": self.share,
+            "expected held-out accuracy": accuracy,
+            "expected held-out accuracy standard error": accuracy_error,
+            "classes": list(self.classes),
             "share of the highest accuracy": float(self.shares[self.best]),
             "as good": self.as_good.tolist(),
             "DP-SGD": self.phases,
@@ -194,6 +239,7 @@ class SharePlan:
             },
             "theory": {name: advice.to_dict() for name, advice in self.theory.items()},
             "notes": list(self.notes),
+            "caveats": list(self.caveats),
         }
 
     def to_dataset(self) -> xr.Dataset:
@@ -257,7 +303,7 @@ def plan_share(
     X : array_like, shape (n, d)
         Frozen features; or, with ``W``, the inputs of a first layer.
     y : array_like, shape (n,)
-        Labels, numbers or text, of two or more classes.
+        Labels, numbers or text, of two or more classes; a Series, Categorical or Index of pandas, too.
     epsilon, delta : float
         Budget of the whole training; neighbours differ by one sample added or removed.
     clip : float
@@ -326,7 +372,7 @@ def plan_share(
     _validate.instance("theory", theory, bool)
     root = int(generator(rng, "plan").integers(2**63))
     random = np.random.default_rng(np.random.SeedSequence(root))
-    net, names, rows, notes = _stand_in(X, y, W, v, X_test, y_test, activation, random)
+    net, names, rows, trained, notes = _stand_in(X, y, W, v, X_test, y_test, activation, random)
     samples = rows if samples is None else _validate.integer("samples", samples, 1)
     batch = samples / 10 if batch is None else _validate.positive("batch", batch)
     lengths = _lengths(shares, steps)
@@ -344,10 +390,26 @@ def plan_share(
             "every share had a run that left the range of numbers: scale the features X, or the head v"
         )
     share = float(found[_recommended(*ends)])
-    notes = (*notes, *edges, *_limits(net, ends, resolution))
+    caveats = (*edges, *_limits(net, ends, resolution))
     history = plan(samples, batch, delta=delta, steps=steps, lp_share=share, noise_multiplier=nu, clip=clip)
     lr = np.array([split.lr if split.lp_steps < steps else np.nan for split in splits])
-    return SharePlan(found, *ends, lr, lp_lr, history, said, budget, clip, batch, net.method, notes)
+    return SharePlan(
+        found,
+        *ends,
+        lr,
+        lp_lr,
+        history,
+        said,
+        budget,
+        clip,
+        batch,
+        net.method,
+        (*notes, *caveats),
+        names,
+        net.activation,
+        trained,
+        caveats,
+    )
 
 
 @functools.lru_cache
@@ -371,15 +433,15 @@ def _stand_in(
     y_test: ArrayLike | None,
     activation: Activation | None,
     random: np.random.Generator,
-) -> tuple[StandIn, list[str], int, tuple[str, ...]]:
-    """The net to simulate, the classes' names, the number of training rows given, and what was done."""
-    features, (names, labels) = _validate.array("X", X, 2), _labels("y", y)
+) -> tuple[StandIn, tuple[str, ...], int, int, tuple[str, ...]]:
+    """The net to simulate, the classes' names, the numbers of rows and of those that train; what was done."""
+    features, (names, labels) = _validate.array("X", X, 2), _classes(y)
     _validate.same_length("X", features, "y", labels)
     rows, notes = len(labels), []
     if (X_test is None) != (y_test is None):
         raise ValueError("X_test and y_test must be given together: one of them is None")
     if X_test is None or y_test is None:
-        test, train = _held_out(labels, random)
+        test, train = held_out(names, labels, random)
         held, held_labels = features[test], labels[test]
         features, labels = features[train], labels[train]
         notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
@@ -389,8 +451,9 @@ def _stand_in(
             raise ValueError(
                 f"X_test must have as many columns as X, got {held.shape[1]} and {features.shape[1]}"
             )
-        _, held_labels = _labels("y_test", y_test, names)
+        _, held_labels = _labels.classes("y_test", y_test, names)
         _validate.same_length("X_test", held, "y_test", held_labels)
+    trained = len(labels)
     if len(labels) > _ROWS:
         kept = random.permutation(len(labels))[:_ROWS]
         notes.append(f"simulated on {_ROWS} of {len(labels)} training samples")
@@ -418,52 +481,20 @@ def _stand_in(
         raise ValueError(f"v must have the shape {shape}, got {head.shape}")
     features, held, layer, cut = _cut(features, held, layer)
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
-    return net, names, rows, (*notes, *cut)
+    return net, names, rows, trained, (*notes, *cut)
 
 
-def _labels(name: str, value: ArrayLike, known: Sequence[str] | None = None) -> tuple[list[str], NDArray]:
+def _classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Names of the classes, sorted, and the number of each sample's."""
-    try:
-        given = np.asarray(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{name} must be one row of numbers or text, got {value!r}") from None
-    if given.ndim != 1 or given.dtype.kind not in "biufUS":
-        raise ValueError(
-            f"{name} must be one row of numbers or text, got shape {given.shape} of {given.dtype}"
-        )
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
-        raise ValueError(f"{name} must be finite, got {given[~np.isfinite(given)][0]}: remove such samples")
-    values, numbers = np.unique(given, return_inverse=True)
-    # the same class whether written 1 or 1.0
-    names = [str(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values.tolist()]
-    if known is not None:
-        new = [n for n in names if n not in known]
-        if new:
-            raise ValueError(f"{name} must hold classes of y, {', '.join(known)}, got {new[0]}")
-        return list(known), np.array([known.index(n) for n in names])[numbers]
+    names, numbers = _labels.classes("y", y)
     if len(names) < 2:
-        raise ValueError(f"{name} must hold two or more classes, got {len(names)}: {', '.join(names)}")
-    if len(names) > len(given) / 2:
+        raise ValueError(f"y must hold two or more classes, got {len(names)}: {', '.join(names)}")
+    if len(names) > len(numbers) / 2:
         raise ValueError(
-            f"{name} must hold two samples or more of each class, got {len(names)} different values among "
-            f"{len(given)}: give more samples; for regression there is no plan"
+            f"y must hold two samples or more of each class, got {len(names)} different values among "
+            f"{len(numbers)}: give more samples; for regression there is no plan"
         )
     return names, numbers
-
-
-def _held_out(labels: NDArray, random: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """Rows to hold out, a fifth of each class and one at least, and all others."""
-    test = []
-    for label in range(int(labels.max()) + 1):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        if len(rows) < 2:
-            raise ValueError(
-                f"y must hold two samples or more of each class, got one of class number {label}: "
-                "give X_test and y_test, or leave it out"
-            )
-        test.append(rows[: max(1, len(rows) // _HELD_OUT)])
-    held = np.sort(np.concatenate(test))
-    return held, np.setdiff1d(np.arange(len(labels)), held)
 
 
 def _cut(
