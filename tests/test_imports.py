@@ -19,6 +19,7 @@ SOLVERS = tuple(
         "reduced",
         "noise",
         "data",
+        "files",
         "_kernels",
         "_engine",
         "_device",

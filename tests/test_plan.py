@@ -59,7 +59,7 @@ def test_it_plans_saves_and_draws(tmp_path, features):
         "--plot",
         str(plot),
     ]
-    done = execute(command)
+    done = execute([*command, "--verbose"])
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for said in ("3.1 orthogonal separability: holds", "minimum share", "loss-optimal", "sandwich"):
@@ -137,7 +137,11 @@ def test_a_delta_that_protects_nothing_is_said(features, capsys):
             [],
             "y must hold two samples or more of each class, got 60 different",
         ),
-        ({"y": np.where(np.arange(60) == 5, np.nan, 1.0)}, [], "y must be finite, got nan"),
+        (
+            {"y": np.where(np.arange(60) == 5, np.nan, 1.0)},
+            [],
+            "y must hold a label for each sample, got nan at index 5",
+        ),
         ({"y": np.ones((60, 2))}, [], "y must be one row of numbers or text, got shape (60, 2)"),
         ({"y": np.arange(60) > 58}, [], "y must hold two samples or more of each class"),
         ({"W": np.ones((4, 5))}, [], "W must have as many columns as X, got 5 and 6"),

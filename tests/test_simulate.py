@@ -118,8 +118,11 @@ def test_a_users_file(tmp_path):
         (["--lp-share", "0.001"], "--lp-share must leave a step to each phase"),
         (["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
         (["--dt", "9"], "--dt must be at most the time, got 9 for a time of 0.1"),
-        (["--data", "nowhere.npz"], "--data must be an .npz file, but there is no file 'nowhere.npz'"),
-        (["--data", "mnist"], "--data must be separable, teacher, digits or a file.npz, got 'mnist'"),
+        (
+            ["--data", "nowhere.npz"],
+            "--data must be a file ending in .npz, .csv or .parquet, but there is no",
+        ),
+        (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
         (["--classes", "1", "7"], "--classes must be left out here, got (1, 7): data='separable' have"),
         (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
         (["--spread", "3"], "--spread must lie in"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from langevin import Schedule, data, euler_maruyama, store
+from langevin import Schedule, euler_maruyama, files, from_npz, store
 from tests.helpers import random_problem, random_weights
 
 GRID = """
@@ -84,7 +84,7 @@ def kinds() -> list[Kind]:
         np.savez(path, X=problem.X, y=problem.y, W=weights.W, v=weights.v)
 
     def read_npz(path: Path) -> list[np.ndarray | None]:
-        found, W, v = data.from_npz(path)
+        found, W, v = from_npz(path)
         return [found.X, found.y, W, v]
 
     def net() -> Any:
@@ -127,7 +127,7 @@ def kinds() -> list[Kind]:
         # nothing tells another grid from a damaged one
         Kind("grid.toml", lambda p: p.write_text(GRID), read_grid, lambda a, b: True),
         Kind("data.npz", write_npz, read_npz, same),
-        Kind("features.npz", write_npz, lambda p: list(data.npz_arrays(p).values()), same),
+        Kind("features.npz", write_npz, lambda p: list(files.read(p).arrays.values()), same),
         Kind("run.nc", lambda p: store.save(run, p), store.load, lambda a, b: a.identical(b)),
         Kind(
             "checkpoint",

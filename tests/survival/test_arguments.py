@@ -89,6 +89,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         dict(_draw, samples=4, dim=3, spread=0.1, angle=135.0, loss="logistic"),
     ),
     "linear_teacher": (langevin.linear_teacher, dict(_draw, samples=4, dim=3, noise=0.1)),
+    "from_file": (
+        langevin.from_file,
+        dict(path="nowhere.csv", label="y", activation="relu", loss="logistic"),
+    ),
     "from_npz": (langevin.from_npz, dict(path="nowhere.npz", activation="relu", loss="logistic")),
     "collapsed_features": (
         collapsed_features,
