@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate figures docs test test-all lint bench clean
+.PHONY: help install simulate figures docs test test-all lint bench clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,8 @@ $(VENV)/.simulate: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.%: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP) --editable '.[$*]'
 	@touch $@
+
+install: $(VENV)/.all  ## Set up .venv with all that the commands need, and run nothing
 
 simulate: $(VENV)/.simulate  ## Run the main simulation: width 512, sigma 0.5
 	$(BIN)/python -m langevin.simulate --width 512 --sigma 0.5 --plot

@@ -17,6 +17,7 @@ PAGES = {
 }
 # commands that are not run here, and why
 NOT_HERE = {
+    "make install": "it sets up an environment",
     "make simulate": "the continuous integration runs it",
     "make test": "the continuous integration runs it",
     ". .venv/bin/activate": "the tests run in an environment of their own",
