@@ -151,12 +151,11 @@ class Setting:
         if self.pretrain is None:
             object.__setattr__(self, "pretrain", "none" if self.weights or not public else "supervised")
         _validate.choice("pretrain", self.pretrain, PRETRAINING)
+        remedy = ": name public_classes" if on_disk else ""
         if self.pretrain != "none" and not public:
-            raise ValueError(
-                f"pretrain must be 'none' without a public part, got {self.pretrain!r}: name public_classes"
-            )
+            raise ValueError(f"pretrain must be 'none' without a public part, got {self.pretrain!r}{remedy}")
         if self.features and not public:
-            raise ValueError("features must be off without a public part, got True: name public_classes")
+            raise ValueError(f"features must be off without a public part, got True{remedy}")
         if self.epochs is not None:
             _validate.integer("epochs", self.epochs, 1)
             if self.pretrain == "none":

@@ -266,6 +266,8 @@ def _parquet_values(column: Any) -> NDArray[Any]:
 
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if types.is_decimal(column.type):
+        column = column.cast("float64")
     numbers = types.is_integer(column.type) or types.is_floating(column.type)
     if numbers or (types.is_boolean(column.type) and not column.null_count):
         return column.to_numpy()

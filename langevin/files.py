@@ -128,7 +128,7 @@ def from_file(
     if loss == "square" and np.asarray(file.arrays["y"]).dtype.kind in "iuf":
         targets = {name: arrays[name] for name in ("y", "y_test") if name in arrays}
     else:
-        names, targets = _two_classes(arrays)
+        names, targets = _two_classes(f"label {label!r}" if file.features else "y", arrays)
     W, v = arrays.get("W"), arrays.get("v")
     problem = Problem(
         arrays["X"], targets["y"], activation, loss, arrays.get("X_test"), targets.get("y_test")
@@ -178,15 +178,17 @@ def _suffix(path: str | Path) -> str:
     return suffix
 
 
-def _two_classes(arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, ...], dict[str, FloatArray]]:
+def _two_classes(
+    name: str, arrays: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[str, ...], dict[str, FloatArray]]:
     """Names of the two classes, and labels -1 and +1."""
-    names, numbers = _labels.classes("y", arrays["y"])
+    names, numbers = _labels.classes(name, arrays["y"])
     if len(names) == 1 and names[0] in ("-1", "1"):
         names, numbers = ("-1", "1"), np.full(len(numbers), int(names[0] == "1"))
     if len(names) != 2:
         raise ValueError(
-            f"y must hold two classes, got {len(names)}: {_tables.listed(names)}; keep the samples of two "
-            "classes, or take loss='square' for regression"
+            f"{name} must hold two classes, got {len(names)}: {_tables.listed(names)}; keep the samples of "
+            "two, or take loss='square' for regression"
         )
     targets = {"y": 2.0 * numbers - 1}
     if "y_test" in arrays:

@@ -259,7 +259,7 @@ def test_targets_of_a_regression_stay():
 
 def test_other_numbers_of_classes_are_refused():
     for rows, message in (("1,a\n2,b\n3,c\n", "got 3: 'a', 'b', 'c'"), ("1,a\n2,a\n", "got 1: 'a'")):
-        with pytest.raises(ValueError, match=f"y must hold two classes, {message}"):
+        with pytest.raises(ValueError, match=f"label 'y' must hold two classes, {message}"):
             from_file(text("x,y\n" + rows))
     # one class that is a sign is one
     assert from_file(text("x,y\n1,1\n2,1\n")).problem.y.tolist() == [1, 1]
@@ -293,7 +293,10 @@ def test_the_simulator_reads_tables_and_names_the_classes(capsys):
             "--label must be a column of 'wine.csv', got 'y', which is none of 'alcohol",
         ),
         (["--data", "wine.npz", "--label", "kind"], "--label must be left out with an .npz file"),
-        (["--data", "wine.csv", "--label", LABEL], "y must hold two classes, got 3: 'Barbera', 'Barolo'"),
+        (
+            ["--data", "wine.csv", "--label", LABEL],
+            "--label 'the cultivar' must hold two classes, got 3: 'Barbera'",
+        ),
         (["--epsilon", "1"], "unknown option --epsilon: find sigma with bounds.calibrate in Python"),
     ],
 )
