@@ -180,8 +180,7 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
     )
     # no random number is drawn
     dense = nn.utils.skip_init(nn.Linear, inputs, len(start), bias=False)
-    with torch.no_grad():
-        dense.weight.copy_(start)
+    dense.weight = nn.Parameter(start)
     layers = [nn.Flatten(), dense, *([nn.ReLU()] if chosen == "relu" else [])]
     return Body(*layers, features=len(start))
 

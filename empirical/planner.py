@@ -176,6 +176,7 @@ class SharePlan:
         """
         named = [] if label == "y" else ["--label", label]
         body = ["--body", "layer", "--body-options", f"activation={self.activation}"]
+        assert self.history.samples is not None
         sampled = self.batch / self.history.samples
         return self._command(["--data", data, *named, *body], sampled * self.trained)
 
@@ -484,7 +485,7 @@ def _stand_in(
     return net, names, rows, trained, (*notes, *cut)
 
 
-def _classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
     """Names of the classes, sorted, and the number of each sample's."""
     names, numbers = _labels.classes("y", y)
     if len(names) < 2:

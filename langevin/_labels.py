@@ -61,7 +61,7 @@ def plain(name: str, value: ArrayLike) -> NDArray[Any]:
 
 def classes(
     name: str, value: ArrayLike, known: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+) -> tuple[tuple[str, ...], NDArray[Any]]:
     """Return the names of the classes, sorted, and the number of each sample's.
 
     Parameters

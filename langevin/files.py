@@ -190,7 +190,7 @@ def _two_classes(
             f"{name} must hold two classes, got {len(names)}: {_tables.listed(names)}; keep the samples of "
             "two, or take loss='square' for regression"
         )
-    targets = {"y": 2.0 * numbers - 1}
+    targets: dict[str, FloatArray] = {"y": 2.0 * numbers - 1}
     if "y_test" in arrays:
         targets["y_test"] = 2.0 * _labels.classes("y_test", arrays["y_test"], names)[1] - 1
     return names, targets

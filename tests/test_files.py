@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ KINDS = np.array(["Barolo", "Grignolino", "Barbera"])
 
 def wine() -> pd.DataFrame:
     """Wine with text labels in the middle, and a column with a space in its name."""
-    data = load_wine(as_frame=True)
+    data: Any = load_wine(as_frame=True)
     frame = data.data.rename(columns={"alcohol": "alcohol content"})
     frame.insert(3, LABEL, KINDS[data.target])
     return frame
@@ -359,7 +360,7 @@ MISSING = {
     "no category": pd.Categorical(["a", None]),
     "NaT": np.array(["a", pd.NaT], dtype=object),
     "StringDType": np.array(["a", None], dtype=np.dtypes.StringDType(na_object=None)),
-    "masked": np.ma.masked_array([1, 2], [0, 1]),
+    "masked": np.ma.masked_array([1, 2], [False, True]),
 }
 
 

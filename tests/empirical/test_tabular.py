@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ LABEL = "the cultivar"
 
 def wine() -> pd.DataFrame:
     """Wine in units of its deviations, with text labels."""
-    data = load_wine(as_frame=True)
+    data: Any = load_wine(as_frame=True)
     frame = (data.data - data.data.mean()) / data.data.std() / 13**0.5
     return frame.assign(**{LABEL: np.array(["Barolo", "Grignolino", "Barbera"])[data.target]})
 
@@ -162,7 +163,7 @@ def test_a_sweep_names_its_file(folder):
 PLAN = ["--epsilon", "2", "--delta", "1e-3", "--steps", "12", "--draws", "2", "--no-theory"]
 
 
-def run(command: str, capsys: pytest.CaptureFixture[str]) -> dict:
+def run(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What comes of a command of fine-tuning."""
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "empirical.finetune"]
@@ -236,14 +237,17 @@ def test_the_verdict_comes_first_and_the_rest_when_asked(capsys):
 
 
 def test_frames_and_series_plan_as_arrays():
-    how = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, shares=[0.0, 1.0], theory=False)
+    how: dict[str, Any] = dict(
+        epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, shares=[0.0, 1.0], theory=False
+    )
     plain = plan_share(X, Y.tolist(), **how)
     for labels in (FRAME[LABEL], FRAME[LABEL].astype("category"), pd.Index(Y)):
         found = plan_share(FRAME.drop(columns=LABEL), labels, **how)
         assert found.classes == ("Barbera", "Barolo", "Grignolino")
         assert (found.loss == plain.loss).all()
+    missing: Any = ["a", "b", None, "a"]
     with pytest.raises(ValueError, match="y must hold a label for each sample, got None at index 2"):
-        plan_share(X[:4], ["a", "b", None, "a"], **how)
+        plan_share(X[:4], missing, **how)
 
 
 def test_nothing_hides_the_recommended_share(tmp_path):
@@ -251,7 +255,7 @@ def test_nothing_hides_the_recommended_share(tmp_path):
 
     from empirical import plan_report
 
-    how = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
+    how: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
     plan_report.draw(plan_share(X, Y, **how), Path("plan.png"))
     pixels = np.rint(255 * imread("plan.png")[:, :, :3]).astype(int)
     colours = [
