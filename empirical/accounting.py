@@ -1,14 +1,8 @@
 """Privacy of Poisson-sampled DP-SGD in phases: what a history spends, the noise that a budget needs.
 
-Opacus's PRV accountant [1]_ says what is spent, as an upper bound; Google's PLD accountant [2]_ checks it, in
-both directions (a sample added, a sample removed). Both read the same `History`: exactly the sampling rates
-and the numbers of steps that it names. They are imported where they are used.
-
-References
-----------
-.. [1] Gopi, Lee, Wutschitz, "Numerical composition of differential privacy", arXiv:2106.02848.
-.. [2] Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the dots: tighter discrete approximations of
-   privacy loss distributions", arXiv:2207.04380.
+Opacus's PRV accountant says what is spent, as an upper bound; Google's PLD accountant checks it, in both
+directions (a sample added, a sample removed). Both read the same `History`: exactly the sampling rates and
+the numbers of steps that it names. `empirical.accountants` has the methods, and the bounds for their edges.
 """
 
 from __future__ import annotations
@@ -20,6 +14,16 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
+from bounds.privacy import gdp_delta, gdp_epsilon
+from empirical.accountants import (
+    OutOfReachError,
+    chi_squared,
+    least_delta,
+    pld_delta,
+    pld_epsilon,
+    prv,
+    total_variation,
+)
 from empirical.history import History, Mechanism
 from langevin import _validate
 
@@ -28,115 +32,78 @@ Accountant = Literal["prv", "pld", "gdp"]
 ACCOUNTANTS = ("prv", "pld", "gdp")
 # error of the PRV accountant in epsilon, which its upper bound includes
 EPS_ERROR = 1e-3
-# step of the PLD accountant's grid of privacy losses
-_INTERVAL = 1e-4
+# and relative to a large epsilon
+_RELATIVE_ERROR = 1e-4
 # share of the target that a calibrated history spends at least
 USED = 0.995
 _LARGEST_EPSILON = 100.0
 _LARGEST_NOISE = 1e6
 
 
-def _events(history: History) -> dict[tuple[float, float], int]:
-    """Steps by (noise multiplier, rate); all full-batch Gaussians are one, which is exact."""
-    events: dict[tuple[float, float], int] = {}
-    precision = 0.0
+def _noise(history: History) -> list[tuple[Mechanism, float]]:
+    """Mechanisms with their multipliers, which must be given."""
+    found = []
     for m in _validate.instance("history", history, History).mechanisms:
-        nu = m.noise_multiplier
-        if nu is None:
+        if m.noise_multiplier is None:
             raise ValueError(f"noise_multiplier must be given, got None in {m.name!r}: calibrate the history")
-        if nu == 0.0:
-            return {(0.0, m.sample_rate): m.steps}
-        if m.sample_rate == 1.0:
-            precision += m.steps / nu**2
-        else:
-            events[nu, m.sample_rate] = events.get((nu, m.sample_rate), 0) + m.steps
-    if precision > 0:
-        # one replaced sample moves the sum by two clips
-        events[(1 if history.neighbours == "add-remove" else 0.5) / math.sqrt(precision), 1.0] = 1
-    return events
+        found.append((m, m.noise_multiplier))
+    return found
 
 
 def _gdp(history: History) -> float:
-    """``mu`` of a full-batch history."""
-    events = _events(history)
-    rates = [rate for _, rate in events if rate < 1]
-    if rates:
+    """``mu`` of the history, were all its batches full: a bound, and exact where they are.
+
+    A sampled step is a random function of a full one, so it spends no more.
+    """
+    mu = [math.sqrt(m.steps) / nu if nu else math.inf for m, nu in _noise(history)]
+    # one replaced sample moves the sum by two clips
+    return math.hypot(*mu) * (1.0 if history.neighbours == "add-remove" else 2.0)
+
+
+def _sampled(history: History, accountant: Accountant) -> bool:
+    """Whether a batch is sampled, which the closed form does not cover."""
+    rates = [m.sample_rate for m in history.mechanisms if m.sample_rate < 1]
+    if rates and accountant == "gdp":
         raise ValueError(
             f"accountant must be 'prv' or 'pld' with Poisson sampling, got 'gdp' at sample_rate={rates[0]:g}"
         )
-    return sum(1 / nu if nu else math.inf for nu, _ in events)
+    return bool(rates)
 
 
-def _prv(events: Mapping[tuple[float, float], int], delta: float, eps_error: float) -> float:
-    import numpy as np
-    from opacus.accountants import PRVAccountant
-    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
-
-    accountant = PRVAccountant()
-    accountant.history = [(nu, rate, steps) for (nu, rate), steps in events.items()]
-    steps, error = list(events.values()), delta / 1000
-    # limits of the logarithm at rate 1, overflow far out in the tails, and hints on orders of RDP, which only
-    # sets the width of the grid: all harmless where the answer is finite
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        width = compute_safe_domain_size(
-            [PoissonSubsampledGaussianPRV(rate, nu) for nu, rate in events], steps, eps_error, error
-        )
-        # 23 arrays were measured at the peak for one mechanism, each further one keeps two
-        points = 2 * width * math.sqrt(sum(steps) * math.log(12 / error) / 2) / eps_error
-        _validate.memory(
-            8 * points * (22 + 2 * len(steps)),
-            f"the PRV accountant on {points:.2g} points",
-            "take a larger eps_error or more noise",
-        )
-        try:
-            result = float(accountant.get_epsilon(delta, eps_error=eps_error, delta_error=error))
-        except (ValueError, RuntimeError, OverflowError) as failure:
-            raise ValueError(
-                f"delta={delta:g} with eps_error={eps_error:g} is out of the PRV accountant's reach "
-                f"({failure}): take a larger delta or eps_error"
-            ) from failure
-    if not math.isfinite(result):
-        raise ValueError(
-            f"noise_multiplier={min(nu for nu, _ in events):g} is too small for the PRV accountant, whose "
-            "answer is not finite: take more noise, or accountant='pld'"
-        )
-    return max(result, 0.0)
-
-
-def _pld(events: Mapping[tuple[float, float], int], interval: float = _INTERVAL) -> Any:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
-
-    # the grid of one step, eight standard deviations into the tails: composing only adds to it
-    points = max((16 / nu + 1 / nu**2) / interval for nu, _ in events)
-    remedy = "take more noise; so little protects nothing"
-    _validate.memory(80 * points, f"the PLD accountant on {points:.2g} points", remedy)
-    accountant = PLDAccountant(value_discretization_interval=interval)
-    for (nu, rate), steps in events.items():
-        gaussian = GaussianDpEvent(nu)
-        accountant.compose(gaussian if rate == 1.0 else PoissonSampledDpEvent(rate, gaussian), steps)
-    return accountant
+def _events(history: History) -> dict[tuple[float, float], int]:
+    """Steps by (noise multiplier, rate); all full-batch Gaussians are one, which is exact."""
+    events: dict[tuple[float, float], int] = {}
+    for m, nu in _noise(history):
+        if m.sample_rate < 1.0:
+            events[nu, m.sample_rate] = events.get((nu, m.sample_rate), 0) + m.steps
+    mu = _gdp(replace(history, mechanisms=[m for m in history.mechanisms if m.sample_rate == 1.0]))
+    return events | ({(1 / mu, 1.0): 1} if mu > 0 else {})
 
 
 def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: float = EPS_ERROR) -> float:
     """``epsilon`` at which a history is ``(epsilon, delta)``-differentially private, as an upper bound.
+
+    Full batches have a closed form, `bounds.gdp_epsilon`, which is exact and answers for every accountant.
+    With sampling, epsilon is 0 where delta is at least a bound on the total variation distance of neighbours,
+    and never more than full batches would spend.
 
     Parameters
     ----------
     history : History
         With every noise multiplier given. Infinite if one of them is 0, 0 without mechanisms.
     accountant : {"prv", "pld", "gdp"}
-        Opacus's PRV, Google's PLD, or for full batches the closed form `bounds.gdp_epsilon`, which is exact.
-        PRV looks at a sample's removal only, which is the worse direction in all that is known; PLD at both.
+        Opacus's PRV, Google's PLD, or the closed form, for full batches alone. PRV looks at a sample's
+        removal only, which is the worse direction in all that is known; PLD at both. Where delta is so small
+        that rounding decides, below 2e-15 per step, "pld" falls back on a bound from Renyi divergences.
     eps_error : float
-        Error that "prv" allows itself and adds to its answer. Time and memory grow as its inverse, as the
-        square root of the number of steps, and with epsilon.
+        Error that "prv" allows itself and adds to its answer, which so is never below it. Time and memory
+        grow as its inverse, as the square root of the number of steps, and with epsilon.
 
     Raises
     ------
     ValueError
-        If a multiplier is None, for "gdp" with Poisson sampling, or where PRV fails.
+        If a multiplier is None, for "gdp" with Poisson sampling, or where "prv" cannot answer: delta is too
+        small for it, or it would take more than about ten seconds.
     MemoryError
         Where an accountant's grid does not fit, before it is made.
 
@@ -151,24 +118,24 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
     """
     _validate.choice("accountant", accountant, ACCOUNTANTS)
     eps_error = _validate.positive("eps_error", eps_error)
-    if accountant == "gdp":
-        from bounds import gdp_epsilon
-
-        return gdp_epsilon(_gdp(history), history.delta)
+    mu, sampled = _gdp(history), _sampled(history, accountant)
+    if mu == math.inf or not sampled:
+        return gdp_epsilon(mu, history.delta)
     events = _events(history)
-    if not events:
+    if total_variation(events) <= history.delta:
         return 0.0
-    if any(nu == 0.0 for nu, _ in events):
-        return math.inf
     if accountant == "prv":
-        return _prv(events, history.delta, eps_error)
-    return float(_pld(events).get_epsilon(history.delta))
+        found = prv(events, history.delta, eps_error)
+    else:
+        found = pld_epsilon(events, history.delta)
+    return min(found, gdp_epsilon(mu, history.delta))
 
 
 def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"] = "pld") -> float:
     """``delta`` at which a history is ``(epsilon, delta)``-private; its own ``delta`` plays no part.
 
-    An upper bound by Google's PLD, or for full batches by `bounds.gdp_delta`; 1 without noise.
+    An upper bound by Google's PLD, and by Renyi divergences where delta is so small that rounding decides;
+    exact for full batches, by `bounds.gdp_delta`; 1 without noise.
 
     Examples
     --------
@@ -178,16 +145,12 @@ def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"]
     """
     _validate.choice("accountant", accountant, ("pld", "gdp"))
     epsilon = _validate.non_negative("epsilon", epsilon)
-    if accountant == "gdp":
-        from bounds import gdp_delta
-
-        return gdp_delta(_gdp(history), epsilon)
+    mu, sampled = _gdp(history), _sampled(history, accountant)
+    exact = gdp_delta(mu, epsilon)
+    if mu == math.inf or not sampled:
+        return exact
     events = _events(history)
-    if not events:
-        return 0.0
-    if any(nu == 0.0 for nu, _ in events):
-        return 1.0
-    return float(_pld(events).get_delta(epsilon))
+    return min(exact, total_variation(events), pld_delta(events, epsilon))
 
 
 def calibrate(
@@ -199,8 +162,9 @@ def calibrate(
 ) -> History:
     """Find the smallest noise multiplier at which the *whole* history keeps within ``epsilon``.
 
-    By bracketing the total, over all mechanisms at once: first by PLD, which is fast, then by both. The
-    result never spends more than ``epsilon`` by PRV or by PLD, and at least 99.5 % of it by one of them.
+    By bracketing the total, over all mechanisms at once: first by a normal limit and by PLD on a coarse grid,
+    which are fast, then by both accountants. The result never spends more than ``epsilon`` by PRV or by PLD,
+    and at least 99.5 % of it by one of them. Where PRV is out of reach (see `epsilon`), PLD answers alone.
 
     Parameters
     ----------
@@ -213,7 +177,7 @@ def calibrate(
         proportional to ``q_k sqrt(steps_k / share_k)``: exact shares for full batches, to leading order in
         ``q_k^2 / nu_k^2`` with sampling. The total is exact either way.
     eps_error : float
-        See `epsilon`.
+        See `epsilon`; PRV's error is at least a ten-thousandth of what is spent.
 
     Returns
     -------
@@ -228,7 +192,8 @@ def calibrate(
     Raises
     ------
     ValueError
-        If the target is out of range, or the fixed mechanisms alone spend it.
+        If the target is out of range, or the fixed mechanisms alone spend it; with sampling, if delta is
+        below 2e-15 per step, where rounding decides, or at least the chance that a sample is ever drawn.
 
     Examples
     --------
@@ -273,30 +238,57 @@ def calibrate(
             "protects nothing; give math.inf for no noise"
         )
     fixed = replace(history, mechanisms=[m for m in history.mechanisms if m.noise_multiplier is not None])
-    spent = max(_both(fixed, eps_error)) if fixed.mechanisms else 0.0
+    spent = account(fixed, eps_error=eps_error).epsilon if fixed.mechanisms else 0.0
     if spent >= epsilon:
         raise ValueError(
             f"epsilon must exceed {spent:.4g}, what the mechanisms with a given noise_multiplier "
             f"spend alone, got {epsilon:g}: give them more noise, or None"
         )
-    # full batches spend more than sampled ones: from there, the noise can only come down
     start = math.sqrt(sum(m.steps / weights[m.name] ** 2 for m in free)) * max(1.0, 3 / epsilon)
+    if all(m.sample_rate == 1.0 for m in history.mechanisms):
+        exact = _search(lambda nu: _exact(with_noise(nu)), start, USED * epsilon, epsilon)
+        return with_noise(exact)
+    _require_reach(with_noise(1.0))
     goal = (epsilon - eps_error) * (1 - 5e-4)
-    # near it on a coarser grid of losses, then by both accountants
-    grid = max(_INTERVAL, 1e-3 * goal)
+    limit = _search(lambda nu: _normal_limit(with_noise(nu)), start, 0.9 * goal, goal)
     near = _search(
-        lambda nu: float(_pld(_events(with_noise(nu)), grid).get_epsilon(history.delta)),
-        start,
+        lambda nu: pld_epsilon(_events(with_noise(nu)), history.delta, 1e-3 * goal),
+        limit,
         goal * (1 - 1e-3),
         goal,
     )
-    found = _search(lambda nu: max(_both(with_noise(nu), eps_error)), near, USED * epsilon, epsilon)
+    found = _search(
+        lambda nu: account(with_noise(nu), eps_error=eps_error).epsilon, near, USED * epsilon, epsilon
+    )
     return with_noise(found)
 
 
-def _both(history: History, eps_error: float) -> tuple[float, float]:
-    """Epsilon by PRV and by PLD."""
-    return epsilon(history, eps_error=eps_error), epsilon(history, accountant="pld")
+def _require_reach(history: History) -> None:
+    """Refuse a delta at which no multiplier of these sampled steps has an epsilon that can be computed."""
+    events, delta = _events(history), history.delta
+    least = least_delta(events)
+    if delta < least:
+        raise ValueError(
+            f"delta must be at least {least:.2g} to calibrate {history.steps} step(s) with Poisson sampling, "
+            f"got {delta:g}: below it the accountants' rounding errors decide; take a larger delta"
+        )
+    never = math.fsum(steps * (math.log1p(-q) if q < 1 else -math.inf) for (_, q), steps in events.items())
+    if delta >= -math.expm1(never):
+        raise ValueError(
+            f"delta must be below {-math.expm1(never):.3g}, the chance that a sample is ever drawn, got "
+            f"{delta:g}: epsilon is 0 at every noise_multiplier; take a smaller delta"
+        )
+
+
+def _exact(history: History) -> float:
+    """Epsilon of full batches."""
+    return gdp_epsilon(_gdp(history), history.delta)
+
+
+def _normal_limit(history: History) -> float:
+    """Epsilon were the losses normal, as those of many small steps nearly are: where a search may start."""
+    squares = math.fsum(steps * chi_squared(*event) for event, steps in _events(history).items())
+    return gdp_epsilon(min(math.sqrt(squares), _gdp(history)), history.delta)
 
 
 def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> dict[str, float]:
@@ -354,18 +346,28 @@ class Report:
     Attributes
     ----------
     history : History
-    epsilon_prv, epsilon_pld : float
-        Upper bounds by Opacus's PRV, at error ``eps_error``, and by Google's PLD.
+    epsilon_prv : float or None
+        Upper bound by Opacus's PRV, at error ``eps_error``; None where it cannot answer.
+    epsilon_pld : float
+        Upper bound by Google's PLD; see `epsilon`.
     eps_error : float
     versions : dict
         Of the accountants.
+    reason : str
+        Why PRV cannot answer.
     """
 
     history: History
-    epsilon_prv: float
+    epsilon_prv: float | None
     epsilon_pld: float
     eps_error: float
     versions: dict[str, str]
+    reason: str = ""
+
+    @property
+    def epsilon(self) -> float:
+        """The larger of the answers."""
+        return max(self.epsilon_pld, self.epsilon_prv or 0.0)
 
     @property
     def neighbours(self) -> str:
@@ -394,10 +396,11 @@ class Report:
 
     def __str__(self) -> str:
         h = self.history
-        lines = [
-            f"epsilon {self.epsilon_prv:.4f} (PRV, error {self.eps_error:g}), {self.epsilon_pld:.4f} (PLD), "
-            f"at delta {h.delta:g}"
-        ]
+        prv = ""
+        if self.epsilon_prv is not None:
+            prv = f"{self.epsilon_prv:.4f} (PRV, error {self.eps_error:g}), "
+        lines = [f"epsilon {prv}{self.epsilon_pld:.4f} (PLD), at delta {h.delta:g}"]
+        lines += [f"no PRV: {self.reason}"] if self.reason else []
         if h.samples is not None:
             size = f"{h.samples} samples"
             if h.delta >= 1 / h.samples:
@@ -422,7 +425,7 @@ def account(history: History, *, eps_error: float = EPS_ERROR) -> Report:
     history : History
         With every noise multiplier given: a calibrated plan, or what a `empirical.ledger.Ledger` has claimed.
     eps_error : float
-        See `epsilon`.
+        See `epsilon`; at least a ten-thousandth of PLD's answer.
 
     Examples
     --------
@@ -435,5 +438,12 @@ def account(history: History, *, eps_error: float = EPS_ERROR) -> Report:
     sampling: Poisson: each sample independently with probability sample_rate, afresh in every step
     accountants: opacus ..., dp-accounting ...
     """
-    prv, pld = _both(history, eps_error)
-    return Report(history, prv, pld, eps_error, {name: version(name) for name in ("opacus", "dp-accounting")})
+    pld = epsilon(history, accountant="pld")
+    found, reason = None, ""
+    eps_error = max(eps_error, _RELATIVE_ERROR * pld) if pld < math.inf else eps_error
+    try:
+        found = epsilon(history, eps_error=eps_error)
+    except (OutOfReachError, MemoryError) as error:
+        reason = str(error)
+    versions = {name: version(name) for name in ("opacus", "dp-accounting")}
+    return Report(history, found, pld, eps_error, versions, reason)
