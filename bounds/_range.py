@@ -33,7 +33,7 @@ def require_moderate(
     arrays = {"problem.X": problem.X, "problem.y": problem.y, "weights.W": weights.W, "weights.v": weights.v}
     sizes = {name: max(float(array.max()), -float(array.min())) for name, array in arrays.items()}
     if schedule is not None:
-        _validate.instance("schedule", schedule, Schedule)
+        _validate.original("schedule", schedule, Schedule)
     for phase in schedule or ():
         for name in ("time", "clip", "stabiliser"):
             _require(name, getattr(phase, name), "take another unit of time or of loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,7 +145,7 @@ class Assumptions:
             )
         lines = [
             f"3.1 orthogonal separability: {'holds' if a.holds else 'fails'}; pairs that violate it: "
-            f"{a.within_violations:.1%} within, {a.across_violations:.1%} across classes; "
+            f"{_share(a.within_violations)} within, {_share(a.across_violations)} across classes; "
             f"margin {a.margin:.3g}",
             f"3.2 collapsed features: {features}",
             "spread within a class: "
@@ -153,6 +154,10 @@ class Assumptions:
         if not self.labels:
             lines.insert(0, "the labels are not -1 and +1: neither assumption applies")
         return "\n".join(lines)
+
+
+def _share(violations: float) -> str:
+    return "none to compare" if math.isnan(violations) else f"{violations:.1%}"
 
 
 def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:

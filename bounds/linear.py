@@ -315,7 +315,7 @@ def norm_tail(
     """
     from scipy.stats import ncx2
 
-    _validate.instance("schedule", schedule, Schedule)
+    _validate.original("schedule", schedule, Schedule)
     require_moderate(problem, weights, schedule)
     _validate.choice("over", over, ("time", "path"))
     time = _validate.positive("time", time)

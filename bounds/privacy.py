@@ -69,7 +69,7 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     0.02
     """
     total = 0.0
-    for phase in _validate.instance("schedule", schedule, Schedule):
+    for phase in _validate.original("schedule", schedule, Schedule):
         gap = sensitivity(phase, neighbours)
         if phase.sigma == 0.0:
             return math.inf

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import os
 import re
 from collections.abc import Collection, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +21,15 @@ T = TypeVar("T")
 _LARGEST = 2**53
 # rows of an array that are looked at together
 _ROWS = 2**16
+# what netCDF writes where there is no number
+_MISSING = 15.0 * 2.0**119
 
 
 def number(name: str, value: Any) -> float:
     """Return ``value`` as a finite float."""
+    # which float would take for a number, some of them with a warning
+    if isinstance(value, np.complexfloating) or np.ma.is_masked(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         result = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -86,6 +93,25 @@ def instance(name: str, value: Any, kind: type[T]) -> T:
     return value
 
 
+def original(name: str, value: Any, kind: type[T]) -> T:
+    """Return ``value`` if it is a ``kind`` whose class overrides nothing of it.
+
+    For what compiled code and theorems have their own copy of, and would not notice.
+    """
+    instance(name, value, kind)
+    classes = type(value).__mro__
+    base = next(c for c in classes if c.__module__.partition(".")[0] == kind.__module__.partition(".")[0])
+    for derived in classes[: classes.index(base)]:
+        for attribute in vars(derived):
+            if hasattr(base, attribute) and not attribute.startswith("__"):
+                raise TypeError(
+                    f"{name} must not override {_called(base)}.{attribute}, as {derived.__name__} does: "
+                    "solvers and bounds have their own copy of it and would ignore yours; see the how-to "
+                    "'Add an activation or a loss'"
+                )
+    return value
+
+
 def _called(kind: type) -> str:
     module = kind.__module__.partition(".")[0]
     return kind.__name__ if module == "builtins" else f"{module}.{kind.__name__}"
@@ -124,16 +150,49 @@ def device(value: Any) -> str:
     return value
 
 
+def plain(name: str, value: Any) -> np.ndarray:
+    """Return ``value`` as an array of any type but dates; refuse what would lose a mask or a unit of time."""
+    masked = f"{name} must hold no masked values: remove or impute them"
+    if _masked(value):
+        raise ValueError(masked)
+    if callable(getattr(value, "toarray", None)):
+        raise TypeError(f"{name} must be a dense array, got a {type(value).__name__}: give {name}.toarray()")
+    try:
+        given = np.asanyarray(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array of real numbers: {error}") from None
+    if _masked(given):
+        raise ValueError(masked)
+    if given.dtype.kind in "mM":
+        raise TypeError(f"{name} must hold numbers, got {given.dtype}: give times as numbers of one unit")
+    if given.ndim == 0 and given.dtype.kind == "O":
+        raise TypeError(f"{name} must be an array of real numbers, got a {type(value).__name__}")
+    return given
+
+
+def _masked(value: Any) -> bool:
+    """Whether an array, or a list of them, has masked entries."""
+    if isinstance(value, list | tuple):
+        return any(map(_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
+
+
 def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
     """Return a read-only, finite, C-contiguous float64 array with ``ndim`` dimensions.
 
     A copy of ``value``, unless that is a read-only memory map of doubles, which may be larger than memory.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind == "c":
-        raise TypeError(f"{name} must be an array of real numbers: got {value.dtype}")
+    given = plain(name, value)
+    if given.dtype.kind == "O":
+        for x in given.flat:
+            if not isinstance(x, numbers.Real | Decimal | np.bool_) or isinstance(x, np.timedelta64):
+                raise TypeError(f"{name} must be an array of real numbers, got {x!r} in it")
+    elif given.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be an array of real numbers, got {given.dtype}")
     mapped = isinstance(value, np.memmap) and not value.flags.writeable
     try:
-        result = np.array(value, dtype=np.float64, order="C", copy=None if mapped else True)
+        with np.errstate(over="ignore"):  # of longer numbers, which are then found infinite
+            result = np.array(given, dtype=np.float64, order="C", copy=None if mapped else True)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from None
     if result.ndim != ndim:
@@ -143,15 +202,16 @@ def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
     bad = 0
     where: tuple[int, ...] = ()
     for first in range(0, len(result), _ROWS):
-        wrong = ~np.isfinite(result[first : first + _ROWS])
-        if wrong.any() and not bad:
-            row, *rest = (int(i) for i in np.argwhere(wrong)[0])
+        rows = result[first : first + _ROWS]
+        unusable = ~np.isfinite(rows) | (rows == _MISSING)
+        if unusable.any() and not bad:
+            row, *rest = (int(i) for i in np.argwhere(unusable)[0])
             where = (first + row, *rest)
-        bad += int(wrong.sum())
+        bad += int(unusable.sum())
     if bad:
+        what = "netCDF's missing value" if result[where] == _MISSING else result[where]
         raise ValueError(
-            f"{name} must be finite, got {result[where]} at index {where} "
-            f"({bad} such values): remove or impute them"
+            f"{name} must be finite, got {what} at index {where} ({bad} such values): remove or impute them"
         )
     result.flags.writeable = False
     return result

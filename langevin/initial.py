@@ -102,7 +102,7 @@ def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: 
     dim = _validate.integer("dim", dim, 1)
     width = _width(width, dim)
     scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
-    return generator(rng, "features").standard_normal((width, dim)) * (scale / dim**0.5)
+    return _scaled("scale", scale, generator(rng, "features").standard_normal((width, dim)), scale / dim**0.5)
 
 
 def gaussian_gram(
@@ -164,7 +164,16 @@ def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) ->
     """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``; shape (h,)."""
     width = _width(width, 1)
     deviation = width**-0.5 if scale is None else _validate.non_negative("head_scale", scale)
-    return generator(rng, "head").standard_normal(width) * deviation
+    return _scaled("head_scale", deviation, generator(rng, "head").standard_normal(width), deviation)
+
+
+def _scaled(name: str, scale: float, values: FloatArray, factor: float) -> FloatArray:
+    """Return ``values`` times ``factor``, or refuse the scale by name."""
+    with np.errstate(over="ignore"):
+        scaled = values * factor
+    if not np.isfinite(scaled).all():
+        raise ValueError(f"{name} must be smaller, got {scale:g}: some weights exceed the range of numbers")
+    return scaled
 
 
 def zero_head(width: int) -> FloatArray:
@@ -198,4 +207,4 @@ def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) 
     norm = float(np.linalg.norm(difference))
     if norm == 0:
         raise ValueError("W must tell the classes apart for a prototype head: their mean features coincide")
-    return difference * (scale * len(W) ** 0.5 / norm)
+    return _scaled("head_scale", scale, difference / norm * len(W) ** 0.5, scale)

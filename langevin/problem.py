@@ -30,7 +30,8 @@ MOST_NEURONS = 10**12
 class Problem:
     """Data, activation and loss of a two-layer network ``f(x) = sum_j v_j phi(w_j . x)``.
 
-    The training loss is the *sum* of the per-sample losses, as in [1]_.
+    The training loss is the *sum* of the per-sample losses, as in [1]_. Solvers and bounds refuse subclasses
+    that override a method or property, of which they have their own copies.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ class Problem:
     Raises
     ------
     ValueError, TypeError
-        On shapes that do not fit, values that are not finite, or labels that are not -1, +1.
+        On shapes that do not fit, values that are missing, masked, not finite or no numbers, or labels that
+        are not -1, +1.
 
     References
     ----------
@@ -300,9 +302,9 @@ def triangle(blocks: Iterable[FloatArray]) -> FloatArray:
 
 
 def require_compatible(problem: Problem, weights: Weights) -> None:
-    """Refuse weights whose input dimension is not the data's."""
-    _validate.instance("problem", problem, Problem)
-    _validate.instance("weights", weights, Weights)
+    """Refuse weights whose input dimension is not the data's, and subclasses that override either class."""
+    _validate.original("problem", problem, Problem)
+    _validate.original("weights", weights, Weights)
     if isinstance(weights, GramWeights) and problem.activation != "linear":
         raise ValueError(
             f"weights must hold single neurons for activation {problem.activation!r}, got GramWeights: "

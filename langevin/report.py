@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ACCURACIES = ("accuracy", "test_accuracy", "knn_accuracy")
 SHARES = ("misaligned", "distorted", "dead")
+# why there is no privacy, and no bound that rests on a bounded drift
+_UNCLIPPED = "no clipping"
 
 
 class Curve(Protocol):
@@ -111,7 +113,7 @@ def build(subject: Subject) -> dict[str, Any]:
     if all(name in run and name in zeroth for name in SHARES):
         report["neurons"] = {
             "width": width,
-            "misaligned at the start": round(float(zeroth.misaligned[0]) * width),
+            "misaligned at the start": _count(zeroth.misaligned[0], width),
             "zeroth order": _neurons(zeroth, width),
             "with noise": _neurons(run[list(SHARES)].mean("path"), width),
         }
@@ -119,10 +121,11 @@ def build(subject: Subject) -> dict[str, Any]:
         theory = subject.theory
         report["loss"]["zeroth order, enclosed"] = _last(theory.zeroth_loss)
         report["loss"]["expectation, enclosed"] = _last(theory.expected_loss)
+        unclipped = any(phase.clip is None for phase in subject.schedule)
         report["squared distance to the zeroth-order path"]["bounds"] = {
-            name: _last(band) for name, band in theory.distance.items()
+            name: _distance(band, unclipped) for name, band in theory.distance.items()
         }
-        report["privacy"] = theory.privacy
+        report["privacy"] = {"none": _UNCLIPPED} if unclipped else theory.privacy
         report["assumptions"] = theory.assumptions.splitlines()
     return _known(report)
 
@@ -141,6 +144,11 @@ def _mean(values: Any) -> dict[str, float | None]:
         return {"mean": None, "standard error": None}
     error = float(finite.std(ddof=1) / finite.size**0.5) if finite.size > 1 else None
     return {"mean": float(finite.mean()), "standard error": error}
+
+
+def _count(share: Any, width: int) -> int | None:
+    """Neurons of a share; None where the weights left the range of numbers."""
+    return round(float(share) * width) if np.isfinite(share) else None
 
 
 def _neurons(shares: xr.Dataset, width: int) -> dict[str, Any]:
@@ -169,6 +177,13 @@ def _last(band: Curve) -> dict[str, Any]:
     }
 
 
+def _distance(band: Curve, unclipped: bool) -> dict[str, Any]:
+    """`_last` of a bound on the distance, which is known to be 0 at the start whatever holds."""
+    if unclipped and not band.valid[1:].any():
+        return {"valid until": None, "reason": _UNCLIPPED}
+    return _last(band)
+
+
 # --- text ------------------------------------------------------------------------------------
 
 
@@ -181,7 +196,7 @@ def text(report: dict[str, Any]) -> str:
     lines.append(
         (
             "loss",
-            f"{loss['start']:.4g} at the start, {_value(loss['end'])} at the end; "
+            f"{_number(loss['start'])} at the start, {_value(loss['end'])} at the end; "
             f"zeroth order {_number(loss['zeroth order at the end'])}",
         )
     )
@@ -226,20 +241,27 @@ def _until(band: dict[str, Any], end: float | None) -> str:
     return "" if whole else f" at time {band['valid until']:.4g}, beyond which {band['reason']}"
 
 
+def _nowhere(band: dict[str, Any], what: str) -> str:
+    return f"does not apply: {_UNCLIPPED}" if band["reason"] == _UNCLIPPED else f"{what}{band['reason']}"
+
+
 def _enclosure(band: dict[str, Any], end: float | None) -> str:
     if band["valid until"] is None:
-        return f"not enclosed: {band['reason']}"
-    return f"in [{band['lower']:.4g}, {band['upper']:.4g}]{_until(band, end)}"
+        return _nowhere(band, "not enclosed: ")
+    return f"in [{_number(band['lower'])}, {_number(band['upper'])}]{_until(band, end)}"
 
 
 def _bound(band: dict[str, Any], end: float | None) -> str:
     if band["valid until"] is None:
-        return f"no bound, {band['reason']}"
-    return f"at most {band['upper']:.4g}{_until(band, end)}"
+        return _nowhere(band, "no bound, ")
+    return f"at most {_number(band['upper'])}{_until(band, end)}"
 
 
 def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("neurons", f"{n['misaligned at the start']} of {n['width']} misaligned at the start")]
+    start = n["misaligned at the start"]
+    lines = [
+        ("neurons", f"{'not finite' if start is None else start} of {n['width']} misaligned at the start")
+    ]
     for name in ("zeroth order", "with noise"):
         c = n[name]
         aligned = c["last head aligned by time"]
@@ -250,9 +272,9 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "",
-                f"{name}: {c['misaligned at the end']:.4g} misaligned at the end, distorted at most "
-                f"{c['distorted at most']:.4g}, at the end {c['distorted at the end']:.4g}; "
-                f"{c['dead at the end']:.4g} dead; {last}",
+                f"{name}: {_number(c['misaligned at the end'])} misaligned at the end, distorted at most "
+                f"{_number(c['distorted at most'])}, at the end {_number(c['distorted at the end'])}; "
+                f"{_number(c['dead at the end'])} dead; {last}",
             )
         )
     return lines
@@ -260,18 +282,21 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _privacy(privacy: dict[str, Any]) -> str:
     if "none" in privacy:
-        return f"none: {privacy['none']}"
+        return (
+            f"does not apply: {_UNCLIPPED}" if privacy["none"] == _UNCLIPPED else f"none: {privacy['none']}"
+        )
     if privacy["epsilon"] is None:
         return "none: there is no noise"
     return (
-        f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {privacy['gdp']:.4g}-GDP, "
-        f"{privacy['zcdp']:.4g}-zCDP; one sample added or removed, full batch, whole path released"
+        f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {_number(privacy['gdp'])}-GDP, "
+        f"{_number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released"
     )
 
 
 # --- figure ----------------------------------------------------------------------------------
 
 _NOISE, _ZEROTH = "#0072b2", "black"
+_LARGEST_DRAWN = 1e300
 _COLOURS = {"misaligned": "#d55e00", "distorted": "#009e73", "dead": "#cc79a7"}
 
 
@@ -288,7 +313,9 @@ def draw(subject: Subject, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    run, zeroth, theory, times = subject.run, subject.zeroth, subject.theory, subject.run.time.values
+    theory, times = subject.theory, subject.run.time.values
+    # axes reach no further
+    run, zeroth = (d.where(abs(d) < _LARGEST_DRAWN) for d in (subject.run, subject.zeroth))
     shares = [name for name in SHARES if name in run and name in zeroth]
     panels = 2 + bool(shares)
     figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3), layout="constrained")
@@ -309,7 +336,7 @@ def draw(subject: Subject, path: Path) -> None:
             if band.valid.any():
                 axes[1].plot(times, band.upper, color=_ZEROTH, linestyle=style, label=name)
         top = float(run.squared_distance.max())
-        axes[1].set(yscale="log", ylim=(max(top, 1e-300) * 1e-4, None))
+        axes[1].set(yscale="log", ylim=(max(top, 1e-300) * 1e-4 if np.isfinite(top) else None, None))
     for name in shares:
         axes[2].plot(times, run[name].mean("path"), color=_COLOURS[name], label=f"{name}, diffusion")
         axes[2].plot(times, zeroth[name], color=_COLOURS[name], linestyle="--", label=f"{name}, zeroth order")

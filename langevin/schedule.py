@@ -97,7 +97,7 @@ class Schedule:
     phases: tuple[Phase, ...]
 
     def __init__(self, phases: Sequence[Phase]) -> None:
-        phases = _validate.sequence("phases", phases, Phase)
+        phases = [_validate.original("phases", p, Phase) for p in _validate.sequence("phases", phases, Phase)]
         if not phases:
             raise ValueError("phases must hold at least one Phase, got none")
         object.__setattr__(self, "phases", tuple(phases))
@@ -168,7 +168,7 @@ def record_times(schedule: Schedule, times: ArrayLike | None) -> FloatArray:
     ndarray, shape (m,)
         Strictly increasing, within ``[0, schedule.duration]``; equidistant if ``times`` is None.
     """
-    _validate.instance("schedule", schedule, Schedule)
+    _validate.original("schedule", schedule, Schedule)
     if times is None:
         return schedule.default_times()
     given: Any = [times] if np.isscalar(times) else times
@@ -227,7 +227,7 @@ def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
     ValueError
         If a phase is shorter than half a step, or two record times fall on one step.
     """
-    _validate.instance("schedule", schedule, Schedule)
+    _validate.original("schedule", schedule, Schedule)
     dt = _validate.positive("dt", dt)
     phase_steps = []
     for phase in schedule:
@@ -353,7 +353,7 @@ class DPSGD:
         ValueError
             Without flat clipping: unclipped steps have no finite sensitivity.
         """
-        _validate.instance("phase", phase, Phase)
+        _validate.original("phase", phase, Phase)
         dt = _validate.positive("dt", dt)
         if phase.clip is None or phase.clipping != "flat":
             raise ValueError(

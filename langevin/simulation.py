@@ -144,6 +144,11 @@ class Simulation:
             _validate.integer(name, getattr(self, name), 1)
         if self.data == "teacher" and self.loss == "logistic":
             raise ValueError(f"loss must be 'square' with data='teacher', got {self.loss!r}")
+        if self.data == "teacher" and self.features == "collapsed":
+            raise ValueError(
+                f"features must be 'gaussian' with data='teacher', got {self.features!r}: its targets are no "
+                "classes to collapse to"
+            )
         if self.features is not None and not self.synthetic:
             raise ValueError(f"features must be left out with data={self.data!r}, got {self.features!r}")
         try:

@@ -377,7 +377,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     require_compatible(problem, weights)
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
-    cut = grid(schedule, dt, [_validate.instance("schedule", schedule, Schedule).duration])
+    cut = grid(schedule, dt, [_validate.original("schedule", schedule, Schedule).duration])
     chain = _chain(Request(problem, weights, schedule, cut, noisy=False), "span", "double").without_noise()
     span = chain.reduction.span
     W, v = chain.layout.unpack(_engine.reference_path(chain)[-1])
