@@ -145,7 +145,7 @@ class Assumptions:
             )
         lines = [
             f"3.1 orthogonal separability: {'holds' if a.holds else 'fails'}; pairs that violate it: "
-            f"{_share(a.within_violations)} within, {_share(a.across_violations)} across classes; "
+            f"{_percentage(a.within_violations)} within, {_percentage(a.across_violations)} across classes; "
             f"margin {a.margin:.3g}",
             f"3.2 collapsed features: {features}",
             "spread within a class: "
@@ -156,7 +156,7 @@ class Assumptions:
         return "\n".join(lines)
 
 
-def _share(violations: float) -> str:
+def _percentage(violations: float) -> str:
     return "none to compare" if math.isnan(violations) else f"{violations:.1%}"
 
 

@@ -166,7 +166,7 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     # delta(eps) <= Phi(-eps/mu + mu/2), so this end is private enough
     top = mu * (mu / 2 - float(ndtri(delta))) + 1.0
     # but for rounding, where mu is huge
-    while gdp_delta(mu, top) > delta:
+    while math.isfinite(top) and gdp_delta(mu, top) > delta:
         top *= 2
     if math.isinf(top):
         return top
@@ -318,7 +318,7 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
     ValueError: sample_rate must be None to read privacy off the diffusion, got 0.1: ...
     """
     _validate.choice("neighbours", neighbours, NEIGHBOURS)
-    total = 0.0
+    mu = []
     for phase in [phases] if isinstance(phases, DPSGD) else _validate.sequence("phases", phases, DPSGD):
         if not phase.privacy_carries_over:
             raise ValueError(
@@ -326,10 +326,8 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
                 "the map keeps drift and noise but understates the privacy loss of Poisson sampling; "
                 "use an accountant for the subsampled Gaussian mechanism"
             )
-        if phase.noise_multiplier == 0.0:
-            return math.inf
-        total += phase.steps / phase.noise_multiplier**2
-    return math.sqrt(total) * (1.0 if neighbours == "add-remove" else 2.0)
+        mu.append(math.sqrt(phase.steps) / phase.noise_multiplier if phase.noise_multiplier else math.inf)
+    return math.hypot(*mu) * (1.0 if neighbours == "add-remove" else 2.0)
 
 
 def dpsgd_epsilon(

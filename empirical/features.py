@@ -262,7 +262,7 @@ def neural_collapse(features: ArrayLike, labels: Labels, head: nn.Linear | None 
     [0.0, 0.0, 0.0]
     """
     x = _matrix("features", features)
-    labels = np.asarray(labels)
+    labels = _validate.plain("labels", labels)
     if labels.shape != (len(x),):
         raise ValueError(f"labels must have the shape ({len(x)},), one for each row, got {labels.shape}")
     classes = int(labels.max()) + 1 if head is None else head.out_features

@@ -130,7 +130,7 @@ class Part:
     classes: tuple[str, ...]
 
     def __init__(self, images: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
-        pixels = np.ascontiguousarray(images)
+        pixels = np.ascontiguousarray(_validate.plain("images", images))
         if pixels.dtype.kind != "f":
             raise TypeError(
                 f"images must hold floats in [0, 1], got {pixels.dtype}: divide bytes by 255 as float32"
@@ -142,7 +142,7 @@ class Part:
                 "give grey images an axis of one channel"
             )
         self._check_range(pixels)
-        numbers = np.asarray(labels)
+        numbers = _validate.plain("labels", labels)
         if numbers.dtype.kind not in "iu" or numbers.shape != (len(pixels),):
             raise ValueError(
                 f"labels must be {len(pixels)} whole numbers, one for each image, got {numbers.dtype} of "
@@ -191,7 +191,7 @@ class Part:
 
     def take(self, indices: ArrayLike) -> Part:
         """Return the images at ``indices``, in that order; the classes stay."""
-        chosen = np.asarray(indices)
+        chosen = _validate.plain("indices", indices)
         return type(self)(self.images[chosen], self.labels[chosen], self.classes)
 
     def subsample(self, per_class: int, *, rng: RNG = 0) -> Part:

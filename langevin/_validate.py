@@ -152,22 +152,26 @@ def device(value: Any) -> str:
 
 def plain(name: str, value: Any) -> np.ndarray:
     """Return ``value`` as an array of any type but dates; refuse what would lose a mask or a unit of time."""
-    masked = f"{name} must hold no masked values: remove or impute them"
-    if _masked(value):
-        raise ValueError(masked)
+    unmasked(name, value)
     if callable(getattr(value, "toarray", None)):
         raise TypeError(f"{name} must be a dense array, got a {type(value).__name__}: give {name}.toarray()")
     try:
         given = np.asanyarray(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TypeError(f"{name} must be an array of real numbers: {error}") from None
-    if _masked(given):
-        raise ValueError(masked)
+    unmasked(name, given)
     if given.dtype.kind in "mM":
         raise TypeError(f"{name} must hold numbers, got {given.dtype}: give times as numbers of one unit")
     if given.ndim == 0 and given.dtype.kind == "O":
         raise TypeError(f"{name} must be an array of real numbers, got a {type(value).__name__}")
-    return given
+    # views of the same data, but for maps into files
+    return given if isinstance(given, np.memmap) else np.asarray(given)
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Refuse masked values, below which an array may hold anything."""
+    if _masked(value):
+        raise ValueError(f"{name} must hold no masked values: remove or impute them")
 
 
 def _masked(value: Any) -> bool:

@@ -156,8 +156,8 @@ def gaussian_gram(
     random = generator(rng, "Gram matrix")
     factor = np.triu(random.standard_normal((rows, columns)), 1)
     factor[np.arange(rows), np.arange(rows)] = np.sqrt(random.chisquare(width - np.arange(rows)))
-    W = (length / problem.dim**0.5) * span.embed(factor[:, :-1])
-    return GramWeights(W, deviation * factor[:, -1], width)
+    W = _scaled("scale", length, span.embed(factor[:, :-1]), length / problem.dim**0.5)
+    return GramWeights(W, _scaled("head_scale", deviation, factor[:, -1], deviation), width)
 
 
 def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:

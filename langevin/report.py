@@ -259,9 +259,8 @@ def _bound(band: dict[str, Any], end: float | None) -> str:
 
 def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
     start = n["misaligned at the start"]
-    lines = [
-        ("neurons", f"{'not finite' if start is None else start} of {n['width']} misaligned at the start")
-    ]
+    said = "not finite at the start" if start is None else f"{start} of {n['width']} misaligned at the start"
+    lines = [("neurons", said)]
     for name in ("zeroth order", "with noise"):
         c = n[name]
         aligned = c["last head aligned by time"]
