@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from numpy.typing import ArrayLike
-from scipy.special import log_ndtr, ndtri
+from scipy.special import erfcx, log_ndtr, ndtri
 
 from bounds._numeric import root
 from langevin import _validate
@@ -17,6 +17,8 @@ from langevin.schedule import DPSGD, Phase, Schedule
 Neighbours = Literal["add-remove", "replace"]
 
 NEIGHBOURS = ("add-remove", "replace")
+# below it, the two terms of a Gaussian mechanism's delta cancel to fewer than ten digits
+_SMALL = 1e-3
 
 
 def sensitivity(phase: Phase, neighbours: Neighbours = "add-remove") -> float:
@@ -136,12 +138,29 @@ def gdp_delta(mu: float, epsilon: float) -> float:
         return 0.0
     if math.isinf(mu):
         return 1.0
+    if mu < _SMALL:
+        return _small_gdp_delta(mu, epsilon)
     high = float(log_ndtr(-epsilon / mu + mu / 2))
     if high == -math.inf:
         return 0.0
     low = epsilon + float(log_ndtr(-epsilon / mu - mu / 2))
     # the difference of the logarithms is negative but can round to 0
     return -math.exp(high) * math.expm1(min(low - high, 0.0))
+
+
+def _small_gdp_delta(mu: float, epsilon: float) -> float:
+    """`gdp_delta` where its two terms nearly cancel.
+
+    ``e^(-(eps/mu - mu/2)^2 / 2) / 2`` times the integral of ``-erfcx'`` over ``(eps/mu -+ mu/2) / sqrt(2)``,
+    by Gauss's rule of two points, whose relative error is of order ``mu^4``.
+    """
+    far = epsilon / mu - mu / 2
+    if far > 40:
+        return 0.0  # below the least double
+    middle, half = epsilon / mu / math.sqrt(2), mu / math.sqrt(8)
+    nodes = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
+    slopes = (2 / math.sqrt(math.pi) - 2 * x * float(erfcx(x)) for x in nodes)
+    return 0.5 * math.exp(-far * far / 2) * half * math.fsum(slopes)
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:

@@ -2,10 +2,13 @@
 
 # pyright: reportArgumentType=false
 
+import decimal
+
 import numpy as np
 import pytest
+import scipy.sparse
 
-from langevin import DPSGD, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
+from langevin import DPSGD, GramWeights, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
 from tests.helpers import random_problem, random_weights
 
 GOOD = Problem([[1.0, 2.0], [3.0, 4.0]], [1, -1])
@@ -79,6 +82,112 @@ CASES = {
         r"needs .* GiB, .* GiB are free: take fewer paths",
     ),
 }
+
+
+class Lazy:
+    """Reads a file whose entries are partly missing, as netCDF's variables do."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ma.masked_array([[1.0, 9.97e36], [3.0, 4.0]], mask=[[0, 1], [0, 0]])
+
+
+def torch_tensor(**options):
+    torch = pytest.importorskip("torch")
+    return torch.ones(2, 2, **{name: getattr(torch, str(v), v) for name, v in options.items()})
+
+
+def pandas_frame(column):
+    pd = pytest.importorskip("pandas")
+    return pd.DataFrame({"a": column(pd), "b": [1.0, 2.0]})
+
+
+MASKED = np.ma.masked_array([[1.0, 2.0], [3.0, 1e20]], mask=[[0, 0], [0, 1]])
+NO_ARRAYS = {
+    "masked": (lambda: MASKED, "no masked values"),
+    "masked whole numbers": (lambda: np.ma.masked_equal([[1, 2], [3, -999]], -999), "no masked values"),
+    "masked rows": (lambda: list(MASKED), "no masked values"),
+    "a masked entry": (lambda: [[1.0, 2.0], [3.0, np.ma.masked]], "no masked values"),
+    "a variable with missing values": (Lazy, "no masked values"),
+    "netCDF's missing value": (
+        lambda: np.float32([[1, 2], [3, 9.96921e36]]),
+        r"netCDF's missing value at index \(1, 1\)",
+    ),
+    "dates": (lambda: np.array([["2020", "2021"]] * 2, "M8[Y]"), r"numbers, got datetime64\[Y\]"),
+    "spans of time": (lambda: np.array([[1, 2]] * 2, "m8[s]"), r"numbers, got timedelta64\[s\]"),
+    "lists of dates": (lambda: [[np.datetime64("2020")] * 2] * 2, r"numbers, got datetime64\[Y\]"),
+    "spans among objects": (lambda: np.array([[np.timedelta64(1, "s"), 2.0]] * 2, object), "timedelta64"),
+    "sparse matrix": (lambda: scipy.sparse.csr_matrix(np.eye(2)), r"csr_matrix: give {name}\.toarray"),
+    "sparse array": (lambda: scipy.sparse.coo_array(np.eye(2)), r"coo_array: give {name}\.toarray"),
+    "tensor with gradient": (lambda: torch_tensor(requires_grad=True), r"numbers: .*detach\(\)"),
+    "complex tensor": (lambda: torch_tensor(dtype="complex64"), "numbers, got complex64"),
+    "brain floats": (lambda: torch_tensor(dtype="bfloat16"), "numbers: .*BFloat16"),
+    "digits": (lambda: [["1", "2"], ["3", "4"]], "numbers, got <U1"),
+    "bytes": (lambda: [[b"1", b"2"], [b"3", b"4"]], r"numbers, got \|S1"),
+    "StringDType": (lambda: np.array([["1", "2"]] * 2, np.dtypes.StringDType()), "numbers, got StringDType"),
+    "digits among numbers": (lambda: np.array([["1", 2], [3, 4]], object), "numbers, got '1'"),
+    "complex scalars": (lambda: [[np.complex128(1 + 1j), 2], [3, 4]], "numbers, got complex128"),
+    "complex objects": (lambda: np.array([[1 + 1j, 2], [3, 4]], object), r"numbers, got \(1\+1j\)"),
+    "records": (lambda: np.zeros((2, 2), [("a", float)]), "numbers, got "),
+    "None": (lambda: [[None, 1.0], [2.0, 3.0]], "numbers, got None"),
+    "half floats that overflowed": (lambda: np.float16([[np.inf, 1], [2, 3]]), "finite, got inf"),
+    "longer floats": (lambda: np.array([[np.longdouble("1e400"), 1], [2, 3]]), "finite, got inf"),
+    "long integers": (lambda: [[10**400, 1], [2, 3]], "numbers: int too large"),
+    "rows of different lengths": (lambda: [[1, 2], [3]], "numbers: "),
+    "a dictionary": (lambda: {"a": [1, 2]}, "numbers, got a dict"),
+    "a generator": (lambda: (row for row in [[1, 2], [3, 4]]), "numbers, got a generator"),
+    "missing integers": (lambda: pandas_frame(lambda pd: pd.array([1, None], "Int64")), "numbers, got <NA>"),
+    "columns of text": (lambda: pandas_frame(lambda pd: ["1", "2"]), "numbers, got '1'"),
+    "columns of dates": (lambda: pandas_frame(lambda pd: pd.to_datetime(["2020", "2021"])), "numbers, got"),
+}
+TAKERS = {
+    "X": lambda x: Problem(x, [1, -1]),
+    "X_test": lambda x: Problem([[1.0, 2.0]] * 2, [1, -1], X_test=x, y_test=[1, -1]),
+    "W": lambda x: Weights(x, [1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_what_is_no_array_of_numbers_is_refused(kind, name):
+    value, message = NO_ARRAYS[kind]
+    with pytest.raises((TypeError, ValueError), match=f"{name} must .*{message.replace('{name}', name)}"):
+        TAKERS[name](value())
+
+
+VECTORS = {
+    "y": lambda y: Problem([[1.0, 2.0]] * 2, y),
+    "y_test": lambda y: Problem([[1.0, 2.0]] * 2, [1, -1], X_test=[[1.0, 2.0]] * 2, y_test=y),
+    "v": lambda v: Weights([[1.0, 2.0]] * 2, v),
+    "v of a Gram matrix": lambda v: GramWeights([[1.0, 2.0]] * 2, v, neurons=5),
+    "v of rows": lambda v: GramWeights.from_rows(np.ones((2, 2)), v),
+    "times": lambda t: run(times=t),
+    "times of a phase": SCHEDULE.time_in,
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize(
+    "value", [np.ma.masked_equal([1.0, -1.0], -1.0), np.array([1, 2], "m8[s]"), ["1", "-1"]], ids=str
+)
+def test_what_is_no_row_of_numbers_is_refused(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"{name.split()[0]} must"):
+        VECTORS[name](value)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=False),
+        np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=np.zeros((2, 2), bool)),
+        np.array([[1, decimal.Decimal(2)], [3.0, np.float32(4)]], object),
+        np.array([[1, 2], [3, 4]], np.float16),
+        np.array([[1, 2], [3, 4]], np.longdouble),
+        np.asfortranarray([[1, 2], [3, 4]]),
+    ],
+)
+def test_numbers_of_any_type_are_taken(X):
+    assert (Problem(X, [1, -1]).X == [[1.0, 2.0], [3.0, 4.0]]).all()
+    assert type(Problem(X, [1, -1]).X) is np.ndarray
 
 
 def run(**changes):

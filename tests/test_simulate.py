@@ -179,6 +179,40 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
     assert np.isnan(loss[:, -1]).any()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said", "unsaid"),
+    [
+        (["--head-scale", "1e160"], 1, ["3 of 3 paths diverged", "not finite at the start"], "Traceback"),
+        (["--head-scale", "1e160", "--activation", "linear"], 1, ["diverged", "not finite"], "Traceback"),
+        (["--head-scale", "1e154", "--data", "teacher"], 1, ["diverged", "e+307 at the start"], "Traceback"),
+        (["--head-scale", "1e308"], 2, ["--head-scale must be smaller, got 1e+308"], "Traceback"),
+        (["--data", "teacher", "--features", "collapsed"], 2, ["--features must be 'gaussian'"], "y must"),
+        (["--samples", "2"], 0, ["none to compare within, 0.0% across"], "nan"),
+        (["--data", "teacher"], 0, ["Theorem 2.2", "epsilon"], "does not apply"),
+        (
+            ["--data", "teacher", "--clip", "none", "--activation", "linear"],
+            0,
+            ["privacy            does not apply: no clipping\n", "does not apply: no clipping: Theorem 2.2"],
+            "without limit",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_extremes_are_reported(tmp_path, monkeypatch, capfd, arguments, status, said, unsaid):
+    from langevin.simulate import main
+
+    monkeypatch.chdir(tmp_path)
+    base = ["--width", "16", "--samples", "8", "--dim", "3", "--time", ".05", "--dt", ".005", "--paths", "3"]
+    try:
+        found = main([*base, *arguments, "--plot", "run.png", "--out", "run.nc"])
+    except SystemExit as error:
+        found = error.code
+    printed = "".join(capfd.readouterr())
+    assert found == status, printed
+    assert all(words in printed for words in said), printed
+    assert unsaid not in printed
+
+
 def test_a_diverging_zeroth_order_path_is_saved_too(tmp_path):
     arguments = ["--clip", "none", "--loss", "square", "--dt", "5", "--time", "200", "--out", "r.nc"]
     done = command(*SMALL, *arguments, cwd=tmp_path)

@@ -28,6 +28,7 @@ JUNK = [
     *(1j, [], {}, (), [[]], object(), np.array([]), np.array(["a"]), np.array([np.nan]), np.zeros((2, 3, 4))),
     *(np.array([1, 2], dtype=object), [1, [2, 3]], len, int, range(3), {1, 2}, 2**70, -(2**70), [None]),
     *(np.int64(3), np.float32(1.5), np.datetime64("2020"), Path("nowhere"), 1e-300, 1e300, 5e-324),
+    *(np.ma.masked, np.ma.masked_equal([1.0, 2.0], 2.0), np.array([1, 2], "m8[s]"), np.complex64(1j)),
 ]
 VALUES = st.one_of(
     st.sampled_from(JUNK),

@@ -56,6 +56,31 @@ def test_against_dp_accounting(mu):
         assert bounds.epsilon(schedule, target) == pytest.approx(pld.get_epsilon(target), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("mu", [1e-300, 1e-17, 1e-12, 1e-6, 9e-4, 1.1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("target", [1e-2, 1e-12, 1e-30, 1e-300])
+def test_epsilon_holds_to_many_digits_however_small(mu, target):
+    """Against 60 digits: never too small, and no larger than the root finder's tolerance."""
+    mp = pytest.importorskip("mpmath").mp
+    with mp.workdps(60):
+
+        def exact(epsilon):
+            a, half = mp.mpf(epsilon) / mp.mpf(mu), mp.mpf(mu) / 2
+            # the tail of a normal beyond 60 is below every double
+            return mp.mpf(0) if a - half > 60 else mp.ncdf(half - a) - mp.exp(epsilon) * mp.ncdf(-half - a)
+
+        found = bounds.gdp_epsilon(mu, target)
+        assert exact(found) <= mp.mpf(target) * (1 + mp.mpf(10) ** -8)
+        # negative control: less is too little
+        less = found * (1 - 1e-3) - 1e-12
+        assert less <= 0 or exact(less) > mp.mpf(target) * (1 + mp.mpf(10) ** -8)
+
+
+def test_noise_beyond_what_can_be_squared():
+    assert bounds.dpsgd_gdp(DPSGD(0.1, 1e200, 1.0, 4)) == pytest.approx(2e-200)
+    assert bounds.dpsgd_gdp(DPSGD(0.1, 1e-200, 1.0, 4)) == pytest.approx(2e200)
+    assert bounds.dpsgd_epsilon(DPSGD(0.1, 1e-200, 1.0, 4), 1e-5) == math.inf
+
+
 def test_delta_far_in_the_tail():
     assert 0 < bounds.gdp_delta(0.1, 3.0) < 1e-190
     assert bounds.gdp_delta(1e-3, 0.0) == pytest.approx(2 * norm.cdf(0.0005) - 1, rel=1e-12)
