@@ -88,8 +88,7 @@ def prv(events: Events, delta: float, eps_error: float) -> float:
     MemoryError
         If its grid does not fit into memory.
     """
-    from opacus.accountants import PRVAccountant
-    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
+    from empirical._opacus import PoissonSubsampledGaussianPRV, PRVAccountant, compute_safe_domain_size
 
     if delta < least_delta(events):
         raise OutOfReachError(

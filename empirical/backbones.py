@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import Any, Literal
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
+from empirical import ambient
 from langevin import _validate
 from langevin._random import RNG, generator
 
@@ -58,6 +61,63 @@ def features_of(body: nn.Module) -> int:
             "without"
         )
     return features
+
+
+def eager(body: nn.Module) -> nn.Module:
+    """The body as ordinary modules, without what ``torch.compile`` put around them.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Not changed.
+
+    Returns
+    -------
+    nn.Module
+        ``body`` itself, or a copy where parts of it are compiled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be copied, or watched layer by layer. The message names the module or the value.
+
+    Examples
+    --------
+    >>> layers = nn.Linear(2, 1)
+    >>> eager(torch.compile(layers)) is layers
+    True
+    """
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"body must be a torch.nn.Module, got {type(body).__name__}")
+    body = getattr(body, "_orig_mod", body)
+    for name, module in body.named_modules():
+        where = f"at {name!r}" if name else "for the whole"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"body must be of ordinary modules, got a scripted or traced one {where}: pass the module that "
+                "it was made from"
+            )
+        computed = [key for key, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]
+        if computed:
+            raise ValueError(
+                f"body must not keep results of its parameters, got {computed[0]!r} of {type(module).__name__} "
+                f"{where}: compute it in forward, or remove weight normalisation"
+            )
+    for name, value in body.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"body must hold tensors alone, got {name!r} of {type(value).__name__}: quantised?")
+        if isinstance(value, UninitializedTensorMixin):
+            raise ValueError(f"body must have its shapes, got {name!r} without: call it on images once")
+        if value.is_meta:
+            raise ValueError(f"body must have values, got {name!r} on the device 'meta': load its weights")
+        if value.layout != torch.strided:
+            raise ValueError(f"body must be dense, got {name!r} of {value.layout}: call to_dense()")
+    if any(hasattr(module, "_orig_mod") for module in body.modules()):
+        body = copy.deepcopy(body)
+        for module in list(body.modules()):
+            for name, child in list(module.named_children()):
+                setattr(module, name, getattr(child, "_orig_mod", child))
+    return body
 
 
 class Body(nn.Sequential):
@@ -230,10 +290,10 @@ def _sizes(name: str, value: Any) -> list[int]:
 
 @contextlib.contextmanager
 def _seeded(rng: RNG, purpose: str) -> Iterator[None]:
-    """Let torch's global generator start from ``rng``, and go on afterwards where it was."""
+    """Let torch's generator of the processor start from ``rng``, and go on afterwards where it was."""
     seed = int(generator(rng, purpose).integers(2**62))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with ambient.ordinary():
+        ambient.seed(seed)
         yield
 
 

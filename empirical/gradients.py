@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
+from empirical._opacus import GradSampleModule, GradSampleModuleFastGradientClipping
 from empirical.losses import Loss
 from empirical.recipe import Engine
 from empirical.subsets import Adapter, Mask

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from empirical import ambient
 from empirical.backbones import Classifier, mlp
 from empirical.gradients import engine, factors
 from empirical.images import Images
@@ -44,10 +45,10 @@ def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
     """
     if isinstance(weights, GramWeights):
         raise TypeError("weights must hold the neurons, got GramWeights: take Weights")
-    body = mlp((weights.dim,), (weights.width,), activation=activation, bias=False)
-    model = Classifier(body, 1).double()
-    first, head = _layers(model)
-    with torch.no_grad():
+    with ambient.ordinary(), torch.no_grad():
+        body = mlp((weights.dim,), (weights.width,), activation=activation, bias=False)
+        model = Classifier(body, 1).double()
+        first, head = _layers(model)
         first.weight.copy_(torch.tensor(weights.W))
         head.weight.copy_(torch.tensor(weights.v)[None])
     return model

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from empirical import memory
+from empirical import ambient, memory
 from empirical.images import Images, Labels
 from empirical.parallel import place
 from langevin import _validate
@@ -183,7 +183,7 @@ def supervised(
     FloatingPointError
         If the loss is not finite any more.
     """
-    target = torch.tensor(labels)
+    target = torch.tensor(labels, device="cpu")
 
     def parts() -> nn.Module:
         return nn.Linear(_features(body), int(target.max()) + 1)
@@ -255,7 +255,7 @@ def simclr(
         a, b = forward(torch.cat([view(x), view(x)])).chunk(2)
         return nt_xent(a, b, temperature)
 
-    none = torch.zeros(len(images), dtype=torch.int64)
+    none = torch.zeros(len(images), dtype=torch.int64, device="cpu")
     return _train(body, parts, loss, images, none, 2, epochs, lr, batch, weight_decay, rng, device, progress)
 
 
@@ -349,9 +349,9 @@ def _train(
     steps = epochs * (len(images) // batch)
     modes = {module: module.training for module in body.modules()}
     losses = []
-    memory.require(body, images.shape[1:], len(images), where, at_once=views * batch)
-    with torch.random.fork_rng([where] if gpu else []):
-        torch.manual_seed(seed)
+    with ambient.ordinary(where):
+        memory.require(body, images.shape[1:], len(images), where, at_once=views * batch)
+        ambient.seed(seed, where)
         rest = parts().to(where)
         body.to(where).train()
         _lay_out(body, layout)

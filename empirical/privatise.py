@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from empirical._opacus import GradSampleModule, register_grad_sampler
 
 
 class NotPrivateError(ValueError):

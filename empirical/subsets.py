@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from empirical.recipe import Selection, Subset
 
@@ -38,14 +39,14 @@ class Adapter(nn.Module):
         like: dict[str, Any] = dict(device=base.weight.device, dtype=base.weight.dtype)
         if isinstance(base, nn.Linear):
             rank = min(rank, base.in_features, base.out_features)
-            self.down: nn.Module = nn.Linear(base.in_features, rank, bias=False, **like)
-            self.up: nn.Module = nn.Linear(rank, base.out_features, bias=False, **like)
+            self.down: nn.Module = skip_init(nn.Linear, base.in_features, rank, bias=False, **like)
+            self.up: nn.Module = skip_init(nn.Linear, rank, base.out_features, bias=False, **like)
         else:
             rank = min(rank, base.in_channels * base.weight[0, 0].numel(), base.out_channels)
             how: dict[str, Any] = dict(stride=base.stride, padding=base.padding, dilation=base.dilation)
             size: Any = base.kernel_size
-            self.down = nn.Conv2d(base.in_channels, rank, size, bias=False, **how, **like)
-            self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **like)
+            self.down = skip_init(nn.Conv2d, base.in_channels, rank, size, bias=False, **how, **like)
+            self.up = skip_init(nn.Conv2d, rank, base.out_channels, 1, bias=False, **like)
         random = torch.Generator().manual_seed(seed)
         down, up = _weight(self.down), _weight(self.up)
         with torch.no_grad():

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from empirical import memory, subsets
-from empirical.backbones import Classifier
+from empirical import ambient, memory, subsets
+from empirical.backbones import Classifier, eager, features_of
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
 from empirical.gradients import Ghost, Gradients, PerSample, Plain, engine, factors
@@ -166,6 +166,7 @@ class FineTuning:
         Body and head, in their present state.
     """
 
+    @ambient.ordinary()
     def __init__(
         self,
         task: Images,
@@ -182,6 +183,7 @@ class FineTuning:
         resume: bool = False,
     ) -> None:
         _validate.choice("precision", precision, PRECISIONS)
+        body = eager(body)
         if not isinstance(recipe, Recipe):
             raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
         self._device = place(device)
@@ -195,6 +197,8 @@ class FineTuning:
         self._stops = np.unique(np.rint(np.linspace(0, len(self._steps), count + 1)).astype(int))
 
         private = _prepared(body, task.train.shape).to(self._device)
+        # copies of some modules, such as torch.fx's, lack it
+        private.features = features_of(body)
         memory.require(private, task.train.shape, len(task.train) + len(task.test), self._device)
         self._kept_of_one = memory.kept(private, task.train.shape)
         initial = digest(*(v.detach().cpu().numpy() for v in body.state_dict().values()))
@@ -244,6 +248,7 @@ class FineTuning:
         """Whether this process evaluates, and keeps records; of several that train together, one does."""
         return self._group.rank == 0
 
+    @ambient.ordinary()
     def run(self, progress: Callable[[int, int], None] | None = None) -> xr.Dataset:
         """Train to the end, from wherever this stands."""
         try:

@@ -71,10 +71,22 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
                 compressed = {name: {"zlib": True, "complevel": 1} for name in run.data_vars}
                 run.to_netcdf(temporary, engine="netcdf4", encoding=compressed)
             else:
-                run.to_zarr(temporary, mode="w", consolidated=False)
+                _with_texts(run, np.dtypes.StringDType()).to_zarr(temporary, mode="w", consolidated=False)
     except Exception as error:  # netCDF and Zarr raise errors of many kinds
         raise StoreError(f"{target} could not be written: {error}") from error
     return target
+
+
+def _with_texts(run: xr.Dataset, kind: Any) -> xr.Dataset:
+    """The run with text of one kind: of any length for Zarr, which has no other by its standard."""
+    texts = {name: v for name, v in run.variables.items() if v.dtype.kind in "UT"}
+    # without the encoding of the file that it was read from
+    return run.assign(
+        {
+            name: (v.dims, np.array(v.values.tolist(), kind).reshape(v.shape), v.attrs)
+            for name, v in texts.items()
+        }
+    )
 
 
 def digest(run: xr.Dataset) -> str:
@@ -139,6 +151,7 @@ def load(path: str | Path) -> xr.Dataset:
             _validate.memory(needed, f"run {source}", "read what you need of it with xarray")
             with _foreign.bounded(needed), opened() as run:
                 found = run.load()
+        found = _with_texts(found, np.str_)
         found = found.assign_coords({name: found[name] for name in found.coords if name in found.dims})
         # runs of earlier versions have none
         if found.attrs.pop(_DIGEST, None) not in (None, digest(found)):
