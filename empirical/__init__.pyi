@@ -40,6 +40,9 @@ from .link import from_torch as from_torch
 from .link import problem_of as problem_of
 from .link import run_schedule as run_schedule
 from .link import to_torch as to_torch
+from .model import Model as Model
+from .model import load as load
+from .model import save as save
 from .planner import SharePlan as SharePlan
 from .planner import plan_share as plan_share
 from .pretrain import Augment as Augment

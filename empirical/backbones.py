@@ -94,18 +94,20 @@ def eager(body: nn.Module) -> nn.Module:
         where = f"at {name!r}" if name else "for the whole"
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
-                f"body must be of ordinary modules, got a scripted or traced one {where}: pass the module that "
-                "it was made from"
+                f"body must be of ordinary modules, got a scripted or traced one {where}: pass the module "
+                "that it was made from"
             )
         computed = [key for key, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]
         if computed:
             raise ValueError(
-                f"body must not keep results of its parameters, got {computed[0]!r} of {type(module).__name__} "
-                f"{where}: compute it in forward, or remove weight normalisation"
+                f"body must not keep results of its parameters, got {computed[0]!r} of "
+                f"{type(module).__name__} {where}: compute it in forward, or remove weight normalisation"
             )
     for name, value in body.state_dict().items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"body must hold tensors alone, got {name!r} of {type(value).__name__}: quantised?")
+            raise TypeError(
+                f"body must hold tensors alone, got {name!r} of {type(value).__name__}: quantised?"
+            )
         if isinstance(value, UninitializedTensorMixin):
             raise ValueError(f"body must have its shapes, got {name!r} without: call it on images once")
         if value.is_meta:
@@ -126,11 +128,13 @@ class Body(nn.Sequential):
     Attributes
     ----------
     features : int
+    made : dict or None
+        What `body` makes it of.
     """
 
-    def __init__(self, *layers: nn.Module, features: int) -> None:
+    def __init__(self, *layers: nn.Module, features: int, made: dict[str, Any] | None = None) -> None:
         super().__init__(*layers)
-        self.features = features
+        self.features, self.made = features, made
 
 
 def body(
@@ -205,7 +209,8 @@ def mlp(
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             if activation == "relu":
                 layers.append(nn.ReLU())
-    return Body(*layers, features=sizes[-1])
+    options = {"activation": activation, "bias": bool(bias)}
+    return Body(*layers, features=sizes[-1], made=_made("mlp", shape, sizes[1:], options))
 
 
 def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activation | None = None) -> Body:
@@ -278,7 +283,21 @@ def convnet(
                 nn.GroupNorm(groups, outputs),
                 nn.ReLU(),
             ]
-    return Body(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), features=channels[-1])
+    made = _made("conv", shape, widths, {"groups": groups})
+    return Body(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), features=channels[-1], made=made)
+
+
+def _made(
+    name: str,
+    shape: Sequence[int],
+    widths: Sequence[int] | None,
+    options: dict[str, Any],
+    weights: str | Path | None = None,
+) -> dict[str, Any]:
+    """What `body` makes a body of, as plain data."""
+    sizes = [int(n) for n in shape], None if widths is None else [int(n) for n in widths]
+    given = None if weights is None else str(weights)
+    return {"name": name, "shape": sizes[0], "widths": sizes[1], "options": options, "weights": given}
 
 
 def _sizes(name: str, value: Any) -> list[int]:
@@ -304,7 +323,11 @@ class Pretrained(nn.Module):
     ----------
     network : nn.Module
     features : int
+    made : dict or None
+        What `body` makes it of.
     """
+
+    made: dict[str, Any] | None = None
 
     def __init__(self, network: nn.Module, features: int, transformers: bool = False) -> None:
         super().__init__()
@@ -350,7 +373,9 @@ def pretrained(
         raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
     make = _timm if library == "timm" else _transformers
     with _seeded(rng, "pretrained"):
-        return make(model, [int(n) for n in shape], weights, options)
+        made = make(model, [int(n) for n in shape], weights, options)
+    made.made = _made(name, shape, None, options, weights)
+    return made
 
 
 def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict[str, Any]) -> Pretrained:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ RUN: dict[str, Any] = dict(
     evaluations=10,
     checkpoint=None,
     resume=False,
+    save_model=None,
 )
 GRID: dict[str, Any] = dict(
     methods=["lp", "fft", "fft-drop", "lp-fft"],
@@ -177,7 +179,13 @@ def parser() -> argparse.ArgumentParser:
     private.add_argument("--steps", type=int, default=100, help="of DP-SGD, all stages together")
     private.add_argument("--batch", type=float, default=110.0, help="expected size of the Poisson batches")
     run = p.add_argument_group("run")
-    either(run, "seed", "of split, body, head, batches and noise", type=int)
+    either(
+        run,
+        "seed",
+        "of split, body, head, batches and noise; none: split and body of seed 0, and the rest from the "
+        "system's entropy, for weights that leave this machine",
+        type=_seed,
+    )
     run.add_argument("--device", default="cpu", help="cpu, or cuda or cuda:<number>: an NVIDIA GPU")
     run.add_argument(
         "--precision", choices=["single", "mixed"], default="single", help="mixed: with bfloat16"
@@ -224,9 +232,25 @@ def parser() -> argparse.ArgumentParser:
     )
     out = p.add_argument_group("output")
     out.add_argument("--out", help="file.nc or folder.zarr (default: runs/<what was asked for>.nc)")
+    either(
+        out,
+        "save_model",
+        "file.safetensors for the trained network, which empirical.load reads; see --seed none",
+        metavar="FILE",
+    )
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
+
+
+def _seed(text: str) -> int | None:
+    """A whole number, or None for fresh entropy."""
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or none, got {text!r}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -284,6 +308,7 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
 def _instead(name: str) -> str:
     other = {"method": "methods", "epsilon": "epsilons", "lp_share": "shares", "seed": "seeds"}
     other |= {"checkpoint": "cells", "resume": "cells", "evaluations": "one at the end"}
+    other |= {"save_model": "no model of its own"}
     found = other.get(name, "lr_range")
     return found if " " in found else f"--{found.replace('_', '-')}"
 
@@ -349,7 +374,11 @@ def _target(args: argparse.Namespace, start: str) -> Path:
     from langevin import store
 
     ignored = ("out", "json", "quiet", "resume", "workers", "time_limit", "cells", "checkpoint", "bodies")
+    ignored += ("save_model",)
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
+    if args.seed is None:
+        # no other run is the same
+        asked["seed"] = secrets.token_hex(8)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
     return store.check_target(args.out or f"runs/{start}-{Path(args.data).stem}-{digest}.nc")
 
@@ -374,18 +403,24 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         from empirical.accounting import account
         from empirical.features import FeatureWatch
         from empirical.ledger import LedgerError
+        from empirical.model import check_target
+        from empirical.model import save as save_model
         from empirical.train import FineTuning
         from empirical.weights import WeightsError
         from langevin.solvers import Diverged
     failure = None
     with _refusing(StoreError, LedgerError, WeightsError, FloatingPointError):
-        task = setting.task(args.seed)
+        if args.save_model:
+            check_target(args.save_model)
+        # that of split and body need not be secret
+        seed = 0 if args.seed is None else args.seed
+        task = setting.task(seed)
         privacy = account(recipe.history(len(task.train)))
         with _bar(args, "pre-training") as epochs:
-            body = setting.network(args.seed, lambda done, loss: epochs(done, None))
+            body = setting.network(seed, lambda done, loss: epochs(done, None))
         watch = None
         if setting.features:
-            watch = FeatureWatch(task, body, random=setting.untrained().network(args.seed))
+            watch = FeatureWatch(task, body, random=setting.untrained().network(seed))
         tuning = FineTuning(
             task,
             body,
@@ -419,6 +454,12 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
     if watch is not None:
         run.attrs["knn_accuracy of"] = json.dumps(dict(watch.baselines))
     saved, failure_to_save = _command.save(run, out)
+    model = None
+    if args.save_model and not failure:
+        try:
+            model = str(save_model(args.save_model, tuning))
+        except WeightsError as error:
+            failure = str(error)
     counts = task.test.counts
     said = {
         **_about(setting, task),
@@ -430,12 +471,11 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         "largest class": round(float(counts.max() / counts.sum()), 4),
         **{name.replace("_", " "): _ends(run[name].values) for name in ("test_accuracy", "test_loss")},
         "features": None if watch is None else _features(run, watch),
-        "privacy": [
-            *str(privacy).splitlines(),
-            f"noise drawn from seed {args.seed}, for study: who knows it can take the noise off",
-        ],
+        **_by_class(run, args.json),
+        "privacy": [*str(privacy).splitlines(), *_about_noise(args, recipe)],
         "seconds": round(seconds, 2),
         "saved": str(saved),
+        "model": model,
     }
     _print(args, said)
     failure = failure or failure_to_save
@@ -482,8 +522,45 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _ends(values: Any) -> dict[str, float | None]:
-    start, end = (round(float(v), 4) if math.isfinite(v) else None for v in (values[0], values[-1]))
-    return {"start": start, "end": end}
+    return {"start": _rounded(values[0]), "end": _rounded(values[-1])}
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
+# classes that the report in words shows, and confusions
+_CLASSES, _MISTAKES = 20, 5
+
+
+def _by_class(run: xr.Dataset, whole: bool) -> dict[str, Any]:
+    """How the classes do at the end: all of them, or the worst where they are many."""
+    from empirical.byclass import mistakes
+
+    ends = dict(zip(run["class"].values.tolist(), run.class_accuracy.values[-1], strict=True))
+    accuracy = {name: _rounded(value) for name, value in ends.items()}
+    found = mistakes(run, _MISTAKES)
+    if whole:
+        return {"class accuracy": accuracy, "mistakes": found}
+    known = sorted((name for name, value in accuracy.items() if value is not None), key=accuracy.__getitem__)
+    if len(known) > _CLASSES:
+        accuracy = {name: accuracy[name] for name in known[:_CLASSES]}
+    said = ", ".join(f"{m['class']} taken for {m['taken for']} ({m['images']})" for m in found)
+    title = "class accuracy" if len(known) <= _CLASSES else f"worst {_CLASSES} classes"
+    return {title: accuracy, "mistakes": said or None}
+
+
+def _about_noise(args: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """Who could take the noise off the weights."""
+    if not recipe.private:
+        return []
+    if args.seed is None:
+        kept = f" but in {args.checkpoint}: keep that to yourself" if args.checkpoint else ""
+        return [f"noise drawn from the system's entropy, which is kept nowhere{kept}"]
+    said = f"noise drawn from seed {args.seed}, for study: who knows it can take the noise off"
+    if args.save_model:
+        said += f"; before {args.save_model} leaves your hands, train it with --seed none"
+    return [said]
 
 
 def _features(run: xr.Dataset, watch: Any) -> dict[str, Any]:

@@ -226,9 +226,10 @@ class Part:
         places, labels = of_classes(self.labels, chosen)
         return type(self)(self.images[places], labels, [self.classes[i] for i in chosen])
 
-    def centred(self) -> Pixels:
-        """What a body sees where there is no public part to normalise by: ``2 x - 1``; a new array."""
-        return 2 * self.images - np.float32(1)
+    def fixed_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel where no public part tells them: ``x`` becomes ``2 x - 1``."""
+        half = np.full(self.shape[0], 0.5)
+        return half, half
 
     def shifted(self, shift: Shift) -> Part:
         """Return the same images under a shift."""
@@ -360,10 +361,18 @@ class Images:
 
     def normalised(self, part: Part) -> Pixels:
         """``(x - mean) / std`` of a part's images, by the public part's `statistics`; a new array."""
-        mean, std = (s.astype(np.float32)[:, None, None] for s in self.statistics())
-        out = part.images - mean
-        out /= std
-        return out
+        return normalised(part.images, *self.statistics())
+
+    def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, to fine-tune with: the public part's, if there is one."""
+        return self.train.fixed_scale() if self.public is None else self.statistics()
+
+
+def normalised(images: Pixels, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
+    """``(x - mean) / std``, channel by channel; a new array."""
+    out = images - mean.astype(np.float32)[:, None, None]
+    out /= std.astype(np.float32)[:, None, None]
+    return out
 
 
 def or_default(name: str, value: T | None, kind: type[T]) -> T:

@@ -65,8 +65,9 @@ class Setting:
         Of the private images; none with a file.
     body : str
         See `empirical.body`; of a file "mlp", or "layer", which starts from the file's ``W``.
-    options : tuple of (str, int, float or str)
-        For the function that makes the body, such as ``(("patch_size", 4),)``.
+    options : tuple of (str, value)
+        For the function that makes the body, such as ``(("patch_size", 4),)``. Values are what JSON knows;
+        lists become tuples.
     widths : tuple of int or None
         Of the bodies "mlp" (by default 128, 64) and "conv".
     weights : str or None
@@ -132,6 +133,7 @@ class Setting:
         for name, kind in (("public_classes", str), ("widths", int), ("options", tuple)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(_validate.sequence(name, getattr(self, name), kind)))
+        object.__setattr__(self, "options", _hashable(self.options))
         _validate.choice("precision", self.precision, ("single", "mixed"))
         on_disk = self.data in _ON_DISK
         if on_disk != (self.folder is not None):
@@ -219,6 +221,22 @@ class Setting:
             Called with the number of epochs done and the last one's mean loss.
         """
         return _network(self, seed, progress)
+
+
+class _Mapping(dict[str, Any]):
+    """A mapping that nothing changes, so that it can be part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def _hashable(value: Any) -> Any:
+    """Data from JSON with tuples for lists, and mappings that have a hash."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return _Mapping({name: _hashable(inner) for name, inner in value.items()})
+    return value
 
 
 @functools.lru_cache(maxsize=2)

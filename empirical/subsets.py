@@ -18,7 +18,7 @@ class Adapter(nn.Module):
     """A layer with a trainable low-rank part beside it: ``base(x) + up(down(x))`` [1]_.
 
     ``up`` starts at 0, so that the network starts where it was. Both parts are layers, not raw parameters, so
-    that every way of clipping knows them.
+    that every way of clipping knows them. Other attributes, such as ``weight``, are those of the base.
 
     Parameters
     ----------
@@ -53,6 +53,16 @@ class Adapter(nn.Module):
             scale = down[0].numel() ** -0.5
             down.copy_(scale * torch.randn(down.shape, generator=random))
             up.zero_()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # what bodies read of a layer, such as `weight.dtype`; its parameters stay those of `base` alone
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None or name.startswith("_"):
+                raise
+            return getattr(base, name)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.up(self.down(x))

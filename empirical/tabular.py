@@ -23,7 +23,7 @@ class Rows(Part):
     Examples
     --------
     >>> rows = Rows(np.array([[1.0, -20.0], [3.0, 4.0]]).reshape(2, 1, 1, 2), [0, 1], ["cat", "dog"])
-    >>> rows.shape, float(rows.centred().min())
+    >>> rows.shape, float(rows.images.min())
     ((1, 1, 2), -20.0)
     """
 
@@ -32,9 +32,9 @@ class Rows(Part):
         if not np.isfinite(pixels).all():
             raise ValueError("images must be finite in single precision, got others: scale the features")
 
-    def centred(self) -> Pixels:
-        """The features as they are; a new array."""
-        return self.images.copy()
+    def fixed_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean 0 and standard deviation 1: features stay as they are."""
+        return np.zeros(self.shape[0]), np.ones(self.shape[0])
 
 
 def from_file(path: str | Path, *, label: str = "y", rng: RNG = 0) -> Images:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from empirical import ambient, memory, subsets
 from empirical.backbones import Classifier, eager, features_of
+from empirical.byclass import ByClass
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
 from empirical.gradients import Ghost, Gradients, PerSample, Plain, engine, factors
-from empirical.images import Images
+from empirical.images import Images, normalised
 from empirical.losses import CrossEntropy
 from empirical.parallel import Group, place
 from empirical.privatise import check_private, make_private
@@ -163,7 +164,24 @@ class FineTuning:
     Attributes
     ----------
     model : Classifier
-        Body and head, in their present state.
+        Body and head, in their present state, on images normalised as ``(x - mean) / std``.
+    classes : tuple of str
+        In the order of the model's outputs.
+    mean, std : ndarray, shape (channels,)
+        Of the public part; 1/2 and 1/2 without one.
+
+    See Also
+    --------
+    empirical.save : Keeps the model in a file.
+
+    Examples
+    --------
+    >>> from empirical import digits, mlp
+    >>> task = digits()
+    >>> tuning = FineTuning(task, mlp(task.train.shape, (64,)), Recipe("lp", steps=20, lr=2.0))
+    >>> run = tuning.run()
+    >>> tuning.model(torch.from_numpy(task.normalised(task.test))).shape
+    torch.Size([300, 10])
     """
 
     @ambient.ordinary()
@@ -205,16 +223,21 @@ class FineTuning:
         self.model = Classifier(private, len(task.train.classes)).to(self._device)
         self._may = [p for p in self.model.parameters() if p.requires_grad]
         self._group.synchronise(self.model)
+        self.classes, self._shape, self._fresh = task.train.classes, task.train.shape, rng is None
+        self.mean, self.std = task.scale()
         self._data = {
             part: (self._images(task, part), torch.tensor(getattr(task, part).labels, device=self._device))
             for part in ("train", "test")
         }
+        # features of parts of the data, for as long as the body is as it is
+        self._known: dict[str, Tensor] = {}
         self._masks: dict[str, Tensor] = {}
         self._stage: _Active | None = None
         self._adapted = False
         self._done, self._kept = 0, time.monotonic()
         self._names: list[str] = []
         self._evaluated = np.zeros((len(self._stops), 0))
+        self._by_class = ByClass(self.classes, len(self._stops))
         self._updates = torch.full((len(self._steps), len(UPDATES)), math.nan, device=self._device)
 
         self._streams = Streams(rng, self._device)
@@ -242,6 +265,19 @@ class FineTuning:
                     f"checkpoint must not exist for a new run, got {str(existing)!r}: resume it, or take "
                     "another path"
                 )
+
+    def record(self) -> dict[str, Any]:
+        """What goes with `model` into a file: classes, normalisation, recipe and privacy record."""
+        return {
+            "classes": list(self.classes),
+            "shape": list(self._shape),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "rank": self._recipe.rank if self._adapted else None,
+            "recipe": self._recipe.as_dict(),
+            "history": self._history.as_dict(),
+            "noise": "from entropy that the model does not hold" if self._fresh else "from a seed",
+        }
 
     @property
     def first(self) -> bool:
@@ -301,8 +337,7 @@ class FineTuning:
 
     def _images(self, task: Images, part: str) -> Tensor:
         chosen = getattr(task, part)
-        pixels = task.normalised(chosen) if task.public is not None else chosen.centred()
-        return torch.from_numpy(pixels).to(self._device)
+        return torch.from_numpy(normalised(chosen.images, self.mean, self.std)).to(self._device)
 
     def _autocast(self, safe: bool = True) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed and safe)
@@ -316,6 +351,12 @@ class FineTuning:
 
         at_once = memory.chunk(self._kept_of_one, _AT_ONCE, self._device)
         return memory.fitting(features, at_once, self._device)[0]
+
+    def _features_of(self, part: str) -> Tensor:
+        """Features of a part, computed once for as long as no step changes the body."""
+        if part not in self._known:
+            self._known[part] = self._features(self._data[part][0])
+        return self._known[part]
 
     # ---- head and what trains
 
@@ -333,8 +374,8 @@ class FineTuning:
 
     def _prototypes(self) -> Tensor:
         """Sums of the unit features of each class, with noise, brought to one norm."""
-        images, labels = self._data["train"]
-        units = nn.functional.normalize(self._features(images))
+        labels = self._data["train"][1]
+        units = nn.functional.normalize(self._features_of("train"))
         weight = self.model.head.weight
         sums = torch.zeros_like(weight).index_add_(0, labels, units)
         nu = self._history["prototypes"].noise_multiplier or 0.0
@@ -362,7 +403,7 @@ class FineTuning:
         probing = subset == "head"
         network = head if probing else self.model
         images, labels = self._data["train"]
-        data = self._features(images) if probing else images
+        data = self._features_of("train") if probing else images
         clip = self._recipe.clip is not None
         network.train()
         kind = "closed" if probing else self._recipe.engine
@@ -393,6 +434,8 @@ class FineTuning:
 
     def _step(self, number: int) -> None:
         active = self._enter(number)
+        if not active.probing:
+            self._known.clear()
         released = self._release(active, number)
         if active.optimizer is None:
             inside = len([p for p in self.model.body.parameters() if p.requires_grad])
@@ -485,23 +528,21 @@ class FineTuning:
         if self._group.rank:
             return
         values = {}
-        active = self._stage
         self.model.eval()
-        for part, (images, labels) in self._data.items():
-            if active is not None and active.probing and part == "train":
-                features = active.data  # of a frozen body
-            else:
-                features = self._features(images)
-            outputs = self.model.head(features)
+        place = int(np.searchsorted(self._stops, step))
+        for part, (_, labels) in self._data.items():
+            outputs = self.model.head(self._features_of(part))
             values[f"{part}_accuracy"] = self._loss.correct(outputs, labels).float().mean().item()
             values[f"{part}_loss"] = self._loss.value(outputs, labels).mean().item()
+            if part == "test":
+                self._by_class.add(place, labels, outputs.argmax(1))
         if self._watch is not None:
             values |= self._watch(self.model.body, self.model.head)
         self._names = list(values)
         row = list(values.values())
         if not self._evaluated.size:
             self._evaluated = np.full((len(self._stops), len(row)), np.nan)
-        self._evaluated[np.searchsorted(self._stops, step)] = row
+        self._evaluated[place] = row
         self.model.train()
 
     def dataset(self) -> xr.Dataset:
@@ -513,6 +554,7 @@ class FineTuning:
         for i, name in enumerate(self._names[: self._evaluated.shape[1]]):
             meaning, units = about.get(name, (name, "1"))
             variables[name] = ("step", self._evaluated[:, i], {"long_name": meaning, "units": units})
+        variables |= self._by_class.variables()
         updates = self._updates.cpu().double().numpy()
         variables |= {
             name: ("update", updates[:, i], {"long_name": meaning, "units": units})
@@ -522,6 +564,7 @@ class FineTuning:
         return xr.Dataset(
             variables,
             {
+                **self._by_class.coordinates(),
                 "step": ("step", self._stops, {"long_name": "steps done", "units": "1"}),
                 "update": ("update", np.arange(len(self._steps)), {"long_name": "number of a step"}),
                 "stage": ("update", names, {"long_name": "what trains"}),
@@ -567,6 +610,7 @@ class FineTuning:
             self._streams.key,
             {
                 **arrays,
+                **self._by_class.arrays(),
                 "updates": self._updates.cpu().numpy(),
                 "evaluated": self._evaluated,
                 "names": np.array(self._names, dtype=np.str_),
@@ -591,6 +635,8 @@ class FineTuning:
         weights = {name: torch.from_numpy(array) for name, array in found.named("weight").items()}
         saved.fits(self.model, weights)
         self.model.load_state_dict(weights)
+        self._known.clear()
+        self._by_class.restore(found.arrays)
         self._updates.copy_(torch.from_numpy(found.arrays["updates"]))
         self._evaluated, self._names = found.arrays["evaluated"], found.arrays["names"].tolist()
 
