@@ -249,3 +249,30 @@ def test_an_unwritable_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(store.StoreError, match="must be writable"):
         store.check_target(tmp_path / "run.nc")
+
+
+def texts() -> xr.Dataset:
+    names = ["a", "b\N{LATIN SMALL LETTER E WITH ACUTE}", "ccc"]
+    return xr.Dataset(
+        {"loss": ("stage", np.arange(3.0)), "title": ((), "whole")},
+        {"stage": ("stage", names, {"long_name": "stage"}), "none": ("empty", np.array([], "U1"))},
+        {"source": "test"},
+    )
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_text_comes_back_and_no_type_of_it_is_unstable(tmp_path, suffix):
+    # a warning would fail this
+    found = store.load(store.save(texts(), tmp_path / f"run{suffix}"))
+    assert found.identical(texts())
+    assert found.stage.dtype == texts().stage.dtype
+    # from one kind of file to the other, too
+    for other in (".nc", ".zarr"):
+        assert store.load(store.save(found, tmp_path / f"again{other}")).identical(texts())
+
+
+def test_text_as_earlier_versions_wrote_it_is_read(tmp_path):
+    run = texts()
+    with pytest.warns(Warning, match="does not have a Zarr V3 specification"):
+        run.assign_attrs(digest=store.digest(run)).to_zarr(tmp_path / "run.zarr", consolidated=False)
+    assert store.load(tmp_path / "run.zarr").identical(run)

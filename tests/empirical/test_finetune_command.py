@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from empirical import finetune
+import empirical
+from empirical import finetune, recipe
 from empirical.train import FineTuning
 from langevin import store
 from tests.helpers import execute
@@ -313,3 +314,82 @@ def test_two_processes_report_once(folder: Path) -> None:
     np.testing.assert_array_equal(two.batch, one.batch)
     # six steps in single precision
     np.testing.assert_allclose(two.test_loss, one.test_loss, rtol=1e-4)
+
+
+# ---- a trained model
+
+
+def test_a_model_is_saved_and_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*SMALL, "--save-model", "net/digits.safetensors", "--out", "run.nc"]) == 0
+    out = capsys.readouterr().out
+    assert "model:          net/digits.safetensors" in out
+    assert "before net/digits.safetensors leaves your hands, train it with --seed none" in out
+    model, run = empirical.load("net/digits.safetensors"), store.load("run.nc")
+    test = empirical.digits(empirical.Shift(20), rng=0).test
+    right = model.predict(test) == np.array(model.classes)[test.labels]
+    assert right.mean() == pytest.approx(run.test_accuracy.values[-1])
+    for number, name in enumerate(model.classes):
+        assert right[test.labels == number].mean() == run.class_accuracy.sel({"class": name}).values[-1]
+
+
+def test_fresh_noise_from_the_shell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for kept in ("a.ckpt", "b.ckpt"):
+        asked = [*SMALL, "--seed", "none", "--checkpoint", kept]
+        assert finetune.main([*asked, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        found.append(store.load(said["saved"]))
+        assert f"system's entropy, which is kept nowhere but in {kept}" in said["privacy"][-1]
+        # the split and the body are those of seed 0
+        assert said["task"].startswith("digits: 1097 private images")
+        assert finetune.main([*asked, "--resume"]) == 0
+        capsys.readouterr()
+    assert not found[0].equals(found[1])
+    # neither takes the other's place
+    assert len(list((folder / "runs").glob("*.nc"))) == 4
+
+
+def test_models_that_cannot_be_saved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--save-model must end in .safetensors" in refused(capsys, *SMALL, "--save-model", "net.pt")
+    said = refused(capsys, *GRID, "--save-model", "net.safetensors")
+    assert "--save-model must be left out of a grid, which has no model of its own" in said
+    assert "must be a whole number or none, got 'one'" in refused(capsys, *SMALL, "--seed", "one")
+    wild = ["--epsilon", "inf", "--clip", "none", "--method", "fft", "--lr", "1e30"]
+    assert finetune.main([*SMALL, *wild, "--save-model", "net.safetensors"]) == 1
+    assert not (folder / "net.safetensors").exists()
+
+
+def test_classes_and_their_confusions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main([*SMALL, "--json", "--out", "run.zarr"]) == 0
+    said, run = json.loads(capsys.readouterr().out), store.load("run.zarr")
+    assert run.confusion.dims == ("class", "predicted")
+    assert run["class"].values.tolist() == [str(n) for n in range(10)]
+    assert int(run.confusion.sum()) == 300
+    wrong = run.confusion.where(run["class"] != run.predicted, 0)
+    assert said["mistakes"][0]["images"] == wrong.max()
+    worst = said["mistakes"][0]
+    assert run.confusion.sel({"class": worst["class"], "predicted": worst["taken for"]}) == worst["images"]
+    assert said["class accuracy"]["3"] == pytest.approx(
+        run.class_accuracy.sel({"class": "3"}).values[-1], abs=1e-4
+    )
+
+
+def test_lists_and_mappings_are_options_of_bodies(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, *SMALL, "--body-options", "depths=[1,[2,3]]", 'named={"a": [1]}')
+    assert "unexpected keyword argument 'depths'" in said
+
+
+def test_a_delta_that_accountants_do_not_resolve_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate = recipe.calibrate
+
+    def limited(history: Any, epsilon: float, **options: Any) -> Any:
+        if history.delta < 1e-13 or epsilon == 2:
+            raise ValueError("epsilon must be attainable: take fewer steps")
+        return calibrate(history, epsilon, **options)
+
+    monkeypatch.setattr(recipe, "calibrate", limited)
+    said = refused(capsys, *SMALL, "--delta", "1e-15", "--epsilon", "1.5")
+    assert "--delta must be larger for epsilon=1.5, such as 1e-10, got 1e-15" in said
+    assert "--epsilon must be attainable" in refused(capsys, *SMALL, "--delta", "1e-15", "--epsilon", "2")
