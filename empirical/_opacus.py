@@ -15,14 +15,24 @@ try:
         GradSampleModuleFastGradientClipping,
         register_grad_sampler,
     )
+    from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+    from opacus.grad_sample.grad_sample_module import (
+        create_or_accumulate_grad_sample,
+        promote_current_grad_sample,
+    )
+    from opacus.layers.dp_rnn import DPRNNBase
 finally:
     logging.getLogger().removeHandler(_there)
 
 __all__ = [
+    "DPRNNBase",
     "GradSampleModule",
     "GradSampleModuleFastGradientClipping",
     "PRVAccountant",
     "PoissonSubsampledGaussianPRV",
     "compute_safe_domain_size",
+    "create_or_accumulate_grad_sample",
+    "ft_compute_per_sample_gradient",
+    "promote_current_grad_sample",
     "register_grad_sampler",
 ]

@@ -1,15 +1,15 @@
-"""Sums of clipped per-sample gradients: by a closed form, by Opacus, or plainly."""
+"""Sums of clipped per-sample gradients: by a closed form, by Opacus, in a loop, or plainly."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+import itertools
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from empirical._opacus import GradSampleModule, GradSampleModuleFastGradientClipping
+from empirical.backbones import Body, Classifier
+from empirical.hooks import Ghost, PerSample, joined, row_norms
 from empirical.losses import Loss
 from empirical.recipe import Engine
 from empirical.subsets import Adapter, Mask
@@ -42,8 +42,8 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
     model : nn.Module
         Of which the parameters that require gradients train.
     loss : Loss
-    kind : {"auto", "closed", "ghost", "hooks", "functorch"}
-        "auto": the closed form for chains of linear layers; else ghost clipping, or hooks under masks.
+    kind : {"auto", "closed", "ghost", "hooks", "functorch", "loop"}
+        "auto": the first of `candidates`.
     masks : dict, optional
         Ones and zeros for parameters of which a part trains.
     clip : bool
@@ -53,6 +53,10 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
     ------
     ValueError
         If the kind does not fit the network, or nothing trains.
+
+    See Also
+    --------
+    empirical.trial.choose : Tries whether the sums are right.
     """
     masks = masks or {}
     if not any(p.requires_grad for p in model.parameters()):
@@ -67,13 +71,32 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
         raise ValueError(
             "engine must not be 'ghost' for a sparse subset, which it does not see: take 'hooks'"
         )
-    if layers is not None and kind in ("auto", "closed"):
+    kind = candidates(model, kind, masks)[0]
+    if layers is not None and kind == "closed":
         return ClosedForm(layers, loss, masks)
     if not clip:
         return Plain(model, loss, masks)
-    if kind == "ghost" or (kind == "auto" and not masks):
+    if kind == "ghost":
         return Ghost(model, loss)
+    if kind == "loop":
+        return Loop(model, loss, masks)
     return PerSample(model, loss, masks, functorch=kind == "functorch")
+
+
+def candidates(model: nn.Module, kind: Engine, masks: Mask | None = None) -> list[Engine]:
+    """Engines that may fit a network, the fastest first; the one that is asked for by name alone.
+
+    Examples
+    --------
+    >>> candidates(nn.Sequential(nn.Flatten(), nn.Tanh()), "auto")
+    ['ghost', 'hooks', 'functorch', 'loop']
+    """
+    if kind != "auto":
+        return [kind]
+    found: list[Engine] = ["hooks", "functorch", "loop"]
+    if not masks:
+        found.insert(0, "ghost")
+    return found if chain(model) is None else ["closed", *found]
 
 
 def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -> Tensor:
@@ -90,24 +113,40 @@ def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
-    """Layers of a network that is a chain of linear layers and ReLUs on flat inputs; None for any other."""
-    layers: list[nn.Module] = []
-    # a classifier is its body and its head, too
+    """Layers of a network that is a chain of linear layers and ReLUs on flat inputs; None for any other.
+
+    Exact types alone are known: a subclass may have a ``forward`` of its own, and a hook may change what a
+    layer sees or gives.
+    """
+    layers = _links(model)
+    if layers is None:
+        return None
+    params = [p for layer in layers for p in layer.parameters()]
+    return layers if len(set(params)) == len(params) else None
+
+
+def _links(model: nn.Module) -> list[nn.Module] | None:
     kind = type(model)
-    if isinstance(model, nn.Sequential) or (hasattr(model, "body") and hasattr(model, "head")):
-        for child in model.children():
-            inner = chain(child)
-            if inner is None:
-                return None
-            layers += inner
-        return layers
+    if _changed(model):
+        return None
+    if kind in (nn.Sequential, Body, Classifier):
+        # not children(), which passes over the second place of a module
+        inner = [_links(child) for child in model._modules.values() if child is not None]
+        known = [links for links in inner if links is not None]
+        return None if len(known) < len(inner) else list(itertools.chain.from_iterable(known))
     if kind is nn.Flatten and (model.start_dim, model.end_dim) == (1, -1):
         return [model]
     if kind in (nn.Linear, nn.ReLU, nn.Identity):
         return [model]
     if kind is Adapter and type(model.base) is nn.Linear:
-        return [model]
+        return None if any(map(_changed, model.children())) else [model]
     return None
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether one module does not do what its type does: it has hooks, or a ``forward`` of its own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks) or "forward" in vars(module)
 
 
 class ClosedForm:
@@ -212,90 +251,32 @@ class Plain:
         self._losses = None
 
 
-class Ghost:
-    """Opacus's ghost clipping: norms in a first backward pass, the weighted sum in a second."""
+class Loop:
+    """One backward pass per sample: slow, and right for every network, as samples never meet in it."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self._loss, self._model = loss, model
+    def __init__(self, model: nn.Module, loss: Loss, masks: Mask) -> None:
+        self._model, self._loss, self._masks = model, loss, masks
         self.params = [p for p in model.parameters() if p.requires_grad]
-        self._module = GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
-        self._losses: Tensor | None = None
+        self._samples: list[list[Tensor]] = []
 
     def norms(self, x: Tensor, y: Tensor) -> Tensor:
-        try:
-            self._losses = self._loss.value(self._module(x), y)
-            self._module.enable_hooks()
-            with _quietly():
-                torch.autograd.grad(self._losses.sum(), self.params, retain_graph=True)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"engine must not be 'ghost' for a network with a layer that is called twice ({error}): take "
-                "'hooks'"
-            ) from None
-        return self._module.get_norm_sample().detach()
+        self._samples = [self._sample(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+        found = [joined((row_norms(g[None]) for g in sample), sample[0].dtype) for sample in self._samples]
+        return torch.cat(found)
+
+    def _sample(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        losses = self._loss.value(self._model(x), y)
+        found = torch.autograd.grad(losses.sum(), self.params, allow_unused=True)
+        whole = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
+        return [g * self._masks[p] if p in self._masks else g for p, g in zip(self.params, whole, strict=True)]
 
     def total(self, factors: Tensor | None) -> list[Tensor]:
-        assert self._losses is not None
-        self._module.disable_hooks()
-        weighted = self._losses if factors is None else factors * self._losses
-        with _quietly():
-            sums = torch.autograd.grad(weighted.sum(), self.params)
-        self._module.enable_hooks()
-        self._losses = None
-        return list(sums)
-
-    def close(self) -> None:
-        self._module.to_standard_module()
-        _forget(self._model)
-
-
-class PerSample:
-    """Per-sample gradients, all in memory at once: by Opacus's hooks, or by functorch."""
-
-    def __init__(self, model: nn.Module, loss: Loss, masks: Mask, *, functorch: bool = False) -> None:
-        self._loss, self._model, self._masks = loss, model, masks
-        self.params = [p for p in model.parameters() if p.requires_grad]
-        self._module = GradSampleModule(model, loss_reduction="sum", force_functorch=functorch)
-
-    def norms(self, x: Tensor, y: Tensor) -> Tensor:
-        with _quietly():
-            losses = self._loss.value(self._module(x), y)
-            torch.autograd.grad(losses.sum(), self.params)
-        return torch.stack([g.flatten(1).norm(dim=1) for g in self._samples()]).norm(dim=0)
-
-    def _samples(self) -> Iterable[Tensor]:
-        """Per-sample gradients of each parameter, masked, in single precision at least."""
-        for p in self.params:
-            sample: Tensor = p.grad_sample  # type: ignore[attr-defined]
-            if sample.dtype not in (torch.float32, torch.float64):
-                sample = sample.float()
-            yield sample * self._masks[p] if p in self._masks else sample
-
-    def total(self, factors: Tensor | None) -> list[Tensor]:
-        sums = [g.sum(0) if factors is None else torch.tensordot(factors, g, 1) for g in self._samples()]
-        for p in self.params:
-            p.grad_sample = None  # type: ignore[attr-defined]
+        sums = [torch.zeros_like(p) for p in self.params]
+        for i, sample in enumerate(self._samples):
+            for own, g in zip(sums, sample, strict=True):
+                own += g if factors is None else factors[i] * g
+        self._samples = []
         return sums
 
     def close(self) -> None:
-        self._module.to_standard_module()
-        _forget(self._model)
-
-
-def _forget(model: nn.Module) -> None:
-    """Drop what Opacus left on parameters and, where a pass did not come to its end, on layers."""
-    for p in model.parameters():
-        for name in ("grad_sample", "_norm_sample", "_forward_counter"):
-            if hasattr(p, name):
-                delattr(p, name)
-    for layer in model.modules():
-        # a layer may have children or methods of the same name
-        own = vars(layer)
-        if type(own.get("activations")) is list:
-            del own["activations"]
-            own.pop("max_batch_len", None)
-
-
-def _quietly() -> warnings.catch_warnings:
-    """No word on hooks of a first layer, whose inputs need no gradients."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+        self._samples = []
