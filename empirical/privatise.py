@@ -419,12 +419,13 @@ def _refuse(name: str, module: nn.Module) -> None:
     """Refuse a module that samples would meet in, or of which Opacus would get gradients wrong."""
     kind = type(module).__name__
     trains = any(p.requires_grad for p in module.parameters(recurse=False))
+    inside = any(p.requires_grad for p in module.parameters())
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
         raise NotPrivateError(
             f"body must not keep statistics of private samples, got {kind} at {name!r} with "
             "track_running_stats: switch them off, or take group normalisation"
         )
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+    if inside and isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         raise NotPrivateError(
             f"body must have layers with per-sample gradients, got {kind} at {name!r}: take "
             f"opacus.layers.DP{kind}"
@@ -434,10 +435,15 @@ def _refuse(name: str, module: nn.Module) -> None:
             f"body must pad with zeros, got {kind} at {name!r} with padding_mode={module.padding_mode!r}, of "
             "which Opacus gets the gradients wrong: pad in a layer before it"
         )
-    if parametrize.is_parametrized(module):
+    if inside and parametrize.is_parametrized(module):
         raise NotPrivateError(
             f"body must have plain weights, got {kind} at {name!r} with a parametrization, such as weight or "
             "spectral normalisation: call torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if trains and isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+        raise NotPrivateError(
+            f"body must not scale gradients by counts over the batch, got {kind} at {name!r} with "
+            "scale_grad_by_freq: switch it off"
         )
     buffers = [key for key, _ in module.named_buffers(recurse=False)]
     leaf = next(module.children(), None) is None

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from empirical import ambient, memory, subsets
+from empirical import ambient, memory, passes, subsets, trial
 from empirical.backbones import Classifier, eager, features_of
 from empirical.byclass import ByClass
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
-from empirical.gradients import Ghost, Gradients, PerSample, Plain, engine, factors
+from empirical.gradients import Ghost, Gradients, Loop, PerSample, Plain, engine, factors
 from empirical.images import Images, normalised
 from empirical.losses import CrossEntropy
 from empirical.parallel import Group, place
-from empirical.privatise import check_private, make_private
+from empirical.privatise import check_passes, make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
 from langevin import _engine, _validate, store
@@ -214,7 +214,8 @@ class FineTuning:
         count = _validate.integer("evaluations", evaluations, 1)
         self._stops = np.unique(np.rint(np.linspace(0, len(self._steps), count + 1)).astype(int))
 
-        private = _prepared(body, task.train.shape).to(self._device)
+        tried = trial.images(task)
+        private = _prepared(body, tried, recipe).to(self._device)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)
         memory.require(private, task.train.shape, len(task.train) + len(task.test), self._device)
@@ -223,6 +224,12 @@ class FineTuning:
         self.model = Classifier(private, len(task.train.classes)).to(self._device)
         self._may = [p for p in self.model.parameters() if p.requires_grad]
         self._group.synchronise(self.model)
+        # before anything is claimed or written; without clipping there is nothing to hold to it
+        self._engines = (
+            {}
+            if recipe.clip is None
+            else trial.choose_all(self.model, recipe, self._loss, tried.to(self._device))
+        )
         self.classes, self._shape, self._fresh = task.train.classes, task.train.shape, rng is None
         self.mean, self.std = task.scale()
         self._data = {
@@ -406,7 +413,8 @@ class FineTuning:
         data = self._features_of("train") if probing else images
         clip = self._recipe.clip is not None
         network.train()
-        kind = "closed" if probing else self._recipe.engine
+        name = "selection" if stage is None else stage.name
+        kind = self._engines[name].kind if clip else "closed" if probing else self._recipe.engine
         make = functools.partial(engine, network, self._loss, kind, masks=masks, clip=clip)
         gradients = make()
         chunk = self._chunk or _chunk(gradients, 0 if probing else self._kept_of_one, self._device)
@@ -504,7 +512,7 @@ class FineTuning:
         sums: list[Tensor] = []
         clipped = norms = active.data.new_zeros(())
         # where norms and sum come from the same numbers, those may be rounded
-        safe = isinstance(gradients, PerSample | Plain)
+        safe = isinstance(gradients, PerSample | Loop | Plain)
         # an empty batch has no part
         for part in batch.split(at_once) if len(batch) else ():
             with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
@@ -574,6 +582,7 @@ class FineTuning:
                 "source": "empirical",
                 "config": json.dumps(self._config),
                 "privacy": json.dumps(self._history.as_dict()),
+                "engines": json.dumps({name: choice.kind for name, choice in self._engines.items()}),
                 "versions": json.dumps({"torch": torch.__version__, "numpy": np.__version__}),
             },
         )
@@ -675,15 +684,20 @@ class _Active:
         return self.stage is not None and self.stage.subset == "head"
 
 
-def _prepared(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """A copy of a body that is fit for DP-SGD, tried on images of noise."""
+def _prepared(body: nn.Module, images: Tensor, recipe: Recipe) -> nn.Module:
+    """A copy of a body that is fit for DP-SGD, tried on images in the modes that the recipe uses it in."""
     for name, value in body.state_dict().items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(f"body must be in single precision, got {value.dtype} in {name!r}: call float()")
-    private = make_private(copy.deepcopy(body))
+    copied = passes.copied(body)
+    trains = any(stage.subset != "head" for stage in recipe.stages)
+    if not trains:
+        copied.requires_grad_(False)
+    private = make_private(copied)
     device = next((p.device for p in private.parameters()), "cpu")
-    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
-    check_private(private, noise.to(device))
+    # features are computed in evaluation mode, and training goes on in training mode
+    for training in (True, False) if trains else (False,):
+        check_passes(private, images.to(device), training=training)
     return private
 
 
@@ -702,7 +716,11 @@ def _chunk(gradients: Gradients, kept: int, device: torch.device) -> int:
     """Samples at once, so that what is kept of each, and its gradients, take a fraction of memory."""
     sizes = [4 * p.numel() for p in gradients.params]
     own = (
-        sum(sizes) if isinstance(gradients, PerSample) else max(sizes) if isinstance(gradients, Ghost) else 0
+        sum(sizes)
+        if isinstance(gradients, PerSample | Loop)
+        else max(sizes)
+        if isinstance(gradients, Ghost)
+        else 0
     )
     most = _AT_ONCE_PER_SAMPLE if own and device.type == "cpu" else _AT_ONCE
     return memory.chunk(own + 2 * kept, most, device)
