@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from empirical import passes
-from empirical._opacus import GradSampleModule, register_grad_sampler
+from empirical._opacus import DPRNNBase, GradSampleModule, register_grad_sampler
 
 # images whose features are compared, and passes where random numbers are drawn
 _PROBES = 3
@@ -373,8 +373,10 @@ def _keep_all(module: nn.Module) -> None:
 def _refuse_ties(body: nn.Module) -> None:
     """Refuse a parameter in two places, of which ghost clipping would get the norm wrong."""
     places: dict[nn.Parameter, str] = {}
+    # Opacus's recurrent layers have two names for each
+    recurrent = {p for m in body.modules() if isinstance(m, DPRNNBase) for p in m.parameters()}
     for name, p in body.named_parameters(remove_duplicate=False):
-        if p.requires_grad and p in places:
+        if p.requires_grad and p in places and p not in recurrent:
             raise NotPrivateError(
                 f"body must have each parameter in one place, got {places[p]!r} and {name!r} tied: copy it, "
                 "or freeze it"
