@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--engine",
-        choices=["auto", "closed", "ghost", "hooks", "functorch"],
+        choices=["auto", "closed", "ghost", "hooks", "functorch", "loop"],
         default="auto",
         help="of per-sample gradients",
     )

@@ -264,6 +264,11 @@ class Loop:
         found = [joined((row_norms(g[None]) for g in sample), sample[0].dtype) for sample in self._samples]
         return torch.cat(found)
 
+    def parts(self) -> list[Tensor]:
+        """Norm over each parameter alone, of the one sample that `norms` saw."""
+        (sample,) = self._samples
+        return [g.double().norm() for g in sample]
+
     def _sample(self, x: Tensor, y: Tensor) -> list[Tensor]:
         losses = self._loss.value(self._model(x), y)
         found = torch.autograd.grad(losses.sum(), self.params, allow_unused=True)

@@ -69,6 +69,10 @@ class Ghost:
             self._losses.dtype,
         )
 
+    def parts(self) -> list[Tensor | None]:
+        """Norms over each parameter alone, of the batch that `norms` saw; None where there are none."""
+        return [getattr(p, "_norm_sample", None) for p in self.params]
+
     def total(self, factors: Tensor | None) -> list[Tensor]:
         assert self._losses is not None
         self._module.disable_hooks()
@@ -171,6 +175,14 @@ class PerSample:
             if sample.dtype not in (torch.float32, torch.float64):
                 sample = sample.float()
             yield sample * self._masks[p] if p in self._masks else sample
+
+    def parts(self) -> list[Tensor | None]:
+        """Norms over each parameter alone, of the batch that `norms` saw; None where there are none."""
+        samples = [getattr(p, "grad_sample", None) for p in self.params]
+        return [
+            None if g is None else row_norms(g * self._masks[p] if p in self._masks else g)
+            for p, g in zip(self.params, samples, strict=True)
+        ]
 
     def total(self, factors: Tensor | None) -> list[Tensor]:
         sums = [g.sum(0) if factors is None else torch.tensordot(factors, g, 1) for g in self._samples()]

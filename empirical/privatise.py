@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -353,8 +354,13 @@ def _named(body: nn.Module, name: str) -> str:
 
 
 def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # opacus's unfold2d takes rows to lie one after the other
-    return tuple(x.contiguous() for x in inputs)
+    # opacus's unfold2d takes rows to lie one after the other, and torch's contiguous() leaves axes of length
+    # 1 with whatever strides they have
+    return tuple(x if x.stride() == _strides(x) else x.clone(memory_format=torch.contiguous_format) for x in inputs)
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    return tuple(math.prod(x.shape[place + 1 :]) for place in range(x.ndim))
 
 
 # what leaves out a random part in training, by the ends of the classes' names in timm and transformers

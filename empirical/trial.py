@@ -23,8 +23,6 @@ from langevin._random import generator
 _BESIDE = 3
 # numbers computed for an image from which on the trial makes do with fewer images
 _MANY = 2**22
-# most layers among which the one is looked for that an engine is wrong for
-_LAYERS = 100
 
 
 @dataclass(frozen=True)
@@ -214,43 +212,46 @@ class _Trial:
         """What is wrong with an engine; None if nothing is."""
         if kind == "loop":
             return None
+        gradients = None
         try:
-            reason = self._failure(self._engine(kind))
+            gradients = self._engine(kind)
+            return self._failure(gradients)
         except NotPrivateError:
             raise
         except Exception as error:  # whatever a network and an engine do to each other
+            where = "" if gradients is None else self._where(gradients, list(range(self._beside)), last=True)
             reason = str(error)
             if not reason.startswith("engine must not be"):
                 reason = f"{type(error).__name__}: {reason}"
-        return reason and reason + self._where(kind)
+            return reason + where
 
-    def _where(self, kind: Engine) -> str:
-        """The first layer that an engine is wrong for where it alone trains, in words; "" if none is."""
-        layers = [
+    def _where(self, gradients: Gradients, places: list[int], last: bool = False) -> str:
+        """The first or last parameter whose own norms are wrong, in words; "" if no norms are there."""
+        found = getattr(gradients, "parts", lambda: [])()
+        if not any(part is not None for part in found):
+            return ""
+        loop = Loop(self._network, self._loss, self._masked(self._network))
+        rights = []
+        for i in places:
+            self._one(loop, i)
+            rights.append(loop.parts())
+        wrong = [
             name
-            for name, layer in self._network.named_modules()
-            if any(p.requires_grad for p in layer.parameters(recurse=False))
+            for place, (name, part) in enumerate(zip(self._names, found, strict=True))
+            if part is None or not self._close(part, torch.stack([right[place] for right in rights]))
         ]
-        for name in layers if len(layers) <= _LAYERS else []:
-            alone = passes.copied(self._network)
-            own = set(alone.get_submodule(name).parameters(recurse=False))
-            for p in alone.parameters():
-                p.requires_grad_(p.requires_grad and p in own)
-            try:
-                x, y = self._x[: self._beside], self._y[: self._beside]
-                right = Loop(passes.copied(alone), self._loss, {}).norms(x, y)
-                found = engine(alone, self._loss, kind, clip=True).norms(x, y)
-                fits = found is not None and self._close(found, right)
-            except Exception:  # as above
-                fits = False
-            if not fits:
-                return f", from {type(alone.get_submodule(name)).__name__} at {name!r}"
-        return ""
+        if not wrong:
+            return ""
+        name = wrong[-1 if last else 0].rpartition(".")[0]
+        return f", of {type(self._network.get_submodule(name)).__name__} at {name!r}"
 
     def _close(self, norms: Tensor, right: Tensor) -> bool:
         if norms.shape != right.shape:
             return False
-        return bool(((norms - right).abs() <= self._eps**0.5 * right + self._eps**0.75 * right.max()).all())
+        norms = norms.to(right)
+        # half of the digits, above what rounding leaves of a gradient that is zero
+        allowed = self._eps**0.5 * right + self._eps**0.75 * self._norms.max()
+        return bool(((norms - right).abs() <= allowed).all())
 
     def _failure(self, gradients: Gradients) -> str | None:
         count, beside = len(self._x), list(range(self._beside))
@@ -282,17 +283,18 @@ class _Trial:
         assert norms is not None
         right = self._norms[places]
         if norms.shape != right.shape:
-            return f"{tuple(norms.shape)} norms of gradients for {len(places)} images"
+            return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(gradients, places)
         if not self._close(norms, right):
-            worst = int(((norms - right).abs() / right).argmax())
-            return f"a norm of gradients is {float(norms[worst]):.4g}, right {float(right[worst]):.4g}"
+            worst = int((norms - right).abs().argmax())
+            text = f"a norm of gradients is {float(norms[worst]):.9g}, right {float(right[worst]):.9g}"
+            return text + self._where(gradients, places)
         return gradients.total(self._factors(norms))
 
     def _off(self, found: list[Tensor], right: list[Tensor]) -> str | None:
         """Name of the parameter of which a clipped sum is wrong."""
         whole = math.hypot(*(float(s.norm()) for s in self._scales))
         for name, a, b, scale in zip(self._names, found, right, self._scales, strict=True):
-            # half of the digits, above what rounding leaves of a gradient that is zero
+            # as of norms
             allowed = self._eps**0.5 * float(scale.norm()) + self._eps**0.75 * whole
             error = float((a - b).norm())
             if not error <= allowed:
