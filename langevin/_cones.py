@@ -31,7 +31,7 @@ class LeavesCone(ArithmeticError):
     """From here on a neuron may have left its cone."""
 
 
-def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
+def follow(chain: Chain, rtol: float, atol: float, report: _flow.Report) -> Iterator[np.ndarray]:
     """`langevin._flow.follow`, class by class.
 
     Raises
@@ -42,7 +42,7 @@ def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
     problem, W, v = chain.reduction.problem, chain.reduction.W.copy(), chain.reduction.v.copy()
     blocks = [block for sign in (1.0, -1.0) if (block := _Block.of(problem, W, v, sign)).neurons.size]
     times, probing = _checks(chain)
-    flows = [block.flow(chain, times, rtol, atol) for block in blocks]
+    flows = [block.flow(chain, times, rtol, atol, report) for block in blocks]
     records, theta = set(chain.grid.times.tolist()), np.zeros_like(chain.records.origin)
     largest = max(_largest_factor(phase) for phase in chain.schedule)
     for i, t in enumerate(times):
@@ -107,7 +107,9 @@ class _Block:
         frame, coordinates = np.linalg.qr(np.column_stack([W[neurons], v[neurons]]))
         return cls(X, problem.y[own], problem.X[~own], neurons, sign, frame, coordinates)
 
-    def flow(self, chain: Chain, times: FloatArray, rtol: float, atol: float) -> Iterator[FloatArray]:
+    def flow(
+        self, chain: Chain, times: FloatArray, rtol: float, atol: float, report: _flow.Report
+    ) -> Iterator[FloatArray]:
         """Yield the coordinates ``[W, v]`` at each time."""
         local = Problem(self.X, self.y, "linear", chain.problem.loss)
         W, v = self.coordinates[:, :-1], self.coordinates[:, -1]
@@ -115,7 +117,7 @@ class _Block:
         counts = (len(times), *[0] * (len(chain.schedule) - 1))
         grid = Grid(1.0, counts, np.arange(len(times)), times)
         linear = Chain.build(local, Weights(W, v), chain.schedule, grid, net, np.float64).without_noise()
-        for theta in _flow.follow(linear, rtol, atol):
+        for theta in _flow.follow(linear, rtol, atol, report):
             yield np.column_stack(linear.layout.unpack(theta))
 
     def certain(

@@ -1,94 +1,195 @@
-"""The zeroth-order flow by an adaptive method: SciPy's DOP853, with limits to its steps."""
+"""The zeroth-order flow by adaptive methods: DOP853, and others where it is stiff or its drift jumps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.integrate import DOP853
+from scipy.integrate import DOP853, LSODA, OdeSolver
 
 from langevin import _kernels
 from langevin._engine import Chain
 from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule
+from langevin.schedule import Phase, Schedule
 
-# steps a phase; and those after which a flow that may take shorter ones is too stiff
-FEWEST_STEPS, MOST_STEPS, STIFF_STEPS = 50, 20_000, 20_000
+# steps a phase, and those after which a method for stiff flows takes over
+FEWEST_STEPS, STIFF_STEPS = 50, 20_000
+# the share of a phase from which on a rejected step is blamed on the hyperplane that it meets
+JUMP_STEP = 1e-3
+# unknowns of which the dense Jacobian is factorised
+MOST_IMPLICIT = 2000
+
+
+@dataclass
+class Report:
+    """What was done along a run.
+
+    Attributes
+    ----------
+    error : float
+        Estimated error of the weights, over their norm: local estimates, summed, while the drift is smooth;
+        else the largest distance to a second solution with twice the steps.
+    loss_error : float
+        Largest difference between the losses of these two solutions.
+    crossings, slides : int
+        Hyperplanes that neurons have crossed, and those along which they have begun to slide, while this was
+        followed event by event.
+    methods : list of str
+    """
+
+    error: float = 0.0
+    loss_error: float = 0.0
+    crossings: int = 0
+    slides: int = 0
+    methods: list[str] | None = None
+
+    def used(self, method: str) -> None:
+        """Note a method."""
+        self.methods = [*dict.fromkeys([*(self.methods or []), method])]
+
+    def attributes(self) -> dict[str, Any]:
+        """As attributes of a run."""
+        return {
+            "method": ", ".join(self.methods or []),
+            "estimated_error": float(self.error),
+            "estimated_loss_error": self.loss_error,
+            "crossings": self.crossings,
+            "slides": self.slides,
+        }
+
+
+class Jump(Exception):
+    """A step was rejected while a neuron was changing sides."""
+
+
+class _Watched:
+    """A drift, and whether the neurons' activity has changed since it was last looked at."""
+
+    def __init__(self, chain: Chain, rule: _kernels.Rule, scratch: _kernels.Scratch, watch: bool) -> None:
+        self._chain, self._rule, self._scratch, self._watch = chain, rule, scratch, watch
+        # where compiled code leaves the ReLU's derivatives
+        self._slopes = scratch.Z[: len(chain.data.y), : chain.layout.width]
+        self._kept = np.empty_like(self._slopes)
+        self.changed = False
+
+    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
+        out = np.empty_like(y)
+        _kernels.drift(y, out, self._chain.data, self._rule, self._scratch)
+        if self._watch and not self.changed:
+            self.changed = not np.array_equal(self._slopes, self._kept)
+        return out
+
+    def keep(self) -> None:
+        """Compare with the last evaluation from here on."""
+        if self._watch:
+            np.copyto(self._kept, self._slopes)
+        self.changed = False
 
 
 class _Flow(DOP853):
-    """Takes no shorter steps than ``shortest``, whatever their error."""
+    """Raises `Jump` where a step not longer than ``longest`` fails across a hyperplane."""
 
-    shortest = 0.0
-    forced = 0
+    longest = 0.0
+    spent = 0.0
+
+    def __init__(self, drift: _Watched, *arguments: Any, **options: Any) -> None:
+        super().__init__(drift, *arguments, **options)
+        self._drift = drift
 
     def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
         error = super()._estimate_error_norm(K, h, scale)
-        if error < 1 or not abs(h) <= self.shortest:
-            return error
-        self.forced += 1
-        # with this error the controller keeps the step as it is
-        return 0.43
+        if error < 1:
+            self.spent += error
+            self._drift.keep()
+        elif self._drift.changed and abs(h) <= self.longest:
+            raise Jump
+        else:
+            # the next attempt starts where this one did
+            self._drift.changed = False
+        return error
 
 
-def follow(chain: Chain, rtol: float, atol: float) -> Iterator[np.ndarray]:
-    """Yield the states at the chain's record times, in order, and end early where the method cannot go on.
+def follow(chain: Chain, rtol: float, atol: float, report: Report) -> Iterator[np.ndarray]:
+    """Yield the states at the chain's record times, in order, and end early where no method can go on.
 
     A state is overwritten by the next. BLAS should be kept on one thread.
     """
-    times, scratch = chain.grid.times, chain.scratch()
-    theta = chain.records.origin.copy()
-    done = 0
+    times, theta = chain.grid.times, chain.records.origin.copy()
+    done = int(np.searchsorted(times, 0.0, side="right"))
     # before the first step nothing has to be integrated
-    while done < len(times) and times[done] <= 0.0:
+    for _ in range(done):
         yield theta
-        done += 1
     for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
-        rule = chain.rule(phase)
-        trained = chain.layout.head if phase.method == "lp" else chain.layout.size
-        if phase.method == "lp":
-            _kernels.freeze(theta, chain.data, scratch)
-
-        def drift(t: float, y: np.ndarray, rule: _kernels.Rule = rule) -> np.ndarray:
-            out = np.empty_like(y)
-            _kernels.drift(y, out, chain.data, rule, scratch)
-            return out
-
-        with np.errstate(all="ignore"):
-            if not np.isfinite(drift(start, theta[:trained])).all():
-                return
-            flow = _Flow(
-                drift,
-                start,
-                theta[:trained].copy(),
-                start + phase.time,
-                max_step=phase.time / FEWEST_STEPS,
-                rtol=rtol,
-                atol=atol,
-            )
-            # only a ReLU's features make the drift jump; elsewhere a short step is a stiff flow's
-            slides = phase.method == "fft" and chain.data.relu
-            flow.shortest = phase.time / MOST_STEPS if slides else 0.0
-            checked, steps = 1, 0
-            while flow.status == "running":
-                flow.step()
-                steps += 1
-                stiff = steps > STIFF_STEPS
-                if slides and flow.forced >= checked:
-                    # forced steps are right where the flow slides, wrong where it is stiff
-                    checked = 2 * flow.forced
-                    here = Weights(*chain.layout.unpack(flow.y))
-                    stiff = flow.shortest > stability_limit(chain.reduction.problem, here, chain.schedule)
-                if flow.status == "failed" or stiff or not np.isfinite(flow.y).all():
-                    return
-                dense = flow.dense_output()
-                while done < len(times) and times[done] <= flow.t:
-                    theta[:trained] = dense(times[done])
-                    yield theta
-                    done += 1
-        theta[:trained] = flow.y
+        end = done + int(np.searchsorted(times[done:], start + phase.time, side="right"))
+        wanted = times[done:end]
+        for _ in _follow_phase(chain, phase, start, wanted, theta, rtol, atol, report):
+            done += 1
+            yield theta
+        if done < end or not np.isfinite(theta).all():
+            return
     for _ in times[done:]:
         yield theta
+
+
+def _follow_phase(
+    chain: Chain,
+    phase: Phase,
+    start: float,
+    wanted: np.ndarray,
+    theta: np.ndarray,
+    rtol: float,
+    atol: float,
+    report: Report,
+) -> Iterator[None]:
+    """Bring ``theta`` to each of the ``wanted`` times and to the phase's end; not finite: it got lost."""
+    from langevin import _slide
+
+    rule, scratch, stop = chain.rule(phase), chain.scratch(), start + phase.time
+    probing, jumps = phase.method == "lp", phase.method == "fft" and chain.data.relu
+    trained = chain.layout.head if probing else chain.layout.size
+    if probing:
+        _kernels.freeze(theta, chain.data, scratch)
+    drift = _Watched(chain, rule, scratch, watch=jumps)
+    options: dict[str, Any] = dict(max_step=phase.time / FEWEST_STEPS, rtol=rtol, atol=atol)
+    with np.errstate(all="ignore"):
+        if not np.isfinite(drift(start, theta[:trained])).all():
+            theta[:] = np.nan
+            return
+        drift.keep()
+        flow: OdeSolver = _Flow(drift, start, theta[:trained].copy(), stop, **options)
+        flow.longest = JUMP_STEP * phase.time
+        report.used("DOP853")
+        steps, done = 0, 0
+        while flow.status == "running":
+            try:
+                drift.changed = False
+                flow.step()
+            except Jump:
+                break
+            steps += 1
+            if flow.status == "failed" or not np.isfinite(flow.y).all():
+                theta[:] = np.nan
+                return
+            if done < len(wanted) and wanted[done] <= flow.t:
+                dense = flow.dense_output()
+                while done < len(wanted) and wanted[done] <= flow.t:
+                    theta[:trained] = dense(wanted[done])
+                    yield
+                    done += 1
+            if steps == STIFF_STEPS and flow.status == "running":
+                if jumps:
+                    break
+                if trained > MOST_IMPLICIT:
+                    theta[:] = np.nan
+                    return
+                flow = LSODA(drift, flow.t, flow.y, stop, **options)
+                report.used("LSODA")
+        theta[:trained] = flow.y
+        report.error += rtol * getattr(flow, "spent", 0.0)
+        if flow.status == "running":
+            yield from _slide.follow(chain, rule, flow.t, stop, wanted[done:], theta, rtol, report)
 
 
 def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -320,7 +320,7 @@ def zeroth_order(
         cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
         request = Request(problem, weights, schedule, cut, asked, noisy=False, flow=True)
         rtol, atol = _validate.positive("rtol", rtol), _validate.positive("atol", atol)
-        chain, names, results = _adaptive(request, reduce, rtol, atol)
+        chain, names, results, about = _adaptive(request, reduce, rtol, atol)
         solver = {"solver": "DOP853", "dt": None, "rtol": rtol, "atol": atol}
     else:
         cut = grid(schedule, dt, times)
@@ -339,7 +339,7 @@ def zeroth_order(
         )
         if results.steps[0] < cut.steps:
             raise KeyboardInterrupt
-        solver = {"solver": "euler"}
+        solver, about = {"solver": "euler"}, {"method": "Euler"}
     results.mark_overflows(cut.record_steps)
     run = _record.dataset(
         chain,
@@ -347,7 +347,7 @@ def zeroth_order(
         names,
         {**_record.configuration(problem, weights, schedule, chain, names, 1), **solver},
     )
-    run = run.isel(path=0)
+    run = run.isel(path=0).assign_attrs(about)
     if results.diverged[0] >= 0 and dt is None:
         raise Diverged(
             f"the adaptive method could not go on after record {results.diverged[0]} of {run.sizes['time']}: "
@@ -446,7 +446,7 @@ def _one_path(chain: Chain, names: Sequence[str]) -> Results:
 
 def _adaptive(
     request: Request, reduce: str, rtol: float, atol: float
-) -> tuple[Chain, tuple[str, ...], Results]:
+) -> tuple[Chain, tuple[str, ...], Results, dict[str, Any]]:
     """Solve the zeroth-order flow; the request's grid counts its record times, not steps."""
     from langevin import _cones, _flow
 
@@ -455,10 +455,11 @@ def _adaptive(
         request.problem, request.observables, ("squared_distance",), neurons=chain.reduction.neurons
     )
     results, scratch, done = _one_path(chain, names), chain.scratch(), 0
+    report = _flow.Report()
     follow = _cones.follow if chain.reduction.name == "blocks" else _flow.follow
     try:
         with _engine.one_blas_thread():
-            for theta in follow(chain, rtol, atol):
+            for theta in follow(chain, rtol, atol, report):
                 chain.observe(Chunk(0, done, theta[None], chain.start(0, 1).complements), results, scratch)
                 done += 1
     except _cones.LeavesCone as error:
@@ -469,7 +470,7 @@ def _adaptive(
         ) from None
     if done < len(request.grid.times):
         results.diverged[0] = done
-    return chain, names, results
+    return chain, names, results, report.attributes()
 
 
 @contextmanager

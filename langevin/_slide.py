@@ -1,0 +1,117 @@
+"""Follows the zeroth-order flow of a ReLU net across and along hyperplanes, see `langevin._sliding`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from langevin import _kernels, _sliding
+from langevin._engine import Chain
+from langevin._flow import FEWEST_STEPS, Report
+from langevin._sliding import Damping, Net, State
+from langevin._validate import FloatArray
+from langevin.problem import Problem
+
+# the change by a step's second stage that is allowed, over rtol: errors are about a tenth of it
+LOOSER = 1e3
+# a phase's first step and shortest step, and the steps that end in a refusal
+FIRST_STEP, SHORTEST, MOST_STEPS = 1e-4, 1e-12, 2_000_000
+# steps a call: signals are answered and stiffness is looked at in between
+STEPS_A_CALL = 20
+# samples of which the tangent kernel is decomposed
+MOST_DAMPED = 512
+# where no neuron is active, and the neuron rests on a hyperplane, it is put so far beyond it
+BEYOND = 1e-12
+
+
+def follow(
+    chain: Chain,
+    rule: _kernels.Rule,
+    start: float,
+    stop: float,
+    wanted: FloatArray,
+    theta: np.ndarray,
+    rtol: float,
+    report: Report,
+) -> Iterator[None]:
+    """Bring ``theta`` to each of the ``wanted`` times and to ``stop``; not finite: it got lost.
+
+    Two solutions run side by side, one in halved steps: ``theta`` is the latter, their distance its error.
+    """
+    problem, layout = chain.reduction.problem, chain.layout
+    X = np.array(problem.X, order="C")
+    squared = np.einsum("ij,ij->i", X, X)
+    net = Net(
+        X, np.array(X.T, order="C"), np.array(problem.y), squared, np.sqrt(squared), problem.loss == "logistic",
+        rule.clipping, float(rule.clip), float(rule.stabiliser),
+    )  # fmt: skip
+    n, k = X.shape
+    room, spare = _sliding.workspace(layout.width, n, k)
+    W, v = layout.unpack(theta)
+    slopes = (W @ X.T > 0).astype(np.float64)
+    coarse, fine = (State(np.array(W, order="C"), np.array(v), slopes.copy()) for _ in range(2))
+    counts, t, span = np.zeros(4, np.int64), start, stop - start
+    h, before, longest = FIRST_STEP * span, report.error, span / FEWEST_STEPS
+    report.used(f"Heun's method between hyperplanes from time {start:g}")
+    for target in [*wanted, stop]:
+        while t < target:
+            h = min(h, longest)
+            damping = _damping(problem, net, fine, h)
+            t, h, status = _sliding.advance(
+                coarse, fine, spare, t, target, h, SHORTEST * span, LOOSER * rtol, STEPS_A_CALL,
+                net, damping, room, counts,
+            )  # fmt: skip
+            if status == _sliding.LOST or counts[_sliding.STEPS] > MOST_STEPS:
+                theta[:] = np.nan
+                return
+        _part(net, fine)
+        layout.pack(fine.W, fine.v, theta)
+        error, loss_error = _difference(problem, coarse, fine)
+        report.error = max(report.error, before + error)
+        report.loss_error = max(report.loss_error, loss_error)
+        if target is not stop:
+            yield
+    report.crossings += int(counts[_sliding.CROSSINGS])
+    report.slides += int(counts[_sliding.SLIDES])
+
+
+def _difference(problem: Problem, coarse: State, fine: State) -> tuple[float, float]:
+    """Distance of the weights over their norm, and difference of the losses."""
+    distance = np.hypot(np.linalg.norm(coarse.W - fine.W), np.linalg.norm(coarse.v - fine.v))
+    size = np.hypot(np.linalg.norm(fine.W), np.linalg.norm(fine.v))
+    losses = [problem.losses(problem.features(state.W) @ state.v).sum() for state in (coarse, fine)]
+    return float(distance / size) if size > 0 else float(distance), float(abs(losses[0] - losses[1]))
+
+
+def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
+    """Of the outputs at ``state``; nothing where steps of ``h`` are stable anyway, or samples too many."""
+    Z = net.X @ state.W.T
+    A, on = np.maximum(Z, 0.0), (Z > 0) * state.v
+    f = A @ state.v
+    squares = np.einsum("ij,ij->i", A, A) + net.squared * np.einsum("ij,ij->i", on, on)
+    curvature = np.ones_like(f)
+    if net.logistic:
+        r = problem.residuals(f)
+        curvature = np.abs(r) * (1 - np.abs(r))
+    if net.clipping != _kernels.UNCLIPPED:
+        norms = np.abs(problem.residuals(f)) * np.sqrt(squares)
+        curvature = np.where(norms > net.clip, 0.0, curvature)
+    if not 0.1 < h * float(squares @ curvature) < np.inf or problem.samples > MOST_DAMPED:
+        none = np.zeros((problem.samples, 0))
+        return Damping(none, none, np.zeros(0))
+    root = np.sqrt(curvature)
+    kernel = (A @ A.T + (net.X @ net.XT) * (on @ on.T)) * root
+    values, vectors = np.linalg.eigh(root[:, None] * kernel)
+    return Damping(kernel @ vectors, root[:, None] * vectors, np.maximum(values, 0.0))
+
+
+def _part(net: Net, state: State) -> None:
+    """Put neurons that rest on hyperplanes, active on no sample, beyond these: rounding must not revive them."""
+    Z, lengths = state.W @ net.XT, np.linalg.norm(state.W, axis=1)
+    room = _sliding.ON_PLANE * np.outer(lengths, net.lengths)
+    on_plane = (np.abs(Z) <= room) & (net.squared > 0)
+    resting = on_plane.any(axis=1) & (Z <= room).all(axis=1) & (lengths > 0)
+    for j in np.flatnonzero(resting):
+        for i in np.flatnonzero(on_plane[j]):
+            state.W[j] -= BEYOND * lengths[j] / net.lengths[i] * net.X[i]
