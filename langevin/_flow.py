@@ -14,8 +14,8 @@ from langevin._engine import Chain
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 
-# steps a phase, and those after which a method for stiff flows takes over
-FEWEST_STEPS, STIFF_STEPS = 50, 20_000
+# steps a phase; those after which a method for stiff flows takes over, and those that end in a refusal
+FEWEST_STEPS, STIFF_STEPS, MOST_STEPS = 50, 20_000, 1_000_000
 # the share of a phase from which on a rejected step is blamed on the hyperplane that it meets
 JUMP_STEP = 1e-3
 # unknowns of which the dense Jacobian is factorised
@@ -169,7 +169,7 @@ def _follow_phase(
             except Jump:
                 break
             steps += 1
-            if flow.status == "failed" or not np.isfinite(flow.y).all():
+            if flow.status == "failed" or not np.isfinite(flow.y).all() or steps > MOST_STEPS:
                 theta[:] = np.nan
                 return
             if done < len(wanted) and wanted[done] <= flow.t:
@@ -181,11 +181,9 @@ def _follow_phase(
             if steps == STIFF_STEPS and flow.status == "running":
                 if jumps:
                     break
-                if trained > MOST_IMPLICIT:
-                    theta[:] = np.nan
-                    return
-                flow = LSODA(drift, flow.t, flow.y, stop, **options)
-                report.used("LSODA")
+                if trained <= MOST_IMPLICIT:
+                    flow = LSODA(drift, flow.t, flow.y, stop, **options)
+                    report.used("LSODA")
         theta[:trained] = flow.y
         report.error += rtol * getattr(flow, "spent", 0.0)
         if flow.status == "running":

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from langevin import _kernels, _sliding
+from langevin import _kernels, _sliding, _validate
 from langevin._engine import Chain
 from langevin._flow import FEWEST_STEPS, Report
 from langevin._sliding import Damping, Net, State
 from langevin._validate import FloatArray
 from langevin.problem import Problem
 
-# the change by a step's second stage that is allowed, over rtol: errors are about a tenth of it
-LOOSER = 1e3
+# the change by a step's second stage that is allowed, over rtol, and at most: errors are about a tenth of it
+LOOSER, LOOSEST = 1e3, 1e-3
 # a phase's first step and shortest step, and the steps that end in a refusal
 FIRST_STEP, SHORTEST, MOST_STEPS = 1e-4, 1e-12, 2_000_000
-# steps a call: signals are answered and stiffness is looked at in between
-STEPS_A_CALL = 20
+# most steps a call, and multiplications a stage of them: in between, signals are answered and stiffness is looked at
+STEPS_A_CALL, MULTIPLICATIONS_A_CALL = 20, 1e8
 # samples of which the tangent kernel is decomposed
 MOST_DAMPED = 512
 # where no neuron is active, and the neuron rests on a hyperplane, it is put so far beyond it
@@ -40,27 +40,33 @@ def follow(
     Two solutions run side by side, one in halved steps: ``theta`` is the latter, their distance its error.
     """
     problem, layout = chain.reduction.problem, chain.layout
+    (n, k), width = problem.X.shape, layout.width
+    _validate.memory(
+        8.0 * (10 * width * n + 10 * width * k + 4 * n * k + 4 * min(n, MOST_DAMPED) ** 2),
+        f"following {width} neurons across the hyperplanes of {n} samples",
+        "take fewer of them, or dt",
+    )
     X = np.array(problem.X, order="C")
     squared = np.einsum("ij,ij->i", X, X)
     net = Net(
-        X, np.array(X.T, order="C"), np.array(problem.y), squared, np.sqrt(squared), problem.loss == "logistic",
-        rule.clipping, float(rule.clip), float(rule.stabiliser),
+        X, np.array(X.T, order="C"), np.array(problem.y), squared, np.sqrt(squared), *_parallel(X),
+        problem.loss == "logistic", rule.clipping, float(rule.clip), float(rule.stabiliser),
     )  # fmt: skip
-    n, k = X.shape
-    room, spare = _sliding.workspace(layout.width, n, k)
+    room, spare = _sliding.workspace(width, n, k)
     W, v = layout.unpack(theta)
     slopes = (W @ X.T > 0).astype(np.float64)
     coarse, fine = (State(np.array(W, order="C"), np.array(v), slopes.copy()) for _ in range(2))
     counts, t, span = np.zeros(4, np.int64), start, stop - start
     h, before, longest = FIRST_STEP * span, report.error, span / FEWEST_STEPS
+    tolerance, most = min(LOOSER * rtol, LOOSEST), int(MULTIPLICATIONS_A_CALL / (n * k * width))
+    most = max(1, min(most, STEPS_A_CALL))
     report.used(f"Heun's method between hyperplanes from time {start:g}")
-    for target in [*wanted, stop]:
+    for record, target in enumerate([*wanted, stop]):
         while t < target:
             h = min(h, longest)
             damping = _damping(problem, net, fine, h)
             t, h, status = _sliding.advance(
-                coarse, fine, spare, t, target, h, SHORTEST * span, LOOSER * rtol, STEPS_A_CALL,
-                net, damping, room, counts,
+                coarse, fine, spare, t, target, h, SHORTEST * span, tolerance, most, net, damping, room, counts
             )  # fmt: skip
             if status == _sliding.LOST or counts[_sliding.STEPS] > MOST_STEPS:
                 theta[:] = np.nan
@@ -70,10 +76,23 @@ def follow(
         error, loss_error = _difference(problem, coarse, fine)
         report.error = max(report.error, before + error)
         report.loss_error = max(report.loss_error, loss_error)
-        if target is not stop:
+        if record < len(wanted):
             yield
     report.crossings += int(counts[_sliding.CROSSINGS])
     report.slides += int(counts[_sliding.SLIDES])
+
+
+def _parallel(X: FloatArray) -> tuple[np.ndarray, FloatArray, bool]:
+    """For each sample, the first one with the same hyperplane, and the ratio of the two; whether any differ."""
+    axis = np.argmax(np.abs(X), axis=1)
+    size = X[np.arange(len(X)), axis]
+    scaled = np.round(X / np.where(size == 0, 1.0, size)[:, None], 12)
+    # zeros are on no hyperplane
+    keys = np.column_stack([scaled, np.where(size == 0, 1.0 + np.arange(len(X)), 0.0)])
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    lead = first[group.ravel()].astype(np.int64)
+    ratio = size / np.where(size == 0, 1.0, size)[lead] if len(X) else size
+    return lead, np.where(size == 0, 1.0, ratio), bool((lead != np.arange(len(X))).any())
 
 
 def _difference(problem: Problem, coarse: State, fine: State) -> tuple[float, float]:
@@ -108,10 +127,10 @@ def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
 
 def _part(net: Net, state: State) -> None:
     """Put neurons that rest on hyperplanes, active on no sample, beyond these: rounding must not revive them."""
-    Z, lengths = state.W @ net.XT, np.linalg.norm(state.W, axis=1)
+    Z, lengths = state.W @ net.XT, np.maximum(np.linalg.norm(state.W, axis=1), np.abs(state.v))
     room = _sliding.ON_PLANE * np.outer(lengths, net.lengths)
     on_plane = (np.abs(Z) <= room) & (net.squared > 0)
-    resting = on_plane.any(axis=1) & (Z <= room).all(axis=1) & (lengths > 0)
+    resting = on_plane.any(axis=1) & (Z <= room).all(axis=1) & state.W.any(axis=1)
     for j in np.flatnonzero(resting):
         for i in np.flatnonzero(on_plane[j]):
             state.W[j] -= BEYOND * lengths[j] / net.lengths[i] * net.X[i]

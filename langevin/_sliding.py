@@ -25,7 +25,7 @@ from numba import njit
 
 from langevin._kernels import FLAT, JIT, NORMALISED, UNCLIPPED
 
-# |z_ij| up to this share of ||w_j|| ||x_i|| is rounding: the neuron is on the hyperplane
+# |z_ij| up to this share of max(||w_j||, |v_j|) ||x_i|| is rounding: the neuron is on the hyperplane
 ON_PLANE = 1e-13
 # rounds in which slopes on hyperplanes are sought, and sweeps a round
 _ROUNDS, _SWEEPS = 50, 8
@@ -44,6 +44,9 @@ class Net(NamedTuple):
     y: np.ndarray  # (n,)
     squared: np.ndarray  # (n,): ||x_i||^2
     lengths: np.ndarray  # (n,)
+    lead: np.ndarray  # (n,), int64: the first sample with the same hyperplane
+    ratio: np.ndarray  # (n,): x_i over that sample
+    parallel: bool  # whether any two samples share a hyperplane
     logistic: bool
     clipping: int
     clip: float
@@ -76,7 +79,7 @@ class Room(NamedTuple):
     pulled: np.ndarray  # (h, k)
     scaled: np.ndarray  # (n, k)
     samples: np.ndarray  # (8, n)
-    neuron: np.ndarray  # (7, n)
+    neuron: np.ndarray  # (8, n)
     plane: np.ndarray  # (n,), int64
     inputs: np.ndarray  # (k,)
     head: np.ndarray  # (h,)
@@ -85,7 +88,7 @@ class Room(NamedTuple):
 
 
 MEAN, VARIANCE, THIRD, RESIDUAL, PULL, OUTPUT, START, PREDICTED = range(8)
-Z, RATE, SLOPE, OWN, FORCE, SHARE, AREA = range(7)
+Z, RATE, SLOPE, OWN, FORCE, PLANE_FORCE, SHARE, AREA = range(8)
 
 
 @njit(**JIT)
@@ -257,10 +260,42 @@ def _settled(rate, slope, force, scale):
 
 
 @njit(**JIT)
+def _turn(net, rate, y):
+    """Take the pull ``y`` from the rates of the pre-activations."""
+    for i in range(rate.size):
+        total = 0.0
+        for c in range(y.size):
+            total += net.X[i, c] * y[c]
+        rate[i] -= total
+
+
+@njit(**JIT)
+def _join(net, row, i, y):
+    """Bring samples with the hyperplane of sample ``i`` to its side, and add up what they do there."""
+    slope, force, total = row[SLOPE], row[FORCE], 0.0
+    for c in range(y.size):
+        y[c] = 0.0
+    for m in range(slope.size):
+        if net.lead[m] == i:
+            side = slope[i] if net.ratio[m] > 0.0 else 1.0 - slope[i]
+            for c in range(y.size):
+                y[c] += force[m] * (side - slope[m]) * net.X[m, c]
+            slope[m] = side
+            total += force[m] * abs(net.ratio[m])
+    _turn(net, row[RATE], y)
+    row[PLANE_FORCE, i] = total
+
+
+@njit(**JIT)
 def _settle(net, row, plane, count, y):
     """Find the slopes on the hyperplanes ``plane[:count]``, on all of which the neuron is, and the rates."""
-    X, rate, slope, force = net.X, row[RATE], row[SLOPE], row[FORCE]
+    X, rate, slope, force = net.X, row[RATE], row[SLOPE], row[PLANE_FORCE]
     fits = True
+    for a in range(count):
+        if net.parallel:
+            _join(net, row, plane[a], y)
+        else:
+            force[plane[a]] = row[FORCE, plane[a]]
     for a in range(count):
         i = plane[a]
         fits &= _settled(rate[i], slope[i], force[i], abs(rate[i]) + abs(force[i]) * net.squared[i])
@@ -293,7 +328,7 @@ def _settle(net, row, plane, count, y):
                 if not moved:
                     break
             # then all that slide at once
-            slides = 0
+            slides = np.int64(0)
             for a in range(count):
                 if 0.0 < p[a] < 1.0:
                     free[slides] = a
@@ -320,16 +355,19 @@ def _settle(net, row, plane, count, y):
             for c in range(X.shape[1]):
                 y[c] += force[i] * (p[a] - slope[i]) * X[i, c]
             slope[i] = p[a]
-        for i in range(rate.size):
-            total = 0.0
-            for c in range(X.shape[1]):
-                total += X[i, c] * y[c]
-            rate[i] -= total
+        _turn(net, rate, y)
     for a in range(count):
         i = plane[a]
         # rounding must not take a neuron off a hyperplane
         if abs(rate[i]) <= 1e-12 * (abs(force[i]) * net.squared[i]) or 0.0 < slope[i] < 1.0:
             rate[i] = 0.0
+    if net.parallel:
+        for m in range(rate.size):
+            i = net.lead[m]
+            rate[m] = net.ratio[m] * rate[i]
+            for a in range(count):
+                if plane[a] == i:
+                    slope[m] = slope[i] if net.ratio[m] > 0.0 else 1.0 - slope[i]
     return fits
 
 
@@ -346,8 +384,11 @@ def _follow_neuron(net, row, plane, y, size, h, counts):
     left, fits = h, True
     for event in range(10 * n + 100):
         count = np.int64(0)
-        for i in range(n):
-            if abs(z[i]) <= ON_PLANE * size * net.lengths[i]:
+        # at the origin a neuron without active samples stays: the ReLU's derivative at 0 is 0
+        for i in range(n if size > 0.0 else 0):
+            if net.lead[i] != i:
+                z[i] = net.ratio[i] * z[net.lead[i]]
+            elif abs(z[i]) <= ON_PLANE * size * net.lengths[i]:
                 z[i] = 0.0
                 if net.squared[i] > 0.0:
                     plane[count] = i
@@ -363,7 +404,7 @@ def _follow_neuron(net, row, plane, y, size, h, counts):
                     counts[CROSSINGS if slope[i] == 0.0 or slope[i] == 1.0 else SLIDES] += 1
         until = left
         for i in range(n):
-            if z[i] * rate[i] < 0.0:
+            if z[i] * rate[i] < 0.0 and net.lead[i] == i:
                 until = min(until, -z[i] / rate[i])
         for i in range(n):
             end = z[i] + until * rate[i]
@@ -387,8 +428,10 @@ def _start(state, net, room):
     """Pre-activations, features and slopes at the start of a step."""
     np.dot(state.W, net.XT, room.Z)
     for j in range(state.v.size):
-        size = _length(state.W, j)
+        size = max(_length(state.W, j), abs(state.v[j]))
         for i in range(net.y.size):
+            if net.lead[i] != i:
+                room.Z[j, i] = net.ratio[i] * room.Z[j, net.lead[i]]
             z, floor = room.Z[j, i], ON_PLANE * size * net.lengths[i]
             room.features[j, i] = max(z, 0.0)
             room.on[j, i] = 1.0 if z > floor else (0.0 if z < -floor else state.slopes[j, i])
@@ -411,6 +454,7 @@ def _stage(state, h, new, net, room, counts):
     good, partial = True, False
     for j in range(head.size):
         size = _length(state.W, j)
+        size = max(size, abs(state.v[j])) if size > 0.0 else 0.0
         meets = False
         for i in range(n):
             z, end = room.Z[j, i], room.Z[j, i] - h * head[j] * room.products[j, i]
@@ -575,7 +619,7 @@ def workspace(h: int, n: int, k: int) -> tuple[Room, tuple[State, State, State]]
         return np.zeros(shape)
 
     room = Room(
-        zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k), zeros(8, n), zeros(7, n),
+        zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k), zeros(8, n), zeros(8, n),
         np.zeros(n, np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
     )  # fmt: skip
     first, second, third = (State(zeros(h, k), zeros(h), zeros(h, n)) for _ in range(3))
