@@ -227,7 +227,7 @@ class Part:
         return type(self)(self.images[places], labels, [self.classes[i] for i in chosen])
 
     def fixed_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each channel where no public part tells them: ``x`` becomes ``2 x - 1``."""
+        """Mean and standard deviation of each channel without a public part: ``x`` becomes ``2 x - 1``."""
         half = np.full(self.shape[0], 0.5)
         return half, half
 
@@ -364,7 +364,7 @@ class Images:
         return normalised(part.images, *self.statistics())
 
     def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each channel, to fine-tune with: the public part's, if there is one."""
+        """Mean and standard deviation of each channel to fine-tune with: the public part's if there is one."""
         return self.train.fixed_scale() if self.public is None else self.statistics()
 
 

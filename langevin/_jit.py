@@ -28,7 +28,7 @@ from numba.core.caching import (
 from numba.core.serialize import dumps
 
 # files whose functions may be part of any machine code
-SOURCES = ("_jit.py", "_kernels.py")
+SOURCES = ("_jit.py", "_kernels.py", "_sliding.py")
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:

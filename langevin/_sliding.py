@@ -21,7 +21,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from langevin._jit import njit
 
 from langevin._kernels import FLAT, JIT, NORMALISED, UNCLIPPED
 
