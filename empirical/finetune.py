@@ -132,7 +132,9 @@ def parser() -> argparse.ArgumentParser:
         help="for the function that makes the body, such as patch_size=4",
     )
     net.add_argument(
-        "--weights", metavar="FILE", help="of the body: file.npz for mlp and conv, hub or a path for others"
+        "--weights",
+        metavar="FILE",
+        help="of the body: file.npz for mlp, conv and layer, hub or a path for others",
     )
     net.add_argument(
         "--pretrain",

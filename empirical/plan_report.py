@@ -50,7 +50,7 @@ def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
 def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
     history, (accuracy, error) = plan.history, plan.expected
     shown = ", ".join(plan.classes[:_CLASSES]) + (", ..." if len(plan.classes) > _CLASSES else "")
-    lengths = ", then ".join(f"{phase['steps']} of {phase['method']}" for phase in plan.phases)
+    lengths = ", then ".join(f"{phase['method']} for {phase['steps']} steps" for phase in plan.phases)
     return [
         ("recommended", f"lp share {plan.share:g}: {lengths}; {_flatness(plan)}"),
         ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),

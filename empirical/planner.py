@@ -602,9 +602,9 @@ def _limits(net: StandIn, ends: Outcomes, resolution: float) -> list[str]:
         )
     largest = np.bincount(net.labels_test).max() / len(net.labels_test)
     best = ends.accuracy[_best(*ends)]
-    said.append(f"always to guess the largest class would be right of {largest:.1%} of the held-out samples")
+    said.append(f"the largest class alone makes up {largest:.1%} of the held-out samples")
     if best.mean() - 2 * standard_error(best) <= largest:
-        said[-1] += ": NO share is better than that, nothing was learnt that accuracy shows"
+        said[-1] += ": NO share is better than always guessing it, nothing was learnt that accuracy shows"
     return said
 
 

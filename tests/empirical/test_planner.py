@@ -227,7 +227,7 @@ def test_what_limits_a_plan_is_said(monkeypatch):
     how = {**CALM, "draws": 2, "resolution": 1e-9}
     plain = " ".join(plan_share(X, y, epsilon=1.0, steps=20, **how).notes)
     assert "after 2 draws shares are known beside the best to" in plain
-    assert "largest class would be right of 25.0%" in plain
+    assert "largest class alone makes up 25.0%" in plain
     assert "NO share" not in plain
     assert "best rate is the last" not in plain
     monkeypatch.setattr(planner, "_FARTHEST", 0)
