@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from sklearn.datasets import load_wine
 
 from bounds import plan as door
-from empirical import Recipe, Rows, Setting, body, finetune, from_file, layer
+from empirical import Recipe, Rows, Setting, body, finetune, from_file, layer, plan_report
 from empirical.planner import plan_share
 from empirical.sweeps import FINETUNINGS
 from empirical.train import FineTuning
@@ -208,16 +209,16 @@ def test_commands_of_full_batches_and_of_many_samples_run(options, samples, caps
     assert (plan["samples"], plan["classes"]) == (samples, ["False", "True"])
 
 
-def test_a_plan_of_private_samples_elsewhere_says_how_the_command_differs(capsys):
-    given = ["wine.csv", "--label", LABEL, *PLAN, "--shares", "0", "1"]
-    assert door.main([*given, "--samples", "5000"]) == 0
-    out = capsys.readouterr().out
-    assert "trains on 144 samples of this file, in batches of the plan's sampling rate" in out
-    assert "for 5000 private samples take --batch 500 and their file" in out
-    # where the split is the file's, there is nothing to say
-    np.savez("split.npz", X=X[40:], y=Y[40:], X_test=X[:40], y_test=Y[:40])
-    assert door.main(["split.npz", *PLAN, "--shares", "0", "1"]) == 0
-    assert "samples of this file" not in capsys.readouterr().out
+HOW: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
+
+
+def test_the_report_says_how_the_command_differs_from_the_plan():
+    found = plan_share(X, Y, **HOW, shares=[0.0, 1.0])
+    said = plan_report.text(found, "command")
+    assert "trains on 144 samples of this file, in batches of the plan's sampling rate" in said
+    assert "for 178 private samples take --batch 17.8 and their file" in said
+    # where the file is split already, there is nothing to say
+    assert "samples of this file" not in plan_report.text(replace(found, trained=178), "command")
 
 
 def test_the_verdict_comes_first_and_the_rest_when_asked(capsys):
@@ -237,9 +238,7 @@ def test_the_verdict_comes_first_and_the_rest_when_asked(capsys):
 
 
 def test_frames_and_series_plan_as_arrays():
-    how: dict[str, Any] = dict(
-        epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, shares=[0.0, 1.0], theory=False
-    )
+    how = {**HOW, "shares": [0.0, 1.0]}
     plain = plan_share(X, Y.tolist(), **how)
     for labels in (FRAME[LABEL], FRAME[LABEL].astype("category"), pd.Index(Y)):
         found = plan_share(FRAME.drop(columns=LABEL), labels, **how)
@@ -253,10 +252,7 @@ def test_frames_and_series_plan_as_arrays():
 def test_nothing_hides_the_recommended_share(tmp_path):
     from matplotlib.image import imread
 
-    from empirical import plan_report
-
-    how: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
-    plan_report.draw(plan_share(X, Y, **how), Path("plan.png"))
+    plan_report.draw(plan_share(X, Y, **HOW, shares=[0.0, 1.0]), Path("plan.png"))
     pixels = np.rint(255 * imread("plan.png")[:, :, :3]).astype(int)
     colours = [
         tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (plan_report._CHOSEN, plan_report._GOOD)
