@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -479,8 +480,8 @@ def _progress_bar(show: bool, total: int, done: int) -> Iterator[Callable[[int],
     from tqdm import tqdm
 
     lock = threading.Lock()
-    # disable=None: hidden where stderr is no terminal
-    hidden = None if show else True
+    # disable=None: hidden where stderr is no terminal; a program without a console has none
+    hidden = None if show and sys.stderr is not None else True
     with tqdm(total=total, initial=done, unit="step", unit_scale=True, disable=hidden, leave=False) as bar:
 
         def advance(steps: int) -> None:

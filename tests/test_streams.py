@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from langevin import Schedule, euler_maruyama
+from tests.helpers import random_problem, random_weights
 from tests.test_imports import ROOT
 
 DOORS = (
@@ -128,6 +130,14 @@ def test_other_encodings(tmp_path):
     code = "print('±')"
     done = start([sys.executable, "-c", code], tmp_path, PYTHONIOENCODING="ascii")
     assert b"UnicodeEncodeError" in done.stderr
+
+
+def test_a_program_without_a_console_can_ask_for_progress(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    problem, weights = random_problem(0), random_weights(0)
+    schedule = Schedule.fft(time=0.1, sigma=0.1, clip=1.0)
+    run = euler_maruyama(problem, weights, schedule, dt=0.05, paths=2, rng=0, progress=True)
+    assert run.sizes["path"] == 2
 
 
 @pytest.mark.parametrize("door", DOORS)

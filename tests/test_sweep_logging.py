@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,7 +22,7 @@ class Kept(logging.Handler):
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch) -> Callable[[], list[str]]:
+def sweep(tmp_path, monkeypatch) -> Iterator[Callable[[], list[str]]]:
     """Run a sweep where the root logger has a handler, as in a notebook, and Dask was not imported yet."""
     handler = Kept()
     dask = logging.getLogger("distributed")
