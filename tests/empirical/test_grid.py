@@ -295,8 +295,8 @@ def test_features_are_measured_where_asked() -> None:
     found = compute_cell(replace(SETTING, features=True), Recipe("lp", steps=1), 0)
     # linear probing leaves the body as it is
     assert found["cka"] == pytest.approx(1, abs=1e-6)
-    # by neighbours, pixels of digits are better than any features
-    assert found["knn_pixels"] > found["knn_random"] > 0.5
+    # by neighbours, pixels of digits are better than any features, and these than chance, on 300 images
+    assert found["knn_pixels"] > found["knn_random"] > 0.1 + 5 * (0.09 / 300) ** 0.5
     assert found["knn_pretrained"] == found["knn_accuracy"]
     assert "cka" not in compute_cell(SETTING, Recipe("lp", steps=1), 0)
 

@@ -127,12 +127,12 @@ def trained(model) -> list[Any]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def one_by_one(model, x, y):
-    """Gradients of each sample alone, in double precision, shape (samples, parameters)."""
-    model = copy.deepcopy(model).double()
+def one_by_one(model, x, y, dtype=torch.float64):
+    """Gradients of each sample alone, shape (samples, parameters)."""
+    model = copy.deepcopy(model).to(dtype)
     rows = []
     for i in range(len(x)):
-        found = torch.autograd.grad(loss(model, x[i : i + 1].double(), y[i : i + 1]), trained(model))
+        found = torch.autograd.grad(loss(model, x[i : i + 1].to(dtype), y[i : i + 1]), trained(model))
         rows.append(torch.cat([g.flatten() for g in found]))
     return torch.stack(rows)
 
@@ -165,9 +165,11 @@ def check(found, shape):
     model = Classifier(private, len(x)).train()
     check_private(private, x)
     exact = one_by_one(model, x, y)
-    assert worst(by_opacus(model, x, y), exact) < CLOSE
+    # deep networks add to it what one sample at a time is off by in single precision, on this processor
+    close = CLOSE + 4 * worst(one_by_one(model, x, y, torch.float32), exact)
+    assert worst(by_opacus(model, x, y), exact) < close
     norms = exact.norm(dim=1)
-    assert float(((ghost_norms(model, x, y) - norms) / norms).abs().max()) < CLOSE
+    assert float(((ghost_norms(model, x, y) - norms) / norms).abs().max()) < close
     # a step changes what trains, and nothing else
     state = copy.deepcopy(model.state_dict())
     loss(model, x, y).backward()

@@ -145,7 +145,8 @@ def test_draws_and_splits_are_the_same_alone_and_together(classes):
             alone = tried.run(how, [split], [streams[j]])
             # but for rounding: batches are filled up to the same size
             assert together.loss[i, j] == pytest.approx(alone.loss[0, 0], rel=1e-5)
-            assert together.accuracy[i, j] == alone.accuracy[0, 0]
+            # a sample between two classes may be said to be of either
+            assert together.accuracy[i, j] == pytest.approx(alone.accuracy[0, 0], abs=1.5 / len(X))
     assert len(np.unique(together.loss)) == together.loss.size
 
 
