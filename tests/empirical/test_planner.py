@@ -44,7 +44,7 @@ def test_features_that_say_enough_want_probing_in_noise_alone():
         gains = np.concatenate([plan.accuracy[-1] - plan.accuracy[0] for plan in found])
         return gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
 
-    (tight, tight_error), (ample, ample_error) = gain(0.3), gain(3.0)
+    (tight, tight_error), (ample, ample_error) = gain(0.3), gain(10.0)
     assert tight > 2.5 * tight_error
     assert tight - ample > 2.5 * np.hypot(tight_error, ample_error)
     assert ample < 2.5 * ample_error
