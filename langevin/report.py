@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -355,6 +356,9 @@ def draw(subject: Subject, path: Path) -> None:
 
 
 def _quantiles(ax: Any, values: xr.DataArray) -> None:
-    low, middle, high = values.quantile([0.05, 0.5, 0.95], "path").values
+    # where no path is left there is nothing to draw
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, middle, high = values.quantile([0.05, 0.5, 0.95], "path").values
     ax.fill_between(values.time, low, high, color=_NOISE, alpha=0.25, linewidth=0)
     ax.plot(values.time, middle, color=_NOISE, label="diffusion: median, 90 % of paths")

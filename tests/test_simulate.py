@@ -196,7 +196,6 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
             "without limit",
         ),
     ],
-    ids=" ".join,
 )
 def test_extremes_are_reported(tmp_path, monkeypatch, capfd, arguments, status, said, unsaid):
     from langevin.simulate import main
