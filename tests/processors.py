@@ -46,6 +46,8 @@ def environment(processor: str, threads: int | None = None) -> dict[str, str]:
         there = [name for name in numpy_code.__cpu_dispatch__ if numpy_code.__cpu_features__[name]]
         found["NPY_DISABLE_CPU_FEATURES"] = " ".join(there)
     if found:
+        # those of the named processor, not of this one
+        found["NUMBA_CPU_FEATURES"] = ""
         found["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"numba-{processor}")
     return found | dict.fromkeys(THREADS if threads else (), str(threads))
 

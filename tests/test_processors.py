@@ -1,0 +1,28 @@
+"""The arithmetic of another processor is another arithmetic, and is said to be."""
+
+import os
+import platform
+import sys
+
+import pytest
+
+from tests.helpers import execute
+from tests.processors import environment
+
+ROUNDED = """
+import numba, numpy as np, torch
+from tests.processors import described
+print(torch.backends.cpu.get_cpu_capability(), numba.config.CPU_NAME, numba.config.CPU_FEATURES or 'none')
+print(described())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names are those of x86")
+def test_libraries_take_the_code_of_the_processor_that_is_named():
+    env = os.environ | environment("old", threads=3)
+    first, second = execute([sys.executable, "-c", ROUNDED], env=env, check=True).stdout.splitlines()
+    assert first == "DEFAULT generic none"
+    assert "Nehalem" in second
+    assert "ATEN_CPU_CAPABILITY=default" in second
+    assert "OMP_NUM_THREADS=3" in second
+    assert environment("native") == {}
