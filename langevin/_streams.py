@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -42,16 +43,22 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 class _Output(io.FileIO):
-    """A file whose writes do not fail; the first error is kept."""
+    """A file that takes all that is written and does not fail; the first error is kept."""
 
     error: OSError | None = None
 
-    def write(self, data: Any, /) -> int | None:
-        if self.error is None:
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        while rest and self.error is None:
             try:
-                return super().write(data)
+                written = super().write(rest)
             except OSError as error:
                 self.error = error
+            else:
+                if written is None:  # a pipe that does not block is full
+                    select.select([], [self], [])
+                else:
+                    rest = rest[written:]
         return memoryview(data).nbytes
 
 
