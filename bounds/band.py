@@ -94,7 +94,10 @@ class Band:
 def _along(name: str, values: ArrayLike, times: FloatArray, kind: type = float) -> np.ndarray:
     """Return an array of the shape of ``times``."""
     try:
-        return np.array(np.broadcast_to(np.asarray(values, dtype=kind), times.shape))
+        given = _validate.plain(name, values)
+        if given.dtype.kind not in "fiubO":
+            raise TypeError(f"got {given.dtype}")
+        return np.array(np.broadcast_to(given.astype(kind), times.shape))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be a number, or one for each of {len(times)} times: {error}") from None
 

@@ -166,7 +166,7 @@ def _small_gdp_delta(mu: float, epsilon: float) -> float:
 def gdp_epsilon(mu: float, delta: float) -> float:
     """Smallest ``epsilon >= 0`` at which a ``mu``-GDP mechanism is ``(epsilon, delta)``-private.
 
-    The inverse of `gdp_delta` [2]_, rounded up by the root finder's tolerance (relative 1e-12).
+    The inverse of `gdp_delta` [2]_, rounded up by the root finder's tolerance (a relative 1e-12).
 
     References
     ----------
@@ -183,14 +183,15 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     if mu == 0.0 or gdp_delta(mu, 0.0) <= delta:
         return 0.0
     # delta(eps) <= Phi(-eps/mu + mu/2), so this end is private enough
-    top = mu * (mu / 2 - float(ndtri(delta))) + 1.0
+    top = mu * (mu / 2 - float(ndtri(delta)) + 1.0)
     # but for rounding, where mu is huge
     while math.isfinite(top) and gdp_delta(mu, top) > delta:
         top *= 2
     if math.isinf(top):
         return top
-    result = root(lambda eps: gdp_delta(mu, eps) - delta, 0.0, top)
-    step = 1e-13 * max(1.0, result)
+    # in units of mu, which may be small
+    result = mu * root(lambda a: gdp_delta(mu, a * mu) - delta, 0.0, top / mu)
+    step = 1e-13 * max(min(mu, 1.0), result)
     while gdp_delta(mu, result) > delta and result < top:
         result, step = result + step, 2 * step
     return result
@@ -270,7 +271,8 @@ def calibrate(
     Returns
     -------
     Schedule
-        With ``bounds.epsilon(result, delta) <= epsilon``, equal to a relative 1e-8.
+        With ``bounds.epsilon(result, delta) <= epsilon``, equal to a relative 1e-8 unless delta is next to 0
+        or 1, or epsilon huge.
 
     References
     ----------
@@ -288,14 +290,25 @@ def calibrate(
     mu = gdp(schedule, neighbours=neighbours)
     if math.isinf(mu):
         raise ValueError("sigma must be positive in every phase to calibrate it, got 0.0")
-    high = 1.0
-    while gdp_delta(high, epsilon) < delta:
-        high *= 2
+    low = 1.0
+    while gdp_delta(low, epsilon) >= delta:
+        low /= 2
+        if low < 1e-300:
+            raise ValueError(
+                f"delta must be larger to be met, got {delta:g}: less protects from nothing more"
+            )
+    while gdp_delta(2 * low, epsilon) < delta:
+        low *= 2
     # delta increases with mu; stay on the private side of the root
-    wanted = root(lambda m: gdp_delta(m, epsilon) - delta, 0.0, high)
-    factor = wanted / mu * (1 - 1e-10)
-    scale = {"sigma": 1 / factor, "time": factor**2, "clip": factor}[solve]
-    return Schedule([_scaled(phase, solve, scale) for phase in schedule])
+    wanted, slack = low * (1 + root(lambda x: gdp_delta(low * (1 + x), epsilon) - delta, 0.0, 1.0)), 1e-10
+    while True:
+        factor = wanted / mu * (1 - slack)
+        scale = {"sigma": 1 / factor, "time": factor**2, "clip": factor}[solve]
+        found = Schedule([_scaled(phase, solve, scale) for phase in schedule])
+        # the root is less certain where delta is next to 0 or 1, or epsilon huge
+        if slack > 0.1 or gdp_epsilon(gdp(found, neighbours=neighbours), delta) <= epsilon:
+            return found
+        slack *= 2
 
 
 def _scaled(phase: Phase, name: str, factor: float) -> Phase:

@@ -323,10 +323,10 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
 
 @functools.lru_cache
 def _spent(privacy: str) -> float:
-    from empirical.accounting import epsilon
+    from empirical.accounting import account
     from empirical.history import History
 
-    return epsilon(History.from_dict(json.loads(privacy)))
+    return account(History.from_dict(json.loads(privacy))).epsilon
 
 
 def _dataset(

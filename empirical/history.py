@@ -242,7 +242,10 @@ def plan(
     rate = expected_batch / samples
     if epochs is not None and steps is None:
         # 10 / 0.1 may come out a rounding error above 100
-        steps = max(1, math.ceil(_validate.positive("epochs", epochs) * samples / expected_batch - 1e-9))
+        exact = _validate.positive("epochs", epochs) * samples / expected_batch
+        if exact >= 2**53:
+            raise ValueError(f"epochs must give fewer than 2^53 steps, got {epochs:g}: take fewer")
+        steps = max(1, math.ceil(exact - 1e-9))
     elif steps is None or epochs is not None:
         raise ValueError(f"epochs or steps must be given, one of them, got epochs={epochs}, steps={steps}")
     steps = _validate.integer("steps", steps, 1)

@@ -101,8 +101,9 @@ def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: 
     """Rows of independent normals of norm about ``scale``, by default ``1 / sqrt(width)``; shape (h, d)."""
     dim = _validate.integer("dim", dim, 1)
     width = _width(width, dim)
-    scale = width**-0.5 if scale is None else _validate.positive("scale", scale)
-    return _scaled("scale", scale, generator(rng, "features").standard_normal((width, dim)), scale / dim**0.5)
+    length = width**-0.5 if scale is None else _validate.positive("scale", scale)
+    normals = generator(rng, "features").standard_normal((width, dim))
+    return _scaled("scale", length, normals, length / dim**0.5)
 
 
 def gaussian_gram(
@@ -198,7 +199,7 @@ def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) 
     W = _validate.array("W", W, 2)
     if W.shape[1] != problem.dim:
         raise ValueError(f"W must have as many columns as problem.X, got {W.shape[1]} and {problem.dim}")
-    scale = len(W) ** -0.5 if scale is None else _validate.positive("head_scale", scale)
+    size = len(W) ** -0.5 if scale is None else _validate.positive("head_scale", scale)
     features = problem.features(W)
     positive = problem.y > 0
     if positive.all() or not positive.any():
@@ -207,4 +208,4 @@ def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) 
     norm = float(np.linalg.norm(difference))
     if norm == 0:
         raise ValueError("W must tell the classes apart for a prototype head: their mean features coincide")
-    return _scaled("head_scale", scale, difference / norm * len(W) ** 0.5, scale)
+    return _scaled("head_scale", size, difference / norm * len(W) ** 0.5, size)

@@ -1,6 +1,6 @@
 """Bad input is refused by name, with its value and a remedy; nothing becomes a NaN curve."""
 
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import decimal
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from bounds import Band
 from langevin import DPSGD, GramWeights, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
 from tests.helpers import random_problem, random_weights
 
@@ -109,7 +110,7 @@ NO_ARRAYS = {
     "a masked entry": (lambda: [[1.0, 2.0], [3.0, np.ma.masked]], "no masked values"),
     "a variable with missing values": (Lazy, "no masked values"),
     "netCDF's missing value": (
-        lambda: np.float32([[1, 2], [3, 9.96921e36]]),
+        lambda: np.array([[1, 2], [3, 9.96921e36]], np.float32),
         r"netCDF's missing value at index \(1, 1\)",
     ),
     "dates": (lambda: np.array([["2020", "2021"]] * 2, "M8[Y]"), r"numbers, got datetime64\[Y\]"),
@@ -129,7 +130,7 @@ NO_ARRAYS = {
     "complex objects": (lambda: np.array([[1 + 1j, 2], [3, 4]], object), r"numbers, got \(1\+1j\)"),
     "records": (lambda: np.zeros((2, 2), [("a", float)]), "numbers, got "),
     "None": (lambda: [[None, 1.0], [2.0, 3.0]], "numbers, got None"),
-    "half floats that overflowed": (lambda: np.float16([[np.inf, 1], [2, 3]]), "finite, got inf"),
+    "half floats that overflowed": (lambda: np.array([[np.inf, 1], [2, 3]], np.float16), "finite, got inf"),
     "longer floats": (lambda: np.array([[np.longdouble("1e400"), 1], [2, 3]]), "finite, got inf"),
     "long integers": (lambda: [[10**400, 1], [2, 3]], "numbers: int too large"),
     "rows of different lengths": (lambda: [[1, 2], [3]], "numbers: "),
@@ -162,6 +163,8 @@ VECTORS = {
     "v of rows": lambda v: GramWeights.from_rows(np.ones((2, 2)), v),
     "times": lambda t: run(times=t),
     "times of a phase": SCHEDULE.time_in,
+    "lower": lambda x: Band([0.0, 1.0], x, [2.0, 2.0], True, "", "new"),
+    "curve": Band([0.0, 1.0], 0.0, 2.0, True, "", "new").contains,
 }
 
 

@@ -71,8 +71,21 @@ def test_epsilon_holds_to_many_digits_however_small(mu, target):
         found = bounds.gdp_epsilon(mu, target)
         assert exact(found) <= mp.mpf(target) * (1 + mp.mpf(10) ** -8)
         # negative control: less is too little
-        less = found * (1 - 1e-3) - 1e-12
+        less = found * (1 - 1e-3)
         assert less <= 0 or exact(less) > mp.mpf(target) * (1 + mp.mpf(10) ** -8)
+
+
+@pytest.mark.parametrize("epsilon", [1e-200, 1e-20, 1e-3, 1e3, 1e20])
+@pytest.mark.parametrize("target", [1e-80, 1e-25, 0.999, 1 - 1e-16])
+def test_calibration_keeps_within_the_budget_at_the_edges(epsilon, target):
+    schedule = Schedule.fft(time=1.0, sigma=1.0, clip=1.0)
+    found = bounds.calibrate(schedule, "clip", epsilon=epsilon, delta=target)
+    assert bounds.epsilon(found, target) <= epsilon
+    # negative control: a tenth more of the clip is too much
+    (phase,) = found.phases
+    assert phase.clip is not None
+    more = Schedule([Phase(phase.method, phase.time, phase.sigma, 1.1 * phase.clip)])
+    assert bounds.epsilon(more, target) > epsilon
 
 
 def test_noise_beyond_what_can_be_squared():
