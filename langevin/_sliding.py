@@ -9,8 +9,8 @@ Slopes on several hyperplanes at once solve a linear complementarity problem wit
 make a method of order 2; crossings and slides cost it no order, since none is stepped over.
 
 A clipping factor depends on all slopes of its sample. Its mean is taken over slopes that are on or off
-independently of each other, by the two-point Gauss rule of that distribution: exact for one neuron, which is
-Filippov's definition; for several the definition leaves a choice, and this is it.
+independently of each other: for one sliding neuron this is Filippov's definition; for several on the same
+sample the definition leaves a choice. The heaviest are combined one by one, the rest by a Gauss rule.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -29,6 +29,8 @@ from langevin._kernels import FLAT, JIT, NORMALISED, UNCLIPPED
 ON_PLANE = 1e-13
 # rounds in which slopes on hyperplanes are sought, and sweeps a round
 _ROUNDS, _SWEEPS = 50, 8
+# slopes between 0 and 1 of a sample whose combinations are all taken into account
+HEAVIEST = 4
 # times that a step's clipping factors and slopes are matched
 _MATCHES = 6
 
@@ -81,6 +83,11 @@ class Room(NamedTuple):
     samples: np.ndarray  # (8, n)
     neuron: np.ndarray  # (8, n)
     plane: np.ndarray  # (n,), int64
+    # of each sample: how many slopes between 0 and 1 are told apart, their weights, values and neurons
+    heavies: np.ndarray  # (n,), int64
+    heavy: np.ndarray  # (HEAVIEST, n)
+    odds: np.ndarray  # (HEAVIEST, n)
+    whose: np.ndarray  # (HEAVIEST, n), int64
     inputs: np.ndarray  # (k,)
     head: np.ndarray  # (h,)
     W: np.ndarray  # (h, k): the first stage's
@@ -140,8 +147,8 @@ def _factor(squared, residual, net):
 
 
 @njit(**JIT)
-def _mean_factor(mean, variance, third, residual, net):
-    """Mean of ``c_i`` where the squared norm is random, with these central moments."""
+def _rest_factor(mean, variance, third, residual, net):
+    """Mean of ``c_i`` where the squared norm is random, with these central moments: the two-point Gauss rule."""
     if not variance > 1e-24 * mean * mean:
         return _factor(mean, residual, net)
     deviation = math.sqrt(variance)
@@ -151,6 +158,41 @@ def _mean_factor(mean, variance, third, residual, net):
     return high * _factor(mean + deviation * (half + root), residual, net) + (1.0 - high) * _factor(
         mean + deviation * (half - root), residual, net
     )
+
+
+@njit(**JIT)
+def _mean_factor(i, own, mean, variance, third, net, room):
+    """Mean of ``c_i`` over all slopes but that of neuron ``own``, which is 1; -1: over all."""
+    total = 0.0
+    for code in range(1 << room.heavies[i]):
+        chance, norm = 1.0, mean
+        for a in range(room.heavies[i]):
+            odds = 1.0 if room.whose[a, i] == own else room.odds[a, i]
+            on = (code >> a) & 1
+            chance *= odds if on else 1.0 - odds
+            norm += room.heavy[a, i] * on
+        if chance > 0.0:
+            total += chance * _rest_factor(norm, variance, third, room.samples[RESIDUAL, i], net)
+    return total
+
+
+@njit(**JIT)
+def _set_aside(i, j, weight, slope, room):
+    """Add a slope between 0 and 1 to the squared norms of sample ``i``: to the heaviest ones, or to the rest."""
+    samples = room.samples
+    for a in range(HEAVIEST):
+        if a == room.heavies[i]:
+            room.heavies[i] += 1
+            room.heavy[a, i], room.odds[a, i], room.whose[a, i] = weight, slope, j
+            return
+        if weight > room.heavy[a, i]:
+            room.heavy[a, i], weight = weight, room.heavy[a, i]
+            room.odds[a, i], slope = slope, room.odds[a, i]
+            room.whose[a, i], j = j, room.whose[a, i]
+    spread = weight * weight * slope * (1.0 - slope)
+    samples[MEAN, i] += weight * slope
+    samples[VARIANCE, i] += spread
+    samples[THIRD, i] += weight * spread * (1.0 - 2.0 * slope)
 
 
 @njit(**JIT)
@@ -165,42 +207,42 @@ def _outputs(head, room, f):
 
 @njit(**JIT)
 def _pulls(head, slopes, net, room):
-    """Moments of the squared norms, residuals and mean pulls ``s_i``, from mean outputs and slopes."""
-    samples, A, f = room.samples, room.features, room.samples[OUTPUT]
-    mean, variance, third = samples[MEAN], samples[VARIANCE], samples[THIRD]
+    """What the squared norms are, residuals and mean pulls ``s_i``, from mean outputs and slopes."""
+    samples, A = room.samples, room.features
+    mean = samples[MEAN]
     for i in range(net.y.size):
-        mean[i], variance[i], third[i] = 0.0, 0.0, 0.0
+        mean[i], samples[VARIANCE, i], samples[THIRD, i], room.heavies[i] = 0.0, 0.0, 0.0, 0
     if net.clipping != UNCLIPPED:
         for j in range(head.size):
             square = head[j] * head[j]
             for i in range(net.y.size):
-                p, q = slopes[j, i], net.squared[i] * square
-                spread = q * q * p * (1.0 - p)
-                mean[i] += A[j, i] * A[j, i] + q * p
-                variance[i] += spread
-                third[i] += q * spread * (1.0 - 2.0 * p)
+                mean[i] += A[j, i] * A[j, i]
+                if slopes[j, i] == 1.0:
+                    mean[i] += net.squared[i] * square
+                elif slopes[j, i] > 0.0:
+                    _set_aside(i, j, net.squared[i] * square, slopes[j, i], room)
     for i in range(net.y.size):
-        y = net.y[i]
-        r = -y / (1.0 + math.exp(y * f[i])) if net.logistic else f[i] - y
-        samples[RESIDUAL, i] = r
-        samples[PULL, i] = r * _mean_factor(mean[i], variance[i], third[i], r, net)
+        y, f = net.y[i], samples[OUTPUT, i]
+        samples[RESIDUAL, i] = -y / (1.0 + math.exp(y * f)) if net.logistic else f - y
+        factor = _mean_factor(i, -1, mean[i], samples[VARIANCE, i], samples[THIRD, i], net, room)
+        samples[PULL, i] = samples[RESIDUAL, i] * factor
 
 
 @njit(**JIT)
-def _own_pull(i, head, slope, net, room):
-    """``s_i`` as a neuron with mean slope ``slope`` sees it: while it is active."""
+def _own_pull(i, j, head, slope, net, room):
+    """``s_i`` as neuron ``j`` sees it: while it is active."""
     samples = room.samples
-    if net.clipping == UNCLIPPED or slope == 1.0:
+    if net.clipping == UNCLIPPED or slope == 0.0 or slope == 1.0:
         return samples[PULL, i]
-    q = net.squared[i] * head * head
-    spread = q * q * slope * (1.0 - slope)
-    return samples[RESIDUAL, i] * _mean_factor(
-        samples[MEAN, i] + q * (1.0 - slope),
-        samples[VARIANCE, i] - spread,
-        samples[THIRD, i] - q * spread * (1.0 - 2.0 * slope),
-        samples[RESIDUAL, i],
-        net,
-    )
+    mean, variance, third = samples[MEAN, i], samples[VARIANCE, i], samples[THIRD, i]
+    for a in range(room.heavies[i]):
+        if room.whose[a, i] == j:
+            return samples[RESIDUAL, i] * _mean_factor(i, j, mean, variance, third, net, room)
+    weight = net.squared[i] * head * head
+    spread = weight * weight * slope * (1.0 - slope)
+    mean, variance = mean + weight * (1.0 - slope), variance - spread
+    third -= weight * spread * (1.0 - 2.0 * slope)
+    return samples[RESIDUAL, i] * _mean_factor(i, -1, mean, variance, third, net, room)
 
 
 # --- one neuron --------------------------------------------------------------------------------
@@ -466,7 +508,7 @@ def _stage(state, h, new, net, room, counts):
             for c in range(k):
                 y[c] = 0.0
             for i in range(n):
-                row[OWN, i] = _own_pull(i, head[j], slopes[j, i], net, room)
+                row[OWN, i] = _own_pull(i, j, head[j], slopes[j, i], net, room)
                 row[FORCE, i] = head[j] * row[OWN, i]
                 row[Z, i], row[SLOPE, i] = room.Z[j, i], room.on[j, i]
                 extra = (row[OWN, i] - room.samples[PULL, i]) * room.on[j, i]
@@ -482,7 +524,7 @@ def _stage(state, h, new, net, room, counts):
             for c in range(k):
                 room.pulled[j, c] = 0.0
             for i in range(n):
-                own = _own_pull(i, head[j], slopes[j, i], net, room)
+                own = _own_pull(i, j, head[j], slopes[j, i], net, room)
                 slopes[j, i] = min(max(row[SHARE, i] / h, 0.0), 1.0)
                 room.features[j, i] = row[AREA, i] / h
                 turn += own * row[AREA, i]
@@ -620,7 +662,8 @@ def workspace(h: int, n: int, k: int) -> tuple[Room, tuple[State, State, State]]
 
     room = Room(
         zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k), zeros(8, n), zeros(8, n),
-        np.zeros(n, np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
+        np.zeros(n, np.int64), np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n),
+        np.zeros((HEAVIEST, n), np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
     )  # fmt: skip
     first, second, third = (State(zeros(h, k), zeros(h), zeros(h, n)) for _ in range(3))
     return room, (first, second, third)
