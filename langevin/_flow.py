@@ -29,8 +29,8 @@ class Report:
     Attributes
     ----------
     error : float
-        Estimated error of the weights, over their norm: local estimates, summed, while the drift is smooth;
-        else the largest distance to a second solution with twice the steps.
+        Estimated error of the weights, over their norm: while the drift is smooth, the tolerances that each
+        step has kept, summed; after that, the largest distance to a second solution with twice the step.
     loss_error : float
         Largest difference between the losses of these two solutions.
     crossings, slides : int
@@ -92,7 +92,6 @@ class _Flow(DOP853):
     """Raises `Jump` where a step not longer than ``longest`` fails across a hyperplane."""
 
     longest = 0.0
-    spent = 0.0
 
     def __init__(self, drift: _Watched, *arguments: Any, **options: Any) -> None:
         super().__init__(drift, *arguments, **options)
@@ -101,7 +100,6 @@ class _Flow(DOP853):
     def _estimate_error_norm(self, K: np.ndarray, h: float, scale: np.ndarray) -> float:
         error = super()._estimate_error_norm(K, h, scale)
         if error < 1:
-            self.spent += error
             self._drift.keep()
         elif self._drift.changed and abs(h) <= self.longest:
             raise Jump
@@ -185,7 +183,7 @@ def _follow_phase(
                     flow = LSODA(drift, flow.t, flow.y, stop, **options)
                     report.used("LSODA")
         theta[:trained] = flow.y
-        report.error += rtol * getattr(flow, "spent", 0.0)
+        report.error += rtol * steps
         if flow.status == "running":
             yield from _slide.follow(chain, rule, flow.t, stop, wanted[done:], theta, rtol, report)
 
