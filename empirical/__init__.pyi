@@ -10,6 +10,8 @@ from .backbones import layer as layer
 from .backbones import mlp as mlp
 from .backbones import pretrained as pretrained
 from .causes import causes as causes
+from .check import NotPrivateError as NotPrivateError
+from .check import check_private as check_private
 from .data import cifar10 as cifar10
 from .data import digits as digits
 from .data import image_folder as image_folder
@@ -50,8 +52,6 @@ from .pretrain import nt_xent as nt_xent
 from .pretrain import pretrain as pretrain
 from .pretrain import simclr as simclr
 from .pretrain import supervised as supervised
-from .privatise import NotPrivateError as NotPrivateError
-from .privatise import check_private as check_private
 from .privatise import make_private as make_private
 from .recipe import Recipe as Recipe
 from .recipe import Stage as Stage

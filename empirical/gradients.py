@@ -273,7 +273,9 @@ class Loop:
         losses = self._loss.value(self._model(x), y)
         found = torch.autograd.grad(losses.sum(), self.params, allow_unused=True)
         whole = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
-        return [g * self._masks[p] if p in self._masks else g for p, g in zip(self.params, whole, strict=True)]
+        return [
+            g * self._masks[p] if p in self._masks else g for p, g in zip(self.params, whole, strict=True)
+        ]
 
     def total(self, factors: Tensor | None) -> list[Tensor]:
         sums = [torch.zeros_like(p) for p in self.params]

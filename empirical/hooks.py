@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import ChainMap
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,12 +88,10 @@ class Ghost:
         _forget(self._model)
 
 
-def _linear_norms(
-    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """Norms of a linear layer's per-sample gradients, for inputs with any number of axes."""
     a = activations[0].to(backprops.dtype)
-    found: dict[nn.Parameter, Tensor] = {}
+    found: dict[Tensor, Tensor] = {}
     if backprops.ndim > 2:
         # any axes between the first and the last count tokens
         a, backprops = a.flatten(1, -2), backprops.flatten(1, -2)
@@ -114,7 +112,7 @@ def _linear_norms(
 class _GhostModule(GradSampleModuleFastGradientClipping):
     """Opacus's module, with norms that are summed in double precision."""
 
-    NORM_SAMPLERS = ChainMap(  # pyright: ignore[reportAssignmentType]
+    NORM_SAMPLERS: ClassVar[Any] = ChainMap(
         {nn.Linear: _linear_norms}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
     )
 
@@ -141,7 +139,9 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
         sampler: Any = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
         for p, sample in sampler(module, activations, backprops).items():
             create_or_accumulate_grad_sample(
-                param=p, grad_sample=sample, max_batch_len=module.max_batch_len
+                param=p,
+                grad_sample=sample,
+                max_batch_len=module.max_batch_len,  # type: ignore[arg-type]
             )
         for p in (p for p in module.parameters() if p.requires_grad):
             p._forward_counter -= 1  # type: ignore[attr-defined]

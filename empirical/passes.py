@@ -254,7 +254,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return value
     if depth < _DEPTH and isinstance(value, list | tuple | set | frozenset | deque):
         return tuple(_plain(item, depth + 1) for item in value)
-    if not isinstance(value, dict) and not callable(value) or isinstance(value, nn.Module):
+    if isinstance(value, nn.Module) or not (isinstance(value, dict) or callable(value)):
         value = getattr(value, "__dict__", {})
     if depth < _DEPTH and isinstance(value, dict):
         return tuple((str(key), _plain(item, depth + 1)) for key, item in value.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import json
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 from empirical import ambient, memory, passes, subsets, trial
 from empirical.backbones import Classifier, eager, features_of
 from empirical.byclass import ByClass
+from empirical.check import check_passes
 from empirical.checkpoint import Checkpoint, digest
 from empirical.features import MEASURES
 from empirical.gradients import Ghost, Gradients, Loop, PerSample, Plain, engine, factors
 from empirical.images import Images, normalised
 from empirical.losses import CrossEntropy
 from empirical.parallel import Group, place
-from empirical.privatise import check_passes, make_private
+from empirical.privatise import make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
 from langevin import _engine, _validate, store

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from empirical import passes, subsets
 from empirical.backbones import Classifier
+from empirical.check import NotPrivateError
 from empirical.gradients import Gradients, Loop, candidates, engine, factors
 from empirical.images import Images, normalised
 from empirical.losses import Loss
-from empirical.privatise import NotPrivateError
 from empirical.recipe import Engine, Recipe, Subset
 from langevin._random import generator
 
@@ -99,9 +99,9 @@ def _choose_for(
         return choose(made.head, loss, "closed", features)
     masks = {}
     if masked:
+        # those of training may be of any layer: a part of each
         body = [p for p in made.body.parameters() if p.requires_grad]
-        chosen = subsets.largest(subsets.scores("magnitude", body, None), recipe.density)
-        masks = dict(zip(body, chosen, strict=True))
+        masks = {p: torch.arange(p.numel(), device=p.device).view_as(p).remainder(2).to(p) for p in body}
     return choose(made, loss, recipe.engine, x, masks=masks)
 
 
@@ -283,7 +283,9 @@ class _Trial:
         assert norms is not None
         right = self._norms[places]
         if norms.shape != right.shape:
-            return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(gradients, places)
+            return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(
+                gradients, places
+            )
         if not self._close(norms, right):
             worst = int((norms - right).abs().argmax())
             text = f"a norm of gradients is {float(norms[worst]):.9g}, right {float(right[worst]):.9g}"

@@ -14,7 +14,8 @@ from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (  # no
 from torch import nn  # noqa: E402
 
 from empirical.backbones import Classifier, body, convnet, mlp  # noqa: E402
-from empirical.privatise import FixedNorm, NotPrivateError, check_private, frozen, make_private  # noqa: E402
+from empirical.check import NotPrivateError, check_private  # noqa: E402
+from empirical.privatise import FixedNorm, frozen, make_private  # noqa: E402
 
 # sums in single precision, against double: some hundred roundings of the largest term at most
 CLOSE = 100 * torch.finfo(torch.float32).eps

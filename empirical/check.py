@@ -1,0 +1,225 @@
+"""Check a network for DP-SGD by values: nothing in it mixes samples, or remembers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empirical import passes
+
+# images whose features are compared, and passes where random numbers are drawn
+_PROBES = 3
+_DRAWS = 16
+
+
+class NotPrivateError(ValueError):
+    """A network that DP-SGD cannot train; the message names the module and the remedy."""
+
+
+def check_private(body: nn.Module, images: Tensor) -> None:
+    """Refuse a network in which samples meet, or that remembers them, as passes over images show.
+
+    `empirical.make_private` knows the common kinds of module; this finds the others, by values: the features
+    of an image must be the same whatever images are beside it, in whatever order and number, and again after
+    a pass over other images; their gradients must depend on no other image. Copies are tried, in double
+    precision where they work in it, in training mode and in evaluation mode; ``body`` stays as it is.
+
+    Parameters
+    ----------
+    body : nn.Module
+    images : Tensor, shape (n, channels, height, width)
+        Public or random ones, two at least.
+
+    Raises
+    ------
+    NotPrivateError
+        If a buffer or an attribute changes with the images, two passes over the same images differ, the
+        features or gradients of an image depend on another image, a layer that trains is never called, or
+        features are not as many as the body says. The message names the module.
+    ValueError
+        If there are too few images, or the body cannot be copied or does not take them.
+
+    Notes
+    -----
+    What no pass does is not seen: a branch that only other images or other weights lead into.
+
+    Examples
+    --------
+    >>> check_private(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), torch.rand(3, 1, 2, 2))
+    Traceback (most recent call last):
+        ...
+    empirical.check.NotPrivateError: body must not remember samples, but training changed the buffer \
+'1.running_mean': call make_private, or freeze what changes it
+    """
+    for training in (True, False):
+        check_passes(body, images, training=training)
+
+
+def check_passes(body: nn.Module, images: Tensor, *, training: bool) -> None:
+    """Check what `check_private` does, in one mode: a frozen body need not be fit for training."""
+    if len(images) < 2:
+        raise ValueError(
+            f"images must be two at least, got {len(images)}: features of one depend on no other"
+        )
+    with passes.unnoticed(), torch.set_grad_enabled(training):
+        made, images, seen = passes.precise(body, images.detach(), training=training)
+        _refuse_memory(made, images, seen)
+        if training:
+            _refuse_slopes(passes.copied(made), images)
+        _refuse_companions(made, images, seen)
+
+
+def _refuse_memory(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
+    """Refuse what remembers images, and what gives other features of the same images the next time."""
+    first, other = passes.copied(made), passes.copied(made)
+    before = {name: value.clone() for name, value in _kept(first)}
+    with passes.calls(first, lambda _: None) as called:
+        features = first(images).detach()
+    for name, value in _kept(first):
+        if name not in before or passes.differ(value, before[name], 0.0):
+            raise NotPrivateError(
+                f"body must not remember samples, but training changed the buffer {name!r}: call "
+                "make_private, or freeze what changes it"
+            )
+    _refuse_shape(made, features, len(images))
+    names = {name for name, _ in called}
+    for name, module in made.named_modules():
+        trains = any(p.requires_grad for p in module.parameters(recurse=False))
+        if made.training and name not in names and trains:
+            raise NotPrivateError(
+                f"body must call each layer that trains, got {_named(made, name)} passed over: freeze its "
+                "parameters, or call the layer where its weights are used"
+            )
+    images_after = passes.others(images)
+    other(images_after)
+    seen_first, seen_other = passes.state(first), passes.state(other)
+    changed = [
+        key for key in seen_first.keys() | seen_other.keys() if seen_first.get(key) != seen_other.get(key)
+    ]
+    if changed:
+        name, key = min(changed)
+        raise NotPrivateError(
+            f"body must not remember samples, but a pass left them in the attribute {key!r} of "
+            f"{_named(made, name)}: keep nothing between passes that depends on images"
+        )
+    # where random numbers are drawn, they may seldom matter
+    for _ in range(_DRAWS if seen.drew else 1):
+        first(images_after)
+        if passes.differ(first(images).detach(), features, seen.eps):
+            raise NotPrivateError(
+                "body must give the same features of the same images each time, but two passes differ, from "
+                f"{_named(made, _unsteady(made, images))} on: switch off what draws random numbers or keeps "
+                "a state, such as stochastic depth or running statistics"
+            )
+
+
+def _refuse_shape(made: nn.Module, features: Any, images: int) -> None:
+    if not isinstance(features, Tensor):
+        raise NotPrivateError(f"body must give a tensor of features, got {type(features).__name__}")
+    expected = getattr(made, "features", None)
+    if isinstance(expected, int) and tuple(features.shape) != (images, expected):
+        raise NotPrivateError(
+            f"body must give {expected} features an image, as it says, got the shape "
+            f"{tuple(features.shape)} for {images} images: mend its attribute 'features'"
+        )
+    if features.shape[:1] != (images,):
+        raise NotPrivateError(
+            f"body must give a row of features for each image, got the shape {tuple(features.shape)} for "
+            f"{images} images: keep the first axis for them"
+        )
+
+
+def _unsteady(made: nn.Module, images: Tensor) -> str:
+    """Name of the first module that gives something else of the same images, after a pass over others."""
+    made, places = passes.copied(made), range(len(images))
+    first = passes.rows(made, images, places)
+    for _ in range(_DRAWS):
+        made(passes.others(images))
+        name = passes.first_difference(first, passes.rows(made, images, places), passes.DOUBLE)
+        if name:
+            return name
+    return ""
+
+
+def _refuse_slopes(made: nn.Module, images: Tensor) -> None:
+    """Refuse gradients of an image's features that depend on another image: exact zeros else."""
+    images = images.clone().requires_grad_()
+    with passes.calls(made) as found:
+        features = made(images)
+    if _mix(features, images):
+        culprits = [name for name, output in found if any(_mix(t, images) for t in passes.tensors(output))]
+        raise _meeting(made, culprits[0] if culprits else "")
+
+
+def _mix(output: Tensor, images: Tensor) -> bool:
+    """Whether the gradient of the first or last row of ``output`` reaches other images."""
+    if not output.requires_grad or not output.ndim or not len(output):
+        return False
+    for place in (0, -1):
+        total = output[place].sum()
+        (slope,) = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)
+        if slope is not None and bool((slope[1:] if place == 0 else slope[:-1]).any()):
+            return True
+    return False
+
+
+def _refuse_companions(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
+    """Refuse features that are others beside other images, in another order, or among more of them."""
+    probes = images[:_PROBES]
+    alone = [made(image[None]).detach() for image in probes]
+    for own in alone:
+        _refuse_shape(made, own, 1)
+    reference = torch.cat(alone)
+    for batch, places in _companies(made, images, seen):
+        features = made(batch).detach()
+        _refuse_shape(made, features, len(batch))
+        own = reference[: len(places)]
+        if not passes.differ(features[places], own, seen.eps):
+            continue
+        found = passes.rows(made, batch, places)
+        single = [passes.rows(made, image[None], [0]) for image in probes[: len(places)]]
+        rows = [
+            (calls[0][0], [torch.cat(parts) for parts in zip(*(kept for _, kept in calls), strict=True)])
+            for calls in zip(*single, strict=True)
+        ]
+        raise _meeting(made, passes.first_difference(rows, found, seen.eps), len(batch))
+
+
+def _companies(made: nn.Module, images: Tensor, seen: passes.Seen) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches that the first images are in, and their places."""
+    count = min(_PROBES, len(images))
+    places = list(range(count))
+    yield images, places
+    yield images.flip(0), [len(images) - 1 - i for i in places]
+    for extreme in passes.extremes(images):
+        try:
+            made(extreme[None])
+        except Exception:  # such as pixels that are no tokens
+            continue
+        yield torch.cat([extreme[None], images[:count]]), [i + 1 for i in places]
+    for size in passes.sizes(seen, len(images)):
+        batch = passes.others(images, size)
+        # not where they were before
+        own = [(i + size // 2) % size for i in range(min(count, size))]
+        batch[own] = images[: len(own)]
+        yield batch, own
+
+
+def _meeting(made: nn.Module, name: str, images: int | None = None) -> NotPrivateError:
+    where = "" if images is None else f" of {images}"
+    return NotPrivateError(
+        "body must treat images one by one, but the features of an image depend on others in its batch"
+        f"{where}, from {_named(made, name)} on: take layers that normalise or attend within an image"
+    )
+
+
+def _kept(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_buffers(), *((name, p.detach()) for name, p in network.named_parameters())]
+
+
+def _named(body: nn.Module, name: str) -> str:
+    kind = type(body.get_submodule(name)).__name__
+    return f"{kind} at {name!r}" if name else kind
