@@ -204,19 +204,30 @@ def digits(
     return problem, Weights(W, gaussian_head(width, head_scale, rng=random))
 
 
+def _cache_folder() -> Path | None:
+    """Where features are kept, unless there is no home."""
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("private-finetuning-dynamics")
+    except RuntimeError:
+        return None
+    # earlier versions of platformdirs take a folder called "~" in the current one
+    return folder if folder.is_absolute() else None
+
+
 def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
     """Features after pre-training, from the cache if they are there."""
     from langevin.solvers import gradient_flow
 
     schedule = Schedule.fft(time=_PRETRAINING_TIME)
-    if not cache:
+    folder = _cache_folder() if cache else None
+    if folder is None:
         return gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
-    from platformdirs import user_cache_path
-
     content = hashlib.sha256(repr((schedule, _PRETRAINING_DT, public.activation)).encode())
     for array in (public.X, public.y, start.W, start.v):
         content.update(array.tobytes())
-    path = user_cache_path("private-finetuning-dynamics") / f"digits-{content.hexdigest()[:16]}.npy"
+    path = folder / f"digits-{content.hexdigest()[:16]}.npy"
     try:
         W = np.load(path, allow_pickle=False)
         if W.shape == start.W.shape and np.isfinite(W).all():

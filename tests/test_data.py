@@ -1,5 +1,6 @@
 """Synthetic data have the properties that they are named for; digits; users' files."""
 
+import os
 import pickle
 import zipfile
 
@@ -111,6 +112,14 @@ def test_digits_start_from_features_that_were_learnt(tmp_path, monkeypatch):
     cached.write_bytes(cached.read_bytes()[:1000])
     assert (digits((3, 8), width=64)[1].W == weights.W).all()
     assert (digits((3, 8), width=64, cache=False)[1].W == weights.W).all()
+
+
+def test_without_a_home_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    digits((3, 8), width=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_digits_of_the_private_classes_do_not_touch_the_features():
