@@ -156,6 +156,14 @@ def test_nothing_writable_is_said_once(code, tmp_path):
     assert len(caught) == 1
 
 
+def test_worker_processes_do_not_repeat_it(code, monkeypatch, tmp_path):
+    (code.source.parent / "__pycache__").write_text("")
+    (tmp_path / "home").write_text("")
+    monkeypatch.setattr(_jit, "parent_process", object)
+    # a warning would be an error
+    assert code().above(3.0) == 2.5
+
+
 def test_a_read_only_package_brings_its_code_along(code, monkeypatch, tmp_path):
     code().above(3.0)
     (tmp_path / "home").write_text("")

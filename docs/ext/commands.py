@@ -23,7 +23,11 @@ DOORS = (
 def generate(app: Sphinx) -> None:
     """Write ``generated/commands``."""
     found = [door for door in DOORS if source(door).exists()]
-    parts = [heading("Commands"), "What each command prints for ``--help``."]
+    parts = [
+        heading("Commands"),
+        "What each command prints for ``--help``. One that succeeds exits with 141 if the reader of its output "
+        "has left, as in ``| head -1``; what it saves is saved.",
+    ]
     for door in found:
         text = subprocess.run(
             [sys.executable, "-m", door, "--help"],
