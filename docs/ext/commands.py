@@ -25,8 +25,8 @@ def generate(app: Sphinx) -> None:
     found = [door for door in DOORS if source(door).exists()]
     parts = [
         heading("Commands"),
-        "What each command prints for ``--help``. One that succeeds exits with 141 if the reader of its output "
-        "has left, as in ``| head -1``; what it saves is saved.",
+        "What each command prints for ``--help``. One that succeeds exits with 141 if the reader of its "
+        "output has left, as in ``| head -1``; what it saves is saved.",
     ]
     for door in found:
         text = subprocess.run(
