@@ -142,7 +142,11 @@ def _read(hint: Any, value: Any) -> Any:
             if one is not type(None) and (found := _read(one, value)) is not _REFUSED:
                 # "none" is no file of that name
                 return None if found == "none" and one is str else found
-        return None if type(None) in inner and value in (None, "none") else _REFUSED
+        return (
+            None
+            if type(None) in inner and (value is None or (isinstance(value, str) and value == "none"))
+            else _REFUSED
+        )
     if origin is Literal:
         return value if isinstance(value, str) and value in inner else _REFUSED
     if origin is tuple:
