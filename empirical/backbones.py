@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from empirical import ambient
 from langevin import _validate
@@ -108,7 +108,7 @@ def eager(body: nn.Module) -> nn.Module:
             raise TypeError(
                 f"body must hold tensors alone, got {name!r} of {type(value).__name__}: quantised?"
             )
-        if isinstance(value, UninitializedTensorMixin):
+        if is_lazy(value):
             raise ValueError(f"body must have its shapes, got {name!r} without: call it on images once")
         if value.is_meta:
             raise ValueError(f"body must have values, got {name!r} on the device 'meta': load its weights")

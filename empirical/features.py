@@ -370,12 +370,18 @@ class FeatureWatch:
     def __call__(self, body: nn.Module, head: nn.Linear | None = None) -> dict[str, float]:
         """Return every measure in `MEASURES` of ``body`` and, for the last two, of ``head``."""
         train, test = embed(body, self._train), embed(body, self._test)
-        return {
+        measures = {
             "knn_accuracy": self._accuracy(train, test),
             "cka": linear_cka(test, self._start),
             "cosine": cosine_similarity(test, self._start),
-            **neural_collapse(train, self._train_labels, head)._asdict(),
         }
+        self._last = train, measures
+        return self.again(head)
+
+    def again(self, head: nn.Linear | None = None) -> dict[str, float]:
+        """Return the measures of the last call's body, unchanged since, with another head."""
+        train, measures = self._last
+        return measures | neural_collapse(train, self._train_labels, head)._asdict()
 
 
 def _unit(x: FloatArray) -> FloatArray:

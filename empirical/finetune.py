@@ -544,12 +544,13 @@ def _by_class(run: xr.Dataset, whole: bool) -> dict[str, Any]:
     found = mistakes(run, _MISTAKES)
     if whole:
         return {"class accuracy": accuracy, "mistakes": found}
-    known = sorted((name for name, value in accuracy.items() if value is not None), key=accuracy.__getitem__)
+    known = sorted((value, name) for name, value in accuracy.items() if value is not None)
     if len(known) > _CLASSES:
-        accuracy = {name: accuracy[name] for name in known[:_CLASSES]}
+        accuracy = {name: value for value, name in known[:_CLASSES]}
     said = ", ".join(f"{m['class']} taken for {m['taken for']} ({m['images']})" for m in found)
     title = "class accuracy" if len(known) <= _CLASSES else f"worst {_CLASSES} classes"
-    return {title: accuracy, "mistakes": said or None}
+    # of a run that diverged the last evaluation is missing
+    return {title: accuracy if known else None, "mistakes": said or None}
 
 
 def _about_noise(args: argparse.Namespace, recipe: Recipe) -> list[str]:

@@ -211,7 +211,7 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
         raise WeightsError(f"{path} is damaged (its record: {error}): get it again") from error
     if body is None:
         body = _make(path, record, sum(v.numel() for v in tensors.values()))
-    network = _network(copy.deepcopy(backbones.eager(body)), len(classes), record["rank"])
+    network = _network(backbones.eager(body), len(classes), record["rank"])
     own = {name: (tuple(v.shape), v.dtype) for name, v in network.state_dict().items()}
     found = {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}
     if own != found:
@@ -237,8 +237,11 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
 
 
 def _network(body: nn.Module, classes: int, rank: int | None) -> Classifier:
-    """The classifier as it was trained, with other weights."""
-    body = make_private(body)
+    """The classifier as it was trained, with other weights, on a copy of a body."""
+    features = backbones.features_of(body)
+    body = make_private(copy.deepcopy(body))
+    # copies of some modules, such as torch.fx's, lack it
+    body.features = features  # type: ignore[assignment]
     if rank is not None:
         body = subsets.adapt(body, rank, 0)
     return Classifier(body, classes)
@@ -313,7 +316,7 @@ def _numbers(value: Any) -> list[int]:
 def _probe(network: nn.Module, record: Mapping[str, Any]) -> NDArray[np.float64]:
     """Outputs for a fixed image, by which another network is told from this one."""
     shape = tuple(record["shape"])
-    image = (1 + np.sin(1 + np.arange(math.prod(shape)))).reshape(1, *shape).astype(np.float32) / 2
+    image = (0.5 + 0.5 * np.sin(1 + np.arange(math.prod(shape)))).reshape(1, *shape).astype(np.float32)
     pixels = normalised(image, np.array(record["mean"]), np.array(record["std"]))
     return embed(network, pixels)[0].astype(float)
 

@@ -62,7 +62,8 @@ _AT_ONCE_PER_SAMPLE = 256
 _AUTOSAVE_SECONDS = 60.0
 
 
-# measures of body and head by name, such as an `empirical.features.FeatureWatch`
+# measures of body and head by name, such as an `empirical.features.FeatureWatch`; its method `again`, if it
+# has one, is called with the head alone while the body stays as it was
 Watch = Callable[[nn.Module, nn.Linear], Mapping[str, float]]
 
 
@@ -225,7 +226,7 @@ class FineTuning:
         tried = trial.images(task)
         private = _prepared(body, tried, recipe).to(self._device)
         # copies of some modules, such as torch.fx's, lack it
-        private.features = features_of(body)
+        private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), self._device)
         self._kept_of_one = memory.kept(private, task.train.shape)
         initial = digest(*(v.detach().cpu().numpy() for v in body.state_dict().values()))
@@ -246,6 +247,7 @@ class FineTuning:
         }
         # features of parts of the data, for as long as the body is as it is
         self._known: dict[str, Tensor] = {}
+        self._watched = False
         self._masks: dict[str, Tensor] = {}
         self._stage: _Active | None = None
         self._adapted = False
@@ -373,6 +375,11 @@ class FineTuning:
             self._known[part] = self._features(self._data[part][0])
         return self._known[part]
 
+    def _forget_features(self) -> None:
+        """Note that the body is about to change."""
+        self._known.clear()
+        self._watched = False
+
     # ---- head and what trains
 
     def _initial_head(self) -> None:
@@ -451,7 +458,7 @@ class FineTuning:
     def _step(self, number: int) -> None:
         active = self._enter(number)
         if not active.probing:
-            self._known.clear()
+            self._forget_features()
         released = self._release(active, number)
         if active.optimizer is None:
             inside = len([p for p in self.model.body.parameters() if p.requires_grad])
@@ -553,7 +560,10 @@ class FineTuning:
             if part == "test":
                 self._by_class.add(place, labels, outputs.argmax(1))
         if self._watch is not None:
-            values |= self._watch(self.model.body, self.model.head)
+            again = getattr(self._watch, "again", None) if self._watched else None
+            head = self.model.head
+            values |= self._watch(self.model.body, head) if again is None else again(head)
+            self._watched = True
         self._names = list(values)
         row = list(values.values())
         if not self._evaluated.size:
@@ -652,7 +662,7 @@ class FineTuning:
         weights = {name: torch.from_numpy(array) for name, array in found.named("weight").items()}
         saved.fits(self.model, weights)
         self.model.load_state_dict(weights)
-        self._known.clear()
+        self._forget_features()
         self._by_class.restore(found.arrays)
         self._updates.copy_(torch.from_numpy(found.arrays["updates"]))
         self._evaluated, self._names = found.arrays["evaluated"], found.arrays["names"].tolist()

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from empirical.backbones import mlp
 from empirical.byclass import ByClass, mistakes
+from empirical.features import FeatureWatch
 from empirical.images import Images, Part
 from empirical.train import FineTuning, finetune
 from langevin import store
@@ -53,7 +55,8 @@ def test_the_commonest_mistakes() -> None:
 
 def test_names_that_files_cannot_hold_are_escaped(tmp_path: Any) -> None:
     names = ["caf\udce9", "a\0b", "plain"]
-    task = Images(*(Part(p.images, p.labels, names) for p in (TASK.train, TASK.test)))
+    train, test = (Part(p.images, p.labels, names) for p in (TASK.train, TASK.test))
+    task = Images(train, test)
     run = finetune(task, BODY, quick("lp", steps=2), evaluations=1)
     for suffix in (".nc", ".zarr"):
         found = store.load(store.save(run, tmp_path / f"run{suffix}"))
@@ -76,3 +79,21 @@ def test_features_of_a_frozen_body_are_computed_once(
     again = finetune(TASK, mlp(TASK.train.shape, (8,)), quick(method, **options), rng=0, evaluations=6)
     assert again.equals(kept)
     assert len(calls) > 2 * times or method == "fft"
+
+
+def test_watched_features_of_a_frozen_body_are_computed_once() -> None:
+    bodies = []
+
+    class Watch(FeatureWatch):
+        def __call__(self, body: nn.Module, head: nn.Linear | None = None) -> dict[str, float]:
+            bodies.append(body)
+            return super().__call__(body, head)
+
+    def watched(watch: Any) -> Any:
+        return finetune(TASK, BODY, quick("lp-fft"), rng=0, evaluations=6, watch=watch)
+
+    run = watched(Watch(TASK, BODY))
+    # at the start, and at the three evaluations after steps of the body
+    assert len(bodies) == 4
+    whole = FeatureWatch(TASK, BODY)
+    assert watched(lambda body, head: whole(body, head)).equals(run)
