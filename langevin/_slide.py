@@ -17,7 +17,7 @@ from langevin.problem import Problem
 LOOSER, LOOSEST = 1e3, 1e-3
 # a phase's first step and shortest step, and the steps that end in a refusal
 FIRST_STEP, SHORTEST, MOST_STEPS = 1e-4, 1e-12, 2_000_000
-# most steps a call, and multiplications a stage of them: in between, signals are answered and stiffness is looked at
+# steps per call, and multiplications in a stage of all of these; signals are answered in between
 STEPS_A_CALL, MULTIPLICATIONS_A_CALL = 20, 1e8
 # samples of which the tangent kernel is decomposed
 MOST_DAMPED = 512
@@ -66,7 +66,8 @@ def follow(
             h = min(h, longest)
             damping = _damping(problem, net, fine, h)
             t, h, status = _sliding.advance(
-                coarse, fine, spare, t, target, h, SHORTEST * span, tolerance, most, net, damping, room, counts
+                coarse, fine, spare, t, target, h, SHORTEST * span, tolerance, most,
+                net, damping, room, counts,
             )  # fmt: skip
             if status == _sliding.LOST or counts[_sliding.STEPS] > MOST_STEPS:
                 theta[:] = np.nan
@@ -83,7 +84,7 @@ def follow(
 
 
 def _parallel(X: FloatArray) -> tuple[np.ndarray, FloatArray, bool]:
-    """For each sample, the first one with the same hyperplane, and the ratio of the two; whether any differ."""
+    """For each sample, the first one with the same hyperplane, and their ratio; whether any two share one."""
     axis = np.argmax(np.abs(X), axis=1)
     size = X[np.arange(len(X)), axis]
     scaled = np.round(X / np.where(size == 0, 1.0, size)[:, None], 12)
@@ -126,11 +127,11 @@ def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
 
 
 def _part(net: Net, state: State) -> None:
-    """Put neurons that rest on hyperplanes, active on no sample, beyond these: rounding must not revive them."""
+    """Put neurons that rest on hyperplanes, active on no sample, beyond these: rounding must not count."""
     Z, lengths = state.W @ net.XT, np.maximum(np.linalg.norm(state.W, axis=1), np.abs(state.v))
     room = _sliding.ON_PLANE * np.outer(lengths, net.lengths)
     on_plane = (np.abs(Z) <= room) & (net.squared > 0)
-    resting = on_plane.any(axis=1) & (Z <= room).all(axis=1) & state.W.any(axis=1)
+    resting = on_plane.any(axis=1) & (Z - room <= 0).all(axis=1) & state.W.any(axis=1)
     for j in np.flatnonzero(resting):
         for i in np.flatnonzero(on_plane[j]):
             state.W[j] -= BEYOND * lengths[j] / net.lengths[i] * net.X[i]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from langevin._jit import njit
 
-from langevin._kernels import FLAT, JIT, NORMALISED, UNCLIPPED
+from langevin._kernels import JIT, NORMALISED, UNCLIPPED
 
 # |z_ij| up to this share of max(||w_j||, |v_j|) ||x_i|| is rounding: the neuron is on the hyperplane
 ON_PLANE = 1e-13
@@ -64,10 +64,10 @@ class State(NamedTuple):
 
 
 class Damping(NamedTuple):
-    """The outputs' Jacobian ``J = -K D`` of frozen slopes, for `_filter`: ``K D^1/2 Q``, ``D^1/2 Q``, values."""
+    """Minus the outputs' Jacobian, ``K D`` at frozen slopes; ``Q`` diagonalises ``D^1/2 K D^1/2``."""
 
-    right: np.ndarray  # (n, m)
-    left: np.ndarray  # (n, m)
+    right: np.ndarray  # (n, m): K D^1/2 Q
+    left: np.ndarray  # (n, m): D^1/2 Q
     values: np.ndarray  # (m,)
 
 
@@ -148,7 +148,7 @@ def _factor(squared, residual, net):
 
 @njit(**JIT)
 def _rest_factor(mean, variance, third, residual, net):
-    """Mean of ``c_i`` where the squared norm is random, with these central moments: the two-point Gauss rule."""
+    """Mean of ``c_i`` over squared norms with these central moments, by the two-point Gauss rule."""
     if not variance > 1e-24 * mean * mean:
         return _factor(mean, residual, net)
     deviation = math.sqrt(variance)
@@ -178,7 +178,7 @@ def _mean_factor(i, own, mean, variance, third, net, room):
 
 @njit(**JIT)
 def _set_aside(i, j, weight, slope, room):
-    """Add a slope between 0 and 1 to the squared norms of sample ``i``: to the heaviest ones, or to the rest."""
+    """Add a slope between 0 and 1 to the squared norms of sample ``i``: to its heaviest, or to the rest."""
     samples = room.samples
     for a in range(HEAVIEST):
         if a == room.heavies[i]:
@@ -419,7 +419,7 @@ def _follow_neuron(net, row, plane, y, size, h, counts):
 
     Returns whether it got to the end: there are flows with infinitely many events.
     """
-    z, rate, slope, force = row[Z], row[RATE], row[SLOPE], row[FORCE]
+    z, rate, slope = row[Z], row[RATE], row[SLOPE]
     share, area, n = row[SHARE], row[AREA], row.shape[1]
     for i in range(n):
         share[i], area[i] = 0.0, 0.0
@@ -561,8 +561,8 @@ def _distance(new, room):
 def _filter(start, predicted, h, damping, mean):
     """Outputs whose pulls keep a step stable: ``mean = start + B (predicted - start)``.
 
-    With ``J`` the outputs' Jacobian, ``B = (1 + a h J)^-2 (1 + 2 a^2 h J)``, ``a = 1 - 2^-1/2``: the step is
-    L-stable where ``J`` is right, and of order 2 whatever it is.
+    With ``J`` minus the outputs' Jacobian, ``B = (1 + a h J)^-2 (1 + 2 a^2 h J)``, ``a = 1 - 2^-1/2``: the step
+    is L-stable where ``J`` is right, and of order 2 whatever it is.
     """
     n, a = start.size, 1.0 - math.sqrt(0.5)
     inner = np.zeros(n)
@@ -661,8 +661,8 @@ def workspace(h: int, n: int, k: int) -> tuple[Room, tuple[State, State, State]]
         return np.zeros(shape)
 
     room = Room(
-        zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k), zeros(8, n), zeros(8, n),
-        np.zeros(n, np.int64), np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n),
+        zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k),
+        zeros(8, n), zeros(8, n), np.zeros(n, np.int64), np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n),
         np.zeros((HEAVIEST, n), np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
     )  # fmt: skip
     first, second, third = (State(zeros(h, k), zeros(h), zeros(h, n)) for _ in range(3))

@@ -199,7 +199,7 @@ def test_the_adaptive_solution_is_that_of_solve_ivp():
 
 
 def test_a_stiff_flow_is_solved():
-    """Linear probing far beyond its fastest time scale, and a ReLU flow steep enough to need 1e7 Euler steps."""
+    """Linear probing far beyond its fastest time scale, and a ReLU flow that takes Euler 1e7 steps."""
     problem = orthogonally_separable(16, 4, loss="square", rng=0)
     weights = collapsed_features(problem, 16, rng=1)
     schedule = Schedule.lp(time=400.0, clip=1.0)

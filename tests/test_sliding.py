@@ -99,7 +99,8 @@ def test_against_tiny_steps_many(kind):
 
 def latched(problem, weights, time, steps):
     """Euler's steps of a net whose neurons never come back to a sample that they have left: no slides."""
-    W, v, h, left = weights.W.copy(), weights.v.copy(), time / steps, np.zeros((problem.samples, weights.width))
+    W, v, h = weights.W.copy(), weights.v.copy(), time / steps
+    left = np.zeros((problem.samples, weights.width))
     for _ in range(steps):
         z = problem.X @ W.T
         on, before = (z > 0) & (left < 2), left
@@ -153,7 +154,8 @@ def test_where_no_hyperplane_is_met_dop853_alone_is_at_work(activation):
 
     rng = np.random.default_rng(0)
     problem = Problem(np.abs(rng.standard_normal((5, 3))), rng.standard_normal(5), activation, "square")
-    weights, schedule = Weights(1 + np.abs(rng.standard_normal((4, 3))), 0.1 * np.ones(4)), Schedule.fft(time=0.2)
+    weights = Weights(1 + np.abs(rng.standard_normal((4, 3))), 0.1 * np.ones(4))
+    schedule = Schedule.fft(time=0.2)
     ours, report = end(problem, weights, schedule)
     assert report.methods == ["DOP853"]
     grid = Grid(1.0, (1,), np.arange(1), np.array([0.2]))
@@ -198,8 +200,8 @@ def test_a_start_on_hyperplanes(count):
         problem, weights = on_hyperplanes(seed, count)
         schedule = Schedule.fft(time=0.3, clip=1.0 if seed % 3 == 0 else None)
         rng = np.random.default_rng(seed)
-        moved = [weights, *(Weights(weights.W + 1e-9 * rng.standard_normal(weights.W.shape), weights.v) for _ in "ab")]
-        ends = [end(problem, w, schedule)[0] for w in moved]
+        moves = [1e-9 * rng.standard_normal(weights.W.shape) for _ in range(2)]
+        ends = [end(problem, Weights(weights.W + move, weights.v), schedule)[0] for move in (0, *moves)]
         if max(distance(e, ends[0]) for e in ends[1:]) < AIM:
             same += 1
             check(problem, weights, schedule)
@@ -220,8 +222,7 @@ def test_a_repelling_hyperplane():
 def test_a_slide_in_closed_form():
     """One neuron, pushed on the hyperplane by a sample and off it by another.
 
-    ``x_1`` alone pulls with ``v s_1``, ``x_2`` pushes back; while the neuron slides on ``x_2``'s hyperplane, the
-    second's slope keeps ``w . x_2 = 0``, so that ``w`` moves along the part of ``x_1`` across ``x_2``.
+    Along the hyperplane of ``x_2`` the neuron moves by the part of ``x_1`` across ``x_2``.
     """
     x1, x2 = np.array([1.0, 1.0]), np.array([1.0, 0.0])
     problem = Problem([x1, x2], [2.0, -3.0], loss="square")

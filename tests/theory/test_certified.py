@@ -24,19 +24,12 @@ def case(seed, decoupled=False):
 
 
 def check(usable, base: Any):
-    ratios, refused = [], 0
+    ratios = []
     for seed in count():
         if len(ratios) >= usable:
             break
         problem, weights, schedule, times = case(seed, base == "sandwich")
-        try:
-            band = bounds.certified_loss(problem, weights, schedule, times, base=base)
-        except ArithmeticError as refusal:
-            # a flow along a kink of the ReLU is not integrated where it is stiff
-            if "too stiff" not in str(refusal):
-                raise
-            refused += 1
-            continue
+        band = bounds.certified_loss(problem, weights, schedule, times, base=base)
         if base == "flow":
             assert band.valid.all()
         if not band.valid[1:].any():
@@ -50,7 +43,6 @@ def check(usable, base: Any):
         assert band.contains(mean, 5 * error + 2 * np.abs(mean - coarse) + 1e-9), seed
         k = int(np.flatnonzero(band.valid)[-1])
         ratios.append(band.upper[k] / mean[k])
-    assert refused <= usable / 50
     return ratios
 
 
