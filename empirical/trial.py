@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -76,11 +77,11 @@ def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict
             parts.insert(0, ("selection", stage.subset, False))
         for name, subset, masked in parts:
             found[name] = _choose_for(model, recipe, loss, x, subset, masked)
-            for kind, reason in found[name].passed_over.items():
+            for kind, reason in itertools.islice(found[name].passed_over.items(), 1):
                 warnings.warn(
-                    f"engine {kind!r} does not fit this body in the stage {name!r} ({reason}): the slower "
-                    f"{found[name].kind!r} is used",
-                    stacklevel=2,
+                    f"engine {kind!r} does not fit this body in the stage {name!r} ({reason}): "
+                    f"{found[name].kind!r}, which is slower, is used",
+                    stacklevel=3,
                 )
     return found
 
@@ -171,6 +172,7 @@ class _Trial:
     ) -> None:
         self._network, self._loss, self._x, self._masks, self._eps = network, loss, x, masks, eps
         self._beside = min(_BESIDE, len(x) - 1)
+        self._places: list[int] = []
         with torch.no_grad():
             outputs = network(x[:1]).shape[1]
         self._y = torch.arange(len(x), device=x.device) % outputs
@@ -219,20 +221,20 @@ class _Trial:
         except NotPrivateError:
             raise
         except Exception as error:  # whatever a network and an engine do to each other
-            where = "" if gradients is None else self._where(gradients, list(range(self._beside)), last=True)
+            where = "" if gradients is None else self._where(gradients, last=True)
             reason = str(error)
             if not reason.startswith("engine must not be"):
                 reason = f"{type(error).__name__}: {reason}"
             return reason + where
 
-    def _where(self, gradients: Gradients, places: list[int], last: bool = False) -> str:
+    def _where(self, gradients: Gradients, last: bool = False) -> str:
         """The first or last parameter whose own norms are wrong, in words; "" if no norms are there."""
         found = getattr(gradients, "parts", lambda: [])()
         if not any(part is not None for part in found):
             return ""
         loop = Loop(self._network, self._loss, self._masked(self._network))
         rights = []
-        for i in places:
+        for i in self._places:
             self._one(loop, i)
             rights.append(loop.parts())
         wrong = [
@@ -279,6 +281,7 @@ class _Trial:
 
     def _summed(self, gradients: Gradients, places: list[int]) -> list[Tensor] | str:
         """Clipped sum over some inputs, or what is wrong with the norms."""
+        self._places = places
         norms = gradients.norms(self._x[places], self._y[places])
         assert norms is not None
         right = self._norms[places]
@@ -289,7 +292,7 @@ class _Trial:
         if not self._close(norms, right):
             worst = int((norms - right).abs().argmax())
             text = f"a norm of gradients is {float(norms[worst]):.9g}, right {float(right[worst]):.9g}"
-            return text + self._where(gradients, places)
+            return text + self._where(gradients)
         return gradients.total(self._factors(norms))
 
     def _off(self, found: list[Tensor], right: list[Tensor]) -> str | None:
