@@ -19,7 +19,7 @@ _Kept = TypeVar("_Kept")
 
 DOUBLE = torch.finfo(torch.float64).eps
 # most numbers that a pass over many images may compute, so that it takes about a second
-_MOST = 2**25
+_MOST = 2**23
 
 
 class Seen(TorchDispatchMode):

@@ -113,7 +113,8 @@ def test_by_types_alone_one_image_moves_the_sum_by_more_than_the_clip(case: Case
     for extreme in range(12, len(x)):
         places = [extreme, *beside]
         moved.append(float((clipped(gradients, x[places], y[places], clip)[1] - without).norm()) / clip)
-    assert max(moved) > 1.1
+    # far above what rounding does
+    assert max(moved) > 1.01
 
 
 def test_a_harmless_body_moves_by_the_clip_at_most() -> None:
