@@ -66,6 +66,7 @@ def check_passes(body: nn.Module, images: Tensor, *, training: bool) -> None:
         )
     with passes.unnoticed(), torch.set_grad_enabled(training):
         made, images, seen = passes.precise(body, images.detach(), training=training)
+        images = passes.fewer(made, images, seen)
         _refuse_memory(made, images, seen)
         if training:
             _refuse_slopes(passes.copied(made), images)
@@ -194,18 +195,24 @@ def _companies(made: nn.Module, images: Tensor, seen: passes.Seen) -> Iterator[t
     places = list(range(count))
     yield images, places
     yield images.flip(0), [len(images) - 1 - i for i in places]
-    for extreme in passes.extremes(images):
-        try:
-            made(extreme[None])
-        except Exception:  # such as pixels that are no tokens
-            continue
-        yield torch.cat([extreme[None], images[:count]]), [i + 1 for i in places]
+    extremes = [extreme for extreme in passes.extremes(images)[:, None] if _takes(made, extreme)]
+    if extremes:
+        yield torch.cat([*extremes, images[:count]]), [i + len(extremes) for i in places]
     for size in passes.sizes(seen, len(images)):
         batch = passes.others(images, size)
         # not where they were before
         own = [(i + size // 2) % size for i in range(min(count, size))]
         batch[own] = images[: len(own)]
         yield batch, own
+
+
+def _takes(made: nn.Module, images: Tensor) -> bool:
+    """Whether a network has features of images, such as of pixels that are tokens."""
+    try:
+        made(images)
+    except Exception:  # whatever it does not like
+        return False
+    return True
 
 
 def _meeting(made: nn.Module, name: str, images: int | None = None) -> NotPrivateError:

@@ -20,10 +20,12 @@ _Kept = TypeVar("_Kept")
 DOUBLE = torch.finfo(torch.float64).eps
 # most numbers that a pass over many images may compute, so that it takes about a second
 _MOST = 2**23
+# numbers that a pass computes for one image, and parameters, from which on fewer images are tried
+_MANY = 2**22
 
 
 class Seen(TorchDispatchMode):
-    """What the operations inside compute.
+    """What the operations inside compute of a number of images.
 
     Attributes
     ----------
@@ -37,10 +39,16 @@ class Seen(TorchDispatchMode):
         Whether random numbers were drawn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, images: int) -> None:
         super().__init__()
         self.eps, self.entries, self.drew = 0.0, 0, False
         self.lengths: set[int] = set()
+        self._images = images
+
+    @property
+    def each(self) -> int:
+        """Numbers computed for one image."""
+        return max(self.entries // self._images, 1)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -64,7 +72,7 @@ def precise(network: nn.Module, x: Tensor, *, training: bool) -> tuple[nn.Module
         made, own = shaken(copied(network).to(dtype)).train(training), x.to(dtype)
         drawn = _drawn()
         try:
-            with Seen() as seen:
+            with Seen(len(x)) as seen:
                 copied(made)(own)
             seen.drew |= _drawn() != drawn
         except Exception as error:  # whatever a network does not like
@@ -215,15 +223,20 @@ def extremes(images: Tensor) -> Tensor:
     return torch.stack([low + 0 * ramp, high + 0 * ramp, low + (high - low) * ramp, 100 * images[-1]])
 
 
+def fewer(network: nn.Module, images: Tensor, seen: Seen) -> Tensor:
+    """All images; of a network that takes long over each, the first two and the last."""
+    work = seen.each + sum(p.numel() for p in network.parameters())
+    return images[[0, 1, -1]] if work > _MANY and len(images) > 3 else images
+
+
 def sizes(seen: Seen, images: int) -> list[int]:
     """Numbers of images to try together: each length of an axis in the network that the cost admits.
 
     A module that takes another axis for that of the images may only do harm where both are of one length.
     """
-    each = max(seen.entries // images, 1)
     found, cost = [], 0
     for length in sorted(seen.lengths | {2, images + 1}):
-        cost += length * each
+        cost += length * seen.each
         if length > 1 and (cost <= _MOST or length <= images + 1):
             found.append(length)
     return found

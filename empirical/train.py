@@ -224,7 +224,7 @@ class FineTuning:
         self._stops = np.unique(np.rint(np.linspace(0, len(self._steps), count + 1)).astype(int))
 
         tried = trial.images(task)
-        private = _prepared(body, tried, recipe).to(self._device)
+        private = _prepared(body, tried, recipe, self._device)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), self._device)
@@ -702,7 +702,7 @@ class _Active:
         return self.stage is not None and self.stage.subset == "head"
 
 
-def _prepared(body: nn.Module, images: Tensor, recipe: Recipe) -> nn.Module:
+def _prepared(body: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> nn.Module:
     """A copy of a body that is fit for DP-SGD, tried on images in the modes that the recipe uses it in."""
     for name, value in body.state_dict().items():
         if value.is_floating_point() and value.dtype != torch.float32:
@@ -711,8 +711,7 @@ def _prepared(body: nn.Module, images: Tensor, recipe: Recipe) -> nn.Module:
     trains = any(stage.subset != "head" for stage in recipe.stages)
     if not trains:
         copied.requires_grad_(False)
-    private = make_private(copied)
-    device = next((p.device for p in private.parameters()), "cpu")
+    private = make_private(copied).to(device)
     # features are computed in evaluation mode, and training goes on in training mode
     for training in (True, False) if trains else (False,):
         check_passes(private, images.to(device), training=training)

@@ -22,8 +22,6 @@ from langevin._random import generator
 
 # images beside which an extreme one is put
 _BESIDE = 3
-# numbers computed for an image, and parameters, from which on the trial makes do with fewer images
-_MANY = 2**22
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,7 @@ def choose(
     """
     with passes.unnoticed(), torch.enable_grad():
         made, own, seen = passes.precise(network, x, training=True)
-        if seen.entries / len(x) + sum(p.numel() for p in made.parameters()) > _MANY:
-            own = own[[0, 1, -1]]
+        own = passes.fewer(made, own, seen)
         trial = _Trial(made, loss, own, _placed(network, masks or {}), seen.eps)
         wrong: dict[str, str] = {}
         for other in candidates(network, kind, masks):
