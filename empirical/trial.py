@@ -283,9 +283,7 @@ class _Trial:
         assert norms is not None
         right = self._norms[places]
         if norms.shape != right.shape:
-            return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(
-                gradients, places
-            )
+            return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(gradients)
         if not self._close(norms, right):
             worst = int((norms - right).abs().argmax())
             text = f"a norm of gradients is {float(norms[worst]):.9g}, right {float(right[worst]):.9g}"
