@@ -561,8 +561,8 @@ def _distance(new, room):
 def _filter(start, predicted, h, damping, mean):
     """Outputs whose pulls keep a step stable: ``mean = start + B (predicted - start)``.
 
-    With ``J`` minus the outputs' Jacobian, ``B = (1 + a h J)^-2 (1 + 2 a^2 h J)``, ``a = 1 - 2^-1/2``: the step
-    is L-stable where ``J`` is right, and of order 2 whatever it is.
+    With ``J`` minus the outputs' Jacobian, ``B = (1 + a h J)^-2 (1 + 2 a^2 h J)``, ``a = 1 - 2^-1/2``: the
+    step is L-stable where ``J`` is right, and of order 2 whatever it is.
     """
     n, a = start.size, 1.0 - math.sqrt(0.5)
     inner = np.zeros(n)
@@ -662,8 +662,8 @@ def workspace(h: int, n: int, k: int) -> tuple[Room, tuple[State, State, State]]
 
     room = Room(
         zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k),
-        zeros(8, n), zeros(8, n), np.zeros(n, np.int64), np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n),
-        np.zeros((HEAVIEST, n), np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
+        zeros(8, n), zeros(8, n), np.zeros(n, np.int64),
+        np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n), np.zeros((HEAVIEST, n), np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
     )  # fmt: skip
     first, second, third = (State(zeros(h, k), zeros(h), zeros(h, n)) for _ in range(3))
     return room, (first, second, third)
