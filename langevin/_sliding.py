@@ -661,9 +661,23 @@ def workspace(h: int, n: int, k: int) -> tuple[Room, tuple[State, State, State]]
         return np.zeros(shape)
 
     room = Room(
-        zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, n), zeros(h, k), zeros(n, k),
-        zeros(8, n), zeros(8, n), np.zeros(n, np.int64),
-        np.zeros(n, np.int64), zeros(HEAVIEST, n), zeros(HEAVIEST, n), np.zeros((HEAVIEST, n), np.int64), zeros(k), zeros(h), zeros(h, k), zeros(h),
-    )  # fmt: skip
+        Z=zeros(h, n),
+        on=zeros(h, n),
+        features=zeros(h, n),
+        products=zeros(h, n),
+        pulled=zeros(h, k),
+        scaled=zeros(n, k),
+        samples=zeros(8, n),
+        neuron=zeros(8, n),
+        plane=np.zeros(n, np.int64),
+        heavies=np.zeros(n, np.int64),
+        heavy=zeros(HEAVIEST, n),
+        odds=zeros(HEAVIEST, n),
+        whose=np.zeros((HEAVIEST, n), np.int64),
+        inputs=zeros(k),
+        head=zeros(h),
+        W=zeros(h, k),
+        v=zeros(h),
+    )
     first, second, third = (State(zeros(h, k), zeros(h), zeros(h, n)) for _ in range(3))
     return room, (first, second, third)
