@@ -81,10 +81,10 @@ def test_a_body_made_before_and_pre_training_are_the_same_in_every_state(name: s
 
     body = mlp(SHAPE, (4,))
     losses = trained()
-    run = finetune(TASK, body, quick("lora", steps=2), evaluations=1)
+    run = finetune(TASK, body, quick("lora", steps=4), evaluations=1)
     with STATES[name]():
         assert trained() == losses
-        assert finetune(TASK, body, quick("lora", steps=2), evaluations=1).equals(run)
+        assert finetune(TASK, body, quick("lora", steps=4), evaluations=1).equals(run)
 
 
 def test_norms_would_be_rounded_by_autocasting() -> None:
@@ -115,10 +115,10 @@ DRAWING: dict[str, Callable[[], Any]] = {
     "simclr": lambda: pretrain(mlp(SHAPE, (4,)), TASK, kind="simclr", epochs=1),
     "to_torch": lambda: to_torch(Weights([[1.0, 0.0]], [0.5])),
     "watch": watched,
-    "fresh entropy": lambda: finetune(TASK, mlp(SHAPE, (4,)), quick(steps=2), rng=None, evaluations=1),
+    "fresh entropy": lambda: finetune(TASK, mlp(SHAPE, (4,)), quick(steps=4), rng=None, evaluations=1),
 } | {
     method: lambda method=method: finetune(
-        TASK, mlp(SHAPE, (4,)), quick(method, steps=2, head="prototype"), evaluations=1
+        TASK, mlp(SHAPE, (4,)), quick(method, steps=4, head="prototype"), evaluations=1
     )
     for method in ("lp-fft", "lora", "sparse")
 }
@@ -229,7 +229,7 @@ class Packed(nn.Module):
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
 def test_bodies_that_cannot_train_are_refused_by_name(make: Callable[[], Any], said: str) -> None:
     with pytest.raises((TypeError, ValueError), match="body must") as raised:
-        FineTuning(TASK, make(), quick())
+        FineTuning(TASK, make(), quick(steps=4))
     assert said in str(raised.value)
 
 
@@ -237,11 +237,11 @@ def test_bodies_that_cannot_train_are_refused_by_name(make: Callable[[], Any], s
 def test_compiled_bodies_train_as_what_was_compiled() -> None:
     body = chain(nn.Linear(36, 8), nn.ReLU())
     before = copy.deepcopy(body.state_dict())
-    run = finetune(TASK, body, quick(), rng=0)
+    run = finetune(TASK, body, quick(steps=4), rng=0)
     compiled: Any = torch.compile(body)
-    assert finetune(TASK, compiled, quick(), rng=0).equals(run)
+    assert finetune(TASK, compiled, quick(steps=4), rng=0).equals(run)
     inside = chain(torch.compile(body[1]), nn.ReLU())  # type: ignore[arg-type]
-    assert finetune(TASK, inside, quick(), rng=0).equals(run)
+    assert finetune(TASK, inside, quick(steps=4), rng=0).equals(run)
     # the caller's own stays compiled, with its weights
     assert hasattr(inside[1], "_orig_mod")
     assert eager(inside) is not inside
@@ -251,6 +251,6 @@ def test_compiled_bodies_train_as_what_was_compiled() -> None:
 def test_a_body_made_in_inference_mode_or_in_evaluation_trains() -> None:
     with torch.inference_mode():
         body = plain()
-    expected = finetune(TASK, plain(), quick(steps=2), evaluations=1)
-    assert finetune(TASK, body, quick(steps=2), evaluations=1).equals(expected)
-    assert finetune(TASK, plain().eval(), quick(steps=2), evaluations=1).equals(expected)
+    expected = finetune(TASK, plain(), quick(steps=4), evaluations=1)
+    assert finetune(TASK, body, quick(steps=4), evaluations=1).equals(expected)
+    assert finetune(TASK, plain().eval(), quick(steps=4), evaluations=1).equals(expected)

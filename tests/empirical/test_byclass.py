@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_model() -> None:
 
 def test_a_class_without_test_images_has_no_accuracy() -> None:
     test = Part(TASK.test.images[:4], [0, 1, 0, 1], TASK.test.classes)
-    run = finetune(Images(TASK.train, test), BODY, quick("lp", steps=2), evaluations=1)
+    run = finetune(Images(TASK.train, test), BODY, quick("lp"), evaluations=1)
     assert np.isfinite(run.class_accuracy.values[:, :2]).all()
     assert np.isnan(run.class_accuracy.values[:, 2]).all()
 
@@ -57,7 +57,7 @@ def test_names_that_files_cannot_hold_are_escaped(tmp_path: Any) -> None:
     names = ["caf\udce9", "a\0b", "plain"]
     train, test = (Part(p.images, p.labels, names) for p in (TASK.train, TASK.test))
     task = Images(train, test)
-    run = finetune(task, BODY, quick("lp", steps=2), evaluations=1)
+    run = finetune(task, BODY, quick("lp"), evaluations=1)
     for suffix in (".nc", ".zarr"):
         found = store.load(store.save(run, tmp_path / f"run{suffix}"))
         assert found["class"].values.tolist() == ["caf\\udce9", "a\\0b", "plain"]
