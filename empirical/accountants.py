@@ -149,8 +149,13 @@ def _grid(events: Events, coarsest: float) -> tuple[float, float]:
     squares = math.fsum(steps * chi[event] for event, steps in events.items())
     sizes = math.fsum(steps * math.sqrt(chi[event]) for event, steps in events.items())
     spread = squares / sizes if 0 < squares < math.inf else math.inf
-    mean = math.fsum(steps * math.log1p(chi[event]) for event, steps in events.items())
-    reach = max(mean + 10 * math.sqrt(mean), *(2 * _largest_loss(*event) for event in events))
+    # bounds on the mean, and ten standard deviations of losses that are rare and large
+    mean, square = 0.0, 0.0
+    for (nu, rate), steps in events.items():
+        drawn = 0.5 / nu / nu
+        kl = steps * min(math.log1p(chi[nu, rate]), rate * drawn)
+        mean, square = mean + kl, square + kl * (2 + drawn)
+    reach = max(mean + 10 * math.sqrt(square), *(2 * _largest_loss(*event) for event in events))
     interval = max(min(_INTERVAL, spread), min(reach / _POINTS, _COARSEST), coarsest)
     return interval, reach / interval
 

@@ -96,7 +96,7 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
         removal only, which is the worse direction in all that is known; PLD at both. Where delta is so small
         that rounding decides, below 2e-15 per step, "pld" falls back on a bound from Renyi divergences.
     eps_error : float
-        Error that "prv" allows itself and adds to its answer, which so is never below it. Time and memory
+        Error that "prv" allows itself and adds to its answer, which is 0 or at least it. Time and memory
         grow as its inverse, as the square root of the number of steps, and with epsilon.
 
     Raises

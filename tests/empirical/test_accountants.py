@@ -44,6 +44,21 @@ def test_full_batches_are_exact_everywhere(accountant, steps, nu, delta, right):
         assert epsilon(one(1.0, steps, 1.01 * nu, delta), accountant=accountant) < right * (1 - 1e-3)
 
 
+@pytest.mark.parametrize("mu", [0.1, 1.0, 4.0])
+def test_the_composed_accountants_agree_with_the_closed_form(mu):
+    exact, events = bounds.gdp_epsilon(mu, 1e-5), {(1 / mu, 1.0): 1}
+    assert exact <= accountants.prv(events, 1e-5, 1e-3) <= exact + 0.0025
+    assert exact - 1e-9 <= accountants.pld_epsilon(events, 1e-5) <= exact + 2e-4
+    # negative control: a hundredth more noise
+    assert accountants.pld_epsilon({(1.01 / mu, 1.0): 1}, 1e-5) < exact
+
+
+def test_rare_draws_of_little_noise_keep_the_grid_small():
+    """Half a million steps that draw a sample 600 times, each of which tells it apart."""
+    found = epsilon(one(0.0012, 504_408, 0.2442, 2.7e-9), accountant="pld")
+    assert 1e3 < found < bounds.gdp_epsilon(math.sqrt(504_408) / 0.2442, 2.7e-9)
+
+
 def test_beyond_rounding_pld_gives_the_bound_of_renyi():
     found = epsilon(SAMPLED, accountant="pld")
     # by dp-accounting's RDP on its own orders
