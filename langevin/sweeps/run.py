@@ -332,7 +332,9 @@ def _client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client
     with _logging_from(logging.WARNING):
         try:
             if scheduler is None:
-                cluster = _cluster(count, threads)
+                # half a cluster cannot be closed; what keeps it from starting is raised
+                with Deferred(), deaf_children(), _logging_from(logging.CRITICAL):
+                    cluster = _cluster(count, threads)
             try:
                 client = Client(scheduler if cluster is None else cluster, set_as_default=False)
             except (OSError, ValueError) as error:
@@ -352,20 +354,18 @@ def _cluster(count: int, threads: bool) -> LocalCluster:
     from dask import config
     from distributed import LocalCluster
 
-    # half a cluster cannot be closed; what keeps it from starting is raised
-    with Deferred(), deaf_children(), _logging_from(logging.CRITICAL):
-        # a worker that dies again while it is started anew would be given up after so long
-        config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
-        try:
-            # nothing listens beyond this machine; a port that is free
-            return LocalCluster(
-                n_workers=1 if threads else count,
-                threads_per_worker=count if threads else 1,
-                processes=not threads,
-                host="127.0.0.1",
-                protocol="tcp://",
-                dashboard_address="127.0.0.1:0",
-                memory_limit=0 if threads else "auto",
-            )
-        except RuntimeError as error:
-            raise SweepError(f"workers could not be started: {error.__cause__ or error}") from error
+    # a worker that dies again while it is started anew would be given up after so long
+    config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
+    try:
+        # nothing listens beyond this machine; a port that is free
+        return LocalCluster(
+            n_workers=1 if threads else count,
+            threads_per_worker=count if threads else 1,
+            processes=not threads,
+            host="127.0.0.1",
+            protocol="tcp://",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0 if threads else "auto",
+        )
+    except RuntimeError as error:
+        raise SweepError(f"workers could not be started: {error.__cause__ or error}") from error
