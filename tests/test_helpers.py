@@ -29,7 +29,7 @@ def test_a_hang_is_found_and_killed(code):
 
 
 def test_a_limit_counts_processor_time_and_elapsed_time(monkeypatch):
-    clock = dict.fromkeys(("elapsed", "used"), 100.0)
+    clock = {"elapsed": 100.0, "used": 100.0}
     monkeypatch.setattr(helpers.time, "monotonic", lambda: clock["elapsed"])
     monkeypatch.setattr(helpers, "processor_time", lambda pid: clock["used"])
     limit = Limit(10.0)
