@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROCESSORS = {
+PROCESSORS: dict[str, dict[str, str]] = {
     "native": {},
     # no AVX at all
     "old": {
@@ -41,7 +41,7 @@ def environment(processor: str, threads: int | None = None) -> dict[str, str]:
     """Variables that make libraries compute as a processor does; code compiled for it is kept apart."""
     found = dict(PROCESSORS[processor])
     if processor == "old":
-        from numpy._core import _multiarray_umath as numpy_code
+        from numpy._core import _multiarray_umath as numpy_code  # type: ignore[attr-defined]
 
         there = [name for name in numpy_code.__cpu_dispatch__ if numpy_code.__cpu_features__[name]]
         found["NPY_DISABLE_CPU_FEATURES"] = " ".join(there)
@@ -49,7 +49,9 @@ def environment(processor: str, threads: int | None = None) -> dict[str, str]:
         # those of the named processor, not of this one
         found["NUMBA_CPU_FEATURES"] = ""
         found["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"numba-{processor}")
-    return found | dict.fromkeys(THREADS if threads else (), str(threads))
+    if threads:
+        found.update((name, str(threads)) for name in THREADS)
+    return found
 
 
 def described() -> str:
