@@ -364,7 +364,7 @@ class Images:
         return normalised(part.images, *self.statistics())
 
     def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each channel to fine-tune with: the public part's if there is one."""
+        """Mean and standard deviation of each channel to fine-tune with: the public part's, if any."""
         return self.train.fixed_scale() if self.public is None else self.statistics()
 
 

@@ -21,8 +21,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from langevin._jit import njit
 
+from langevin._jit import njit
 from langevin._kernels import JIT, NORMALISED, UNCLIPPED
 
 # |z_ij| up to this share of max(||w_j||, |v_j|) ||x_i|| is rounding: the neuron is on the hyperplane

@@ -13,6 +13,9 @@ settings.register_profile(
 settings.load_profile("tests")
 for name in ("CONNECT", "TCP"):
     os.environ.setdefault(f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name}", "600s")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # there is a worker for each processor: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header() -> str:
