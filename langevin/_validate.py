@@ -121,7 +121,10 @@ def sequence(name: str, value: Any, kind: type[T]) -> list[T]:
     """Return ``value`` as a list of ``kind``."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a sequence of {_called(kind)}, got {value!r}")
-    items = list(value)
+    try:
+        items = list(value)
+    except TypeError:  # an array without axes
+        raise TypeError(f"{name} must be a sequence of {_called(kind)}, got {value!r}") from None
     for item in items:
         if not isinstance(item, kind):
             raise TypeError(f"{name} must hold {_called(kind)}, got {type(item).__name__}")
