@@ -36,6 +36,9 @@ class Report:
     crossings, slides : int
         Hyperplanes that neurons have crossed, and those along which they have begun to slide, while this was
         followed event by event.
+    shared : bool
+        Whether several neurons were on hyperplanes of one clipped sample, where Filippov's definition leaves
+        a choice.
     methods : list of str
     """
 
@@ -43,6 +46,7 @@ class Report:
     loss_error: float = 0.0
     crossings: int = 0
     slides: int = 0
+    shared: bool = False
     methods: list[str] | None = None
 
     def used(self, method: str) -> None:
@@ -57,6 +61,7 @@ class Report:
             "estimated_loss_error": self.loss_error,
             "crossings": self.crossings,
             "slides": self.slides,
+            "shared_slides": int(self.shared),
         }
 
 

@@ -72,6 +72,8 @@ def follow(
             if status == _sliding.LOST or counts[_sliding.STEPS] > MOST_STEPS:
                 theta[:] = np.nan
                 return
+            partly = (fine.slopes > 0) & (fine.slopes < 1)
+            report.shared |= rule.clipping != _kernels.UNCLIPPED and bool((partly.sum(axis=0) > 1).any())
         _part(net, fine)
         layout.pack(fine.W, fine.v, theta)
         error, loss_error = _difference(problem, coarse, fine)

@@ -293,7 +293,9 @@ def zeroth_order(
         Observables over ``(time,)``, per neuron over ``(time, neuron)``. Attributes say what was done:
         ``method``, ``crossings`` and ``slides`` (hyperplanes that neurons have crossed, and along which they
         have begun to slide, while these were followed), ``estimated_error`` (of the weights, relative to
-        their norm) and ``estimated_loss_error`` (absolute; 0 as long as no hyperplane was met).
+        their norm) and ``estimated_loss_error`` (absolute; 0 as long as no hyperplane was met);
+        ``shared_slides`` is 1 where several neurons were on hyperplanes of one clipped sample: the flow then
+        is one of several solutions, by a choice that the estimated error leaves out.
 
     Raises
     ------

@@ -11,8 +11,10 @@ from langevin.schedule import Grid
 from langevin.solvers import gradient_flow
 
 AIM = 1e-4
+# where Filippov's definition leaves a choice, which Euler's steps make in another way
+SHARED_AIM = 1e-3
 # steps of the reference, Euler's: the limit of its chatter is the slide
-STEPS = 50_000, 100_000
+STEPS = 50_000
 CLIPPINGS = {
     "none": dict(clip=None),
     "flat": dict(clip=1.0),
@@ -52,19 +54,24 @@ def distance(a, b):
 
 
 def reference(problem, weights, schedule):
-    """Where Euler's steps end, extrapolated, and how much halving them has changed."""
-    long, short = (gradient_flow(problem, weights, schedule, dt=schedule.duration / n) for n in STEPS)
-    return Weights(2 * short.W - long.W, 2 * short.v - long.v), distance(long, short)
+    """Where Euler's steps end, extrapolated, once halving them changes no more than the aim."""
+    long, steps = gradient_flow(problem, weights, schedule, dt=schedule.duration / STEPS), STEPS
+    while steps < 16 * STEPS:
+        steps *= 2
+        short = gradient_flow(problem, weights, schedule, dt=schedule.duration / steps)
+        if distance(long, short) < AIM:
+            return Weights(2 * short.W - long.W, 2 * short.v - long.v)
+        long = short
+    raise AssertionError("the reference does not converge")
 
 
 def check(problem, weights, schedule):
     """The aim is kept, in weights and in loss; returns the report and the distance."""
     ours, report = end(problem, weights, schedule)
-    exact, halving = reference(problem, weights, schedule)
-    assert halving < AIM, "the reference is too coarse"
-    assert distance(ours, exact) < AIM
+    exact, aim = reference(problem, weights, schedule), SHARED_AIM if report.shared else AIM
+    assert distance(ours, exact) < aim
     losses = [problem.losses(problem.outputs(w)).sum() for w in (weights, ours, exact)]
-    assert abs(losses[1] - losses[2]) < AIM * max(losses)
+    assert abs(losses[1] - losses[2]) < aim * max(losses)
     return report, distance(ours, exact)
 
 
@@ -88,13 +95,16 @@ def test_against_tiny_steps(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLIPPINGS)
 def test_against_tiny_steps_many(kind):
-    met, slid = 0, 0
+    met, slid, shared = 0, 0, 0
     for seed in range(100):
         report, _ = check(*ordinary(seed), schedules(kind, seed))
         met += report.crossings + report.slides > 0
         slid += report.slides > 0
+        shared += report.shared
     assert met > 50
     assert slid > 25
+    assert shared < slid / 4
+    assert bool(shared) == (kind != "none")
 
 
 def latched(problem, weights, time, steps):
