@@ -213,6 +213,7 @@ def mlp(
     return Body(*layers, features=sizes[-1], made=_made("mlp", shape, sizes[1:], options))
 
 
+@ambient.ordinary()
 def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activation | None = None) -> Body:
     """One layer on top of frozen features, ``phi(W x)``, without biases: the network that plans simulate.
 
@@ -247,7 +248,9 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
     dense = nn.utils.skip_init(nn.Linear, inputs, len(start), bias=False)
     dense.weight = nn.Parameter(start)
     layers = [nn.Flatten(), dense, *([nn.ReLU()] if chosen == "relu" else [])]
-    return Body(*layers, features=len(start))
+    # with other weights, an mlp of one width
+    made = _made("mlp", shape, (len(start),), {"activation": chosen, "bias": False})
+    return Body(*layers, features=len(start), made=made)
 
 
 def convnet(

@@ -26,6 +26,7 @@ from empirical.history import History
 from empirical.images import Part, normalised
 from empirical.parallel import place
 from empirical.privatise import make_private
+from empirical.tabular import Rows
 from empirical.weights import WeightsError
 from langevin import _atomic, _validate
 
@@ -72,7 +73,8 @@ class Model:
         Parameters
         ----------
         images : Part or array_like, shape (n, channels, height, width)
-            Intensities in [0, 1], not normalised.
+            Intensities in [0, 1], not normalised; or feature vectors, shape (n, 1, 1, d), where the model was
+            trained on those.
 
         Returns
         -------
@@ -84,8 +86,8 @@ class Model:
             For images of another shape, or intensities outside [0, 1].
         """
         if not isinstance(images, Part):
-            pixels = np.asarray(images)
-            images = Part(pixels, np.zeros(pixels.shape[:1], int), self.classes)
+            pixels, kind = np.asarray(images), Rows if self.record["inputs"] == "features" else Part
+            images = kind(pixels, np.zeros(pixels.shape[:1], int), self.classes)
         if images.shape != self.shape:
             raise ValueError(
                 f"images must be of shape {self.shape}, got {images.shape}: read them as for the training"

@@ -29,6 +29,7 @@ from empirical.parallel import Group, place
 from empirical.privatise import make_private
 from empirical.recipe import Recipe, Stage
 from empirical.streams import Streams
+from empirical.tabular import Rows
 from langevin import _engine, _validate, store
 from langevin._random import RNG
 from langevin.solvers import Diverged
@@ -240,6 +241,7 @@ class FineTuning:
             else trial.choose_all(self.model, recipe, self._loss, tried.to(self._device))
         )
         self.classes, self._shape, self._fresh = task.train.classes, task.train.shape, rng is None
+        self._rows = isinstance(task.train, Rows)
         self.mean, self.std = task.scale()
         self._data = {
             part: (self._images(task, part), torch.tensor(getattr(task, part).labels, device=self._device))
@@ -287,6 +289,7 @@ class FineTuning:
         """What goes with `model` into a file: classes, normalisation, recipe and privacy record."""
         return {
             "classes": list(self.classes),
+            "inputs": "features" if self._rows else "images",
             "shape": list(self._shape),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),

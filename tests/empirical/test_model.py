@@ -14,8 +14,9 @@ from torch import nn
 
 import empirical
 from empirical import WeightsError, account, model
-from empirical.backbones import Body, Classifier, convnet, mlp
+from empirical.backbones import Body, Classifier, convnet, layer, mlp
 from empirical.images import Images
+from empirical.tabular import Rows
 from empirical.train import FineTuning
 from tests.empirical.test_train import SHAPE, TASK, quick
 
@@ -278,3 +279,18 @@ def test_a_classifier_is_what_comes_back(saved: Path) -> None:
     found = empirical.load(saved)
     assert isinstance(found.network, Classifier)
     assert not found.network.training
+
+
+@pytest.mark.parametrize("W", [None, np.eye(3, 4)])
+def test_a_model_of_features_takes_feature_vectors(tmp_path, W):
+    rng = np.random.default_rng(0)
+    parts = [
+        Rows(5 * rng.standard_normal((n, 1, 1, 4)).astype(np.float32), np.arange(n) % 2, ("cat", "dog"))
+        for n in (20, 6)
+    ]
+    tuning = FineTuning(Images(*parts), layer((1, 1, 4), W), quick("fft"), rng=0)
+    tuning.run()
+    model = empirical.load(empirical.save(tmp_path / "rows.safetensors", tuning))
+    with torch.no_grad():
+        expected = tuning.model(torch.from_numpy(parts[1].images)).argmax(1)
+    assert model.predict(parts[1].images).tolist() == np.array(["cat", "dog"])[expected].tolist()
