@@ -254,6 +254,7 @@ class FineTuning:
         self._stage: _Active | None = None
         self._adapted = False
         self._done, self._kept = 0, time.monotonic()
+        self._all_lost = torch.zeros((), dtype=torch.bool)
         self._names: list[str] = []
         self._evaluated = np.zeros((len(self._stops), 0))
         self._by_class = ByClass(self.classes, len(self._stops))
@@ -348,6 +349,11 @@ class FineTuning:
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise Diverged(
                 f"a weight is no longer finite between steps {first} and {last}: take a smaller lr",
+                self.dataset(),
+            )
+        if self._all_lost:
+            raise Diverged(
+                f"no gradient is finite any more between steps {first} and {last}: take a smaller lr",
                 self.dataset(),
             )
         self._evaluate(last)
@@ -483,12 +489,12 @@ class FineTuning:
             active.place, number - active.first, len(active.labels), mechanism.sample_rate
         )
         mine = torch.from_numpy(chosen[self._group.rank :: self._group.size]).to(self._device)
-        sums, clipped, norms = self._sums(active, mine)
+        sums, counts = self._sums(active, mine)
         gradients = active.gradients
-        flat = torch.cat([s.reshape(-1) for s in [*sums, clipped, norms]])
+        flat = torch.cat([*(s.reshape(-1) for s in sums), counts])
         self._group.add(flat)
-        clipped, norms = flat[-2], flat[-1]
-        total = flat[:-2]
+        total, (clipped, norms, lost) = flat[:-3], flat[-3:]
+        self._all_lost = (lost == len(chosen)) & (lost > 0)
         signal = total.norm()
         spread = (mechanism.noise_multiplier or 0.0) * (recipe.clip or 0.0)
         entries = sum(p.numel() for p in gradients.params)
@@ -510,8 +516,8 @@ class FineTuning:
         parts = total.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _sums(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Sums of the batch's clipped gradients, of what was clipped, and of norms; by chunks that fit."""
+    def _sums(self, active: _Active, batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Sums of the batch's clipped gradients, and counts as in `_summed`; by chunks that fit."""
 
         def afresh() -> None:
             active.gradients.close()
@@ -525,27 +531,48 @@ class FineTuning:
             active.chunk = fits
         return found
 
-    def _summed(self, active: _Active, batch: Tensor, at_once: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        recipe, gradients = self._recipe, active.gradients
+    def _summed(self, active: _Active, batch: Tensor, at_once: int) -> tuple[list[Tensor], Tensor]:
+        """Sums; and how many gradients were clipped, the sum of their norms, and how many were not finite."""
+        recipe = self._recipe
         sums: list[Tensor] = []
-        clipped = norms = active.data.new_zeros(())
-        # where norms and sum come from the same numbers, those may be rounded
-        safe = isinstance(gradients, PerSample | Loop | Plain)
+        clipped = norms = lost = active.data.new_zeros(())
         # an empty batch has no part
         for part in batch.split(at_once) if len(batch) else ():
-            with _exact_convolutions(self._device, isinstance(gradients, Ghost)):
-                with self._autocast(safe):
-                    found = gradients.norms(active.data[part], active.labels[part])
+            with _exact_convolutions(self._device, isinstance(active.gradients, Ghost)):
+                found, kept = self._norms(active, part)
+                if not kept:
+                    lost = lost + len(part)
+                    continue
                 weights = None
                 if recipe.clip is not None:
                     assert found is not None
                     weights = factors(found, recipe.clip, recipe.clipping, recipe.stabiliser)
                     clipped = clipped + (found > recipe.clip).sum()
                     norms = norms + found.sum()
+                    lost = lost + len(part) - kept
                 # a rounded sum may change by more than the clip for one sample
-                more = gradients.total(weights)
+                more = active.gradients.total(weights)
             sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
-        return sums or [torch.zeros_like(p) for p in gradients.params], clipped, norms
+        zeros = [torch.zeros_like(p) for p in active.gradients.params]
+        return sums or zeros, torch.stack([clipped, norms, lost])
+
+    def _norms(self, active: _Active, part: Tensor) -> tuple[Tensor | None, int]:
+        """Norms of a part's gradients, and of how many samples: those with finite ones.
+
+        A sample whose gradient is beyond all numbers would make a sum that is none, however it is clipped.
+        """
+        gradients = active.gradients
+        # where norms and sum come from the same numbers, those may be rounded
+        safe = isinstance(gradients, PerSample | Loop | Plain)
+        with self._autocast(safe):
+            found = gradients.norms(active.data[part], active.labels[part])
+            if self._recipe.clip is None or found is None or bool((finite := found.isfinite()).all()):
+                return found, len(part)
+            gradients.total(torch.zeros_like(found))
+            kept = part[finite]
+            if not len(kept):
+                return found, 0
+            return gradients.norms(active.data[kept], active.labels[kept]), len(kept)
 
     # ---- records
 

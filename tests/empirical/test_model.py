@@ -292,5 +292,5 @@ def test_a_model_of_features_takes_feature_vectors(tmp_path, W):
     tuning.run()
     model = empirical.load(empirical.save(tmp_path / "rows.safetensors", tuning))
     with torch.no_grad():
-        expected = tuning.model(torch.from_numpy(parts[1].images)).argmax(1)
+        expected = tuning.model(torch.tensor(parts[1].images)).argmax(1)
     assert model.predict(parts[1].images).tolist() == np.array(["cat", "dog"])[expected].tolist()

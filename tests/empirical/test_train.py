@@ -20,6 +20,7 @@ from empirical import train
 from empirical.accounting import account
 from empirical.backbones import convnet, mlp
 from empirical.checkpoint import Checkpoint
+from empirical.gradients import factors
 from empirical.history import History
 from empirical.images import Images, Part
 from empirical.ledger import LedgerError, read
@@ -388,6 +389,41 @@ def test_divergence_is_named_and_keeps_the_record() -> None:
         finetune(TASK, BODY, recipe, evaluations=4)
     assert np.isfinite(caught.value.run.test_loss[0])
     assert np.isnan(caught.value.run.test_loss[-1])
+
+
+@pytest.mark.parametrize("kind", ["closed", "ghost", "hooks", "loop"])
+def test_a_sample_without_a_finite_gradient_moves_nothing(kind: Any) -> None:
+    tuning = FineTuning(TASK, BODY, quick("fft", engine=kind, epsilon=8.0), rng=0)
+    tuning._initial_head()
+    active = tuning._enter(0)
+    batch = torch.arange(8)
+    right, _ = tuning._sums(active, batch[1:])
+    active.data = active.data.clone()
+    active.data[0] = math.nan
+    found, counts = tuning._sums(active, batch)
+    assert counts[2] == 1
+    for a, b in zip(found, right, strict=True):
+        torch.testing.assert_close(a, b)
+    # the control: clipped and summed, it would leave no number
+    norms = active.gradients.norms(active.data[batch], active.labels[batch])
+    assert norms is not None
+    total = active.gradients.total(factors(norms, 1.0, "flat", 0.0))
+    assert any(bool(s.isnan().any()) for s in total)
+    empty, counts = tuning._sums(active, batch[:1])
+    assert counts[2] == 1
+    assert not any(bool(s.any()) for s in empty)
+
+
+def test_divergence_under_clipping_is_named() -> None:
+    tuning = FineTuning(TASK, BODY, quick("fft", epsilon=8.0), rng=0, evaluations=2)
+
+    def overflow(done: int, _: int) -> None:
+        with torch.no_grad():
+            for p in tuning.model.parameters():
+                p.fill_(1e38)
+
+    with pytest.raises(Diverged, match="no gradient is finite any more between steps 0 and 6"):
+        tuning.run(overflow)
 
 
 # ---- resumption and the privacy record
