@@ -23,8 +23,10 @@ SHORTEST = 1 / 512
 """Steps of this share of their phase are short enough..."""
 LOOSE = 1e3
 """... if their error exceeds the tolerance by no more than this factor."""
-STABLE = 1 / 8192
-"""Steps of this share are short enough whatever their error, unless the flow is stiff: the drift jumps."""
+JUMP = 1 / 8192
+"""Steps of this share are short enough whatever their error..."""
+SMOOTH = 0.1
+"""... if they are of this length in units of the largest curvature: what the error shows is then a jump."""
 
 
 class _Steps(RK45):
@@ -32,8 +34,8 @@ class _Steps(RK45):
 
     A ReLU flow may slide along the surface ``w_j . x_i = 0``, where error control would stall. Digits at
     width 512, against steps of 1/8192: bound (1b) and loss agree to 3e-6 even with a shortest step of 1/256.
-    Where the error is beyond `LOOSE`, steps of `STABLE` are as good as Euler's, as long as the largest
-    curvature of the loss does not make them unstable.
+    Where the error is beyond `LOOSE`, steps of `JUMP` are as good as Euler's, if `SMOOTH` says that a drift
+    without jumps would leave them no such error.
     """
 
     curvature: Callable[[FloatArray], float]
@@ -42,8 +44,8 @@ class _Steps(RK45):
         found = super()._estimate_error_norm(K, h, scale)
         share = abs(h / self.t_bound)
         enough = share <= SHORTEST and found <= LOOSE
-        if not enough and found > 1 and share <= STABLE:
-            enough = abs(h) * self.curvature(self.y) < 1
+        if not enough and found > 1 and share <= JUMP:
+            enough = abs(h) * self.curvature(self.y) < SMOOTH
         # at this error the step size controller keeps the step as it is
         return min(found, 0.9**5) if enough else found
 

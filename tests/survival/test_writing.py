@@ -97,7 +97,9 @@ def test_nothing_is_written_but_through_the_one_door():
     found = set()
     for package in ("langevin", "bounds", "empirical", "figures", "benchmarks"):
         for source in (ROOT / package).rglob("*.py"):
-            text = source.read_text(encoding="utf8")
+            lines = source.read_text(encoding="utf8").splitlines()
+            # examples write where they are tried
+            text = "\n".join(line for line in lines if not line.lstrip().startswith((">>> ", "... ")))
             if any(door in text for door in doors) and "_atomic" not in text:
                 found.add(str(source.relative_to(ROOT)))
     assert found <= appends | {"langevin/_atomic.py"}, found
