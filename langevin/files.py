@@ -1,4 +1,4 @@
-"""Data from files: ``.npz``, ``.csv`` and ``.parquet``. Nothing is unpickled."""
+"""Data from files with the suffixes .npz, .csv and .parquet. Nothing is unpickled."""
 
 from __future__ import annotations
 
