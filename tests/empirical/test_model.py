@@ -284,13 +284,13 @@ def test_a_classifier_is_what_comes_back(saved: Path) -> None:
 @pytest.mark.parametrize("W", [None, np.eye(3, 4)])
 def test_a_model_of_features_takes_feature_vectors(tmp_path, W):
     rng = np.random.default_rng(0)
-    parts = [
+    train, test = (
         Rows(5 * rng.standard_normal((n, 1, 1, 4)).astype(np.float32), np.arange(n) % 2, ("cat", "dog"))
         for n in (20, 6)
-    ]
-    tuning = FineTuning(Images(*parts), layer((1, 1, 4), W), quick("fft"), rng=0)
+    )
+    tuning = FineTuning(Images(train, test), layer((1, 1, 4), W), quick("fft"), rng=0)
     tuning.run()
     model = empirical.load(empirical.save(tmp_path / "rows.safetensors", tuning))
     with torch.no_grad():
-        expected = tuning.model(torch.tensor(parts[1].images)).argmax(1)
-    assert model.predict(parts[1].images).tolist() == np.array(["cat", "dog"])[expected].tolist()
+        expected = tuning.model(torch.tensor(test.images)).argmax(1)
+    assert model.predict(test.images).tolist() == np.array(["cat", "dog"])[expected].tolist()
