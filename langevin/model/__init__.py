@@ -1,0 +1,1 @@
+"""What a run is made of: the tables of losses and activations."""
