@@ -19,10 +19,13 @@ from langevin import _flow
 from langevin._engine import Chain
 from langevin._span import Span
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
 from langevin.reduced import Reduction
 from langevin.schedule import Grid, Phase
 
+# losses that the argument covers, each with the margin y f below which -y r is positive
+MARGINS = {"logistic": np.inf, "square": 1.0, "huber": 1.0}
 # intervals a phase in which neurons are watched
 _CHECKS = 100
 
@@ -137,14 +140,13 @@ class _Block:
         if aligned.any():
             # an aligned head rises at least at the rate of its smallest pre-activation
             clock = float((rise[aligned] / zeta[aligned]).min())
-        elif problem.loss == "logistic":
-            clock = len(self.y) * longest
+        elif (residual := LOSSES[problem.loss].largest_residual) is not None:
+            clock = len(self.y) * longest * residual
         turn = gamma**0.5 * clock
-        if problem.loss == "square":
-            # margins must stay below 1, where residuals change their sign
+        if (limit := MARGINS[problem.loss]) < np.inf:
             growth = float((own.max(axis=1) ** 2 + gamma * alpha**2).sum())
             margin = float((self.sign * (own.T @ v[self.neurons])).max())
-            if not margin + growth * np.expm1(2 * turn) / (2 * gamma**0.5) < 1:
+            if not margin + growth * np.expm1(2 * turn) / (2 * gamma**0.5) < limit:
                 return False
         zeta, room, a = zeta[~aligned], room[~aligned], gamma**0.5 * -alpha[~aligned]
         pull = np.abs(self.others @ self.X.T).max(axis=1, initial=0.0)

@@ -37,6 +37,8 @@ from langevin import _kernels
 from langevin._engine import Chain, Chunk, Results
 from langevin._kernels import FLAT, LANES, LP, NORMALISED, TILE, Rule
 from langevin._layout import aligned_zeros
+from langevin.model.activations import ACTIVATIONS, Activation
+from langevin.model.losses import LOSSES, Loss
 
 # states of a chunk: more paths at once are no faster
 _CHUNK_BYTES = 2**28
@@ -113,14 +115,13 @@ def add_normals(e: Ensemble, trained: int, rule: Rule, draw: int) -> None:
 
 def rows(e: Ensemble, rule: Rule) -> None:
     """Go from ``Z`` to outputs, squared norms and clipped residuals; say where they are not finite."""
-    a = torch.relu(e.Z) if e.relu else e.Z
+    a = e.activation.tensor_value(e.Z)
     e.f[:] = torch.bmm(a, e.v.unsqueeze(2)).squeeze(2)
     norm = a.square().sum(2)
     if rule.method != LP:
-        # not z > 0: a NaN has to pass
-        slope = ((e.Z <= 0) ^ True).to(a.dtype) if e.relu else torch.ones_like(a)
-        norm += e.squared_norms * torch.bmm(slope, e.v.square().unsqueeze(2)).squeeze(2)
-    s = -e.y / (1.0 + torch.exp(e.y * e.f)) if e.logistic else e.f - e.y
+        slopes = e.activation.tensor_slope(e.Z).square()
+        norm += e.squared_norms * torch.bmm(slopes, e.v.square().unsqueeze(2)).squeeze(2)
+    s = e.loss.tensor_residual(e.f, e.y)
     clip, stabiliser = e.numbers[CLIP], e.numbers[STABILISER]
     if rule.clipping == FLAT:
         g = s.abs() * norm.sqrt()
@@ -129,15 +130,15 @@ def rows(e: Ensemble, rule: Rule) -> None:
         s = s * (clip / (s.abs() * norm.sqrt() + stabiliser))
     e.s[:] = s
     finite = torch.isfinite(e.f.double().square() + norm.double()).all(1)
-    e.diverged[~finite & (e.diverged < 0)] = e.clock[STEP]
+    # no index by a mask, which a CUDA graph cannot record
+    e.diverged.copy_(torch.where(~finite & (e.diverged < 0), e.clock[STEP], e.diverged))
 
 
 def columns(e: Ensemble, store: bool) -> None:
     """Take the head's step, and count it; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
-    a = torch.relu(e.Z) if e.relu else e.Z
-    gradient = torch.bmm(e.s.unsqueeze(1), a).squeeze(1)
+    gradient = torch.bmm(e.s.unsqueeze(1), e.activation.tensor_value(e.Z)).squeeze(1)
     if store:
-        e.Z[:] = torch.where(e.Z <= 0, 0.0, e.s.unsqueeze(2) * e.v.unsqueeze(1))
+        e.Z[:] = e.activation.tensor_slope(e.Z) * (e.s.unsqueeze(2) * e.v.unsqueeze(1))
     e.v.sub_(e.numbers[DT] * gradient)
     e.clock[STEP] += 1
 
@@ -170,7 +171,7 @@ class Ensemble:
         paths = len(chunk.thetas)
         dtype = torch.float64 if layout.dtype is np.float64 else torch.float32
         self.chain, self.device = chain, chain.device
-        self.relu, self.logistic = data.relu, data.logistic
+        self.activation, self.loss = chain.tables
         self.X = self._there(np.ascontiguousarray(data.X[:n, :k])).expand(paths, n, k)
         self.y, self.squared_norms = self._there(data.y), self._there(data.squared_norms[:n])
         self.theta = torch.empty((paths, layout.size), dtype=dtype, device=self.device)
@@ -191,12 +192,15 @@ class Ensemble:
         self.rule: Any = None
         self.graphs: dict[int, Any] = {}
         self.burst = 1
+        # of the passes, what has no kernel runs in its plain form
+        self.passes: Any = sys.modules[__name__]
+        self.noise: Any = add_normals
         if self.device.type == "cuda":
             from langevin import _triton
 
-            self.passes: Any = _triton
-        else:
-            self.passes = sys.modules[__name__]
+            self.noise = _triton.add_normals
+            if chain.fused:
+                self.passes = _triton
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array, device=self.device)
@@ -249,18 +253,18 @@ class Ensemble:
         self._evaluate()
         if rule.method == LP:
             self.passes.columns(self, False)
-        elif self.relu:
-            self.passes.columns(self, True)
-            self.W.baddbmm_(self.X.mT, self.Z, alpha=-float(rule.dt))
-        else:
+        elif self.activation.name == "linear":
             # of rank one, and before the head moves
             pull = torch.mm(self.s, self.X[0])
             self.W.baddbmm_(pull.unsqueeze(2), self.v.unsqueeze(1), alpha=-float(rule.dt))
             self.passes.columns(self, False)
+        else:
+            self.passes.columns(self, True)
+            self.W.baddbmm_(self.X.mT, self.Z, alpha=-float(rule.dt))
         if rule.noise > 0:
             trained = self.chain.layout.head if rule.method == LP else self.theta.shape[1]
             for draw in range(rule.draws):
-                self.passes.add_normals(self, trained, rule, draw)
+                self.noise(self, trained, rule, draw)
 
     # observation
 
@@ -269,7 +273,7 @@ class Ensemble:
         chain, records = self.chain, self.chain.records
         self._evaluate()
         found = {
-            _kernels.LOSS: self._losses().sum(1),
+            _kernels.LOSS: self.loss.tensor_value(self.f.double(), self.y.double()).sum(1),
             _kernels.DISPLACEMENT: self._squared_distance(self.origin),
         }
         if records.reference.shape[0]:
@@ -280,7 +284,8 @@ class Ensemble:
             found[_kernels.ACCURACY] = (self.y * self.f > 0).double().mean(1)
             found[_kernels.MISALIGNED] = (self.own * self.v < 0).double().mean(1)
             found[_kernels.DISTORTED] = (preactivation < self.start).double().mean(1)
-            dead = ~(self.Z > 0).any(1) if self.relu else torch.zeros_like(preactivation)
+            relu = self.activation.name == "relu"
+            dead = ~(self.Z > 0).any(1) if relu else torch.zeros_like(preactivation)
             found[_kernels.DEAD] = dead.double().mean(1)
         values = torch.stack(list(found.values())).cpu().numpy()
         diverged = results.diverged[chunk.paths] = self.diverged.cpu().numpy()
@@ -293,12 +298,6 @@ class Ensemble:
             scalars[alive, row, r] = (value + outside)[alive]
         if preactivation is not None and results.neurons.size:
             results.neurons[chunk.paths][alive, :, r] = self._neurons(preactivation, chunk)[alive]
-
-    def _losses(self) -> torch.Tensor:
-        f, y = self.f.double(), self.y.double()
-        if not self.logistic:
-            return 0.5 * (f - y).square()
-        return torch.relu(-y * f) + torch.log1p(torch.exp(-f.abs()))
 
     def _squared_distance(self, other: torch.Tensor) -> torch.Tensor:
         v, W = self._parts(other.unsqueeze(0))
@@ -343,8 +342,35 @@ class DeviceChain(Chain):
 
     @classmethod
     def of(cls, chain: Chain, device: torch.device, threads: int) -> DeviceChain:
-        """The same chain on a device."""
+        """The same chain on a device.
+
+        Raises
+        ------
+        ValueError
+            If its activation or loss has no form for tensors.
+        """
+        problem = chain.problem
+        activation, loss = ACTIVATIONS[problem.activation], LOSSES[problem.loss]
+        for kind, entry, forms in (
+            ("activation", activation, (activation.tensor_value, activation.tensor_slope)),
+            ("loss", loss, (loss.tensor_value, loss.tensor_residual)),
+        ):
+            if None in forms:
+                raise ValueError(
+                    f"device must be 'cpu' with {kind} {entry.name!r}, got {str(device)!r}: its entry has no "
+                    "form for tensors"
+                )
         return cls(**{f.name: getattr(chain, f.name) for f in fields(Chain)}, device=device, threads=threads)
+
+    @property
+    def tables(self) -> tuple[Activation, Loss]:
+        """The entries of what is simulated."""
+        return ACTIVATIONS[self.reduction.problem.activation], LOSSES[self.problem.loss]
+
+    @property
+    def fused(self) -> bool:
+        """Whether `langevin._triton` has kernels for both."""
+        return _kernels.CALLED not in (self.data.activation, self.data.loss)
 
     @property
     def place(self) -> str:
@@ -364,8 +390,11 @@ class DeviceChain(Chain):
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Paths a chunk: as many as the device's memory takes, up to where more are no faster."""
         state = self.records.origin.nbytes
-        # states, a difference of them, pre-activations, outputs and residuals
-        each = 2.5 * state + self.data.y.size * (self.data.width + 8) * self.records.origin.itemsize * 1.2
+        # states, a difference of them, pre-activations, outputs and residuals; plain passes hold activations,
+        # slopes and products of them, too
+        layers = 1 if self.fused else 5
+        each = 2.5 * state
+        each += self.data.y.size * (layers * self.data.width + 8) * self.records.origin.itemsize * 1.2
         most = max(1, min(_CHUNK_BYTES // state, int(0.8 * self._free_bytes() / each)))
         return math.ceil(paths / math.ceil(paths / most))
 

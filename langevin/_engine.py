@@ -206,8 +206,8 @@ class Chain:
         data = layout.data(
             X,
             y,
-            relu=reduction.problem.activation == "relu",
-            logistic=problem.loss == "logistic",
+            activation=reduction.problem.activation,
+            loss=problem.loss,
             features=X if reduction.frozen else None,
         )
         origin = aligned_zeros((layout.size,), dtype)

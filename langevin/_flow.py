@@ -11,6 +11,8 @@ from scipy.integrate import DOP853, LSODA, OdeSolver
 
 from langevin import _kernels
 from langevin._engine import Chain
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 
@@ -119,6 +121,13 @@ def follow(chain: Chain, rtol: float, atol: float, report: Report) -> Iterator[n
 
     A state is overwritten by the next. BLAS should be kept on one thread.
     """
+    name = chain.problem.activation
+    kinked = name != "relu" and not ACTIVATIONS[name].smooth
+    if kinked and any(phase.method == "fft" for phase in chain.schedule):
+        raise ValueError(
+            f"dt must be given with activation {name!r}, got None: of activations with kinks, the adaptive "
+            "method follows 'relu' alone"
+        )
     times, theta = chain.grid.times, chain.records.origin.copy()
     done = int(np.searchsorted(times, 0.0, side="right"))
     # before the first step nothing has to be integrated
@@ -150,7 +159,8 @@ def _follow_phase(
     from langevin import _slide
 
     rule, scratch, stop = chain.rule(phase), chain.scratch(), start + phase.time
-    probing, jumps = phase.method == "lp", phase.method == "fft" and chain.data.relu
+    probing = phase.method == "lp"
+    jumps = not (probing or ACTIVATIONS[chain.problem.activation].smooth)
     trained = chain.layout.head if probing else chain.layout.size
     if probing:
         _kernels.freeze(theta, chain.data, scratch)
@@ -211,7 +221,7 @@ def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> f
     largest = _largest_eigenvalue(kernel, problem.samples)
     if not np.isfinite(largest):
         return 0.0
-    curvature = largest * (0.25 if problem.loss == "logistic" else 1.0)
+    curvature = largest * LOSSES[problem.loss].smoothness
     return 2 / curvature if curvature > 0 else np.inf
 
 

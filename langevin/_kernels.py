@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg.cython_blas as cython_blas
 import scipy.linalg.cython_lapack as cython_lapack
-from llvmlite import binding
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
@@ -41,6 +41,9 @@ TILE = 4 * LANES
 
 LP, FFT = 0, 1
 UNCLIPPED, FLAT, NORMALISED = 0, 1, 2
+# activations and losses that have code here; all others are called by their address
+RELU, LINEAR, LOGISTIC, SQUARE, CALLED = range(5)
+CODES = {"relu": RELU, "linear": LINEAR, "logistic": LOGISTIC, "square": SQUARE}
 
 # streams of a path
 STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM = 0, 1, 2
@@ -90,6 +93,36 @@ def _gemm_overload(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
         routine(at + 24, at + 28, at, at + 4, at + 8, alpha, a, at + 12, b, at + 16, beta, c, at + 20)
 
     return gemm
+
+
+# --- calls by address ------------------------------------------------------------------------
+
+
+def _call(builder, address, result, arguments):
+    """Call code that takes ``arguments`` at an integer ``address``."""
+    function = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(builder.inttoptr(address, function.as_pointer()), arguments)
+
+
+@intrinsic
+def _call_rows(typing_context, address, z, a, slope, count):
+    """Write ``phi(z)`` to ``a`` and ``phi'(z)`` to ``slope``; these are addresses of ``count`` numbers."""
+
+    def codegen(context, builder, signature, args):
+        _call(builder, args[0], ir.VoidType(), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(address, z, a, slope, count), codegen
+
+
+@intrinsic
+def call_scalar(typing_context, address, f, y):
+    """A loss or residual at ``f`` and ``y``, in double precision."""
+
+    def codegen(context, builder, signature, args):
+        return _call(builder, args[0], ir.DoubleType(), args[1:])
+
+    return types.float64(address, types.float64, types.float64), codegen
 
 
 # --- normal draws ----------------------------------------------------------------------------
@@ -293,8 +326,12 @@ class Data(NamedTuple):
     inputs: int  # k
     width: int
     head: int  # slot of the head in theta
-    relu: bool
-    logistic: bool
+    activation: int  # RELU, LINEAR or CALLED
+    loss: int  # LOGISTIC, SQUARE or CALLED
+    # addresses, for those that are called: see `langevin._elementwise`
+    phi: int
+    value: int
+    residual: int
 
 
 class Rule(NamedTuple):
@@ -314,7 +351,8 @@ class Scratch(NamedTuple):
     """Work space of one thread."""
 
     Z: np.ndarray  # (n padded, ld): pre-activations, then phi'; in linear probing the features
-    P: np.ndarray  # (columns of a block, ld): X^T diag(s) phi', for the ReLU
+    A: np.ndarray  # (n padded, ld): phi, where it is called; else (0, 0)
+    P: np.ndarray  # (columns of a block, ld): X^T diag(s) phi', unless the net is linear
     X: np.ndarray  # like Data.X: its rows times s
     samples: np.ndarray  # (3, n padded): outputs, squared norms of gradient / residual, clipped residuals
     neurons: np.ndarray  # (7, ld)
@@ -431,16 +469,40 @@ def _relu_rows(first, count, theta, data, scratch):
 
 
 @njit(**FAST)
+def _called_rows(first, count, theta, data, scratch):
+    """`_relu_rows` of an activation that is called; leave ``phi(Z)`` in ``A``."""
+    v, Z, A, zero = theta, scratch.Z, scratch.A, theta.dtype.type(0)
+    f, norm, x = scratch.samples[OUTPUT], scratch.samples[NORM], data.squared_norms
+    for i in range(first, first + count):
+        z, a = Z[i].ctypes.data, A[i].ctypes.data
+        _call_rows(data.phi, z, a, z, data.width)
+        output, q, m = zero, zero, zero
+        for j in range(data.width):
+            output += v[j] * A[i, j]
+            q += A[i, j] * A[i, j]
+            m += v[j] * v[j] * Z[i, j] * Z[i, j]
+        f[i], norm[i] = output, q + x[i] * m
+
+
+@njit(**JIT)
+def _call_residuals(data, f, s):
+    for i in range(data.y.size):
+        s[i] = call_scalar(data.residual, f[i], data.y[i])
+
+
+@njit(**FAST)
 def _clip_residuals(data, rule, scratch):
     """From outputs and squared norms to the clipped residuals ``s_i = c_i r_i``; 0 on padding."""
     f, norm, s = scratch.samples[OUTPUT], scratch.samples[NORM], scratch.samples[RESIDUAL]
     y, one = data.y, data.y.dtype.type(1)
-    if data.logistic:
+    if data.loss == LOGISTIC:
         for i in range(y.size):
             s[i] = -y[i] / (one + math.exp(y[i] * f[i]))
-    else:
+    elif data.loss == SQUARE:
         for i in range(y.size):
             s[i] = f[i] - y[i]
+    else:
+        _call_residuals(data, f, s)
     clip, stabiliser = y.dtype.type(rule.clip), y.dtype.type(rule.stabiliser)
     if rule.clipping == FLAT:
         for i in range(y.size):
@@ -500,6 +562,15 @@ def _mark_active(first, count, data, scratch):
             active[j] = Z[i, j] if Z[i, j] > active[j] else active[j]
 
 
+@njit(**JIT)
+def _call_features(data, scratch):
+    """Overwrite ``Z`` by ``phi(Z)``; what ``A`` holds is lost."""
+    Z, A = scratch.Z, scratch.A
+    for i in range(Z.shape[0]):
+        z = Z[i].ctypes.data
+        _call_rows(data.phi, z, z, A[i].ctypes.data, data.width)
+
+
 @njit(**FAST)
 def freeze(theta, data, scratch):
     """Leave the hidden features in ``Z`` and their squared norms in `NORM`, for linear probing."""
@@ -509,10 +580,12 @@ def freeze(theta, data, scratch):
     for i in range(data.features.shape[0]):
         for j in range(data.width):
             Z[i, j] = data.features[i, j]
+    if data.activation == CALLED:
+        _call_features(data, scratch)
     for i in range(Z.shape[0]):
         q = zero
         for j in range(data.width):
-            if data.relu:
+            if data.activation == RELU:
                 Z[i, j] = zero if Z[i, j] <= zero else Z[i, j]
             q += Z[i, j] * Z[i, j]
         scratch.samples[NORM, i] = q
@@ -529,14 +602,16 @@ def _evaluate(theta, data, rule, scratch, mark):
         _feature_outputs(theta, data, scratch)
     else:
         for block in range(data.rows.shape[0]):
-            if data.relu or rule.clipping != UNCLIPPED:
+            if data.activation != LINEAR or rule.clipping != UNCLIPPED:
                 _preactivate(theta, block, data, scratch)
-            if data.relu:
-                first, count = data.rows[block, 0], data.rows[block, 1]
+            first, count = data.rows[block, 0], data.rows[block, 1]
+            if data.activation == RELU:
                 if mark:
                     _mark_active(first, count, data, scratch)
                 _relu_rows(first, count, theta, data, scratch)
-        if not data.relu:
+            elif data.activation == CALLED:
+                _called_rows(first, count, theta, data, scratch)
+        if data.activation == LINEAR:
             _linear_outputs(theta, data, rule, scratch)
     check = 0.0
     for i in range(data.y.size):
@@ -547,9 +622,9 @@ def _evaluate(theta, data, rule, scratch, mark):
 
 
 @njit(**FAST)
-def _descend_head(theta, rate, data, scratch):
-    """``v -= rate A^T s``, linear probing."""
-    A, s, gradient = scratch.Z, scratch.samples[RESIDUAL], scratch.neurons[GRADIENT]
+def _descend_head(theta, rate, A, data, scratch):
+    """``v -= rate A^T s``."""
+    s, gradient = scratch.samples[RESIDUAL], scratch.neurons[GRADIENT]
     gradient[:] = 0
     for i in range(0, A.shape[0], 4):
         s0, s1, s2, s3 = s[i], s[i + 1], s[i + 2], s[i + 3]
@@ -586,6 +661,25 @@ def _descend_relu(theta, rate, data, scratch):
 
 
 @njit(**FAST)
+def _descend_called(theta, rate, data, scratch):
+    """``w_j -= rate v_j sum_i s_i phi'(z_ij) x_i`` and ``v -= rate A^T s``."""
+    s, scaled, X = scratch.samples[RESIDUAL], scratch.X, data.X
+    for i in range(X.shape[0]):
+        for c in range(X.shape[1]):
+            scaled[i, c] = s[i] * X[i, c]
+    W, P, v = _first_layer(theta, data, scratch), scratch.P, scratch.neurons[HEAD]
+    for j in range(data.width):
+        v[j] = rate * theta[j]
+    for block in range(data.columns.shape[0]):
+        _pull_back(block, data, scratch)
+        first = data.columns[block, 0]
+        for c in range(data.columns[block, 1]):
+            for j in range(data.width):
+                W[first + c, j] -= v[j] * P[c, j]
+    _descend_head(theta, rate, scratch.A, data, scratch)
+
+
+@njit(**FAST)
 def _descend_linear(theta, rate, data, scratch):
     """``W -= rate v u^T`` and ``v -= rate W u`` with ``u = X^T s``."""
     s, X, u, W = (
@@ -613,11 +707,13 @@ def _descend_linear(theta, rate, data, scratch):
 def _descend(theta, rate, data, rule, scratch):
     """``theta -= rate * gradient`` at what `_evaluate` left in ``scratch``."""
     if rule.method == LP:
-        _descend_head(theta, rate, data, scratch)
-    elif data.relu:
+        _descend_head(theta, rate, scratch.Z, data, scratch)
+    elif data.activation == RELU:
         _descend_relu(theta, rate, data, scratch)
-    else:
+    elif data.activation == LINEAR:
         _descend_linear(theta, rate, data, scratch)
+    else:
+        _descend_called(theta, rate, data, scratch)
 
 
 @njit(**JIT)
@@ -641,10 +737,12 @@ def _loss_and_accuracy(data, scratch):
     loss, correct = 0.0, 0
     for i in range(data.y.size):
         f, y = np.float64(scratch.samples[OUTPUT, i]), np.float64(data.y[i])
-        if data.logistic:
+        if data.loss == LOGISTIC:
             loss += max(-y * f, 0.0) + math.log1p(math.exp(-abs(f)))
-        else:
+        elif data.loss == SQUARE:
             loss += 0.5 * (f - y) ** 2
+        else:
+            loss += call_scalar(data.value, f, y)
         correct += y * f > 0
     return loss, correct / data.y.size
 
@@ -745,7 +843,7 @@ def _observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, s
         head = records.own[j] * theta[j]
         misaligned += head < 0
         distorted += preactivation < start[j]
-        dead += data.relu and not scratch.neurons[ACTIVE, j] > 0
+        dead += data.activation == RELU and not scratch.neurons[ACTIVE, j] > 0
         if neurons.size > 0:
             outside = records.complement_norms[j]
             squared = np.float64(scratch.neurons[SQUARED, j])
@@ -1001,7 +1099,12 @@ def advance_collapsed(
                 r += 1
             if step == stop:
                 break
-            pull = 1.0 / (1.0 + math.exp(margin)) if data.logistic else 1.0 - margin
+            if data.loss == LOGISTIC:
+                pull = 1.0 / (1.0 + math.exp(margin))
+            elif data.loss == SQUARE:
+                pull = 1.0 - margin
+            else:
+                pull = -call_scalar(data.residual, margin, 1.0)
             norm = abs(pull) * math.sqrt(gamma * (plus + minus))
             if rule.clipping == FLAT:
                 pull *= rule.clip / norm if norm > rule.clip else 1.0
@@ -1033,10 +1136,12 @@ def _across(x, noise, degrees, counter, step, path, k0, k1):
 @njit(**JIT)
 def _observe_collapsed(r, step, margin, theta, complement, path, k0, k1, data, records, scalars):
     """Write the observables of record ``r`` of a collapsed net."""
-    if data.logistic:
+    if data.loss == LOGISTIC:
         loss = max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
-    else:
+    elif data.loss == SQUARE:
         loss = 0.5 * (1.0 - margin) ** 2
+    else:
+        loss = call_scalar(data.value, margin, 1.0)
     outside = 0.0
     if records.complement_dim > 0:
         outside = _move_complement(

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from langevin import _elementwise, _kernels
 from langevin._kernels import LANES, REFLECTORS, TILE, Data, Scratch
 from langevin._validate import FloatArray
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 
 CACHE_LINE = 64
 # OpenBLAS multiplies without packing, at full speed, while m n k stays below this
@@ -78,7 +81,7 @@ class Layout:
         return theta[self.head : self.head + self.inputs * self.ld].reshape(self.inputs, self.ld)
 
     def data(
-        self, X: FloatArray, y: FloatArray, *, relu: bool, logistic: bool, features: FloatArray | None = None
+        self, X: FloatArray, y: FloatArray, *, activation: str, loss: str, features: FloatArray | None = None
     ) -> Data:
         """The compiled code's view of a problem with inputs ``X (n, k)``, or with ``features (n, h)``."""
         samples = _up(X.shape[0], 4)
@@ -102,8 +105,9 @@ class Layout:
             self.inputs,
             self.width,
             self.head,
-            relu,
-            logistic,
+            _kernels.CODES.get(activation, _kernels.CALLED),
+            _kernels.CODES.get(loss, _kernels.CALLED),
+            *_addresses(activation, loss, self.dtype),
         )
 
     def scratch(self, data: Data, folds: bool = False) -> Scratch:
@@ -117,6 +121,7 @@ class Layout:
             folding = tuple(aligned_zeros(s, self.dtype) for s in shapes)
         return Scratch(
             aligned_zeros((samples, self.ld), self.dtype),
+            aligned_zeros((samples, self.ld) if data.phi else (0, 0), self.dtype),
             aligned_zeros((int(data.columns[:, 1].max(initial=1)), self.ld), self.dtype),
             aligned_zeros((samples, inputs), self.dtype),
             aligned_zeros((3, samples), self.dtype),
@@ -127,6 +132,18 @@ class Layout:
             np.zeros(2, self.dtype),
             *folding,
         )
+
+
+def _addresses(activation: str, loss: str, dtype: Any) -> tuple[int, int, int]:
+    """Of ``phi``, the loss and its residual; 0 for what `langevin._kernels` has of its own."""
+    phi = value = residual = 0
+    if activation not in _kernels.CODES:
+        phi = _elementwise.rows(ACTIVATIONS[activation], dtype).address
+    if loss not in _kernels.CODES:
+        value, residual = (
+            _elementwise.scalar(LOSSES[loss], derivative).address for derivative in (False, True)
+        )
+    return phi, value, residual
 
 
 def _block(depth: int, smallest: int) -> int:

@@ -11,6 +11,7 @@ from langevin._engine import Chain
 from langevin._flow import FEWEST_STEPS, Report
 from langevin._sliding import Damping, Net, State
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 from langevin.problem import Problem
 
 # the change by a step's second stage that is allowed, over rtol, and at most: errors are about a tenth of it
@@ -50,7 +51,7 @@ def follow(
     squared = np.einsum("ij,ij->i", X, X)
     net = Net(
         X, np.array(X.T, order="C"), np.array(problem.y), squared, np.sqrt(squared), *_parallel(X),
-        problem.loss == "logistic", rule.clipping, float(rule.clip), float(rule.stabiliser),
+        chain.data.loss, chain.data.residual, rule.clipping, float(rule.clip), float(rule.stabiliser),
     )  # fmt: skip
     room, spare = _sliding.workspace(width, n, k)
     W, v = layout.unpack(theta)
@@ -112,10 +113,7 @@ def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
     A, on = np.maximum(Z, 0.0), (Z > 0) * state.v
     f = A @ state.v
     squares = np.einsum("ij,ij->i", A, A) + net.squared * np.einsum("ij,ij->i", on, on)
-    curvature = np.ones_like(f)
-    if net.logistic:
-        r = problem.residuals(f)
-        curvature = np.abs(r) * (1 - np.abs(r))
+    curvature = LOSSES[problem.loss].curvature(f, problem.y)
     if net.clipping != _kernels.UNCLIPPED:
         norms = np.abs(problem.residuals(f)) * np.sqrt(squares)
         curvature = np.where(norms > net.clip, 0.0, curvature)

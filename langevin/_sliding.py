@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from langevin._jit import njit
-from langevin._kernels import JIT, NORMALISED, UNCLIPPED
+from langevin._kernels import JIT, LOGISTIC, NORMALISED, SQUARE, UNCLIPPED, call_scalar
 
 # |z_ij| up to this share of max(||w_j||, |v_j|) ||x_i|| is rounding: the neuron is on the hyperplane
 ON_PLANE = 1e-13
@@ -49,7 +49,8 @@ class Net(NamedTuple):
     lead: np.ndarray  # (n,), int64: the first sample with the same hyperplane
     ratio: np.ndarray  # (n,): x_i over that sample
     parallel: bool  # whether any two samples share a hyperplane
-    logistic: bool
+    loss: int  # as in `langevin._kernels.Data`, with the address of its residual
+    residual: int
     clipping: int
     clip: float
     stabiliser: float
@@ -223,7 +224,12 @@ def _pulls(head, slopes, net, room):
                     _set_aside(i, j, net.squared[i] * square, slopes[j, i], room)
     for i in range(net.y.size):
         y, f = net.y[i], samples[OUTPUT, i]
-        samples[RESIDUAL, i] = -y / (1.0 + math.exp(y * f)) if net.logistic else f - y
+        if net.loss == LOGISTIC:
+            samples[RESIDUAL, i] = -y / (1.0 + math.exp(y * f))
+        elif net.loss == SQUARE:
+            samples[RESIDUAL, i] = f - y
+        else:
+            samples[RESIDUAL, i] = call_scalar(net.residual, f, y)
         factor = _mean_factor(i, -1, mean[i], samples[VARIANCE, i], samples[THIRD, i], net, room)
         samples[PULL, i] = samples[RESIDUAL, i] * factor
 

@@ -290,8 +290,8 @@ def rows(e: Any, rule: Rule) -> None:
         n,
         h,
         PROBING=rule.method == LP,
-        RELU=e.relu,
-        LOGISTIC=e.logistic,
+        RELU=e.activation.name == "relu",
+        LOGISTIC=e.loss.name == "logistic",
         CLIPPING=rule.clipping,
         **block,
     )
@@ -300,7 +300,7 @@ def rows(e: Any, rule: Rule) -> None:
 def columns(e: Any, store: bool) -> None:
     """See `langevin._device`."""
     paths, n, h = e.Z.shape
-    block = _block(e.Z, *_COLUMNS)
+    block, relu = _block(e.Z, *_COLUMNS), e.activation.name == "relu"
     _columns[paths, triton.cdiv(h, block["NEURONS"])](
-        e.Z, e.theta, e.theta.shape[1], e.s, e.numbers, e.clock, n, h, RELU=e.relu, STORE=store, **block
+        e.Z, e.theta, e.theta.shape[1], e.s, e.numbers, e.clock, n, h, RELU=relu, STORE=store, **block
     )

@@ -12,7 +12,8 @@ from langevin import _atomic, _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
 from langevin.initial import gaussian_features, gaussian_head
-from langevin.problem import Activation, Loss, Problem, Weights
+from langevin.model.losses import LOSSES
+from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
 
 
@@ -28,8 +29,8 @@ def orthogonally_separable(
     *,
     spread: float = 0.2,
     angle: float = 135.0,
-    activation: Activation = "relu",
-    loss: Loss = "logistic",
+    activation: str = "relu",
+    loss: str = "logistic",
     test_samples: int = 0,
     rng: RNG = None,
 ) -> Problem:
@@ -101,11 +102,12 @@ def linear_teacher(
     dim: int = 16,
     *,
     noise: float = 0.1,
-    activation: Activation = "linear",
+    activation: str = "linear",
+    loss: str = "square",
     test_samples: int = 0,
     rng: RNG = None,
 ) -> Problem:
-    """Regression on a random linear teacher: ``y = X beta + noise xi``, square loss.
+    """Regression on a random linear teacher: ``y = X beta + noise xi``.
 
     ``X`` has independent normal entries and rows of norm about 1; ``beta`` has norm ``sqrt(dim)``, so that
     targets are about 1.
@@ -117,7 +119,10 @@ def linear_teacher(
         Standard deviation of the targets' noise.
     activation, rng
         As in `orthogonally_separable`.
+    loss : str
+        As in `Problem`, one that takes real targets.
     """
+    _validate.choice("loss", loss, [name for name, entry in LOSSES.items() if not entry.signs])
     samples, dim = _validate.integer("samples", samples, 1), _validate.integer("dim", dim, 1)
     test_samples = _validate.integer("test_samples", test_samples, 0)
     _fits(samples + test_samples, dim)
@@ -132,7 +137,7 @@ def linear_teacher(
 
     X, y = draw(samples)
     test = draw(test_samples) if test_samples else (None, None)
-    return Problem(X, y, activation, "square", *test)
+    return Problem(X, y, activation, loss, *test)
 
 
 # pre-training on the public digits: even against odd, to a plateau of the accuracy
@@ -144,8 +149,8 @@ def digits(
     classes: tuple[int, int] = (3, 8),
     width: int = 512,
     *,
-    activation: Activation = "relu",
-    loss: Loss = "logistic",
+    activation: str = "relu",
+    loss: str = "logistic",
     head_scale: float | None = None,
     rng: RNG = 0,
     cache: bool = True,

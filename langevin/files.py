@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from langevin import _arrays, _labels, _tables, _validate
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 
 if TYPE_CHECKING:
-    from langevin.problem import Activation, Loss, Problem
+    from langevin.problem import Problem
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 ALLOWED = "a file ending in .npz, .csv or .parquet"
@@ -79,11 +80,12 @@ def held(path: str | Path) -> tuple[str, ...]:
 
 
 def from_file(
-    path: str | Path, *, label: str = "y", activation: Activation = "relu", loss: Loss = "logistic"
+    path: str | Path, *, label: str = "y", activation: str = "relu", loss: str = "logistic"
 ) -> FileProblem:
     r"""Read a problem of two classes, or of regression, from a file.
 
-    Labels of any kind become -1 and +1 in sorted order. With ``loss="square"`` numbers stay as they are.
+    Labels of any kind become -1 and +1 in sorted order. With a loss of real targets, such as ``"square"``,
+    numbers stay as they are.
 
     Parameters
     ----------
@@ -125,7 +127,7 @@ def from_file(
 
     file = read(path, label)
     arrays, targets, names = file.arrays, {}, ()
-    if loss == "square" and np.asarray(file.arrays["y"]).dtype.kind in "iuf":
+    if not LOSSES[loss].signs and np.asarray(file.arrays["y"]).dtype.kind in "iuf":
         targets = {name: arrays[name] for name in ("y", "y_test") if name in arrays}
     else:
         names, targets = _two_classes(f"label {label!r}" if file.features else "y", arrays)
@@ -143,7 +145,7 @@ def from_file(
 
 
 def from_npz(
-    path: str | Path, *, activation: Activation = "relu", loss: Loss = "logistic"
+    path: str | Path, *, activation: str = "relu", loss: str = "logistic"
 ) -> tuple[Problem, FloatArray | None, FloatArray | None]:
     """Read a problem, and weights if there are any, from an ``.npz`` file; see `from_file`.
 

@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
 from langevin import _validate
 from langevin._validate import FloatArray
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 
-Activation = Literal["relu", "linear"]
-Loss = Literal["logistic", "square"]
+# names in the tables of `langevin.model`
+Activation = str
+Loss = str
 Method = Literal["lp", "fft"]
 
-ACTIVATIONS = ("relu", "linear")
-LOSSES = ("logistic", "square")
 # entries of weights that are read at once
 BLOCK_ENTRIES = 2**22
 # so that the degrees of freedom of their noise are whole numbers of 64 bits
@@ -38,11 +38,13 @@ class Problem:
     X : array_like, shape (n, d)
         Inputs.
     y : array_like, shape (n,)
-        Labels -1 and +1. With ``loss="square"`` any real targets are allowed (regression).
-    activation : {"relu", "linear"}
-        ``phi``; the ReLU's derivative at 0 is 0.
-    loss : {"logistic", "square"}
-        ``log(1 + exp(-y f))`` or ``(f - y)^2 / 2``.
+        Labels -1 and +1. The square and Huber losses also take any real targets (regression).
+    activation : str
+        ``phi``, a name in `langevin.model.activations.ACTIVATIONS`: ``"relu"`` (its derivative at 0 is 0),
+        ``"linear"``, ``"gelu"`` (exact, ``z`` times the normal distribution function) or ``"tanh"``.
+    loss : str
+        A name in `langevin.model.losses.LOSSES`: ``"logistic"`` is ``log(1 + exp(-y f))``, ``"square"``
+        ``(f - y)^2 / 2``, ``"huber"`` the same up to ``|f - y| = 1``, and ``|f - y| - 1/2`` beyond.
     X_test, y_test : array_like, optional
         Held-out points, shapes (m, d) and (m,); used by test observables only.
 
@@ -89,7 +91,7 @@ class Problem:
         _validate.choice("loss", loss, LOSSES)
         X, y = _validate.array("X", X, 2), _validate.array("y", y, 1)
         _validate.same_length("X", X, "y", y)
-        if loss == "logistic":
+        if LOSSES[loss].signs:
             _validate.labels("y", y)
         if (X_test is None) != (y_test is None):
             raise ValueError("X_test and y_test must be given together: one of them is None")
@@ -100,7 +102,7 @@ class Problem:
                 raise ValueError(
                     f"X_test must have as many columns as X, got {X_test.shape[1]} and {X.shape[1]}"
                 )
-            if loss == "logistic":
+            if LOSSES[loss].signs:
                 _validate.labels("y_test", y_test)
         fields = dict(X=X, y=y, activation=activation, loss=loss, X_test=X_test, y_test=y_test)
         for name, value in fields.items():
@@ -127,11 +129,11 @@ class Problem:
 
     def activate(self, z: FloatArray) -> FloatArray:
         """``phi(z)``, elementwise."""
-        return np.maximum(z, 0.0) if self.activation == "relu" else z
+        return ACTIVATIONS[self.activation].value(z)
 
     def slope(self, z: FloatArray) -> FloatArray:
         """``phi'(z)``, elementwise; 0 at 0 for the ReLU."""
-        return (z > 0).astype(np.float64) if self.activation == "relu" else np.ones_like(z)
+        return ACTIVATIONS[self.activation].slope(z)
 
     def features(self, W: FloatArray) -> FloatArray:
         """Hidden features ``A = phi(X W^T)``, shape (n, h)."""
@@ -143,13 +145,11 @@ class Problem:
 
     def losses(self, f: FloatArray) -> FloatArray:
         """Per-sample losses at outputs ``f``; broadcasts over leading dimensions."""
-        if self.loss == "square":
-            return 0.5 * (f - self.y) ** 2
-        return np.logaddexp(0.0, -self.y * f)
+        return LOSSES[self.loss].value(f, self.y)
 
     def residuals(self, f: FloatArray) -> FloatArray:
         """``r_i``, the derivative of the per-sample loss with respect to ``f``."""
-        return f - self.y if self.loss == "square" else -self.y * expit(-self.y * f)
+        return LOSSES[self.loss].residual(f, self.y)
 
     def gradient_norms(self, weights: Weights, method: Method) -> FloatArray:
         """Norms of the per-sample gradients over the trained parameters, shape (n,).

@@ -23,6 +23,7 @@ from langevin import _validate
 from langevin._kernels import HOUSEHOLDER, TILE
 from langevin._span import Span
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 from langevin.observables import OBSERVABLES
 from langevin.problem import BLOCK_ENTRIES, GramWeights, Problem, Weights, blocks_of_rows, triangle
 from langevin.schedule import Grid, Schedule
@@ -339,6 +340,8 @@ class _Collapsed:
             return "needs two neurons at least"
         if not problem.classification:
             return "needs labels -1 and +1"
+        if not LOSSES[problem.loss].symmetric:
+            return f"needs a loss with l(-f, -y) = l(f, y), which {problem.loss!r} is not"
         if request.held_out:
             return "knows nothing of held-out points"
         directed = problem.y[:, None] * problem.X
@@ -387,6 +390,10 @@ class _Blocks(_Full):
                 "is for the zeroth-order flow: with noise, or in whole steps, a class's Gram matrix does not "
                 "tell when a neuron leaves its cone"
             )
+        from langevin._cones import MARGINS
+
+        if problem.loss not in MARGINS:
+            return f"is for the losses {', '.join(MARGINS)}, not {problem.loss!r}"
         if not problem.classification:
             return "needs labels -1 and +1"
         if problem.samples > _MOST_PAIRED:

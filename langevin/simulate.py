@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langevin import _command, _streams
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 
 if TYPE_CHECKING:
     from langevin.files import FileProblem
@@ -56,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "--spread", type=float, default=0.2, help="spread within a class of separable data, 0 is collapsed"
     )
     data.add_argument("--classes", type=int, nargs=2, default=[3, 8], help="the two private digits")
-    data.add_argument("--activation", choices=["relu", "linear"], default="relu", help="activation")
+    data.add_argument("--activation", choices=[*ACTIVATIONS], default="relu", help="activation")
     data.add_argument(
-        "--loss", choices=["logistic", "square"], help="loss; logistic, or square for regression (default)"
+        "--loss", choices=[*LOSSES], help="loss (default: logistic, or square for regression on a teacher)"
     )
     net = p.add_argument_group("network")
     net.add_argument(

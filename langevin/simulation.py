@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from langevin import _validate, data, files, initial
 from langevin._random import generator
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 from langevin.observables import OBSERVABLES
-from langevin.problem import Activation, GramWeights, Loss, Problem, Weights
+from langevin.problem import GramWeights, Problem, Weights
 from langevin.schedule import CLIPPINGS, Clipping, Schedule
 
 Features = Literal["collapsed", "gaussian"]
@@ -16,9 +19,9 @@ Head = Literal["gaussian", "zero", "prototype"]
 Method = Literal["lp", "fft", "lp-fft"]
 Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "activation": ("relu", "linear"),
-    "loss": ("logistic", "square"),
+CHOICES: dict[str, Collection[str]] = {
+    "activation": ACTIVATIONS,
+    "loss": LOSSES,
     "features": ("collapsed", "gaussian"),
     "head": ("gaussian", "zero", "prototype"),
     "method": ("lp", "fft", "lp-fft"),
@@ -67,9 +70,9 @@ class Simulation:
         Within a class of separable data.
     classes : tuple of int
         The two private digits.
-    activation : {"relu", "linear"}
-    loss : {"logistic", "square"} or None
-        None: logistic, or square for regression.
+    activation : str
+    loss : str or None
+        As in `Problem`; None: logistic, or square for ``data="teacher"``.
     width : int
         Neurons; a file's own first layer has its own.
     features : {"collapsed", "gaussian"} or None
@@ -111,8 +114,8 @@ class Simulation:
     dim: int = 16
     spread: float = 0.2
     classes: tuple[int, int] = (3, 8)
-    activation: Activation = "relu"
-    loss: Loss | None = None
+    activation: str = "relu"
+    loss: str | None = None
     width: int = 512
     features: Features | None = None
     head: Head = "gaussian"
@@ -142,8 +145,9 @@ class Simulation:
                 _validate.choice(name, value, allowed)
         for name in ("samples", "dim", "width", "paths"):
             _validate.integer(name, getattr(self, name), 1)
-        if self.data == "teacher" and self.loss == "logistic":
-            raise ValueError(f"loss must be 'square' with data='teacher', got {self.loss!r}")
+        if self.data == "teacher" and self.loss is not None and LOSSES[self.loss].signs:
+            real = " or ".join(repr(name) for name, loss in LOSSES.items() if not loss.signs)
+            raise ValueError(f"loss must be {real} with data='teacher', got {self.loss!r}")
         if self.data == "teacher" and self.features == "collapsed":
             raise ValueError(
                 f"features must be 'gaussian' with data='teacher', got {self.features!r}: its targets are no "
@@ -235,8 +239,8 @@ class Simulation:
         ValueError, MemoryError
             On a file that is no problem, or weights that do not fit into memory.
         """
-        square = self.data == "teacher"
-        loss = self.loss or ("square" if square else "logistic")
+        teacher = self.data == "teacher"
+        loss = self.loss or ("square" if teacher else "logistic")
         collapsed = self.features == "collapsed" or (
             self.features is None and self.data == "separable" and self.activation == "relu"
         )
@@ -263,9 +267,14 @@ class Simulation:
                 test_samples=self.samples,
                 rng=self.seed,
             )
-        elif square:
+        elif teacher:
             problem = data.linear_teacher(
-                self.samples, self.dim, activation=self.activation, test_samples=self.samples, rng=self.seed
+                self.samples,
+                self.dim,
+                activation=self.activation,
+                loss=loss,
+                test_samples=self.samples,
+                rng=self.seed,
             )
         elif self.data == "digits":
             problem, start = data.digits(

@@ -14,6 +14,7 @@ import psutil
 
 from langevin import Problem, Schedule, Weights, _engine, noise
 from langevin._span import Span
+from langevin.model.losses import LOSSES
 from langevin.reduced import Request, reduction
 from langevin.schedule import grid
 
@@ -24,7 +25,8 @@ _Found = TypeVar("_Found")
 
 def random_problem(seed: int, n: int = 7, d: int = 4, **kinds: Any) -> Problem:
     rng = np.random.default_rng(seed)
-    y = rng.standard_normal(n) if kinds.get("loss") == "square" else np.where(np.arange(n) % 2, 1.0, -1.0)
+    signs = LOSSES[kinds.get("loss", "logistic")].signs
+    y = np.where(np.arange(n) % 2, 1.0, -1.0) if signs else rng.standard_normal(n)
     return Problem(rng.standard_normal((n, d)), y, **kinds)
 
 

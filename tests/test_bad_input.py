@@ -30,8 +30,8 @@ CASES = {
     "complex numbers": (lambda: Problem([[1j]], [1]), r"X must be an array of real numbers"),
     "an array of them": (lambda: Problem(np.array([[1j]]), [1]), r"X must be an array of real numbers"),
     "activation": (
-        lambda: Problem([[1.0]], [1], activation="tanh"),
-        r"activation must be one of 'relu', 'linear'; got 'tanh'",
+        lambda: Problem([[1.0]], [1], activation="sine"),
+        r"activation must be one of 'relu', 'linear', 'gelu', 'tanh'; got 'sine'",
     ),
     "loss": (lambda: Problem([[1.0]], [1], loss="hinge"), r"loss must be one of"),
     "half a test set": (

@@ -25,6 +25,8 @@ from langevin import (
 )
 from langevin._engine import Chain
 from langevin._layout import aligned_zeros
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 from langevin.reduced import Request, reduction
 from langevin.schedule import grid
 from tests.helpers import SECONDS, random_problem, random_weights
@@ -93,8 +95,8 @@ def test_draws_are_those_of_the_compiled_code(precision, where):
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("activation", ["relu", "linear"])
-@pytest.mark.parametrize("loss", ["logistic", "square"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("method", ["lp", "fft"])
 @pytest.mark.parametrize(
     "clipping",
@@ -127,8 +129,8 @@ def test_a_step_without_noise_is_the_compiled_drift(activation, loss, method, cl
 # --- whole runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["relu", "linear"])
-@pytest.mark.parametrize("loss", ["logistic", "square"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduce", ["auto", "none"])
 def test_runs_agree_with_the_compiled_ones(device, activation, loss, reduce):
     """All observables, path by path; n < d, so that something lies outside the span."""

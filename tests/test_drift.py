@@ -10,6 +10,18 @@ from langevin import Problem, Schedule, Weights, gradient_flow
 from langevin._layout import STREAMED, Layout
 from tests.helpers import end_states, random_problem, random_weights
 
+ACTIVATE = {
+    "relu": torch.relu,
+    "linear": lambda z: z,
+    "gelu": torch.nn.functional.gelu,
+    "tanh": torch.tanh,
+}
+LOSE = {
+    "logistic": lambda f, y: -torch.nn.functional.logsigmoid(y * f),
+    "square": lambda f, y: 0.5 * (f - y) ** 2,
+    "huber": torch.nn.functional.huber_loss,
+}
+
 
 def autograd_drift(
     problem: Problem, weights: Weights, method: str, clip: float | None, clipping: str, r: float
@@ -21,9 +33,8 @@ def autograd_drift(
     total = [torch.zeros_like(W), torch.zeros_like(v)][-len(trained) :]
     for x, y in zip(problem.X, problem.y, strict=True):
         z = W @ torch.tensor(x)
-        f = v @ (torch.relu(z) if problem.activation == "relu" else z)
-        square = problem.loss == "square"
-        loss = 0.5 * (f - y) ** 2 if square else -torch.nn.functional.logsigmoid(y * f)
+        f = v @ ACTIVATE[problem.activation](z)
+        loss = LOSE[problem.loss](f, torch.tensor(y))
         gradients = torch.autograd.grad(loss, trained)
         norm = torch.sqrt(sum(((g**2).sum() for g in gradients), start=torch.tensor(0.0)))
         if clip is None:
@@ -42,7 +53,12 @@ def one_step(problem: Problem, weights: Weights, method: str, **clipping: object
     return gradient_flow(problem, weights, schedule, dt=1.0)
 
 
-KINDS = list(itertools.product(("relu", "linear"), ("logistic", "square"), ("lp", "fft")))
+PAIRS = [
+    *itertools.product(("relu", "linear"), ("logistic", "square")),
+    ("gelu", "logistic"),
+    ("tanh", "huber"),
+]
+KINDS = [(*pair, method) for pair in PAIRS for method in ("lp", "fft")]
 
 
 @pytest.mark.parametrize(("activation", "loss", "method"), KINDS)
@@ -108,12 +124,11 @@ def test_zero_gradients_are_not_divided_by(method):
     assert (end.v == weights.v).all()
 
 
-@pytest.mark.parametrize("loss", ["logistic", "square"])
-@pytest.mark.parametrize("method", ["lp", "fft"])
-def test_closed_form_norms_are_those_of_autograd(loss, method):
-    problem, weights = random_problem(3, loss=loss), random_weights(3)
+@pytest.mark.parametrize(("activation", "loss", "method"), KINDS)
+def test_closed_form_norms_are_those_of_autograd(activation, loss, method):
+    problem, weights = random_problem(3, activation=activation, loss=loss), random_weights(3)
     norms = problem.gradient_norms(weights, method)
     for i in range(problem.samples):
-        one = Problem(problem.X[i : i + 1], problem.y[i : i + 1], loss=loss)
+        one = Problem(problem.X[i : i + 1], problem.y[i : i + 1], activation, loss)
         W, v = autograd_drift(one, weights, method, None, "flat", 0.0)
         assert norms[i] == pytest.approx(np.sqrt((W**2).sum() + (v**2).sum()), rel=1e-12)
