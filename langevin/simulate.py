@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langevin import _command, _streams
-from langevin.model.activations import ACTIVATIONS
-from langevin.model.losses import LOSSES
 
 if TYPE_CHECKING:
     from langevin.files import FileProblem
@@ -32,6 +30,9 @@ _SMALL = 1_000_000
 
 def parser() -> argparse.ArgumentParser:
     """Command line of the simulator."""
+    from langevin.model.activations import ACTIVATIONS
+    from langevin.model.losses import LOSSES
+
     p = argparse.ArgumentParser(
         prog="python -m langevin.simulate",
         usage="python -m langevin.simulate [option ...]",
@@ -136,7 +137,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    command = parser()
+    with _command.interruptible() as status:
+        try:
+            command = parser()
+        except KeyboardInterrupt:
+            print("\ninterrupted; there is nothing to keep yet", file=sys.stderr)
+            return status()
     args = command.parse_args(argv)
     if "epsilon" in args:
         command.error(NO_EPSILON)

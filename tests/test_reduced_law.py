@@ -94,7 +94,13 @@ COLLAPSED = [
 ]
 # the span has 4 dimensions, q is 5: no fold, then one degree of freedom after the other
 NARROW = [Case("gram", "lp-fft", clip=0.5, width=width) for width in (3, 5, 11, 12, 13, 16, 17)]
-CASES = [*LINEAR, *KERNEL, *COLLAPSED, *NARROW, Case("gram", "lp-fft", clip=0.5, clipping="normalised")]
+CALLED = [
+    Case("kernel", "lp", "gelu", "huber", 0.5),
+    Case("gram", "lp-fft", loss="huber", clip=0.5),
+    Case("collapsed", "fft", loss="huber", clip=0.5),
+]
+NORMALISED = Case("gram", "lp-fft", clip=0.5, clipping="normalised")
+CASES = [*LINEAR, *KERNEL, *COLLAPSED, *NARROW, *CALLED, NORMALISED]
 
 
 def losses(run: xr.Dataset) -> list[np.ndarray]:

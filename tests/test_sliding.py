@@ -28,7 +28,7 @@ def ordinary(seed, loss=None, sizes=(12, 15, 12)):
     n, d, h = (int(rng.integers(1, most)) for most in sizes)
     loss = loss or ("square", "logistic")[seed % 2]
     X = rng.standard_normal((n, d))
-    y = rng.standard_normal(n) if loss == "square" else rng.choice([-1.0, 1.0], n)
+    y = rng.choice([-1.0, 1.0], n) if loss == "logistic" else rng.standard_normal(n)
     return Problem(X, y, loss=loss), Weights(rng.standard_normal((h, d)), rng.standard_normal(h))
 
 
@@ -90,6 +90,11 @@ def test_against_tiny_steps(kind):
         report, _ = check(*ordinary(seed), schedules(kind, seed))
         slides += report.slides
     assert slides > 0
+
+
+def test_a_loss_that_is_called_by_its_address_against_tiny_steps():
+    report, _ = check(*ordinary(6, "huber"), schedules("flat", 6))
+    assert report.slides > 0
 
 
 @pytest.mark.slow
