@@ -1,6 +1,7 @@
 """Code of the tables' activations and losses at addresses, which the compiled step loops call.
 
-So one compilation of these serves all entries, those registered at run time too.
+So one compilation of the loops serves all entries, including those registered at run time. Code made here is
+never kept on disk.
 """
 
 from __future__ import annotations

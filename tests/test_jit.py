@@ -140,7 +140,9 @@ def test_all_sources_are_stamped():
         for path in package.rglob("*.py")
         if re.search(r"^from (langevin\._jit|numba\S*) import", path.read_text(encoding="utf8"), re.M)
     }
-    assert using == set(_jit.SOURCES)
+    # compiled anew by each process and called by its address: part of no machine code that is kept
+    called = {"_elementwise.py"}
+    assert using == set(_jit.SOURCES) | called
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert "from numba import njit" not in path.read_text(encoding="utf8"), path
 

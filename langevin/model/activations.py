@@ -45,8 +45,8 @@ class Activation:
     lipschitz: float
     homogeneous: bool = False
     smooth: bool = True
-    tensor_value: Elementwise | None = None
-    tensor_slope: Elementwise | None = None
+    tensor_value: Any = None
+    tensor_slope: Any = None
 
 
 ACTIVATIONS: dict[str, Activation] = {}

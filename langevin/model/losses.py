@@ -58,8 +58,8 @@ class Loss:
     symmetric: bool = True
     largest_residual: float | None = None
     growth: Callable[[Any], Any] | None = None
-    tensor_value: Elementwise | None = None
-    tensor_residual: Elementwise | None = None
+    tensor_value: Any = None
+    tensor_residual: Any = None
 
 
 LOSSES: dict[str, Loss] = {}
