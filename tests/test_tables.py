@@ -334,3 +334,21 @@ def test_what_numba_cannot_compile_is_named():
             euler_maruyama(problem, weights, Schedule.fft(time=0.1), dt=0.1, paths=1, rng=0)
     finally:
         del ACTIVATIONS["odd"]
+
+
+def test_commands_and_files_take_them(tmp_path, capsys):
+    from langevin import from_file
+    from langevin.simulate import main
+
+    X, y = np.array([[1.0, 2.0], [0.5, -1.0], [0.2, 0.1]]), np.array([0.3, -2.0, 1.1])
+    np.savez(tmp_path / "data.npz", X=X, y=y)
+    assert (from_file(tmp_path / "data.npz", loss="huber").problem.y == y).all()
+    common = ["--paths", "1", "--time", "0.01", "--width", "5", "--no-bounds", "--activation", "gelu"]
+    for data in ("teacher", str(tmp_path / "data.npz")):
+        arguments = ["--data", data, "--loss", "huber", *common, "--out", str(tmp_path / "run.nc")]
+        assert main(arguments) == 0
+        assert "gelu, huber loss" in capsys.readouterr().out
+        (tmp_path / "run.nc").unlink()
+    with pytest.raises(SystemExit):
+        main(["--data", "teacher", "--loss", "logistic", *common])
+    assert "--loss must be 'square' or 'huber'" in capsys.readouterr().err
