@@ -11,7 +11,7 @@ import numpy as np
 
 from langevin import Phase, Problem, Schedule, Weights
 from langevin import _kernels as kernels
-from langevin._engine import Chain, Results
+from langevin._engine import Chain
 from langevin._layout import aligned_zeros
 from langevin._span import Span
 from langevin.reduced import Reduction, Request, reduction
@@ -118,13 +118,11 @@ class Ours:
     """The compiled step loop, as a run calls it; ``reduce`` as in `langevin.euler_maruyama`."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int) -> None:
-        request, reduced = case.request, case.reduction(reduce)
+        reduced = case.reduction(reduce)
         self.paths, self.span = paths, reduced.span
-        self.chain = Chain.build(
-            case.problem, case.weights, request.schedule, request.grid, reduced, dtype, key=(1, 2)
-        )
+        self.chain = Chain.build(case.request, reduced, dtype, key=(1, 2))
         self.scratch = self.chain.scratch()
-        self.results = Results.empty(paths, len(request.grid.times), case.width, False, ())
+        self.results = self.chain.observer.empty(paths, per_neuron=False)
         self.chunk = self.chain.start(0, paths)
 
     @property

@@ -98,11 +98,9 @@ class Ours:
     """The ensemble that a run on a device steps."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int, device: torch.device) -> None:
-        request, reduced = case.request, case.reduction(reduce)
+        reduced = case.reduction(reduce)
         self.paths, self.device, self.span = paths, device, reduced.span
-        chain = Chain.build(
-            case.problem, case.weights, request.schedule, request.grid, reduced, dtype, key=(1, 2)
-        )
+        chain = Chain.build(case.request, reduced, dtype, key=(1, 2))
         self.chain = DeviceChain.of(chain, device, 1)
         self.ensemble = self._start(self.chain)
 

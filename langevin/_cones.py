@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from langevin import _flow
-from langevin._engine import Chain
-from langevin._span import Span
+from langevin._system import System
 from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
-from langevin.reduced import Reduction
-from langevin.schedule import Grid, Phase
+from langevin.reduced import Request, reduction
+from langevin.schedule import Phase, Schedule
 
 # losses that the argument covers, each with the margin y f below which -y r is positive
 MARGINS = {"logistic": np.inf, "square": 1.0, "huber": 1.0}
@@ -34,7 +33,9 @@ class LeavesCone(ArithmeticError):
     """From here on a neuron may have left its cone."""
 
 
-def follow(chain: Chain, rtol: float, atol: float, report: _flow.Report) -> Iterator[np.ndarray]:
+def follow(
+    system: System, wanted: FloatArray, rtol: float, atol: float, report: _flow.Report
+) -> Iterator[np.ndarray]:
     """`langevin._flow.follow`, class by class.
 
     Raises
@@ -42,12 +43,12 @@ def follow(chain: Chain, rtol: float, atol: float, report: _flow.Report) -> Iter
     LeavesCone
         As soon as it is not certain that all neurons stay in their cones.
     """
-    problem, W, v = chain.reduction.problem, chain.reduction.W.copy(), chain.reduction.v.copy()
+    problem, W, v = system.reduction.problem, system.reduction.W.copy(), system.reduction.v.copy()
     blocks = [block for sign in (1.0, -1.0) if (block := _Block.of(problem, W, v, sign)).neurons.size]
-    times, probing = _checks(chain)
-    flows = [block.flow(chain, times, rtol, atol, report) for block in blocks]
-    records, theta = set(chain.grid.times.tolist()), np.zeros_like(chain.records.origin)
-    largest = max(_largest_factor(phase) for phase in chain.schedule)
+    times, probing = _checks(system.schedule, wanted)
+    flows = [block.flow(system, times, rtol, atol, report) for block in blocks]
+    records, theta = set(wanted.tolist()), np.zeros_like(system.origin)
+    largest = max(_largest_factor(phase) for phase in system.schedule)
     for i, t in enumerate(times):
         before = W.copy(), v.copy()
         for block, states in zip(blocks, flows, strict=True):
@@ -67,19 +68,19 @@ def follow(chain: Chain, rtol: float, atol: float, report: _flow.Report) -> Iter
                         f"neurons may leave the cones of their classes from time {times[i - 1]:g} on"
                     )
         if t in records:
-            chain.layout.pack(W, v, theta)
+            system.layout.pack(W, v, theta)
             yield theta
 
 
-def _checks(chain: Chain) -> tuple[FloatArray, np.ndarray]:
+def _checks(schedule: Schedule, wanted: FloatArray) -> tuple[FloatArray, np.ndarray]:
     """Times at which neurons are looked at, and whether each ends an interval of linear probing."""
-    parts = [chain.grid.times]
-    for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
+    parts = [wanted]
+    for phase, start in zip(schedule, schedule.starts, strict=True):
         parts.append(np.linspace(start, start + phase.time, _CHECKS + 1 if phase.method == "fft" else 2))
     times = np.unique(np.concatenate([[0.0], *parts]))
-    times = times[times <= max(chain.schedule.duration, chain.grid.times[-1])]
-    last = np.searchsorted(chain.schedule.starts, times, side="left") - 1
-    methods = np.array([phase.method == "lp" for phase in chain.schedule])
+    times = times[times <= max(schedule.duration, wanted[-1])]
+    last = np.searchsorted(schedule.starts, times, side="left") - 1
+    methods = np.array([phase.method == "lp" for phase in schedule])
     return times, methods[np.maximum(last, 0)]
 
 
@@ -111,16 +112,14 @@ class _Block:
         return cls(X, problem.y[own], problem.X[~own], neurons, sign, frame, coordinates)
 
     def flow(
-        self, chain: Chain, times: FloatArray, rtol: float, atol: float, report: _flow.Report
+        self, system: System, times: FloatArray, rtol: float, atol: float, report: _flow.Report
     ) -> Iterator[FloatArray]:
         """Yield the coordinates ``[W, v]`` at each time."""
-        local = Problem(self.X, self.y, "linear", chain.problem.loss)
+        local = Problem(self.X, self.y, "linear", system.problem.loss)
         W, v = self.coordinates[:, :-1], self.coordinates[:, -1]
-        net = Reduction("gram", local, W, v, Span.whole(local), neurons=False)
-        counts = (len(times), *[0] * (len(chain.schedule) - 1))
-        grid = Grid(1.0, counts, np.arange(len(times)), times)
-        linear = Chain.build(local, Weights(W, v), chain.schedule, grid, net, np.float64).without_noise()
-        for theta in _flow.follow(linear, rtol, atol, report):
+        request = Request(local, Weights(W, v), system.schedule, None, noisy=False)
+        linear = System.build(request, reduction("none", request), np.float64)
+        for theta in _flow.follow(linear, times, rtol, atol, report):
             yield np.column_stack(linear.layout.unpack(theta))
 
     def certain(

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from langevin import _kernels, _validate
-from langevin._kernels import Data, Records, Rule
-from langevin._layout import Layout, aligned_zeros
-from langevin.observables import Watcher, own_class
-from langevin.problem import Problem, Weights
-from langevin.reduced import Reduction
+from langevin import _validate
+from langevin._kernels import Records, Rule, Scratch
+from langevin._layout import aligned_zeros
+from langevin._observer import Observer
+from langevin._results import Chunk, Results
+from langevin._system import System
+from langevin.reduced import Reduction, Request
 from langevin.schedule import Grid, Phase, Schedule
 
-_CLIPPING = {"flat": _kernels.FLAT, "normalised": _kernels.NORMALISED}
 # a call into compiled code lasts about this long: the delay of an interruption
 _CALL_SECONDS = 0.1
 # states of a chunk take at most this, unless one path takes more
@@ -115,171 +115,67 @@ def one_blas_thread() -> threadpool_limits:
     return threadpool_limits(1, user_api="blas")
 
 
-@dataclass
-class Chunk:
-    """Consecutive paths, all at the same step."""
-
-    first_path: int
-    step: int
-    thetas: np.ndarray  # (paths, size)
-    complements: np.ndarray  # (paths, 2, processes) of what is not simulated, see `Reduction`
-
-    @property
-    def paths(self) -> slice:
-        """The chunk's rows in the results."""
-        return slice(self.first_path, self.first_path + len(self.thetas))
-
-
-@dataclass
-class Results:
-    """Observables of an ensemble, NaN where not yet computed."""
-
-    scalars: np.ndarray  # (paths, SCALARS, m)
-    neurons: np.ndarray  # (paths, 3, m, h), or (paths, 3, 0, 0)
-    watched: dict[str, np.ndarray]  # each (paths, m)
-    diverged: np.ndarray  # (paths,): -1, or the step from which a path is not finite
-    steps: np.ndarray  # (paths,): steps done
-
-    @classmethod
-    def empty(cls, paths: int, records: int, width: int, per_neuron: bool, watched: Sequence[str]) -> Results:
-        """Results of which nothing is known yet."""
-        neurons = (records, width) if per_neuron else (0, 0)
-        return cls(
-            np.full((paths, _kernels.SCALARS, records), np.nan),
-            np.full((paths, _kernels.NEURON_ROWS, *neurons), np.nan),
-            {name: np.full((paths, records), np.nan) for name in watched},
-            np.full(paths, -1, np.int64),
-            np.zeros(paths, np.int64),
-        )
-
-    def mark_overflows(self, record_steps: np.ndarray) -> None:
-        """Take a path as diverged from the first record on at which one of its numbers is infinite."""
-        infinite: np.ndarray = np.isinf(self.scalars).max(axis=1)
-        for path in np.flatnonzero(infinite.any(axis=1)):
-            first = int(np.argmax(infinite[path]))
-            step = int(record_steps[first])
-            if self.diverged[path] < 0 or step < self.diverged[path]:
-                self.diverged[path] = step
-            self.scalars[path, :, first:] = np.nan
-            self.neurons[path, :, first:] = np.nan
-
-
 @dataclass(frozen=True, eq=False)
-class Chain:
-    """What all paths of a run share: data, rules, records, noise.
+class Chain(System):
+    """What all paths of a run share: a system, its steps, records and noise.
 
-    ``problem`` and ``weights`` are the user's, ``reduction`` is what is simulated in their place; ``key`` is
-    the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left out, which gives
-    the zeroth-order approximation on the same grid, to the last bit.
+    ``key`` is the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left out,
+    which gives the zeroth-order approximation on the same grid, to the last bit.
     """
 
-    problem: Problem
-    weights: Weights
-    schedule: Schedule
     grid: Grid
-    reduction: Reduction
-    layout: Layout
-    data: Data
-    records: Records
+    observer: Observer
     key: tuple[int, int]
     draws: int = 1
     noisy: bool = True
-    watchers: tuple[Watcher, ...] = ()
 
     @classmethod
     def build(
         cls,
-        problem: Problem,
-        weights: Weights,
-        schedule: Schedule,
-        grid: Grid,
+        request: Request,
         reduction: Reduction,
         dtype: type,
         key: tuple[int, int] = (0, 0),
         draws: int = 1,
-        watchers: Sequence[Watcher] = (),
     ) -> Chain:
-        """Bring a problem into the compiled code's form."""
-        rows, inputs = reduction.W.shape
-        layout = Layout(inputs, rows, dtype)
-        X, y, span = reduction.problem.X, reduction.problem.y, reduction.span
-        data = layout.data(
-            X,
-            y,
-            activation=reduction.problem.activation,
-            loss=problem.loss,
-            features=X if reduction.frozen else None,
-        )
-        origin = aligned_zeros((layout.size,), dtype)
-        layout.pack(reduction.W, reduction.v, origin)
-        means, own, outside = np.zeros((2, inputs)), np.zeros(0), np.zeros(0)
-        if reduction.neurons and problem.classification:
-            own, outside = own_class(problem, weights.W), span.complement_norms(weights.W)
-            for row, label in enumerate((-1.0, 1.0)):
-                if (y == label).any():
-                    means[row] = X[y == label].mean(axis=0)
-        records = Records(
-            grid.record_steps,
-            origin,
-            np.zeros((0, 0), dtype),
-            own,
-            means.astype(dtype),
-            np.linalg.norm(means, axis=1),
-            outside,
-            reduction.hidden,
-            _hidden_scale(schedule, grid, reduction.hidden_method),
-        )
+        """Lay out a reduction of the chain that was requested."""
+        grid = request.grid
+        assert grid is not None
+        system = System.build(request, reduction, dtype)
+        observer = Observer.of(system, request.observables, grid.times, grid.record_steps)
+        scale = _hidden_scale(request.schedule, grid, reduction.hidden_method)
+        records = observer.records._replace(complement_dim=reduction.hidden, complement_scale=scale)
         return cls(
-            problem,
-            weights,
-            schedule,
-            grid,
-            reduction,
-            layout,
-            data,
-            records,
-            key,
-            draws,
-            watchers=tuple(watchers),
+            **vars(system), grid=grid, observer=replace(observer, records=records), key=key, draws=draws
         )
 
     def without_noise(self) -> Chain:
         """The zeroth-order approximation on the same grid."""
-        return replace(self, noisy=False, records=self.records._replace(complement_dim=0))
+        return replace(self, noisy=False, observer=self.observer.without_noise())
 
     def with_reference(self, states: np.ndarray) -> Chain:
         """The same chain, recording the distance to ``states (m, size)``."""
-        return replace(self, records=self.records._replace(reference=states))
+        return replace(self, observer=self.observer.with_reference(states))
+
+    @property
+    def records(self) -> Records:
+        """What the step loop writes records by."""
+        return self.observer.records
 
     def rule(self, phase: Phase) -> Rule:
         """A phase in the compiled code's form."""
         number = self.layout.dtype
-        if phase.clip is not None and number(phase.clip) == 0:
-            raise ValueError(
-                f"clip must be larger for this precision, got {phase.clip:g}: take precision='double'"
-            )
         sigma = phase.sigma if self.noisy else 0.0
-        return Rule(
-            _kernels.LP if phase.method == "lp" else _kernels.FFT,
-            _kernels.UNCLIPPED if phase.clip is None else _CLIPPING[phase.clipping],
-            1.0 if phase.clip is None else phase.clip,
-            phase.stabiliser,
-            number(self.grid.dt),
-            number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
-            self.draws,
-            self.reduction.folded if self.noisy else 0,
+        return (
+            super()
+            .rule(phase)
+            ._replace(
+                dt=number(self.grid.dt),
+                noise=number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
+                draws=self.draws,
+                folded=self.reduction.folded if self.noisy else 0,
+            )
         )
-
-    def start(self, first_path: int, paths: int) -> Chunk:
-        """Paths at step 0."""
-        thetas = aligned_zeros((paths, self.layout.size), self.layout.dtype)
-        thetas[:] = self.records.origin
-        return Chunk(first_path, 0, thetas, np.zeros((paths, 2, self.reduction.processes)))
-
-    def scratch(self) -> _kernels.Scratch:
-        """Work space for one thread."""
-        # with or without noise, one compiled step loop for each kind of chain
-        return self.layout.scratch(self.data, folds=self.reduction.name == "gram")
 
     def step_seconds(self) -> float:
         """Rough time of a step of one path, to cut work into calls."""
@@ -291,50 +187,39 @@ class Chain:
             4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding + calls
         ) / _FLOPS + 1e-6
 
+    def steps_a_call(self, paths: int) -> int:
+        """Steps of so many paths that a call into compiled code takes."""
+        return max(1, int(_CALL_SECONDS / (self.step_seconds() * paths)))
+
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Paths a chunk: a call's worth, some chunks for each thread, and not too much memory."""
         a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
-        fitting = _CHUNK_BYTES // self.records.origin.nbytes
+        fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
 
-    def scratch_bytes(self) -> int:
-        """Work space of a thread."""
-        return sum(a.nbytes for a in self.scratch() if a is not None)
-
-    def advance(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int) -> None:
+    def advance(self, chunk: Chunk, results: Results, scratch: Scratch, stop: int) -> None:
         """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""
-        index = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
-        self._call(chunk, results, scratch, stop, self.schedule.phases[index], stop == self.grid.steps)
-        chunk.step = stop
-        results.steps[chunk.paths] = stop
-
-    def observe(self, chunk: Chunk, results: Results, scratch: _kernels.Scratch) -> None:
-        """Record the chunk's states as they are, at the record of its step."""
-        self._call(chunk, results, scratch, chunk.step, self.schedule.phases[0], True)
-        self.watch(chunk, results)
-
-    def _call(
-        self, chunk: Chunk, results: Results, scratch: _kernels.Scratch, stop: int, phase: Phase, last: bool
-    ) -> None:
         rows = chunk.paths
-        advance = _kernels.advance_collapsed if self.reduction.name == "collapsed" else _kernels.advance
-        advance(
+        phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        self.reduction.loop(
             chunk.thetas,
             chunk.complements,
             results.diverged[rows],
             chunk.first_path,
             chunk.step,
             stop,
-            last,
+            stop == self.grid.steps,
             np.uint64(self.key[0]),
             np.uint64(self.key[1]),
             self.data,
-            self.rule(phase),
+            self.rule(self.schedule.phases[phase]),
             scratch,
             self.records,
             results.scalars[rows],
             results.neurons[rows],
         )
+        chunk.step = stop
+        results.steps[rows] = stop
 
     @property
     def place(self) -> str:
@@ -347,22 +232,14 @@ class Chain:
 
     def watch(self, chunk: Chunk, results: Results) -> None:
         """Evaluate the watchers if the chunk stands on a record."""
-        r = int(np.searchsorted(self.records.steps, chunk.step))
-        if not self.watchers or r == self.records.steps.size or self.records.steps[r] != chunk.step:
-            return
-        for p, theta in enumerate(self.states(chunk)):
-            path = chunk.first_path + p
-            if results.diverged[path] < 0:
-                W, v = self.reduction.net(*self.layout.unpack(theta))
-                # a path about to diverge says so by its outputs
-                with np.errstate(over="ignore", invalid="ignore"):
-                    for watcher in self.watchers:
-                        results.watched[watcher.name][path, r] = watcher(W, v)
+        r = self.observer.record_at(chunk.step)
+        if self.observer.watchers and r is not None:
+            self.observer.watch(r, chunk.first_path, self.states(chunk), results)
 
     def stops(self, step: int) -> int:
         """The next step at which a call starting at ``step`` has to return."""
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
-        if self.watchers:
+        if self.observer.watchers:
             limits += [int(s) for s in self.records.steps if s > step][:1]
         return min(limits)
 
@@ -376,16 +253,31 @@ def _hidden_scale(schedule: Schedule, grid: Grid, method: str) -> np.ndarray:
     return np.sqrt(np.diff(variance, prepend=0.0))
 
 
+def follow(chain: Chain, results: Results) -> Iterator[np.ndarray]:
+    """Run one path on this thread to its end, and yield its state at each record, overwritten by the next.
+
+    BLAS should be kept on one thread.
+    """
+    chunk, scratch, steps = chain.start(0, 1), chain.scratch(), chain.steps_a_call(1)
+
+    def advance(stop: int) -> None:
+        while chunk.step < stop:
+            chain.advance(chunk, results, scratch, min(stop, chunk.step + steps, chain.stops(chunk.step)))
+
+    for record in chain.records.steps.tolist():
+        advance(record)
+        yield chain.states(chunk)[0]
+    advance(chain.grid.steps)
+
+
 def reference_path(chain: Chain) -> np.ndarray:
     """States of a noiseless chain at the record steps, shape (m, size)."""
-    states = aligned_zeros((len(chain.grid.record_steps), chain.layout.size), chain.layout.dtype)
-    chunk, scratch = chain.start(0, 1), chain.scratch()
+    states = aligned_zeros((len(chain.records.steps), chain.layout.size), chain.layout.dtype)
     results = Results.empty(1, len(states), chain.layout.width, False, ())
     with one_blas_thread():
-        for r, record in enumerate(chain.grid.record_steps):
-            while chunk.step < record:
-                chain.advance(chunk, results, scratch, min(int(record), chain.stops(chunk.step)))
-            states[r] = chain.states(chunk)[0]
+        # the states come first: nothing runs beyond the last record
+        for state, theta in zip(states, follow(chain, results), strict=False):
+            state[:] = theta
     return states
 
 
@@ -416,7 +308,6 @@ def run(
         Empty, or the paths in flight when a KeyboardInterrupt stopped the run.
     """
     total = chain.grid.steps
-    a_step = chain.step_seconds()
     waiting = [c for c in unfinished if c.step < total]
     under_way = {p for c in unfinished for p in range(c.paths.start, c.paths.stop)}
     new = [int(p) for p in np.flatnonzero(results.steps < total) if p not in under_way]
@@ -427,7 +318,7 @@ def run(
     def work(chunk: Chunk) -> Chunk:
         if not hasattr(scratches, "one"):
             scratches.one = chain.scratch()
-        steps = max(1, int(_CALL_SECONDS / (a_step * len(chunk.thetas))))
+        steps = chain.steps_a_call(len(chunk.thetas))
         while chunk.step < total:
             before = chunk.step
             chain.advance(chunk, results, scratches.one, min(before + steps, chain.stops(before)))
@@ -489,19 +380,6 @@ def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:
         else:
             groups.append([path])
     return groups
-
-
-def ensemble_bytes(chain: Chain, paths: int, per_neuron: bool, threads: int) -> float:
-    """Memory that a run holds at its peak."""
-    records = len(chain.grid.record_steps)
-    rows = _kernels.SCALARS + len(chain.watchers)
-    results = paths * records * 8 * (rows + _kernels.NEURON_ROWS * chain.layout.width * per_neuron)
-    itemsize = np.dtype(chain.layout.dtype).itemsize
-    reference = records * chain.layout.size * itemsize
-    states = chain.chunk_paths(paths, threads) * chain.layout.size * itemsize
-    # and once more for the reference path, and for what it starts from
-    in_flight = threads * states + (threads + 1) * chain.scratch_bytes()
-    return 1.2 * results + reference + in_flight
 
 
 def check_threads(threads: int | None) -> int:

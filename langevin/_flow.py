@@ -10,7 +10,8 @@ import numpy as np
 from scipy.integrate import DOP853, LSODA, OdeSolver
 
 from langevin import _kernels
-from langevin._engine import Chain
+from langevin._system import System
+from langevin._validate import FloatArray
 from langevin.model.activations import ACTIVATIONS
 from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
@@ -74,16 +75,16 @@ class Jump(Exception):
 class _Watched:
     """A drift, and whether the neurons' activity has changed since it was last looked at."""
 
-    def __init__(self, chain: Chain, rule: _kernels.Rule, scratch: _kernels.Scratch, watch: bool) -> None:
-        self._chain, self._rule, self._scratch, self._watch = chain, rule, scratch, watch
+    def __init__(self, system: System, rule: _kernels.Rule, scratch: _kernels.Scratch, watch: bool) -> None:
+        self._system, self._rule, self._scratch, self._watch = system, rule, scratch, watch
         # where compiled code leaves the ReLU's derivatives
-        self._slopes = scratch.Z[: len(chain.data.y), : chain.layout.width]
+        self._slopes = scratch.Z[: len(system.data.y), : system.layout.width]
         self._kept = np.empty_like(self._slopes)
         self.changed = False
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
         out = np.empty_like(y)
-        _kernels.drift(y, out, self._chain.data, self._rule, self._scratch)
+        _kernels.drift(y, out, self._system.data, self._rule, self._scratch)
         if self._watch and not self.changed:
             self.changed = not np.array_equal(self._slopes, self._kept)
         return out
@@ -116,27 +117,29 @@ class _Flow(DOP853):
         return error
 
 
-def follow(chain: Chain, rtol: float, atol: float, report: Report) -> Iterator[np.ndarray]:
-    """Yield the states at the chain's record times, in order, and end early where no method can go on.
+def follow(
+    system: System, times: FloatArray, rtol: float, atol: float, report: Report
+) -> Iterator[np.ndarray]:
+    """Yield the states at ``times``, in order, and end early where no method can go on.
 
     A state is overwritten by the next. BLAS should be kept on one thread.
     """
-    name = chain.problem.activation
+    name = system.problem.activation
     kinked = name != "relu" and not ACTIVATIONS[name].smooth
-    if kinked and any(phase.method == "fft" for phase in chain.schedule):
+    if kinked and any(phase.method == "fft" for phase in system.schedule):
         raise ValueError(
             f"dt must be given with activation {name!r}, got None: of activations with kinks, the adaptive "
             "method follows 'relu' alone"
         )
-    times, theta = chain.grid.times, chain.records.origin.copy()
+    theta = system.origin.copy()
     done = int(np.searchsorted(times, 0.0, side="right"))
     # before the first step nothing has to be integrated
     for _ in range(done):
         yield theta
-    for phase, start in zip(chain.schedule, chain.schedule.starts, strict=True):
+    for phase, start in zip(system.schedule, system.schedule.starts, strict=True):
         end = done + int(np.searchsorted(times[done:], start + phase.time, side="right"))
         wanted = times[done:end]
-        for _ in _follow_phase(chain, phase, start, wanted, theta, rtol, atol, report):
+        for _ in _follow_phase(system, phase, start, wanted, theta, rtol, atol, report):
             done += 1
             yield theta
         if done < end or not np.isfinite(theta).all():
@@ -146,7 +149,7 @@ def follow(chain: Chain, rtol: float, atol: float, report: Report) -> Iterator[n
 
 
 def _follow_phase(
-    chain: Chain,
+    system: System,
     phase: Phase,
     start: float,
     wanted: np.ndarray,
@@ -158,13 +161,13 @@ def _follow_phase(
     """Bring ``theta`` to each of the ``wanted`` times and to the phase's end; not finite: it got lost."""
     from langevin import _slide
 
-    rule, scratch, stop = chain.rule(phase), chain.scratch(), start + phase.time
+    rule, scratch, stop = system.rule(phase), system.scratch(), start + phase.time
     probing = phase.method == "lp"
-    jumps = not (probing or ACTIVATIONS[chain.problem.activation].smooth)
-    trained = chain.layout.head if probing else chain.layout.size
+    jumps = not (probing or ACTIVATIONS[system.problem.activation].smooth)
+    trained = system.layout.head if probing else system.layout.size
     if probing:
-        _kernels.freeze(theta, chain.data, scratch)
-    drift = _Watched(chain, rule, scratch, watch=jumps)
+        _kernels.freeze(theta, system.data, scratch)
+    drift = _Watched(system, rule, scratch, watch=jumps)
     options: dict[str, Any] = dict(max_step=phase.time / FEWEST_STEPS, rtol=rtol, atol=atol)
     with np.errstate(all="ignore"):
         if not np.isfinite(drift(start, theta[:trained])).all():
@@ -200,7 +203,7 @@ def _follow_phase(
         theta[:trained] = flow.y
         report.error += rtol * steps
         if flow.status == "running":
-            yield from _slide.follow(chain, rule, flow.t, stop, wanted[done:], theta, rtol, report)
+            yield from _slide.follow(system, rule, flow.t, stop, wanted[done:], theta, rtol, report)
 
 
 def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:

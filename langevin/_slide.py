@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from langevin import _kernels, _sliding, _validate
-from langevin._engine import Chain
 from langevin._flow import FEWEST_STEPS, Report
 from langevin._sliding import Damping, Net, State
+from langevin._system import System
 from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
 from langevin.problem import Problem
@@ -27,7 +27,7 @@ BEYOND = 1e-12
 
 
 def follow(
-    chain: Chain,
+    system: System,
     rule: _kernels.Rule,
     start: float,
     stop: float,
@@ -40,7 +40,7 @@ def follow(
 
     Two solutions run side by side, one in halved steps: ``theta`` is the latter, their distance its error.
     """
-    problem, layout = chain.reduction.problem, chain.layout
+    problem, layout = system.reduction.problem, system.layout
     (n, k), width = problem.X.shape, layout.width
     _validate.memory(
         8.0 * (10 * width * n + 10 * width * k + 4 * n * k + 4 * min(n, MOST_DAMPED) ** 2),
@@ -51,7 +51,7 @@ def follow(
     squared = np.einsum("ij,ij->i", X, X)
     net = Net(
         X, np.array(X.T, order="C"), np.array(problem.y), squared, np.sqrt(squared), *_parallel(X),
-        chain.data.loss, chain.data.residual, rule.clipping, float(rule.clip), float(rule.stabiliser),
+        system.data.loss, system.data.residual, rule.clipping, float(rule.clip), float(rule.stabiliser),
     )  # fmt: skip
     room, spare = _sliding.workspace(width, n, k)
     W, v = layout.unpack(theta)

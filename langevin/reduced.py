@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from langevin import _validate
-from langevin._kernels import HOUSEHOLDER, TILE
+from langevin._kernels import HOUSEHOLDER, TILE, advance, advance_collapsed
 from langevin._span import Span
 from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
@@ -43,14 +43,14 @@ class Request:
 
     Attributes
     ----------
+    grid : Grid or None
+        Steps of the chain; None: the flow, by an adaptive method.
     observables : tuple of str
         Those asked for beside the defaults.
     noisy : bool
         Whether any noise is drawn.
     coupled : bool
         Whether runs of several steps are to share their Brownian paths.
-    flow : bool
-        Whether the flow is solved by an adaptive method, and not a chain.
     device : str
         Where the chain runs: anywhere but on the processor it is the full one.
     """
@@ -58,12 +58,21 @@ class Request:
     problem: Problem
     weights: Weights
     schedule: Schedule
-    grid: Grid
+    grid: Grid | None
     observables: Sequence[str] = ()
     noisy: bool = True
     coupled: bool = False
-    flow: bool = False
     device: str = "cpu"
+
+    @property
+    def flow(self) -> bool:
+        """Whether the flow is solved by an adaptive method, and not a chain."""
+        return self.grid is None
+
+    @property
+    def phase_steps(self) -> Sequence[float]:
+        """Steps of each phase; an adaptive method takes about as many whatever it follows."""
+        return [phase.time for phase in self.schedule] if self.grid is None else self.grid.phase_steps
 
     @property
     def held_out(self) -> bool:
@@ -93,9 +102,7 @@ class Request:
     def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
         samples, linear, q, total = self.problem.samples, self.problem.activation == "linear", inputs + 1, 0.0
-        # an adaptive method takes about as many steps whatever it follows
-        phase_steps = [phase.time for phase in self.schedule] if self.flow else self.grid.phase_steps
-        for phase, steps in zip(self.schedule, phase_steps, strict=True):
+        for phase, steps in zip(self.schedule, self.phase_steps, strict=True):
             step, normals = _STEP, max(rows, TILE)
             if phase.method == "lp":
                 step += 2 * samples * rows * _LOOP
@@ -127,6 +134,15 @@ class Reduction:
         Where the chain starts; its neurons are the net's own only if ``neurons``.
     span : Span
         Coordinates of ``problem`` in the input space.
+    simulated : str
+        What this is, in a few words.
+    loop : callable
+        The compiled step loop, `langevin._kernels.advance` or one with its arguments.
+    folds : bool
+        Whether the loop's work space has room to fold neurons; with or without noise, so that each kind of
+        chain has one compiled loop.
+    by_class : bool
+        Whether the flow is followed class by class, as long as neurons stay in their cones.
     frozen : bool
         Whether the head alone is simulated, in front of features that are all the same.
     folded : int
@@ -144,25 +160,16 @@ class Reduction:
     W: FloatArray
     v: FloatArray
     span: Span
+    simulated: str
+    loop: Callable[..., None] = advance
+    folds: bool = False
+    by_class: bool = False
     neurons: bool = True
     frozen: bool = False
     folded: int = 0
     hidden: int = 0
     processes: int = 0
     hidden_method: str = "fft"
-
-    @property
-    def simulated(self) -> str:
-        """In a few words."""
-        rows, inputs = self.W.shape
-        return {
-            "none": "the full chain",
-            "span": f"inputs in the {inputs} dimensions of their span",
-            "kernel": f"the head in {rows} dimensions",
-            "gram": f"the Gram matrix, as a net of width {rows} in {inputs} dimensions",
-            "collapsed": "four numbers",
-            "blocks": "the Gram matrix of each class",
-        }[self.name]
 
     def net(self, W: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
         """A net with the same outputs on ``problem``, at a state of the chain."""
@@ -231,6 +238,7 @@ class _Full:
             span.coordinates(weights.W),
             weights.v,
             span,
+            f"inputs in the {span.dim} dimensions of their span" if self.name == "span" else "the full chain",
             hidden=span.complement_dim,
             processes=weights.width if span.complement_dim else 0,
         )
@@ -273,6 +281,7 @@ class _Kernel:
             np.zeros((len(rows), 0)),
             rows[:, -1],
             Span.whole(problem),
+            f"the head in {len(rows)} dimensions",
             neurons=False,
             frozen=True,
             hidden=hidden,
@@ -318,6 +327,8 @@ class _Gram:
             start[:, :-1],
             start[:, -1],
             span,
+            f"the Gram matrix, as a net of width {len(start)} in {span.dim} dimensions",
+            folds=True,
             neurons=False,
             folded=folded,
             hidden=width * span.complement_dim,
@@ -353,7 +364,7 @@ class _Collapsed:
         return _needs_neurons(request) or _has_no_path(request)
 
     def cost(self, request: Request) -> float:
-        return request.grid.steps * (50.0 + 300.0 * request.noisy)
+        return sum(request.phase_steps) * (50.0 + 300.0 * request.noisy)
 
     def build(self, request: Request) -> Reduction:
         problem, weights = request.problem, request.weights
@@ -368,6 +379,8 @@ class _Collapsed:
             np.zeros((4, 0)),
             np.array([sizes[0], 0.0, sizes[1], 0.0]),
             span,
+            "four numbers",
+            loop=advance_collapsed,
             neurons=False,
             folded=weights.width - 2,
             hidden=weights.width * span.complement_dim,
@@ -414,7 +427,9 @@ class _Blocks(_Full):
         return request.cost(2 * (request.span.dim + 1), request.span.dim) + 0.2 * super().cost(request)
 
     def build(self, request: Request) -> Reduction:
-        return replace(super().build(request), name="blocks")
+        return replace(
+            super().build(request), name="blocks", simulated="the Gram matrix of each class", by_class=True
+        )
 
 
 def _local(problem: Problem, span: Span) -> Problem:

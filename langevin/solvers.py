@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from langevin import _engine, _install, _record, _validate, noise
-from langevin._engine import Chain, Chunk, Results
+from langevin._engine import Chain
+from langevin._observer import Observer
 from langevin._random import RNG
+from langevin._record import Checkpoint, Run
+from langevin._results import Results
+from langevin._system import System
+from langevin._validate import FloatArray
 from langevin.noise import DTYPES, Precision
-from langevin.observables import WATCHERS, requested, select
+from langevin.observables import requested, select
 from langevin.problem import GramWeights, Problem, Weights, require_compatible
-from langevin.reduced import Request, reduction
+from langevin.reduced import Reduction, Request, reduction
 from langevin.schedule import Grid, Schedule, grid, record_times
-from langevin.store import StoreError, remove_checkpoint
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _AUTOSAVE_SECONDS = 60.0
+# what a zeroth-order path is no distance from
+_EXCLUDED = ("squared_distance",)
 
 
 class Diverged(ArithmeticError):
@@ -173,11 +178,7 @@ def euler_maruyama(
     threads = _engine.check_threads(threads)
     _validate.device(device)
     cut = grid(schedule, dt, times)
-    draws = _draws(cut.dt, noise_dt)
-    if cut.steps * draws >= 2**32:
-        raise ValueError(
-            f"dt must give fewer than 2^32 draws a path, got {cut.steps * draws}: take a larger dt"
-        )
+    draws = _draws(cut, noise_dt)
     asked = requested(problem, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
     request = Request(
@@ -188,72 +189,56 @@ def euler_maruyama(
     if device != "cpu":
         # one thread talks to the device
         chain, threads = _on_device(chain, device, threads), 1
-    per_neuron = _record.per_neuron_wanted(names)
     _validate.memory(
-        _engine.ensemble_bytes(chain, paths, per_neuron, threads),
+        chain.observer.bytes(
+            paths, _record.per_neuron_wanted(names), threads, chain.chunk_paths(paths, threads)
+        ),
         f"a run of {paths} paths, {len(cut.times)} times and width {weights.width}",
         "take fewer paths, times or threads, or fewer per-neuron observables",
     )
     chain = chain.with_reference(_engine.reference_path(chain.without_noise()))
-    results = Results.empty(
-        paths, len(cut.times), weights.width, per_neuron, [w.name for w in chain.watchers]
-    )
+    run = Run.start(chain.observer, names, paths, chain)
+    return _simulate(Checkpoint.of(checkpoint, chain, run), threads, keep=keep, progress=progress)
 
-    config = _record.configuration(problem, weights, schedule, chain, names, paths)
-    saved = None if checkpoint is None else _validate.path("checkpoint", checkpoint)
-    if saved is not None and not saved.parent.is_dir():
-        raise ValueError(f"checkpoint must lie in an existing folder, got {str(saved)!r}")
-    unfinished = [] if saved is None or not saved.exists() else _record.restore(saved, config, chain, results)
 
-    def so_far() -> xr.Dataset:
-        return _record.dataset(
-            chain, results, names, {**config, "solver": "euler_maruyama", "noise_dt": cut.dt / draws}
-        )
-
-    def save(chunks: Sequence[Chunk]) -> str:
-        """Write the checkpoint, and return why that failed, or nothing."""
-        try:
-            if saved is not None:
-                _record.save(saved, config, chain, results, chunks)
-        except StoreError as error:
-            return str(error)
-        return ""
-
-    def autosave(chunks: Sequence[Chunk]) -> None:
-        if failure := save(chunks):
-            warnings.warn(f"{failure}; the run goes on", stacklevel=2)
-
-    in_flight: Sequence[Chunk] = ()
+def _simulate(saved: Checkpoint, threads: int, *, keep: bool, progress: bool) -> xr.Dataset:
+    """Run all paths that are not yet at the end, and keep what an interruption leaves."""
+    chain, run, results = saved.chain, saved.run, saved.run.results
+    about = {"solver": "euler_maruyama", "noise_dt": chain.grid.dt / chain.draws}
+    unfinished, in_flight, found = saved.restore(), [], None
+    total = len(results.steps) * chain.grid.steps
     try:
-        with _progress_bar(progress, paths * cut.steps, int(results.steps.sum())) as advance:
+        with _progress_bar(progress, total, int(results.steps.sum())) as advance:
             in_flight = _engine.run(
                 chain,
                 results,
                 unfinished,
                 threads=threads,
                 on_progress=advance,
-                on_pause=autosave,
+                on_pause=saved.autosave,
                 pause_seconds=_AUTOSAVE_SECONDS,
             )
-        if (results.steps < cut.steps).any():
-            raise KeyboardInterrupt
-        results.mark_overflows(cut.record_steps)
-        run = so_far()
-        if keep:
-            autosave(())
-        elif saved is not None:
-            remove_checkpoint(saved)
+        if (results.steps == chain.grid.steps).all():
+            results.mark_overflows(chain.records.steps)
+            done = run.dataset(**about)
+            if keep:
+                saved.autosave(())
+            else:
+                saved.remove()
+            found = done
     except KeyboardInterrupt:
+        pass
+    if found is None:
         with _engine.shielded():
-            message = f"interrupted at {results.steps.sum() / (paths * cut.steps):.1%} of the steps"
-            if saved is not None:
+            message = f"interrupted at {results.steps.sum() / total:.1%} of the steps"
+            if saved.path is not None:
                 # paths under way that a signal has lost start anew
-                failure = save(in_flight)
-                message += f"; {failure}" if failure else f"; kept in {saved}"
-            raise Interrupted(message, so_far(), saved) from None
+                failure = saved.save(in_flight)
+                message += f"; {failure}" if failure else f"; kept in {saved.path}"
+            raise Interrupted(message, run.dataset(**about), saved.path)
     if (results.diverged >= 0).any():
-        raise Diverged(_divergence(chain, results), run)
-    return run
+        raise Diverged(_divergence(chain, results), found)
+    return found
 
 
 def zeroth_order(
@@ -331,51 +316,14 @@ def zeroth_order(
     True
     """
     require_compatible(problem, weights)
-    asked = requested(problem, observables, exclude=("squared_distance",))
+    asked = requested(problem, observables, exclude=_EXCLUDED)
     if dt is None:
+        request = Request(problem, weights, schedule, None, asked, noisy=False)
         wanted = record_times(schedule, times)
-        # records are counted, not steps
-        counts = (len(wanted), *[0] * (len(schedule) - 1))
-        cut = Grid(1.0, counts, np.arange(len(wanted)), wanted)
-        request = Request(problem, weights, schedule, cut, asked, noisy=False, flow=True)
         rtol, atol = _validate.positive("rtol", rtol), _validate.positive("atol", atol)
-        chain, names, results, about = _adaptive(request, reduce, rtol, atol)
-        solver = {"solver": "DOP853", "dt": None, "rtol": rtol, "atol": atol}
-    else:
-        cut = grid(schedule, dt, times)
-        request = Request(problem, weights, schedule, cut, asked, noisy=False)
-        chain = _chain(request, reduce, precision).without_noise()
-        names = select(problem, asked, ("squared_distance",), neurons=chain.reduction.neurons)
-        results = _one_path(chain, names)
-        _engine.run(
-            chain,
-            results,
-            (),
-            threads=1,
-            on_progress=lambda _: None,
-            on_pause=lambda _: None,
-            pause_seconds=1e9,
-        )
-        if results.steps[0] < cut.steps:
-            raise KeyboardInterrupt
-        solver, about = {"solver": "euler"}, {"method": "Euler"}
-    results.mark_overflows(cut.record_steps)
-    run = _record.dataset(
-        chain,
-        results,
-        names,
-        {**_record.configuration(problem, weights, schedule, chain, names, 1), **solver},
-    )
-    run = run.isel(path=0).assign_attrs(about)
-    if results.diverged[0] >= 0 and dt is None:
-        raise Diverged(
-            f"the adaptive method could not go on after record {results.diverged[0]} of {run.sizes['time']}: "
-            "the flow takes too many steps, or leaves the range of doubles; take less time, a clip, or a dt",
-            run,
-        )
-    if results.diverged[0] >= 0:
-        raise Diverged(_divergence(chain, results), run)
-    return run
+        return _adaptive(request, wanted, reduce, rtol, atol)
+    request = Request(problem, weights, schedule, grid(schedule, dt, times), asked, noisy=False)
+    return _euler(request, reduce, precision)
 
 
 def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt: float) -> Weights:
@@ -410,14 +358,18 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def _draws(dt: float, noise_dt: float | None) -> int:
-    if noise_dt is None:
-        return 1
-    noise_dt = _validate.positive("noise_dt", noise_dt)
-    # more of them than 2^32, even infinitely many, are of no use
-    draws = round(min(dt / noise_dt, 2**32))
-    if draws < 1 or abs(draws * noise_dt - dt) > 1e-9 * dt:
-        raise ValueError(f"dt must be a whole multiple of noise_dt, got {dt:g} and {noise_dt:g}")
+def _draws(cut: Grid, noise_dt: float | None) -> int:
+    draws = 1
+    if noise_dt is not None:
+        noise_dt = _validate.positive("noise_dt", noise_dt)
+        # more of them than 2^32, even infinitely many, are of no use
+        draws = round(min(cut.dt / noise_dt, 2**32))
+        if draws < 1 or abs(draws * noise_dt - cut.dt) > 1e-9 * cut.dt:
+            raise ValueError(f"dt must be a whole multiple of noise_dt, got {cut.dt:g} and {noise_dt:g}")
+    if cut.steps * draws >= 2**32:
+        raise ValueError(
+            f"dt must give fewer than 2^32 draws a path, got {cut.steps * draws}: take a larger dt"
+        )
     return draws
 
 
@@ -431,65 +383,78 @@ def _on_device(chain: Chain, name: str, threads: int) -> Chain:
     return _device.DeviceChain.of(chain, _device.find(name), threads)
 
 
+def _reduced(request: Request, reduce: str) -> Reduction:
+    # the coordinates have to be the same whatever the number of threads
+    with _engine.one_blas_thread():
+        return reduction(reduce, request)
+
+
 def _chain(
     request: Request, reduce: str, precision: str, key: tuple[int, int] = (0, 0), draws: int = 1
 ) -> Chain:
     _validate.choice("precision", precision, DTYPES)
-    # the coordinates have to be the same whatever the number of threads
-    with _engine.one_blas_thread():
-        reduced = reduction(reduce, request)
-    watchers = [WATCHERS[name](reduced.problem) for name in request.observables if name in WATCHERS]
-    return Chain.build(
-        request.problem,
-        request.weights,
-        request.schedule,
-        request.grid,
-        reduced,
-        DTYPES[precision],
-        key,
-        draws,
-        watchers,
-    )
+    return Chain.build(request, _reduced(request, reduce), DTYPES[precision], key, draws)
 
 
-def _one_path(chain: Chain, names: Sequence[str]) -> Results:
-    per_neuron = _record.per_neuron_wanted(names)
+def _one_path(observer: Observer, asked: Sequence[str], chain: Chain | None = None) -> Run:
+    """Begin a run of the zeroth-order flow."""
+    system = observer.system
+    names = select(system.problem, asked, _EXCLUDED, neurons=system.reduction.neurons)
     _validate.memory(
-        _engine.ensemble_bytes(chain, 1, per_neuron, 1),
-        f"a path with {len(chain.grid.times)} times and width {chain.layout.width}",
+        observer.bytes(1, _record.per_neuron_wanted(names), threads=1, chunk=1),
+        f"a path with {len(observer.times)} times and width {system.layout.width}",
         "take fewer times, or no per-neuron observables",
     )
-    watched = [w.name for w in chain.watchers]
-    return Results.empty(1, len(chain.grid.times), chain.layout.width, per_neuron, watched)
+    return Run.start(observer, names, chain=chain)
 
 
-def _adaptive(
-    request: Request, reduce: str, rtol: float, atol: float
-) -> tuple[Chain, tuple[str, ...], Results, dict[str, Any]]:
-    """Solve the zeroth-order flow; the request's grid counts its record times, not steps."""
+def _euler(request: Request, reduce: str, precision: str) -> xr.Dataset:
+    """Solve the zeroth-order flow by explicit Euler steps."""
+    chain = _chain(request, reduce, precision).without_noise()
+    run = _one_path(chain.observer, request.observables, chain)
+    with _engine.one_blas_thread():
+        for r, theta in enumerate(_engine.follow(chain, run.results)):
+            chain.observer.watch(r, 0, [theta], run.results)
+    run.results.mark_overflows(chain.records.steps)
+    found = run.dataset(solver="euler").isel(path=0).assign_attrs(method="Euler")
+    if run.results.diverged[0] >= 0:
+        raise Diverged(_divergence(chain, run.results), found)
+    return found
+
+
+def _adaptive(request: Request, times: FloatArray, reduce: str, rtol: float, atol: float) -> xr.Dataset:
+    """Solve the zeroth-order flow by adaptive methods."""
     from langevin import _cones, _flow
 
-    chain = _chain(request, reduce, "double").without_noise()
-    names = select(
-        request.problem, request.observables, ("squared_distance",), neurons=chain.reduction.neurons
-    )
-    results, scratch, done = _one_path(chain, names), chain.scratch(), 0
-    report = _flow.Report()
-    follow = _cones.follow if chain.reduction.name == "blocks" else _flow.follow
+    system = System.build(request, _reduced(request, reduce), np.float64)
+    observer = Observer.of(system, request.observables, times, np.arange(len(times)))
+    run, report = _one_path(observer, request.observables), _flow.Report()
+    scratch, chunk, done = system.scratch(), system.start(0, 1), 0
+    follow = _cones.follow if system.reduction.by_class else _flow.follow
     try:
         with _engine.one_blas_thread():
-            for theta in follow(chain, rtol, atol, report):
-                chain.observe(Chunk(0, done, theta[None], chain.start(0, 1).complements), results, scratch)
+            for theta in follow(system, times, rtol, atol, report):
+                chunk.thetas = theta[None]
+                observer.observe(done, chunk, run.results, scratch)
                 done += 1
     except _cones.LeavesCone as error:
         if reduce == "auto":
-            return _adaptive(request, "span", rtol, atol)
+            return _adaptive(request, times, "span", rtol, atol)
         raise ValueError(
             f"reduce must apply to the run, but 'blocks' does not all along: {error}; take 'auto'"
         ) from None
-    if done < len(request.grid.times):
-        results.diverged[0] = done
-    return chain, names, results, report.attributes()
+    diverged = run.results.diverged
+    if done < len(times):
+        diverged[0] = done
+    run.results.mark_overflows(observer.records.steps)
+    found = run.dataset(solver="DOP853", rtol=rtol, atol=atol).isel(path=0).assign_attrs(report.attributes())
+    if diverged[0] >= 0:
+        raise Diverged(
+            f"the adaptive method could not go on after record {diverged[0]} of {len(times)}: "
+            "the flow takes too many steps, or leaves the range of doubles; take less time, a clip, or a dt",
+            found,
+        )
+    return found
 
 
 @contextmanager

@@ -49,8 +49,9 @@ def end_states(
     """``W (paths, h, k)`` and ``v (paths, h)`` at the end, and the coordinates they are in."""
     cut = grid(schedule, dt, [schedule.duration])
     draws = 1 if noise_dt is None else round(dt / noise_dt)
-    reduced = reduction(reduce, Request(problem, weights, schedule, cut))
-    chain = _engine.Chain.build(problem, weights, schedule, cut, reduced, np.float64, noise.key(rng), draws)
+    request = Request(problem, weights, schedule, cut)
+    reduced = reduction(reduce, request)
+    chain = _engine.Chain.build(request, reduced, np.float64, noise.key(rng), draws)
     results = _engine.Results.empty(paths, 1, weights.width, False, ())
     chunk, scratch = chain.start(0, paths), chain.scratch()
     with _engine.one_blas_thread():

@@ -61,8 +61,8 @@ def assert_close(a: xr.Dataset, b: xr.Dataset, rtol: float = 1e-9, atol: float =
 def an_ensemble(problem, weights, phase, dtype=np.float64, first_path=0, paths=3, draws=1, where="cpu"):
     schedule = Schedule([phase])
     cut = grid(schedule, 0.01, [schedule.duration])
-    full = reduction("none", Request(problem, weights, schedule, cut))
-    chain = Chain.build(problem, weights, schedule, cut, full, dtype, noise.key(3), draws)
+    request = Request(problem, weights, schedule, cut)
+    chain = Chain.build(request, reduction("none", request), dtype, noise.key(3), draws)
     chain = _device.DeviceChain.of(chain, torch.device(where), 1)
     ensemble = _device.Ensemble(chain, chain.start(first_path, paths), np.full(paths, -1))
     ensemble.enter(0)

@@ -243,7 +243,7 @@ import sys, threading
 from langevin import _engine, _record, solvers
 from langevin.simulate import main
 resting, saved, stopped = (threading.Event() for _ in range(3))
-wait, save, advance, shielded = _engine.wait, _record.save, _engine.Chain.advance, _engine.shielded
+wait, save, advance, shielded = _engine.wait, _record.Checkpoint.save, _engine.Chain.advance, _engine.shielded
 def waiting(running, **limits):
     if not limits:
         resting.set()
@@ -258,8 +258,8 @@ def held(chain, *arguments):
 def stopping():
     stopped.set()
     return shielded()
-_engine.wait, _record.save, _engine.Chain.advance, _engine.shielded = waiting, saving, held, stopping
-solvers._AUTOSAVE_SECONDS, _engine._CALL_SECONDS = 0.0, 1e-3
+_engine.wait, _record.Checkpoint.save, _engine.shielded = waiting, saving, stopping
+_engine.Chain.advance, solvers._AUTOSAVE_SECONDS, _engine._CALL_SECONDS = held, 0.0, 1e-3
 sys.exit(main(sys.argv[1:]))
 """
 

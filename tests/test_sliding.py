@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from langevin import Phase, Problem, Schedule, Weights, _engine, _flow, solvers, zeroth_order
-from langevin.reduced import Request
-from langevin.schedule import Grid
+from langevin import Phase, Problem, Schedule, Weights, _engine, _flow, zeroth_order
+from langevin._system import System
+from langevin.reduced import Request, reduction
 from langevin.solvers import gradient_flow
 
 AIM = 1e-4
@@ -32,15 +32,18 @@ def ordinary(seed, loss=None, sizes=(12, 15, 12)):
     return Problem(X, y, loss=loss), Weights(rng.standard_normal((h, d)), rng.standard_normal(h))
 
 
+def a_system(problem, weights, schedule):
+    request = Request(problem, weights, schedule, None, noisy=False)
+    return System.build(request, reduction("none", request), np.float64)
+
+
 def end(problem, weights, schedule, rtol=1e-8):
     """Weights where the adaptive solution ends, and its report."""
     times = np.array([schedule.duration])
-    grid = Grid(1.0, (1, *[0] * (len(schedule) - 1)), np.arange(1), times)
-    request = Request(problem, weights, schedule, grid, noisy=False, flow=True)
-    chain, report = solvers._chain(request, "none", "double").without_noise(), _flow.Report()
+    system, report = a_system(problem, weights, schedule), _flow.Report()
     with _engine.one_blas_thread():
-        (theta,) = _flow.follow(chain, rtol, 1e-10, report)
-    W, v = chain.layout.unpack(theta)
+        (theta,) = _flow.follow(system, times, rtol, 1e-10, report)
+    W, v = system.layout.unpack(theta)
     return Weights(W.copy(), v.copy()), report
 
 
@@ -173,20 +176,18 @@ def test_where_no_hyperplane_is_met_dop853_alone_is_at_work(activation):
     schedule = Schedule.fft(time=0.2)
     ours, report = end(problem, weights, schedule)
     assert report.methods == ["DOP853"]
-    grid = Grid(1.0, (1,), np.arange(1), np.array([0.2]))
-    request = Request(problem, weights, schedule, grid, noisy=False, flow=True)
-    chain = solvers._chain(request, "none", "double").without_noise()
-    rule, scratch = chain.rule(schedule.phases[0]), chain.scratch()
+    system = a_system(problem, weights, schedule)
+    rule, scratch = system.rule(schedule.phases[0]), system.scratch()
 
     def drift(t, theta):
         out = np.empty_like(theta)
-        _kernels.drift(theta, out, chain.data, rule, scratch)
+        _kernels.drift(theta, out, system.data, rule, scratch)
         return out
 
-    flow = DOP853(drift, 0.0, chain.records.origin.copy(), 0.2, max_step=0.2 / 50, rtol=1e-8, atol=1e-10)
+    flow = DOP853(drift, 0.0, system.origin.copy(), 0.2, max_step=0.2 / 50, rtol=1e-8, atol=1e-10)
     while flow.status == "running":
         flow.step()
-    W, v = chain.layout.unpack(flow.dense_output()(0.2))
+    W, v = system.layout.unpack(flow.dense_output()(0.2))
     assert np.array_equal(W, ours.W)
     assert np.array_equal(v, ours.v)
 
