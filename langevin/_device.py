@@ -34,9 +34,10 @@ import numpy as np
 import torch
 
 from langevin import _kernels
-from langevin._engine import Chain, Chunk, Results
+from langevin._engine import Chain
 from langevin._kernels import FLAT, LANES, LP, NORMALISED, TILE, Rule
 from langevin._layout import aligned_zeros
+from langevin._results import Chunk, Results
 from langevin.model.activations import ACTIVATIONS, Activation
 from langevin.model.losses import LOSSES, Loss
 

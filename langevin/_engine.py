@@ -307,68 +307,94 @@ def run(
     list of Chunk
         Empty, or the paths in flight when a KeyboardInterrupt stopped the run.
     """
-    total = chain.grid.steps
-    waiting = [c for c in unfinished if c.step < total]
-    under_way = {p for c in unfinished for p in range(c.paths.start, c.paths.stop)}
-    new = [int(p) for p in np.flatnonzero(results.steps < total) if p not in under_way]
-    fresh = [(g[0], len(g)) for g in _consecutive(new, chain.chunk_paths(len(results.steps), threads))]
-    rest = threading.Event()
-    scratches = threading.local()
-
-    def work(chunk: Chunk) -> Chunk:
-        if not hasattr(scratches, "one"):
-            scratches.one = chain.scratch()
-        steps = chain.steps_a_call(len(chunk.thetas))
-        while chunk.step < total:
-            before = chunk.step
-            chain.advance(chunk, results, scratches.one, min(before + steps, chain.stops(before)))
-            chain.watch(chunk, results)
-            on_progress((chunk.step - before) * len(chunk.thetas))
-            # asked last, so that every turn gets somewhere
-            if rest.is_set():
-                break
-        return chunk
-
-    def next_chunk() -> Chunk | None:
-        if waiting:
-            return waiting.pop()
-        if fresh:
-            chunk = chain.start(*fresh.pop(0))
-            chain.watch(chunk, results)
-            return chunk
-        return None
-
-    def drain(running: set[Future[Chunk]]) -> None:
-        rest.set()
-        wait(running)
-        waiting.extend(c for c in (f.result() for f in running) if c.step < total)
-        rest.clear()
-
+    queue = _Queue(chain, results, unfinished, threads, on_progress)
     with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         running: set[Future[Chunk]] = set()
         paused = time.monotonic()
         try:
             while True:
-                while len(running) < threads and (chunk := next_chunk()) is not None:
-                    running.add(pool.submit(work, chunk))
+                while len(running) < threads and (chunk := queue.pop()) is not None:
+                    running.add(pool.submit(queue.work, chunk))
                 if not running:
                     return []
                 done, running = wait(running, timeout=pause_seconds, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
                 if time.monotonic() - paused >= pause_seconds:
-                    drain(running)
+                    queue.drain(running)
                     running = set()
-                    on_pause(waiting)
+                    on_pause(queue.waiting)
                     paused = time.monotonic()
         except KeyboardInterrupt:
-            rest.set()
+            queue.rest.set()
             with shielded():
-                drain(running)
-            return waiting
+                queue.drain(running)
+            return queue.waiting
         finally:
             # whatever ended it, the pool waits for its threads
-            rest.set()
+            queue.rest.set()
+
+
+class _Queue:
+    """Chunks that wait for a thread, and what a thread does with one.
+
+    Attributes
+    ----------
+    waiting : list of Chunk
+        Those under way; all others have not started.
+    rest : Event
+        Asks threads to stop after the present call.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        results: Results,
+        unfinished: Sequence[Chunk],
+        threads: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._chain, self._results, self._on_progress = chain, results, on_progress
+        self.waiting = [c for c in unfinished if c.step < chain.grid.steps]
+        under_way = {p for c in unfinished for p in range(c.paths.start, c.paths.stop)}
+        new = [int(p) for p in np.flatnonzero(results.steps < chain.grid.steps) if p not in under_way]
+        self._fresh = _consecutive(new, chain.chunk_paths(len(results.steps), threads))
+        self.rest, self._scratches = threading.Event(), threading.local()
+
+    def pop(self) -> Chunk | None:
+        """Take a chunk that is under way, or start one."""
+        if self.waiting:
+            return self.waiting.pop()
+        if not self._fresh:
+            return None
+        paths = self._fresh.pop(0)
+        chunk = self._chain.start(paths[0], len(paths))
+        self._chain.watch(chunk, self._results)
+        return chunk
+
+    def work(self, chunk: Chunk) -> Chunk:
+        """Bring a chunk to its end, or to where threads are asked to rest."""
+        chain = self._chain
+        if not hasattr(self._scratches, "one"):
+            self._scratches.one = chain.scratch()
+        steps = chain.steps_a_call(len(chunk.thetas))
+        while chunk.step < chain.grid.steps:
+            before = chunk.step
+            stop = min(before + steps, chain.stops(before))
+            chain.advance(chunk, self._results, self._scratches.one, stop)
+            chain.watch(chunk, self._results)
+            self._on_progress((chunk.step - before) * len(chunk.thetas))
+            # asked last, so that every turn gets somewhere
+            if self.rest.is_set():
+                break
+        return chunk
+
+    def drain(self, running: set[Future[Chunk]]) -> None:
+        """Wait until all threads rest, and take back their chunks."""
+        self.rest.set()
+        wait(running)
+        self.waiting.extend(c for c in (f.result() for f in running) if c.step < self._chain.grid.steps)
+        self.rest.clear()
 
 
 def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:

@@ -113,7 +113,7 @@ class Observer:
                     for watcher in self.watchers:
                         results.watched[watcher.name][path, r] = watcher(W, v)
 
-    def bytes(self, paths: int, per_neuron: bool, threads: int, chunk: int) -> float:
+    def peak_bytes(self, paths: int, per_neuron: bool, threads: int, chunk: int) -> float:
         """Memory that a run of ``chunk`` paths at once on each thread holds at its peak."""
         layout, records = self.system.layout, len(self.times)
         rows = _kernels.SCALARS + len(self.watchers)

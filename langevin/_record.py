@@ -113,6 +113,11 @@ class Run:
         results = observer.empty(paths, per_neuron_wanted(names))
         return cls(observer, names, results, configuration(observer, names, paths, chain))
 
+    def finished(self, **solver: Any) -> xr.Dataset:
+        """The whole run: a path whose numbers become infinite counts as diverged."""
+        self.results.mark_overflows(self.observer.records.steps)
+        return self.dataset(**solver)
+
     def dataset(self, **solver: Any) -> xr.Dataset:
         """What is known, with units and the full record; ``solver`` adds to the configuration."""
         import xarray as xr

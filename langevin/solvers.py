@@ -190,7 +190,7 @@ def euler_maruyama(
         # one thread talks to the device
         chain, threads = _on_device(chain, device, threads), 1
     _validate.memory(
-        chain.observer.bytes(
+        chain.observer.peak_bytes(
             paths, _record.per_neuron_wanted(names), threads, chain.chunk_paths(paths, threads)
         ),
         f"a run of {paths} paths, {len(cut.times)} times and width {weights.width}",
@@ -219,8 +219,7 @@ def _simulate(saved: Checkpoint, threads: int, *, keep: bool, progress: bool) ->
                 pause_seconds=_AUTOSAVE_SECONDS,
             )
         if (results.steps == chain.grid.steps).all():
-            results.mark_overflows(chain.records.steps)
-            done = run.dataset(**about)
+            done = run.finished(**about)
             if keep:
                 saved.autosave(())
             else:
@@ -401,7 +400,7 @@ def _one_path(observer: Observer, asked: Sequence[str], chain: Chain | None = No
     system = observer.system
     names = select(system.problem, asked, _EXCLUDED, neurons=system.reduction.neurons)
     _validate.memory(
-        observer.bytes(1, _record.per_neuron_wanted(names), threads=1, chunk=1),
+        observer.peak_bytes(1, _record.per_neuron_wanted(names), threads=1, chunk=1),
         f"a path with {len(observer.times)} times and width {system.layout.width}",
         "take fewer times, or no per-neuron observables",
     )
@@ -415,8 +414,7 @@ def _euler(request: Request, reduce: str, precision: str) -> xr.Dataset:
     with _engine.one_blas_thread():
         for r, theta in enumerate(_engine.follow(chain, run.results)):
             chain.observer.watch(r, 0, [theta], run.results)
-    run.results.mark_overflows(chain.records.steps)
-    found = run.dataset(solver="euler").isel(path=0).assign_attrs(method="Euler")
+    found = run.finished(solver="euler").isel(path=0).assign_attrs(method="Euler")
     if run.results.diverged[0] >= 0:
         raise Diverged(_divergence(chain, run.results), found)
     return found
@@ -446,8 +444,7 @@ def _adaptive(request: Request, times: FloatArray, reduce: str, rtol: float, ato
     diverged = run.results.diverged
     if done < len(times):
         diverged[0] = done
-    run.results.mark_overflows(observer.records.steps)
-    found = run.dataset(solver="DOP853", rtol=rtol, atol=atol).isel(path=0).assign_attrs(report.attributes())
+    found = run.finished(solver="DOP853", rtol=rtol, atol=atol).isel(path=0).assign_attrs(report.attributes())
     if diverged[0] >= 0:
         raise Diverged(
             f"the adaptive method could not go on after record {diverged[0]} of {len(times)}: "

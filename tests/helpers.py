@@ -52,7 +52,7 @@ def end_states(
     request = Request(problem, weights, schedule, cut)
     reduced = reduction(reduce, request)
     chain = _engine.Chain.build(request, reduced, np.float64, noise.key(rng), draws)
-    results = _engine.Results.empty(paths, 1, weights.width, False, ())
+    results = chain.observer.empty(paths, per_neuron=False)
     chunk, scratch = chain.start(0, paths), chain.scratch()
     with _engine.one_blas_thread():
         while chunk.step < cut.steps:

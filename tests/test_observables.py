@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from langevin import Diverged, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
+from langevin._engine import Chain, follow
 from langevin.observables import OBSERVABLES, own_class
 from langevin.problem import Activation
+from langevin.reduced import Request, reduction
+from langevin.schedule import grid
 from tests.helpers import end_states, random_problem
 
 SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0)
@@ -80,6 +83,24 @@ def test_observables_of_the_diffusion():
             np.testing.assert_allclose(run[name].values[path, 0], value, rtol=1e-12, err_msg=name)
         distance = ((W[path] - still.W) ** 2).sum() + ((v[path] - still.v) ** 2).sum()
         assert run.squared_distance.values[path, 0] == pytest.approx(distance, rel=1e-12)
+
+
+@pytest.mark.parametrize("reduce", ["none", "span"])
+def test_an_observer_sees_in_a_state_what_the_step_loop_records(reduce):
+    problem, weights = with_test_points("relu", 12)
+    cut = grid(SCHEDULE, 0.01, [0.4])
+    request = Request(problem, weights, SCHEDULE, cut, ["test_accuracy"], noisy=False)
+    chain = Chain.build(request, reduction(reduce, request), np.float64).without_noise()
+    recorded, observed = (chain.observer.empty(1, per_neuron=True) for _ in range(2))
+    (theta,) = follow(chain, recorded)
+    chain.observer.watch(0, 0, [theta], recorded)
+    end = chain.start(0, 1)
+    end.thetas[0] = theta
+    chain.observer.observe(0, end, observed, chain.scratch())
+    np.testing.assert_allclose(observed.scalars, recorded.scalars, rtol=1e-13)
+    np.testing.assert_array_equal(observed.neurons, recorded.neurons)
+    assert observed.watched == recorded.watched
+    assert np.isfinite(observed.watched["test_accuracy"]).all()
 
 
 def test_knn_accuracy_sees_the_hidden_features():

@@ -1,5 +1,7 @@
 """What a run promises: the same bits, the exact invariants, the theorems, and what a grid does."""
 
+import signal
+import threading
 import warnings
 
 import numpy as np
@@ -9,6 +11,7 @@ import xarray as xr
 import bounds
 from langevin import (
     Diverged,
+    Interrupted,
     Phase,
     Problem,
     Schedule,
@@ -205,6 +208,16 @@ def test_divergence_is_named_and_the_rest_is_kept():
     assert np.isnan(run.loss[:, -1]).all()
     with pytest.raises(Diverged, match="diverged"):
         zeroth_order(problem, weights, schedule, dt=1.0)
+
+
+def test_a_path_of_a_thousand_million_steps_can_be_interrupted():
+    problem, weights = small()
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        zeroth_order(problem, weights, Schedule.fft(time=1000.0, clip=1.0), dt=1e-6, times=[1000.0])
+    assert not isinstance(caught.value, Interrupted)
 
 
 def test_only_diverging_paths_are_lost():
