@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _AUTOSAVE_SECONDS = 60.0
-# what a zeroth-order path is no distance from
+# the zeroth-order path has no distance to itself
 _EXCLUDED = ("squared_distance",)
 
 
