@@ -20,11 +20,9 @@ from langevin._system import System
 from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
-from langevin.reduced import Request, reduction
+from langevin.reduced import MARGINS, Request, reduction
 from langevin.schedule import Phase, Schedule
 
-# losses that the argument covers, each with the margin y f below which -y r is positive
-MARGINS = {"logistic": np.inf, "square": 1.0, "huber": 1.0}
 # intervals a phase in which neurons are watched
 _CHECKS = 100
 

@@ -30,6 +30,8 @@ from langevin.schedule import Grid, Schedule
 
 # samples of which all products are held
 _MOST_PAIRED = 4096
+# losses that `_Blocks` covers, each with the margin y f below which -y r is positive
+MARGINS = {"logistic": np.inf, "square": 1.0, "huber": 1.0}
 REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
 # measured nanoseconds of a multiply-add in a product and in a loop, of a normal and of a chi-square draw, and
 # of a step that does nothing; in the cube of a triangle's columns, by reflections of ours and of LAPACK's
@@ -403,8 +405,6 @@ class _Blocks(_Full):
                 "is for the zeroth-order flow: with noise, or in whole steps, a class's Gram matrix does not "
                 "tell when a neuron leaves its cone"
             )
-        from langevin._cones import MARGINS
-
         if problem.loss not in MARGINS:
             return f"is for the losses {', '.join(MARGINS)}, not {problem.loss!r}"
         if not problem.classification:
