@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from bounds.support.covers import Covers
 from langevin._validate import FloatArray
 from langevin.problem import GramWeights, Problem, Weights
 
 ROUNDOFF = 1e-12
 """Inner products below this share of the norms' product count as zero."""
 NO_NEURONS = "the weights are known by their Gram matrix, which tells no single neurons"
+
+
+class Margin(NamedTuple):
+    """A loss as a function of the margin ``m = y f``.
+
+    Attributes
+    ----------
+    slope : callable
+        ``g(m) = |r|``.
+    bends : callable
+        First two derivatives of ``g`` from ``g``.
+    end : float
+        Margin up to which the loss falls.
+    """
+
+    slope: Callable[[FloatArray], FloatArray]
+    bends: Callable[[float], tuple[float, float]]
+    end: float
+
+
+MARGINS = {
+    "logistic": Margin(
+        lambda m: np.exp(-np.logaddexp(0.0, m)), lambda g: (-g * (1 - g), g * (1 - g) * (1 - 2 * g)), np.inf
+    ),
+    "square": Margin(lambda m: 1 - m, lambda g: (-1.0, 0.0), 1.0),
+}
+COVERS = Covers(tuple(MARGINS), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"), binary=True)
+"""What any statement on blocks covers."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +109,9 @@ def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
         Blocks, and '' or the reason why there are none. What full fine-tuning asks of the data is
         `fft_obstacle`.
     """
-    if not problem.classification:
-        return [], "the labels are not -1 and +1"
-    if isinstance(weights, GramWeights):
-        return [], NO_NEURONS
+    reason = COVERS.refuses(problem) or (NO_NEURONS if isinstance(weights, GramWeights) else "")
+    if reason:
+        return [], reason
     X, y = problem.X, problem.y
     pre = X @ weights.W.T
     scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.integrate import RK45
 
-from bounds._numeric import patient
+from bounds.support.covers import ANY, Covers
+from bounds.support.numeric import patient
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase
 
+COVERS = Covers(ANY, ("relu", "linear"))
 RTOL, ATOL = 1e-8, 1e-10
 RANK_TOLERANCE = 1e-12
 SHORTEST = 1 / 512
@@ -110,6 +112,7 @@ class Flow:
     """
 
     def __init__(self, problem: Problem, weights: Weights) -> None:
+        COVERS.require(problem)
         self.problem = problem
         self.X, self.W, self.rest = span(problem, weights)
         self.v = np.array(weights.v)

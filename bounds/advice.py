@@ -13,6 +13,7 @@ from bounds._blocks import decouple
 from bounds.allocation import BOUNDS, Crossover, LpShare, lp_crossover, minimum_lp_share, utility_curve
 from bounds.assumptions import Assumptions, check_assumptions
 from bounds.band import Band
+from bounds.support.covers import ANY, Covers, declares
 from langevin import _validate
 from langevin.problem import Problem, Weights
 
@@ -109,6 +110,7 @@ class Advice:
         }
 
 
+@declares(Covers(ANY, ANY, lp=("flat",), fft=("flat",)))
 def split_advice(
     problem: Problem,
     weights: Sequence[Weights],
@@ -120,7 +122,8 @@ def split_advice(
 ) -> Advice:
     """Evaluate all statements on how to split a budget between probing and full fine-tuning.
 
-    Re-derived or new, as each function it calls says of its own statement.
+    Re-derived or new, as each function it calls says of its own statement. A statement that does not cover
+    the problem is left out, with its reason.
 
     Parameters
     ----------

@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import quad
 
-from bounds._blocks import Block, decouple, fft_obstacle
-from bounds._numeric import root
-from bounds._range import require_moderate
+from bounds._blocks import COVERS as BLOCKS
+from bounds._blocks import MARGINS, Block, decouple, fft_obstacle
 from bounds.band import Band
 from bounds.certified import certified_loss
 from bounds.decay import conserved_rates, rates
 from bounds.enclosure import sandwich
-from bounds.features import alignment_time
+from bounds.features import ALIGNED, alignment_time
 from bounds.linear import fft_expected_loss, lp_expected_loss
 from bounds.privacy import Neighbours, sensitivity
+from bounds.support.covers import ANY, Covers, declares
+from bounds.support.numeric import root
+from bounds.support.ranges import require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
@@ -99,6 +101,7 @@ class LpShare:
         return self.share
 
 
+@declares(ALIGNED)
 def minimum_lp_share(
     problem: Problem,
     weights: Weights,
@@ -188,6 +191,7 @@ class UtilityCurve:
     tolerance: float
 
 
+@declares(Covers(ANY, ANY, lp=("none", "flat"), fft=("none", "flat")))
 def utility_curve(
     problem: Problem,
     weights: Weights,
@@ -206,7 +210,7 @@ def utility_curve(
     Re-derived, by way of its bounds; in the place of Section 6 and Corollary 5.3 of [1]_: each bound
     that applies is evaluated at the end of linear probing for ``share * T`` followed by full fine-tuning
     for the rest. The minimiser may be interior or an endpoint; nothing makes it grow as the budget
-    shrinks.
+    shrinks. Bounds that do not cover the problem are left out, with their reasons.
 
     Parameters
     ----------
@@ -312,6 +316,7 @@ class Crossover:
     source: str = CROSSOVER
 
 
+@declares(BLOCKS)
 def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float | None = None) -> Crossover:
     r"""Say whether a first phase of linear probing can lower the final loss of a collapsed block.
 
@@ -353,18 +358,19 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
     require_moderate(problem, weights, clip=clip, time=time, pairs=True)
     time = _validate.positive("time", time)
     clip = _validate.positive_or_none("clip", clip)
-    block, reason = _collapsed(problem, weights)
+    block, reason = collapsed(problem, weights)
     if block is None:
         return Crossover("", np.nan, np.nan, False, reason)
     n, gamma = len(block.samples), float(block.G[0, 0])
     u = block.Z[:, 0] / np.sqrt(gamma)
     Q, s, mu = float(u @ u), float(block.alpha @ block.alpha), float(block.alpha @ u)
-    square = problem.loss == "square"
-    if square and mu * np.sqrt(gamma) >= 1:
+    loss = MARGINS[problem.loss]
+    square = np.isfinite(loss.end)
+    if mu * np.sqrt(gamma) >= loss.end:
         return Crossover("", np.nan, np.nan, False, "the margin is at least 1 (square loss)")
 
     def g(m: float) -> float:
-        return 1 - m if square else float(np.exp(-np.logaddexp(0.0, m)))
+        return float(loss.slope(np.array(m)))
 
     if mu >= 0:
         end = _head_after(problem, weights, time, clip)
@@ -423,10 +429,11 @@ def _head_after(problem: Problem, weights: Weights, time: float, clip: float | N
     return float(flow.v @ flow.v)
 
 
-def _collapsed(problem: Problem, weights: Weights) -> tuple[Block | None, str]:
+def collapsed(problem: Problem, weights: Weights) -> tuple[Block | None, str]:
     """Return the one block of a collapsed problem."""
-    if not problem.classification:
-        return None, "the labels are not -1 and +1"
+    reason = BLOCKS.refuses(problem)
+    if reason:
+        return None, reason
     signed = problem.y[:, None] * problem.X
     if np.abs(signed - signed[0]).max() > 1e-9 * np.abs(signed[0]).max(initial=0.0) or not signed[0].any():
         return None, "the y_i x_i are not all equal"

@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import lambertw
 
 from bounds._flow import Flow, State
-from bounds._range import require_moderate
-from bounds.band import Band
+from bounds.band import Band, nowhere
+from bounds.linear import pull
+from bounds.support.covers import ALL, ANY, CLIPPED, Covers, declares
+from bounds.support.phases import probing_first, until
+from bounds.support.ranges import require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
@@ -20,19 +22,25 @@ from langevin.schedule import Phase, Schedule, record_times
 
 Kind = Literal["paper", "monotone", "lambert", "ode"]
 
-KINDS = ("paper", "monotone", "lambert", "ode")
-OMEGA = float(lambertw(math.exp(-1)).real)
-"""``max_m m / (1 + e^m) = W_0(1/e)``."""
-
 SOURCES = {
     "paper": "Theorem 2.2 of [1]",
     "monotone": "new (1a): Theorem 2.2 of [1] with the LP drift's monotonicity",
     "lambert": "new (1b), data-free",
     "ode": "new (1b)",
 }
-UNCLIPPED = "an unclipped phase has no bounded drift"
+CONVEX = ("logistic", "square", "huber")
+_MONOTONE = Covers(CONVEX, ANY, lp=ALL, fft=CLIPPED, late_lp=CLIPPED)
+COVERS = {
+    "paper": Covers(ANY, ANY, lp=CLIPPED, fft=CLIPPED),
+    "monotone": _MONOTONE,
+    # of the drift, both use its bound alone: |b| <= n C
+    "lambert": _MONOTONE,
+    "ode": Covers(CONVEX, ("relu", "linear"), lp=ALL, fft=("flat",), late_lp=("flat",)),
+}
+KINDS = tuple(COVERS)
 
 
+@declares(COVERS)
 def approximation_error(
     problem: Problem,
     weights: Weights,
@@ -52,9 +60,9 @@ def approximation_error(
           Lambert's W; never above ``"monotone"``.
         - ``"ode"``, new (1b): in coordinates of the data's span
           ``e' <= 2 sigma^2 p_s + 2 min{(n C + beta) sqrt(e), k_0 + n C ||theta~|| + beta sqrt(e)}``,
-          ``p_s = h (k + 1)``, ``beta`` the norm of the drift at ``theta~_t``, ``k_0 = 2 n Omega``
-          (logistic) or ``||y||^2 / 2`` (square), plus ``2 sigma^2 h (d - k) t`` for the rest. Needs
-          the zeroth-order path, which it integrates.
+          ``p_s = h (k + 1)``, ``beta`` the norm of the drift at ``theta~_t``, ``k_0`` twice the sum of
+          the largest ``-f r_i``: ``2 n Omega`` (logistic) or ``||y||^2 / 2`` (square), plus ``2 sigma^2 h
+          (d - k) t`` for the rest. Needs the zeroth-order path, which it integrates.
 
     Parameters
     ----------
@@ -68,8 +76,7 @@ def approximation_error(
     Returns
     -------
     Band
-        ``upper`` is the bound, ``lower`` 0. Not valid from the first phase on that does not clip
-        (unless ``"monotone"`` needs no clipping there), nor under normalised clipping with ``"ode"``.
+        ``upper`` is the bound, ``lower`` 0. Not valid from the first phase that is not covered.
 
     References
     ----------
@@ -88,33 +95,26 @@ def approximation_error(
     require_moderate(problem, weights, schedule)
     _validate.choice("kind", kind, KINDS)
     t = record_times(schedule, times)
-    if kind == "ode":
-        upper, valid, reason = _ode(problem, weights, schedule, t)
+    covers = COVERS[kind]
+    reason = covers.refuses(problem)
+    if reason:
+        return nowhere(t, reason, SOURCES[kind])
+    valid = until(schedule, t, covers.phases(schedule), start=True)
+    if kind != "ode":
+        upper = _closed_form(problem, weights, schedule, t, kind)
+    elif valid.any():
+        _, e, rest = path(problem, weights, schedule, t)
+        upper = e + rest
     else:
-        upper, valid, reason = _closed_form(problem, weights, schedule, t, kind)
-    return Band(t, 0.0, upper, valid, reason, SOURCES[kind])
-
-
-def _monotone_phases(schedule: Schedule) -> list[bool]:
-    """Whether each phase is linear probing before any full fine-tuning: both paths share their features."""
-    methods = [phase.method for phase in schedule]
-    first = methods.index("fft") if "fft" in methods else len(methods)
-    return [k < first for k in range(len(methods))]
-
-
-def _until(schedule: Schedule, bad: list[bool], t: FloatArray) -> np.ndarray:
-    """Find the times up to the start of the first phase that is bad."""
-    if True not in bad:
-        return np.ones(len(t), dtype=bool)
-    return t <= schedule.starts[bad.index(True)]
+        upper = np.nan
+    return Band(t, 0.0, upper, valid, covers.refuses_phases(schedule), SOURCES[kind])
 
 
 def _closed_form(
     problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray, kind: Kind
-) -> tuple[FloatArray, np.ndarray, str]:
+) -> FloatArray:
     n = problem.samples
-    monotone = _monotone_phases(schedule) if kind != "paper" else [False] * len(schedule)
-    valid = _until(schedule, [p.clip is None and not m for p, m in zip(schedule, monotone, strict=True)], t)
+    monotone = probing_first(schedule) if kind != "paper" else [False] * len(schedule)
     spent = schedule.time_in(t)
     variance, root = np.zeros(len(t)), np.zeros(len(t))
     for phase, free, time in zip(schedule, monotone, spent, strict=True):
@@ -125,7 +125,7 @@ def _closed_form(
         else:
             variance += rate * time
             root += reach * time
-    return (root if kind == "lambert" else np.sqrt(variance) + root) ** 2, valid, UNCLIPPED
+    return (root if kind == "lambert" else np.sqrt(variance) + root) ** 2
 
 
 def _lambert(start: FloatArray, rate: float, reach: float, time: FloatArray) -> FloatArray:
@@ -149,13 +149,6 @@ def _lambert(start: FloatArray, rate: float, reach: float, time: FloatArray) -> 
     return unit * x
 
 
-def _energy(problem: Problem) -> float:
-    """``k_0``: the largest ``theta . b`` of full fine-tuning."""
-    if problem.loss == "logistic":
-        return 2 * problem.samples * OMEGA
-    return 0.5 * float(problem.y @ problem.y)
-
-
 def _rate(
     problem: Problem, weights: Weights, phase: Phase, k: int, monotone: bool
 ) -> Callable[[float, float, float], float]:
@@ -163,7 +156,8 @@ def _rate(
     if monotone or phase.clip is None:
         return lambda e, theta, speed: noise
     reach = problem.samples * phase.clip
-    energy = _energy(problem) * (1.0 if phase.method == "fft" else 0.5)
+    # largest theta . b: half of what it adds to ||theta||^2
+    energy = pull(problem, phase.method) / 2
 
     def rate(e: float, theta: float, speed: float) -> float:
         root, beta = math.sqrt(max(e, 0.0)), math.sqrt(speed)
@@ -172,7 +166,7 @@ def _rate(
     return rate
 
 
-def _path(
+def path(
     problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray
 ) -> tuple[list[State], FloatArray, FloatArray]:
     """Zeroth-order states, the span part of ``e`` by (1b), and the part orthogonal to the span."""
@@ -181,38 +175,25 @@ def _path(
     states: list[State] = []
     span_part, rest = np.zeros(len(t)), np.zeros(len(t))
     e, beyond = 0.0, 0.0
-    phases = list(zip(schedule, _monotone_phases(schedule), schedule.starts, strict=True))
+    phases = list(zip(schedule, probing_first(schedule), schedule.starts, strict=True))
     for phase, monotone, start in phases:
         end = start + phase.time
         last = phase is phases[-1][0]
         here = (t >= start) & ((t < end) | last)
         local = np.minimum(t[here] - start, phase.time)
-        found, path = flow.run(phase, local, e, _rate(problem, weights, phase, k, monotone))
+        found, square = flow.run(phase, local, e, _rate(problem, weights, phase, k, monotone))
         # where it is below the integrator's absolute tolerance, the bound may come out negative
-        path = np.maximum(path, 0.0)
+        square = np.maximum(square, 0.0)
         states += found
-        span_part[here] = path[:-1]
-        e = path[-1]
+        span_part[here] = square[:-1]
+        e = square[-1]
         speed = 2 * phase.sigma**2 * weights.width * (problem.dim - k) if phase.method == "fft" else 0.0
         rest[here] = beyond + speed * local
         beyond += speed * phase.time
     return states, span_part, rest
 
 
-def _ode(
-    problem: Problem, weights: Weights, schedule: Schedule, t: FloatArray
-) -> tuple[FloatArray, np.ndarray, str]:
-    monotone = _monotone_phases(schedule)
-    normalised = [p.clipping == "normalised" and not m for p, m in zip(schedule, monotone, strict=True)]
-    unclipped = [p.clip is None and not m for p, m in zip(schedule, monotone, strict=True)]
-    valid = _until(schedule, [a or b for a, b in zip(normalised, unclipped, strict=True)], t)
-    reason = UNCLIPPED if any(unclipped) else "normalised clipping is not covered"
-    if not valid.any():
-        return np.zeros(len(t)), valid, reason
-    _, e, rest = _path(problem, weights, schedule, t)
-    return e + rest, valid, reason
-
-
+@declares(Covers(ANY, ANY))
 def lipschitz_error(
     problem: Problem,
     weights: Weights,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bounds._blocks import NO_NEURONS, ROUNDOFF
-from bounds._range import require_moderate
+from bounds.support.covers import ANY, Covers, declares
+from bounds.support.ranges import require_moderate
 from langevin._validate import FloatArray
 from langevin.problem import GramWeights, Problem, Weights
 
@@ -160,6 +161,7 @@ def _percentage(violations: float) -> str:
     return "none to compare" if math.isnan(violations) else f"{violations:.1%}"
 
 
+@declares(Covers(ANY, ANY))
 def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     """Measure how far data and features are from assumptions 3.1 and 3.2.
 

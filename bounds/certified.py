@@ -8,22 +8,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds._flow import span
-from bounds._range import require_moderate
-from bounds.approximation import UNCLIPPED, _monotone_phases, _path, _until, approximation_error
+from bounds.approximation import COVERS as ERROR
+from bounds.approximation import approximation_error, path
 from bounds.band import Band, nowhere
 from bounds.enclosure import enclose
 from bounds.linear import expected_norm
+from bounds.support.covers import declares
+from bounds.support.phases import probing_first, until
+from bounds.support.ranges import require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 Base = Literal["flow", "sandwich"]
 
 BASES = ("flow", "sandwich")
+COVERS = ERROR["ode"]
 SOURCE = "new (1d)"
 
 
+@declares(COVERS)
 def certified_loss(
     problem: Problem,
     weights: Weights,
@@ -36,7 +42,8 @@ def certified_loss(
 
     New (1d). With ``A^2 >= E ||Delta||^2``, ``Delta = theta - theta~``: logistic loss, linear probing
     ``|E L - L~| <= A sum_i ||A_i||``; full fine-tuning ``<= sum_i ||x_i|| (||theta~|| A + A^2 / 2)``,
-    ``theta~ = (W~, v~)``. Square loss, linear probing ``A ||A^T r~|| + lambda_max(A A^T) A^2 / 2``; full
+    ``theta~ = (W~, v~)``; the same for any loss of slope at most 1. Square loss, linear probing ``A ||A^T
+    r~|| + lambda_max(A A^T) A^2 / 2``; full
     fine-tuning ``sum |r~_i| ||x_i|| (||theta~|| A + A^2 / 2) + sum ||x_i||^2 (||theta~|| B + B^2 / 2)^2 / 2``
     with ``B = 2 n C t + sigma sqrt(2 t) (p (p + 2))^(1/4)``. The last, quadratic terms are above only: the
     lower bound does without. All in span coordinates, ``A`` from 1a and 1b.
@@ -53,8 +60,7 @@ def certified_loss(
     Returns
     -------
     Band
-        Not valid from the first phase after linear probing that does not clip, with normalised
-        clipping there, or where the sandwich is not.
+        Not valid from the first phase that is not covered, or where the sandwich is not.
 
     Examples
     --------
@@ -67,22 +73,19 @@ def certified_loss(
     require_moderate(problem, weights, schedule)
     _validate.choice("base", base, BASES)
     t = record_times(schedule, times)
-    monotone = _monotone_phases(schedule)
-    bad = [
-        not m and (phase.clip is None or phase.clipping == "normalised")
-        for m, phase in zip(monotone, schedule, strict=True)
-    ]
-    valid = _until(schedule, bad, t)
-    reason = f"{UNCLIPPED}, or its clipping is normalised"
-    if not valid.any():
+    good = COVERS.phases(schedule)
+    valid = until(schedule, t, good, start=True)
+    uncovered = COVERS.refuses(problem)
+    reason = uncovered or COVERS.refuses_phases(schedule)
+    if uncovered or not valid.any():
         return nowhere(t, reason, SOURCE)
-    probing = t <= _probed(schedule, monotone)
+    probing = t <= sum(p.time for p, m in zip(schedule, probing_first(schedule), strict=True) if m)
     if base == "flow":
         if not valid.all():
-            schedule, t_run = _cut(schedule, bad, t)
+            schedule, t_run = _cut(schedule, good, t)
         else:
             t_run = t
-        states, e, _ = _path(problem, weights, schedule, t_run)
+        states, e, _ = path(problem, weights, schedule, t_run)
         outputs = np.array([state.outputs for state in states])
         low = high = problem.losses(outputs).sum(1)
         residual = np.abs(problem.residuals(outputs))
@@ -111,14 +114,9 @@ def certified_loss(
     return Band(t, down, up, valid & finite, reason if finite.all() else "the bound overflows", SOURCE)
 
 
-def _probed(schedule: Schedule, monotone: list[bool]) -> float:
-    """Length of the leading linear probing."""
-    return float(sum(p.time for p, m in zip(schedule, monotone, strict=True) if m))
-
-
-def _cut(schedule: Schedule, bad: list[bool], t: FloatArray) -> tuple[Schedule, FloatArray]:
-    """Keep the phases before the first bad one, and the times in them."""
-    keep = schedule.phases[: bad.index(True)]
+def _cut(schedule: Schedule, good: list[bool], t: FloatArray) -> tuple[Schedule, FloatArray]:
+    """Keep the phases before the first that is not good, and the times in them."""
+    keep = schedule.phases[: good.index(False)]
     if not keep:
         # only time 0 is left: any good phase leads there
         phase = schedule.phases[0]
@@ -144,9 +142,11 @@ def _widths(
     norms = np.sqrt(problem.squared_norms)
     reach = size * root + e / 2
     features = np.linalg.norm(A, axis=1)
-    if problem.loss == "logistic":
-        width = np.where(probing, root * features.sum(), norms.sum() * reach)
+    steepest = LOSSES[problem.loss].largest_residual
+    if steepest is not None:
+        width = steepest * np.where(probing, root * features.sum(), norms.sum() * reach)
         return width, width
+    # the quadratic terms are those of a second derivative of at most 1
     # ||A^T r|| <= sum |r_i| ||A_i||, tight enough and free of signs
     head = root * (residual @ features)
     slope = residual @ norms * reach
@@ -161,7 +161,7 @@ def _fourth(problem: Problem, weights: Weights, schedule: Schedule, t: FloatArra
     """Bound of ``(E ||Delta||^4)^(1/4)`` in span coordinates."""
     k = span(problem, weights).X.shape[1]
     total = np.zeros(len(t))
-    for phase, free, time in zip(schedule, _monotone_phases(schedule), schedule.time_in(t), strict=True):
+    for phase, free, time in zip(schedule, probing_first(schedule), schedule.time_in(t), strict=True):
         p = weights.width * (k + 1 if phase.method == "fft" else 1)
         total += phase.sigma * np.sqrt(2 * time) * (p * (p + 2)) ** 0.25
         if not free and phase.clip is not None:

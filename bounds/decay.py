@@ -9,15 +9,19 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from bounds._flow import RANK_TOLERANCE, span
-from bounds._numeric import patient
-from bounds._range import require_moderate
 from bounds.band import Band, nowhere
+from bounds.support.covers import ANY, Covers, declares
+from bounds.support.numeric import patient
+from bounds.support.phases import probing_first, until
+from bounds.support.ranges import require_moderate
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule, record_times
 
 RATES = "re-derived, clipped form new (4a); in the place of Theorem 4.2 of [1]"
 CONSERVED = "new (4c); in the place of Theorem 4.3 and Section 5.2 of [1]"
+COVERS = Covers(("square",), ANY, lp=("none", "flat"), fft=())
+COVERS_CONSERVED = Covers(("square",), ("linear",), lp=("none",), fft=("none",), late_lp=())
 PAD = 1e-9
 """Relative padding of integrated bounds, above the integration's error."""
 
@@ -54,13 +58,7 @@ def probe(problem: Problem, weights: Weights) -> Probe:
     return Probe(s[:rank] ** 2, coordinates, 0.5 * float(rest @ rest), Vt[:rank])
 
 
-def first(schedule: Schedule, t: FloatArray, good: list[bool]) -> np.ndarray:
-    """Mark the times up to the end of the leading phases that are good."""
-    if all(good):
-        return np.ones(len(t), dtype=bool)
-    return t <= schedule.starts[good.index(False)] if good[0] else np.zeros(len(t), dtype=bool)
-
-
+@declares(COVERS)
 def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
     r"""Exponential and clipped-linear bounds of the square loss in linear probing, zeroth order.
 
@@ -73,8 +71,7 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
         kappa^2/2)_+^2 / (2 kappa^2)``.
 
     Assumptions
-        Square loss, any activation and targets; linear-probing phases with flat clipping or none; with
-        clipping, targets in the range of the features.
+        With clipping, targets in the range of the features.
 
     Parameters
     ----------
@@ -85,7 +82,7 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
     Returns
     -------
     Band
-        Not valid from the first phase that is not linear probing, or where an assumption fails.
+        Not valid from the first phase that is not covered, or where the assumption fails.
 
     References
     ----------
@@ -101,18 +98,21 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
-    if problem.loss != "square":
-        return nowhere(t, "the loss is not the square loss", RATES)
-    good = [phase.method == "lp" and phase.clipping == "flat" for phase in schedule]
-    reason = "a phase is not linear probing with flat clipping or none"
+    reason = COVERS.refuses(problem)
+    if reason:
+        return nowhere(t, reason, RATES)
+    good, reason = COVERS.phases(schedule), COVERS.refuses_phases(schedule)
     found = probe(problem, weights)
     attainable = found.floor <= 1e-18 * max(1.0, float(problem.y @ problem.y))
     if not attainable and any(phase.clip is not None for phase in schedule):
         good = [g and phase.clip is None for g, phase in zip(good, schedule, strict=True)]
-        reason += ", or it clips and the targets are not in the range of the features"
+        # the first phase that is not good clips, unless it is not covered at all
+        reason = COVERS.refuses_phases(Schedule(schedule.phases[: good.index(False) + 1]))
+        reason = reason or "a phase clips and the targets are not in the range of the features"
+    valid = until(schedule, t, good)
     if len(found.eigenvalues) == 0:
         loss = float(problem.losses(problem.outputs(weights)).sum())
-        return Band(t, loss, loss, first(schedule, t, good), reason, RATES)
+        return Band(t, loss, loss, valid, reason, RATES)
     least, most = float(found.eigenvalues.min()), float(found.eigenvalues.max())
     A = problem.features(weights.W)
     sizes = np.linalg.norm(A, axis=1)
@@ -135,7 +135,7 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
             above = H + np.maximum(H - kappa**2 / 2, 0.0) ** 2 / (2 * kappa**2)
         lower[here], upper[here] = below[:-1], above[:-1]
         low, high = float(below[-1]), float(above[-1])
-    return Band(t, found.floor + lower, found.floor + upper, first(schedule, t, good), reason, RATES)
+    return Band(t, found.floor + lower, found.floor + upper, valid, reason, RATES)
 
 
 def _huber(residual: FloatArray, clip: float, sizes: FloatArray) -> float:
@@ -178,6 +178,7 @@ def imbalance(W: FloatArray, v: FloatArray) -> FloatArray:
     return np.sort(np.concatenate([found, np.zeros(len(v) - len(found))]))[::-1]
 
 
+@declares(COVERS_CONSERVED)
 def conserved_rates(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
@@ -195,9 +196,7 @@ def conserved_rates(
         ``d_-``, ``d_+`` the largest eigenvalues of ``-D`` and ``D`` (at least 0). The lower bound lets
         ``v_max`` shrink with the upper bound on ``u``.
 
-    Assumptions
-        Linear activation, square loss, no clipping; any data and targets. Leading linear-probing phases
-        are followed exactly, later ones are not covered.
+    Any data and targets; leading linear-probing phases are followed exactly.
 
     Parameters
     ----------
@@ -224,21 +223,16 @@ def conserved_rates(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
-    if problem.loss != "square" or problem.activation != "linear":
-        return nowhere(t, "the network is not linear with the square loss", CONSERVED)
-    methods = [phase.method for phase in schedule]
-    lead = methods.index("fft") if "fft" in methods else len(methods)
-    good = [
-        phase.clip is None and phase.clipping == "flat" and (k < lead or phase.method == "fft")
-        for k, phase in enumerate(schedule)
-    ]
-    if not good[0]:
-        return nowhere(t, "a phase clips", CONSERVED)
-    valid = first(schedule, t, good)
+    good, uncovered = COVERS_CONSERVED.phases(schedule), COVERS_CONSERVED.refuses_phases(schedule)
+    reason = COVERS_CONSERVED.refuses(problem) or ("" if good[0] else uncovered)
+    if reason:
+        return nowhere(t, reason, CONSERVED)
+    valid = until(schedule, t, good)
     usable = good.index(False) if False in good else len(good)
+    lead = sum(probing_first(schedule))
     X, W, _ = span(problem, weights)
     starts = schedule.starts
-    probed = float(starts[lead]) if lead < len(methods) else schedule.duration
+    probed = float(starts[lead]) if lead < len(good) else schedule.duration
     found = probe(problem, weights)
     decay = np.exp(-2 * np.outer(np.minimum(t, probed), found.eigenvalues))
     exact = found.floor + 0.5 * decay @ found.coordinates**2
@@ -250,7 +244,7 @@ def conserved_rates(
         v = weights.v + shift @ found.right
         low, high, floor = _full(problem, X, W, v, t[late] - probed)
         lower[late], upper[late] = floor + low, floor + high
-    return Band(t, lower, upper, valid, "a phase clips or probes after full fine-tuning", CONSERVED)
+    return Band(t, lower, upper, valid, uncovered, CONSERVED)
 
 
 def _full(

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import RK45
 
-from bounds._blocks import Block, decouple, fft_obstacle
-from bounds._numeric import patient
-from bounds._range import require_moderate
+from bounds._blocks import COVERS, MARGINS, Block, decouple, fft_obstacle
 from bounds.band import Band, nowhere
+from bounds.support.covers import declares
+from bounds.support.numeric import patient
+from bounds.support.ranges import require_moderate
 from langevin._validate import FloatArray
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
@@ -25,6 +26,7 @@ PAD = 1e-6
 """Relative padding of the clock, above the error of interpolating it across a kink of clipping."""
 
 
+@declares(COVERS)
 def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
     r"""Enclose the zeroth-order loss of a decoupled problem, clipped or not.
 
@@ -35,9 +37,9 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     collapsed classes.
 
     Assumptions
-        Labels -1 and +1 and flat clipping, and either a ReLU net under assumption 3.2 (and, for full
-        fine-tuning, 3.1), or a linear net whose neurons each keep one sign of ``y_i w_j . x_i`` (and,
-        for full fine-tuning, ``y_i y_k <x_i, x_k> >= 0`` for all pairs).
+        Either a ReLU net under assumption 3.2 (and, for full fine-tuning, 3.1), or a linear net whose
+        neurons each keep one sign of ``y_i w_j . x_i`` (and, for full fine-tuning, ``y_i y_k <x_i, x_k> >=
+        0`` for all pairs).
 
     Parameters
     ----------
@@ -92,8 +94,9 @@ def enclose(problem: Problem, weights: Weights, schedule: Schedule, times: Array
     """Enclose all margins at ``times``; a string says why that cannot be."""
     require_moderate(problem, weights, schedule, pairs=True)
     t = record_times(schedule, times)
-    if any(phase.clipping == "normalised" for phase in schedule):
-        return "normalised clipping is not covered"
+    reason = COVERS.refuses_phases(schedule)
+    if reason:
+        return reason
     blocks, reason = decouple(problem, weights)
     if not reason and any(phase.method == "fft" for phase in schedule):
         reason = fft_obstacle(problem, blocks)
@@ -168,7 +171,7 @@ class _Enclosure:
     """Interval state of one block, carried from phase to phase."""
 
     def __init__(self, problem: Problem, block: Block) -> None:
-        self.square = problem.loss == "square"
+        self.loss = MARGINS[problem.loss]
         self.norms = problem.squared_norms[block.samples]
         self.Z_low = self.Z_high = block.Z
         self.alpha_low = self.alpha_high = block.alpha
@@ -178,16 +181,14 @@ class _Enclosure:
         self.G_least, self.G_most = block.G.min(0), block.G.max(0)
 
     def slope(self, m: FloatArray) -> FloatArray:
-        """``g``; beyond a margin of 1 (square loss) the enclosure is flagged elsewhere."""
-        if self.square:
-            return np.maximum(1 - m, 0.0)
-        return np.exp(-np.logaddexp(0.0, m))
+        """``g``; beyond the margin where the loss ends the enclosure is flagged elsewhere."""
+        return np.maximum(self.loss.slope(m), 0.0)
 
     def run(self, schedule: Schedule, t: FloatArray) -> tuple[FloatArray, FloatArray, np.ndarray, str]:
         """Enclose the block's margins at ``t``."""
         low, high = np.zeros((len(t), len(self.m_low))), np.zeros((len(t), len(self.m_low)))
         valid = np.zeros(len(t), dtype=bool)
-        if self.square and (self.m_low >= 1).any():
+        if (self.m_low >= self.loss.end).any():
             return low, high, valid, "a margin is at least 1 from the start (square loss)"
         phases = list(zip(schedule, schedule.starts, strict=True))
         for phase, start in phases:
@@ -317,8 +318,8 @@ class _Enclosure:
     def conditions(self, phase: Phase, S: FloatArray, m_high: FloatArray) -> list[tuple[np.ndarray, str]]:
         """Check the validity rule at upper clocks ``S``."""
         found = []
-        if self.square:
-            found.append(((m_high < 1).all(1), "a margin may have reached 1 (square loss)"))
+        if np.isfinite(self.loss.end):
+            found.append(((m_high < self.loss.end).all(1), "a margin may have reached 1 (square loss)"))
         if phase.method == "fft":
             fall = -self.below(S)[2]
             found.append(((fall < self.room).all(1), "a neuron may have left its cone"))

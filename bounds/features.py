@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bounds._blocks import ROUNDOFF, Block, decouple, fft_obstacle
+from bounds._blocks import COVERS as BLOCKS
+from bounds._blocks import MARGINS, ROUNDOFF, Block, Margin, decouple, fft_obstacle
 from bounds._flow import span
-from bounds._range import require_moderate
 from bounds.enclosure import enclose
+from bounds.support.covers import Covers, declares
+from bounds.support.ranges import require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
+from langevin.model.activations import ACTIVATIONS
 from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule
 
 DISTORTION = "re-derived, sharp form new; in the place of Theorem 3.3 of [1]"
 ALIGNMENT = "re-derived; in the place of Theorem 3.4 of [1]"
+RELU = replace(BLOCKS, activations=("relu",))
+ALIGNED = replace(RELU, fft=())
+# smooth activations too: then the drift is continuous at the start
+DRIFT = Covers(
+    ("logistic", "square", "huber"), ("relu", "linear", "gelu", "tanh"), lp=(), fft=("none", "flat")
+)
 NODES = 4096
 
 
@@ -72,20 +81,12 @@ class Distortion:
     source: str = DISTORTION
 
 
-def initial_slope(problem: Problem, block: Block) -> FloatArray:
-    """``g_i`` of a block's samples at the start."""
-    return np.abs(block.margins - 1) if problem.loss == "square" else _logistic(block.margins)
-
-
-def _logistic(m: FloatArray) -> FloatArray:
-    return np.exp(-np.logaddexp(0.0, m))
-
-
+@declares(replace(RELU, lp=()))
 def distortion(problem: Problem, weights: Weights, *, clip: float | None = None) -> Distortion:
     r"""Say which features full fine-tuning distorts, for how long at least, and which survive.
 
     Re-derived, in the place of Theorem 3.3 of [1]_; the sharp form of survival and of the duration is
-    new. Zeroth order, ReLU, under assumptions 3.1 and 3.2.
+    new. Zeroth order, under assumptions 3.1 and 3.2.
 
     Statement
         While ``alpha_j = s_j v_j < 0``, pre-activations of the neuron's own class fall and those of
@@ -126,41 +127,25 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     require_moderate(problem, weights, clip=clip, pairs=True)
     clip = _validate.positive_or_none("clip", clip)
     h = len(weights.v)
-    nothing, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
+    no, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
     probability = 1 - 0.5**weights.width
     blocks, reason = decouple(problem, weights)
-    if problem.activation != "relu":
-        reason = "the network is linear: the statement is for ReLU"
-    reason = reason or fft_obstacle(problem, blocks)
-    if not reason and problem.loss == "square" and any((b.margins >= 1).any() for b in blocks):
+    reason = RELU.refuses(problem) or reason or fft_obstacle(problem, blocks)
+    if not reason and any((b.margins >= MARGINS[problem.loss].end).any() for b in blocks):
         reason = "a margin is at least 1 from the start (square loss)"
     if reason:
-        return Distortion(
-            False,
-            reason,
-            probability,
-            nan,
-            nothing,
-            nan,
-            nothing,
-            nan,
-            nan,
-            nothing,
-            nothing,
-            False,
-            "nowhere",
-        )
+        return Distortion(False, reason, probability, nan, no, nan, no, nan, nan, no, no, False, "nowhere")
     signs = np.zeros(h)
-    misaligned, survives = nothing.copy(), np.ones(h, dtype=bool)
+    misaligned, survives = no.copy(), np.ones(h, dtype=bool)
     duration, drop, rise = np.zeros(h), np.zeros(h), np.zeros(h)
-    never, falls = nothing.copy(), nothing.copy()
+    never, falls = no.copy(), no.copy()
     norms = np.linalg.norm(span(problem, weights).W, axis=1)
     for block in blocks:
         j = block.neurons
         signs[j] = block.sign
         bad = block.alpha < 0
         misaligned[j] = bad
-        pull = block.Z * initial_slope(problem, block)
+        pull = block.Z * MARGINS[problem.loss].slope(block.margins)
         pull = pull if clip is None else np.minimum(pull, clip)
         duration[j] = np.where(bad, -block.alpha / pull.sum(1), 0.0)
         zeta, most = block.Z.min(1), float(block.G.max())
@@ -179,7 +164,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         misaligned[orphan] = signs[orphan] * weights.v[orphan] < 0
         duration[orphan & misaligned] = np.inf
     rise[np.isnan(drop)] = np.nan
-    scope = "for all time" if problem.loss == "logistic" else "until a margin reaches 1 (square loss)"
+    lasting = np.isinf(MARGINS[problem.loss].end)
+    scope = "for all time" if lasting else "until a margin reaches 1 (square loss)"
     return Distortion(
         True,
         "",
@@ -207,6 +193,7 @@ def _beyond_class(problem: Problem, weights: Weights, block: Block) -> NDArray[n
     return (w @ mean / np.linalg.norm(w, axis=1) < least) & (least > 0)
 
 
+@declares(DRIFT)
 def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | None = None) -> FloatArray:
     r"""Rate at which ``E[w_j . x_k]`` starts to move in full fine-tuning, for the diffusion itself.
 
@@ -220,7 +207,6 @@ def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | No
     Parameters
     ----------
     problem, weights
-        Any network and loss.
     clip : float or None
         Threshold of flat clipping.
 
@@ -241,6 +227,7 @@ def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | No
     array([-0.103, -0.057])
     """
     require_moderate(problem, weights, clip=clip)
+    DRIFT.require(problem)
     clip = _validate.positive_or_none("clip", clip)
     X = problem.X
     pre = X @ weights.W.T
@@ -248,7 +235,7 @@ def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | No
     factors = np.ones(len(X)) if clip is None else clip / np.maximum(norms, clip)
     u = factors * problem.residuals(problem.outputs(weights))
     rate = -weights.v[:, None] * ((problem.slope(pre) * u[:, None]).T @ X @ X.T)
-    if problem.activation == "relu":
+    if not ACTIVATIONS[problem.activation].smooth:
         scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)
         rate[((np.abs(pre) <= ROUNDOFF * scale) & (problem.squared_norms[:, None] > 0)).any(0)] = np.nan
     return rate
@@ -288,10 +275,11 @@ class AlignmentTime:
         return self.time
 
 
+@declares(ALIGNED)
 def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = None) -> AlignmentTime:
     r"""Time by which linear probing has aligned every head.
 
-    Re-derived; in the place of Theorem 3.4 of [1]_. Zeroth order, ReLU, under assumption 3.2.
+    Re-derived; in the place of Theorem 3.4 of [1]_. Zeroth order, under assumption 3.2.
 
     Statement
         All heads of class ``s`` are aligned by ``G* / (n_s min(g_min, C / max_i ||A_i||))`` with ``G* =
@@ -325,38 +313,50 @@ def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = N
     require_moderate(problem, weights, clip=clip, pairs=True)
     clip = _validate.positive_or_none("clip", clip)
     blocks, reason = decouple(problem, weights)
-    if problem.activation != "relu":
-        reason = "the network is linear: the statement is for ReLU"
-    per_class, sharp = {}, 0.0
-    for block in blocks if not reason else []:
-        bad = block.alpha < 0
-        cls = int(problem.y[block.samples[0]])
-        per_class[cls] = 0.0
-        if not bad.any():
-            continue
-        goal = float((-block.alpha[bad] / block.Z[bad].min(1)).max())
-        K = block.Z.T @ block.Z
-        steepest = float(block.margins.max() + K.max() * goal)
-        g_min = 1 - steepest if problem.loss == "square" else float(_logistic(np.array(steepest)))
-        if g_min <= 0:
-            reason = f"the margins of class {cls:+d} may reach 1 before its heads are aligned (square loss)"
-            break
-        sizes = np.sqrt(np.diag(K))
-        speed = min(g_min, np.inf if clip is None else clip / float(sizes.max()))
-        per_class[cls] = goal / (len(block.samples) * speed)
-        # the integrand rises, so a sum over right ends stays an upper bound
-        S = goal * np.arange(1, NODES + 1) / NODES
-        m = block.margins + S[:, None] * K.max(1)
-        g = 1 - m if problem.loss == "square" else _logistic(m)
-        rates = (g if clip is None else np.minimum(g, clip / sizes)).sum(1)
-        sharp = max(sharp, min(per_class[cls], goal / NODES * float((1 / rates).sum())))
-    time = max(per_class.values(), default=0.0)
-    if not reason and problem.loss == "square":
-        reason = _overshoot(problem, weights, clip, time)
+    reason = ALIGNED.refuses(problem) or reason
     if reason:
-        return AlignmentTime(np.nan, np.nan, {}, False, reason, False)
-    lasting = problem.loss == "logistic" and not fft_obstacle(problem, blocks)
+        return _unknown(reason)
+    loss = MARGINS[problem.loss]
+    per_class, sharp = {}, 0.0
+    for block in blocks:
+        cls = int(problem.y[block.samples[0]])
+        found = _class_time(loss, block, clip)
+        if found is None:
+            return _unknown(
+                f"the margins of class {cls:+d} may reach 1 before its heads are aligned (square loss)"
+            )
+        per_class[cls] = found[0]
+        sharp = max(sharp, found[1])
+    time = max(per_class.values(), default=0.0)
+    reason = _overshoot(problem, weights, clip, time) if np.isfinite(loss.end) else ""
+    if reason:
+        return _unknown(reason)
+    lasting = bool(np.isinf(loss.end)) and not fft_obstacle(problem, blocks)
     return AlignmentTime(time, sharp, per_class, True, "", lasting)
+
+
+def _unknown(reason: str) -> AlignmentTime:
+    return AlignmentTime(np.nan, np.nan, {}, False, reason, False)
+
+
+def _class_time(loss: Margin, block: Block, clip: float | None) -> tuple[float, float] | None:
+    """``Delta t_s`` of a class and its sharp form; None if the loss may end before."""
+    bad = block.alpha < 0
+    if not bad.any():
+        return 0.0, 0.0
+    goal = float((-block.alpha[bad] / block.Z[bad].min(1)).max())
+    K = block.Z.T @ block.Z
+    g_min = float(loss.slope(np.array(block.margins.max() + K.max() * goal)))
+    if g_min <= 0:
+        return None
+    sizes = np.sqrt(np.diag(K))
+    speed = min(g_min, np.inf if clip is None else clip / float(sizes.max()))
+    time = goal / (len(block.samples) * speed)
+    # the integrand rises, so a sum over right ends stays an upper bound
+    S = goal * np.arange(1, NODES + 1) / NODES
+    g = loss.slope(block.margins + S[:, None] * K.max(1))
+    rates = (g if clip is None else np.minimum(g, clip / sizes)).sum(1)
+    return time, min(time, goal / NODES * float((1 / rates).sum()))
 
 
 def _overshoot(problem: Problem, weights: Weights, clip: float | None, time: float) -> str:

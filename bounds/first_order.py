@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 
+from bounds._blocks import COVERS as BLOCKS
+from bounds._blocks import MARGINS
 from bounds._flow import span
-from bounds._numeric import patient
-from bounds._range import require_moderate
-from bounds.allocation import _collapsed
+from bounds.allocation import collapsed
+from bounds.support.covers import Covers, declares
+from bounds.support.numeric import patient
+from bounds.support.ranges import require_moderate
 from langevin._validate import FloatArray
+from langevin.model.losses import LOSSES
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule, record_times
 
 SOURCE = "new (section 8), an estimate"
+LOW_RANK = Covers(("square",), ("linear",), lp=("none",), fft=("none",))
+COLLAPSED = replace(BLOCKS, lp=())
 LARGEST = 9
 """Largest ``k + 1`` of the general method, whose unknowns number its fourth power."""
 RTOL, ATOL = 1e-9, 1e-11
@@ -50,6 +56,7 @@ class Estimate:
     source: str = SOURCE
 
 
+@declares({"low rank": LOW_RANK, "collapsed block": COLLAPSED})
 def first_order_loss(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Estimate:
@@ -60,9 +67,8 @@ def first_order_loss(
     block. It is an **estimate, not a bound**, doubtful once ``sigma^2 h`` is not small.
 
     Assumptions
-        Either a linear net with the square loss, no clipping and inputs of rank at most 8 (any phases);
-        or one collapsed block (all ``y_i x_i`` equal) in full fine-tuning, either loss, flat clipping or
-        none, of a linear net or of a ReLU net whose neurons stay in their cone.
+        Either inputs of rank at most 8, or one collapsed block (all ``y_i x_i`` equal) of a linear net or
+        of a ReLU net whose neurons stay in their cone.
 
     Parameters
     ----------
@@ -86,15 +92,14 @@ def first_order_loss(
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
     k = span(problem, weights).X.shape[1]
-    plain = all(p.clip is None and p.clipping == "flat" for p in schedule)
-    if problem.activation == "linear" and problem.loss == "square" and plain and k < LARGEST:
+    if not LOW_RANK.refuses(problem) and all(LOW_RANK.phases(schedule)) and k < LARGEST:
         zeroth, correction = _general(problem, weights, schedule, t)
         return _estimate(t, zeroth, correction)
-    block, reason = _collapsed(problem, weights)
+    block, reason = collapsed(problem, weights)
     if block is None:
         reason = f"not a linear net of low rank with the unclipped square loss, and {reason}"
-    elif any(p.method != "fft" or p.clipping != "flat" for p in schedule):
-        reason = "a collapsed block is covered in full fine-tuning with flat clipping or none"
+    else:
+        reason = COLLAPSED.refuses_phases(schedule)
     if reason or block is None:
         nan = np.full(len(t), np.nan)
         return Estimate(t, nan, nan, nan, np.zeros(len(t), dtype=bool), reason)
@@ -194,16 +199,14 @@ class _Collapsed:
     """Moments of ``P``, ``N`` of a collapsed block: path, mean deviation, covariance, all times sigma^2."""
 
     def __init__(self, problem: Problem, n: int, scale: float, h: int) -> None:
-        self.square = problem.loss == "square"
+        self.loss = problem.loss
         self.n, self.scale, self.h = n, scale, h
 
     def slopes(self, x: FloatArray) -> tuple[float, float, float, float]:
         """``m``, ``g`` and its first two derivatives."""
         m = self.scale * (x[0] - x[1]) / 2
-        if self.square:
-            return m, 1 - m, -1.0, 0.0
-        g = float(np.exp(-np.logaddexp(0.0, m)))
-        return m, g, -g * (1 - g), g * (1 - g) * (1 - 2 * g)
+        g = float(MARGINS[self.loss].slope(m))
+        return m, g, *MARGINS[self.loss].bends(g)
 
     def surface(self, x: FloatArray, clip: float) -> tuple[float, FloatArray]:
         """``psi``, positive where clipping is active, and its gradient."""
@@ -244,7 +247,7 @@ class _Collapsed:
             m, g, g1, _ = self.slopes(y[:2])
             half = self.scale / 2
             spread = half**2 * (y[4] - y[5] - y[6] + y[7])
-            loss[i] = self.n * (0.5 * g**2 if self.square else np.logaddexp(0.0, -m))
+            loss[i] = self.n * LOSSES[self.loss].value(m, 1.0)
             # the loss has slope -g and curvature -g' in the margin
             correction[i] = self.n * (-g * half * (y[2] - y[3]) - 0.5 * g1 * spread)
         return loss, correction

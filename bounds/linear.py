@@ -8,25 +8,32 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds._flow import span
-from bounds._range import SMALLEST, require_moderate
-from bounds.approximation import OMEGA
 from bounds.band import Band, nowhere
-from bounds.decay import first, imbalance, probe
+from bounds.decay import imbalance, probe
+from bounds.support.covers import ANY, Covers, declares
+from bounds.support.phases import until
+from bounds.support.ranges import SMALLEST, require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
+from langevin.model.losses import LOSSES
+from langevin.problem import Method, Problem, Weights
 from langevin.schedule import Schedule, record_times
 
 LP = "re-derived (5a); in the place of Section 5.2 of [1]"
 LOCALISED = "re-derived, localised (5b); in the place of Section 5.2 of [1]"
 FFT = "new (5c)"
 NORM = "new (sections 0 and 5b)"
+PROBING = Covers(("square",), ANY, lp=("none",), fft=())
+NORMS = Covers(("logistic", "square", "huber"), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"))
+NORM_TAIL = Covers(NORMS.losses, NORMS.activations, lp=(), fft=("none", "flat"))
+NOISY = Covers(("square",), ("linear",), lp=(), fft=("none", "flat"))
 KNOTS = 40
 KAPPAS = np.concatenate([np.geomspace(0.02, 0.5, 8), np.linspace(0.55, 0.97, 9)])
 LEVELS = np.geomspace(0.5, 60.0, 18)
 POWERS = np.geomspace(0.02, 2e3, 60)
 
 
+@declares(PROBING)
 def lp_expected_loss(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
@@ -36,9 +43,6 @@ def lp_expected_loss(
     with eigenpairs ``(lambda_k, u_k)`` of ``A A^T`` and the initial residual ``r_0``, ``E L = L_perp +
     sum_k [(u_k . r_0)^2 exp(-2 lambda_k t) + sigma^2 (1 - exp(-2 lambda_k t))] / 2``: a floor of
     ``sigma^2 rank(A) / 2``. Over phases the noise of each decays in the next.
-
-    Assumptions
-        Square loss, linear-probing phases without clipping; any activation and targets.
 
     Parameters
     ----------
@@ -64,20 +68,19 @@ def lp_expected_loss(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
-    if problem.loss != "square":
-        return nowhere(t, "the loss is not the square loss", LP)
+    reason = PROBING.refuses(problem)
+    if reason:
+        return nowhere(t, reason, LP)
     found = probe(problem, weights)
     mean = np.exp(-np.outer(t, found.eigenvalues)) * found.coordinates
     spread = _head_variance(found.eigenvalues, schedule, t) * found.eigenvalues
     loss = found.floor + 0.5 * (mean**2 + spread).sum(1)
-    return Band(t, loss, loss, first(schedule, t, _probing(schedule)), PROBING, LP)
+    return _exact(schedule, t, loss)
 
 
-PROBING = "a phase is not linear probing without clipping"
-
-
-def _probing(schedule: Schedule) -> list[bool]:
-    return [p.method == "lp" and p.clip is None and p.clipping == "flat" for p in schedule]
+def _exact(schedule: Schedule, t: FloatArray, value: FloatArray) -> Band:
+    valid = until(schedule, t, PROBING.phases(schedule))
+    return Band(t, value, value, valid, PROBING.refuses_phases(schedule), LP)
 
 
 def _head_variance(eigenvalues: FloatArray, schedule: Schedule, t: FloatArray) -> FloatArray:
@@ -89,6 +92,7 @@ def _head_variance(eigenvalues: FloatArray, schedule: Schedule, t: FloatArray) -
     return variance
 
 
+@declares(PROBING)
 def lp_expected_head(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
@@ -111,8 +115,9 @@ def lp_expected_head(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
-    if problem.loss != "square":
-        return nowhere(t, "the loss is not the square loss", LP)
+    reason = PROBING.refuses(problem)
+    if reason:
+        return nowhere(t, reason, LP)
     found = probe(problem, weights)
     shift = np.expm1(-np.outer(t, found.eigenvalues)) / np.sqrt(found.eigenvalues) * found.coordinates
     mean = weights.v + shift @ found.right
@@ -120,18 +125,18 @@ def lp_expected_head(
     spread = _head_variance(found.eigenvalues, schedule, t).sum(1)
     for phase, time in zip(schedule, schedule.time_in(t), strict=True):
         spread = spread + 2 * phase.sigma**2 * free * time
-    value = (mean**2).sum(1) + spread
-    return Band(t, value, value, first(schedule, t, _probing(schedule)), PROBING, LP)
+    return _exact(schedule, t, (mean**2).sum(1) + spread)
 
 
+@declares(NORMS)
 def expected_norm(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
     """Bound ``E ||(W, v)_t||^2`` of the diffusion.
 
-    New (sections 0 and 5b): it grows by at most ``c + 2 sigma^2 p`` per unit time, ``c = 4 n Omega``
-    (logistic, ``Omega = W_0(1/e)``) or ``||y||^2`` (square) in full fine-tuning and half that in linear
-    probing; ReLU or linear, flat clipping or none.
+    New (sections 0 and 5b): it grows by at most ``c + 2 sigma^2 p`` per unit time, ``c`` four times the sum
+    of the largest ``-f r_i``, ``4 n Omega`` (logistic, ``Omega = W_0(1/e)``) or ``||y||^2`` (square), in full
+    fine-tuning and half that in linear probing.
 
     Parameters
     ----------
@@ -142,7 +147,7 @@ def expected_norm(
     Returns
     -------
     Band
-        ``upper`` is the bound, ``lower`` 0; not valid from the first phase with normalised clipping.
+        ``upper`` is the bound, ``lower`` 0; not valid from the first phase that is not covered.
 
     Examples
     --------
@@ -152,35 +157,38 @@ def expected_norm(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
+    reason = NORMS.refuses(problem)
+    if reason:
+        return nowhere(t, reason, NORM)
     upper = np.full(len(t), float((weights.W**2).sum() + weights.v @ weights.v))
     for phase, time in zip(schedule, schedule.time_in(t), strict=True):
-        pull = _pull(problem) * (1.0 if phase.method == "fft" else 0.5)
-        upper += (pull + 2 * phase.sigma**2 * weights.trained_parameters(phase.method)) * time
-    valid = first(schedule, t, [phase.clipping == "flat" for phase in schedule])
-    return Band(t, 0.0, upper, valid, "normalised clipping is not covered", NORM)
+        noise = 2 * phase.sigma**2 * weights.trained_parameters(phase.method)
+        upper += (pull(problem, phase.method) + noise) * time
+    valid = until(schedule, t, NORMS.phases(schedule))
+    return Band(t, 0.0, upper, valid, NORMS.refuses_phases(schedule), NORM)
 
 
-def _pull(problem: Problem) -> float:
-    """Largest growth of ``||theta||^2`` by the drift of full fine-tuning."""
-    if problem.loss == "logistic":
-        return 4 * problem.samples * OMEGA
-    return float(problem.y @ problem.y)
+def pull(problem: Problem, method: Method) -> float:
+    """Largest growth of ``||theta||^2`` by the drift: ``theta . grad f`` is ``2 f``, in probing ``f``."""
+    growth = LOSSES[problem.loss].growth
+    if growth is None:
+        raise ValueError(f"problem.loss must have a growth constant, got {problem.loss!r}: add it to LOSSES")
+    return (4 if method == "fft" else 2) * float(growth(problem.y).sum())
 
 
 def _single(problem: Problem, schedule: Schedule) -> str:
     """Return why the bounds of noisy full fine-tuning of a linear net do not apply, or ''."""
-    if problem.activation != "linear" or problem.loss != "square":
-        return "the network is not linear with the square loss"
-    settings = {(p.method, p.sigma, p.clip, p.clipping) for p in schedule}
-    if len(settings) > 1 or schedule.phases[0].method != "fft":
-        return "the schedule is not full fine-tuning with one sigma and one clip throughout"
-    if schedule.phases[0].clipping != "flat":
-        return "normalised clipping is not covered"
+    reason = NOISY.refuses(problem) or NOISY.refuses_phases(schedule)
+    if reason:
+        return reason
+    if len({(p.sigma, p.clip) for p in schedule}) > 1:
+        return "the schedule does not keep one sigma and one clip throughout"
     if not problem.X.any():
         return "all inputs are 0: nothing is learnt"
     return ""
 
 
+@declares(NOISY)
 def localised_loss(
     problem: Problem,
     weights: Weights,
@@ -199,7 +207,7 @@ def localised_loss(
     kappa``. It does *not* bound ``E L`` alone; `fft_expected_loss` does.
 
     Assumptions
-        Linear activation, square loss, one sigma and one flat clip or none in full fine-tuning.
+        One sigma and one clip, or none, throughout.
 
     Parameters
     ----------
@@ -265,6 +273,7 @@ def _second_moment(start: float, dimension: float, variance: FloatArray) -> Floa
     return variance**2 * (2 * (dimension + 2 * shift) + k1**2)
 
 
+@declares(NORM_TAIL)
 def norm_tail(
     problem: Problem,
     weights: Weights,
@@ -278,10 +287,10 @@ def norm_tail(
 
     New (5c i): ``||theta_t||^2`` is dominated by ``2 sigma^2 t`` times a non-central chi-square with
     ``delta = p + c / (2 sigma^2)`` degrees of freedom and non-centrality ``||theta_0||^2 / (2 sigma^2
-    t)``, ``c = 4 n Omega`` (logistic) or ``||y||^2`` (square). By Doob's inequality its largest value
+    t)``, ``c`` as in `expected_norm`. By Doob's inequality its largest value
     until ``t`` reaches ``x`` with probability at most ``exp(-a x / (4 sigma^2 t) + a ||theta_0||^2 /
     ((1 - a) 4 sigma^2 t)) (1 - a)^(-delta / 2)`` for each ``0 < a < 1``; the least of these is returned,
-    in closed form. ReLU or linear, any flat clip or none.
+    in closed form.
 
     Parameters
     ----------
@@ -317,16 +326,17 @@ def norm_tail(
 
     _validate.original("schedule", schedule, Schedule)
     require_moderate(problem, weights, schedule)
+    NORM_TAIL.require(problem)
     _validate.choice("over", over, ("time", "path"))
     time = _validate.positive("time", time)
     if time > schedule.duration:
         raise ValueError(f"time must be at most the schedule's {schedule.duration:g}, got {time:g}")
     phase = schedule.phases[0]
-    same = {(p.method, p.sigma, p.clipping) for p in schedule} == {("fft", phase.sigma, "flat")}
+    same = all(NORM_TAIL.phases(schedule)) and {p.sigma for p in schedule} == {phase.sigma}
     if not same or phase.sigma < SMALLEST:
         raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
     variance = 2 * phase.sigma**2 * time
-    freedom = weights.trained_parameters("fft") + _pull(problem) / (2 * phase.sigma**2)
+    freedom = weights.trained_parameters("fft") + pull(problem, "fft") / (2 * phase.sigma**2)
     size = float((weights.W**2).sum() + weights.v @ weights.v)
     if not (variance > 0 and np.isfinite(size / variance)):
         raise ValueError(f"time must leave noise beside the weights, got {time:g}: take a longer one")
@@ -343,6 +353,7 @@ def norm_tail(
     return np.exp(0.5 * (a * (b * start - x) + freedom * np.log(b)))
 
 
+@declares(NOISY)
 def fft_expected_loss(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
@@ -355,8 +366,8 @@ def fft_expected_loss(
     ``kappa`` and ``u`` at a grid of times; never above the moment bound that needs neither.
 
     Assumptions
-        Linear activation, square loss, one sigma > 0 in full fine-tuning; no clipping, or flat clipping
-        (where the threshold is too low to stay inactive on that event, the moment bound is left).
+        One sigma > 0 and one clip, or none; where the clip is too low to stay inactive on that event, the
+        moment bound remains.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from typing import Literal
 from numpy.typing import ArrayLike
 from scipy.special import erfcx, log_ndtr, ndtri
 
-from bounds._numeric import root
+from bounds.support.numeric import root
 from langevin import _validate
 from langevin._validate import FloatArray
 from langevin.schedule import DPSGD, Phase, Schedule

@@ -146,7 +146,7 @@ def test_where_it_does_not_hold():
         band = bounds.approximation_error(problem, weights, schedule, [0.5, 1.0, 1.5], kind=kind)
         assert band.valid.tolist() == [True, True, False]
         assert np.isnan(band.upper[2])
-        assert "unclipped" in band.reason
+        assert "without clipping" in band.reason
     lp = Schedule.lp(time=1.0, sigma=0.3)
     assert bounds.approximation_error(problem, weights, lp, kind="monotone").valid.all()
     assert not bounds.approximation_error(problem, weights, lp, [0.5]).valid.any()

@@ -209,7 +209,7 @@ def test_where_they_do_not_hold():
     assert not bounds.distortion(cross, weights).valid
     assert not bounds.alignment_time(cross, weights).valid
     linear = Problem([[1.0, 0.0]], [1], "linear")
-    assert "ReLU" in bounds.distortion(linear, weights).reason
+    assert "only 'relu'" in bounds.distortion(linear, weights).reason
     assert np.isnan(bounds.alignment_time(linear, weights).time)
     # square loss: the heads align only after the margin has passed 1
     wide = Problem([[1.0, 0.0]], [1], loss="square")

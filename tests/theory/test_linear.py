@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bounds
-from bounds.approximation import OMEGA
+from langevin.model.losses import OMEGA
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 from tests.theory import reference, strategies

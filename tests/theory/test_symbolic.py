@@ -4,7 +4,7 @@ import pytest
 import sympy as sp
 from scipy.special import lambertw
 
-from bounds.approximation import OMEGA
+from langevin.model.losses import OMEGA
 
 t, s = sp.symbols("t sigma", positive=True)
 

@@ -1,0 +1,1 @@
+"""What several bounds use: coverage, ranges of numbers, phases, roots."""

@@ -1,0 +1,166 @@
+"""What each statement covers, declared beside it; everything else is refused by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from langevin.problem import Problem
+from langevin.schedule import Phase, Schedule
+
+F = TypeVar("F", bound=Callable)
+
+ANY = ("any",)
+CLIPPED = ("flat", "normalised")
+ALL = ("none", *CLIPPED)
+METHODS = {"lp": "linear probing", "fft": "full fine-tuning"}
+CLIPPING = {
+    "none": "without clipping",
+    "flat": "with flat clipping",
+    "normalised": "with normalised clipping",
+}
+
+
+@dataclass(frozen=True)
+class Covers:
+    """Networks, losses and phases that a statement covers.
+
+    Attributes
+    ----------
+    losses, activations : tuple of str
+        Names that the proof covers; `ANY` if it uses no property of the loss or the activation.
+    lp, fft : tuple of str
+        Clipping covered in linear probing and in full fine-tuning: "none", "flat", "normalised". Empty: the
+        method is not covered.
+    late_lp : tuple of str or None
+        The same for linear probing after full fine-tuning; None: as ``lp``.
+    binary : bool
+        Whether the labels must be -1 and +1.
+
+    Examples
+    --------
+    >>> covers = Covers(("square",), ANY, lp=("none",), fft=())
+    >>> covers.refuses(Problem([[1.0]], [1.0]))
+    "the loss 'logistic' is not covered, only 'square'"
+    >>> covers.refuses_phases(Schedule.fft(time=1.0))
+    'full fine-tuning is not covered'
+    """
+
+    losses: tuple[str, ...]
+    activations: tuple[str, ...]
+    lp: tuple[str, ...] = ALL
+    fft: tuple[str, ...] = ALL
+    late_lp: tuple[str, ...] | None = None
+    binary: bool = False
+
+    def refuses(self, problem: Problem) -> str:
+        """Return why the problem is not covered, or ''."""
+        choices = ("loss", problem.loss, self.losses), ("activation", problem.activation, self.activations)
+        reasons = [
+            f"the {what} {name!r} is not covered, only {' or '.join(map(repr, covered))}"
+            for what, name, covered in choices
+            if covered != ANY and name not in covered
+        ]
+        if self.binary and not problem.classification:
+            reasons.append("the labels are not -1 and +1")
+        return "; ".join(reasons)
+
+    def require(self, problem: Problem) -> None:
+        """Raise `ValueError` for a problem that is not covered, where no band can hold the reason."""
+        reason = self.refuses(problem)
+        if reason:
+            raise ValueError(f"problem is not covered by this bound: {reason}")
+
+    def phases(self, schedule: Schedule) -> list[bool]:
+        """Whether each phase is covered."""
+        return [not reason for reason in self._reasons(schedule)]
+
+    def refuses_phases(self, schedule: Schedule) -> str:
+        """Return why the first phase that is not covered is not, or ''."""
+        return next(filter(None, self._reasons(schedule)), "")
+
+    def _reasons(self, schedule: Schedule) -> list[str]:
+        reasons, late = [], False
+        for phase in schedule:
+            late |= phase.method == "fft"
+            covered = {"lp": self.lp, "fft": self.fft}[phase.method]
+            method = METHODS[phase.method]
+            if late and phase.method == "lp" and self.late_lp is not None:
+                covered, method = self.late_lp, f"{method} after full fine-tuning"
+            kind = clipping(phase)
+            if kind in covered:
+                reasons.append("")
+            else:
+                reasons.append(f"{method}{' ' + CLIPPING[kind] if covered else ''} is not covered")
+        return reasons
+
+    def __str__(self) -> str:
+        names = {"losses": self.losses, "activations": self.activations}
+        kinds = {METHODS["lp"]: self.lp, METHODS["fft"]: self.fft}
+        if self.late_lp is not None:
+            kinds[f"{METHODS['lp']} after {METHODS['fft']}"] = self.late_lp
+        words = [f"{what}: {', '.join(covered)}" for what, covered in names.items()]
+        words += [
+            f"clipping in {method}: {', '.join(covered)}" if covered else f"{method}: not covered"
+            for method, covered in kinds.items()
+        ]
+        return "; ".join(words) + ("; labels: -1 and +1" if self.binary else "")
+
+
+def clipping(phase: Phase) -> str:
+    """Kind of clipping of a phase, "none" without."""
+    return "none" if phase.clip is None else phase.clipping
+
+
+_DECLARED: dict[Callable, Mapping[str, Covers]] = {}
+
+
+def declares(covers: Covers | Mapping[str, Covers]) -> Callable[[F], F]:
+    """Decorate a bound with what it covers, which also goes into its docstring.
+
+    Parameters
+    ----------
+    covers : Covers or mapping of str to Covers
+        Of the statement, or of each of the kinds that the function's ``kind`` chooses from.
+    """
+    kinds = {"": covers} if isinstance(covers, Covers) else covers
+
+    def mark(function: F) -> F:
+        _DECLARED[function] = kinds
+        text = inspect.getdoc(function)
+        if text:
+            lines = "\n".join(f"    {f'``{kind}``: ' if kind else ''}{c}.\n" for kind, c in kinds.items())
+            section = re.search(r"^\w+\n-{3,}$", text, re.MULTILINE)
+            at = section.start() if section else len(text)
+            function.__doc__ = f"{text[:at].rstrip()}\n\nCovers\n{lines}\n{text[at:]}"
+        return function
+
+    return mark
+
+
+def declared(function: Callable) -> Mapping[str, Covers]:
+    """What a bound covers, by its kinds ('' if it has one).
+
+    Raises
+    ------
+    LookupError
+        If it does not say.
+    """
+    if function not in _DECLARED:
+        raise LookupError(f"{function.__name__} does not declare what it covers: decorate it with `declares`")
+    return _DECLARED[function]
+
+
+def table() -> dict[str, Mapping[str, Covers]]:
+    """What each public bound on a problem covers, by its name."""
+    import bounds
+
+    functions = ((name, getattr(bounds, name)) for name in dir(bounds))
+    return {
+        name: declared(function)
+        for name, function in functions
+        if inspect.isfunction(function) and "problem" in inspect.signature(function).parameters
+    }
