@@ -37,7 +37,7 @@ COVERS = {
     "lambert": _MONOTONE,
     "ode": Covers(CONVEX, ("relu", "linear"), lp=ALL, fft=("flat",), late_lp=("flat",)),
 }
-KINDS = tuple(COVERS)
+KINDS = ("paper", "monotone", "lambert", "ode")
 
 
 @declares(COVERS)
