@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
-from bounds.privacy import gdp_delta, gdp_epsilon
+from bounds.privacy.gaussian import gdp_delta, gdp_epsilon
 from empirical.accountants import (
     OutOfReachError,
     chi_squared,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bounds.advice import Advice
+from bounds.allocation.advice import Advice
 from empirical.planner import SharePlan, standard_error
 from empirical.tables import Table
 from langevin import _atomic

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bounds.advice import Advice, split_advice
+from bounds.allocation.advice import Advice, split_advice
 from empirical.history import History, plan
 from empirical.standin import Outcomes, Settings, Split, StandIn
 from empirical.tabular import held_out

@@ -57,6 +57,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     import xarray as xr
 
     import bounds
+    from bounds.features.assumptions import QUANTILES
 
     columns: dict[tuple[str, int], dict[str, Any]] = {}
     for kind, pair, problem, weights in cases(quick):
@@ -81,7 +82,7 @@ def compute(quick: bool = False) -> xr.Dataset:
             )
             for name, meaning in MEANINGS.items()
         },
-        {"kind": list(KINDS), "pair": range(pairs), "level": list(bounds.assumptions.QUANTILES)},
+        {"kind": list(KINDS), "pair": range(pairs), "level": list(QUANTILES)},
     )
     return data.assign_coords(pairs=["within", "across"])
 

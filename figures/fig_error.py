@@ -23,7 +23,7 @@ from langevin.schedule import Schedule
 if TYPE_CHECKING:
     import xarray as xr
 
-    from bounds.approximation import Kind
+    from bounds.distance.approximation import Kind
 
 SAMPLES, CLIP, DURATION, STEPS = 16, 0.5, 1.0, 500
 BASE = {"sigma": 0.2, "width": 64, "dim": 8}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 import bounds
-from bounds.approximation import KINDS
+from bounds.distance.approximation import KINDS
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 from tests.theory import reference, strategies

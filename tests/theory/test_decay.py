@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bounds
-from bounds.decay import imbalance
+from bounds.loss.rates import imbalance
 from langevin.problem import Problem, Weights
 from langevin.schedule import Phase, Schedule
 from tests.theory import reference, strategies

@@ -166,3 +166,31 @@ def fft_obstacle(problem: Problem, blocks: list[Block]) -> str:
         elif (cut(block.signed, block.others) < 0).any():
             return "assumption 3.1 fails: a product across the classes is positive"
     return ""
+
+
+def collapsed(problem: Problem, weights: Weights) -> tuple[Block | None, str]:
+    """Return the one block of a collapsed problem."""
+    reason = COVERS.refuses(problem)
+    if reason:
+        return None, reason
+    signed = problem.y[:, None] * problem.X
+    if np.abs(signed - signed[0]).max() > 1e-9 * np.abs(signed[0]).max(initial=0.0) or not signed[0].any():
+        return None, "the y_i x_i are not all equal"
+    if problem.activation == "linear":
+        pre = signed[:1] @ weights.W.T
+        n, h = problem.samples, len(weights.v)
+        none = np.empty((h, 0)), np.empty((0, problem.dim))
+        # signs may differ: no cone matters to a linear net
+        Z = np.repeat(pre.T, n, axis=1)
+        return Block(np.arange(n), np.arange(h), np.ones(h), Z, weights.v, signed, *none), ""
+    blocks, reason = decouple(problem, weights)
+    reason = reason or fft_obstacle(problem, blocks)
+    if reason:
+        return None, reason
+    if len(blocks) != 1 or len(blocks[0].neurons) != weights.width:
+        return None, "some neurons belong to another class"
+    block = blocks[0]
+    # z_j^2 - gamma alpha_j^2 is conserved: the head turns before the neuron leaves its cone
+    if (block.Z[:, 0] <= -np.sqrt(block.G[0, 0]) * block.alpha).any():
+        return None, "a neuron may leave its cone"
+    return block, ""

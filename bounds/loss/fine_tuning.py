@@ -1,179 +1,27 @@
-"""Expected loss of the diffusion itself, square loss, without the approximation (section 5)."""
+"""Expected loss of noisy full fine-tuning of linear nets, without the approximation (section 5)."""
 
 from __future__ import annotations
-
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds._flow import span
 from bounds.band import Band, nowhere
-from bounds.decay import imbalance, probe
-from bounds.support.covers import ANY, Covers, declares
-from bounds.support.phases import until
+from bounds.distance.flow import span
+from bounds.loss.rates import imbalance
+from bounds.support.covers import Covers, declares
 from bounds.support.ranges import SMALLEST, require_moderate
 from langevin import _validate
 from langevin._validate import FloatArray
-from langevin.model.losses import LOSSES
-from langevin.problem import Method, Problem, Weights
+from langevin.problem import Problem, Weights
 from langevin.schedule import Schedule, record_times
 
-LP = "re-derived (5a); in the place of Section 5.2 of [1]"
 LOCALISED = "re-derived, localised (5b); in the place of Section 5.2 of [1]"
 FFT = "new (5c)"
-NORM = "new (sections 0 and 5b)"
-PROBING = Covers(("square",), ANY, lp=("none",), fft=())
-NORMS = Covers(("logistic", "square", "huber"), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"))
-NORM_TAIL = Covers(NORMS.losses, NORMS.activations, lp=(), fft=("none", "flat"))
 NOISY = Covers(("square",), ("linear",), lp=(), fft=("none", "flat"))
 KNOTS = 40
 KAPPAS = np.concatenate([np.geomspace(0.02, 0.5, 8), np.linspace(0.55, 0.97, 9)])
 LEVELS = np.geomspace(0.5, 60.0, 18)
 POWERS = np.geomspace(0.02, 2e3, 60)
-
-
-@declares(PROBING)
-def lp_expected_loss(
-    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
-) -> Band:
-    r"""``E L(theta_t)`` of linear probing with noise, exactly.
-
-    Re-derived (5a); in the place of Section 5.2 of [1]_. The head is an Ornstein-Uhlenbeck process:
-    with eigenpairs ``(lambda_k, u_k)`` of ``A A^T`` and the initial residual ``r_0``, ``E L = L_perp +
-    sum_k [(u_k . r_0)^2 exp(-2 lambda_k t) + sigma^2 (1 - exp(-2 lambda_k t))] / 2``: a floor of
-    ``sigma^2 rank(A) / 2``. Over phases the noise of each decays in the next.
-
-    Parameters
-    ----------
-    problem, weights, schedule
-        What is trained, from where, and how.
-    times : array_like, shape (m,), optional
-
-    Returns
-    -------
-    Band
-        ``lower`` and ``upper`` are the same. Not valid from the first other phase on.
-
-    References
-    ----------
-    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
-
-    Examples
-    --------
-    >>> problem = Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], "linear", "square")
-    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
-    >>> lp_expected_loss(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [0.0, 9.0]).upper.round(6)
-    array([1.  , 0.01])
-    """
-    require_moderate(problem, weights, schedule)
-    t = record_times(schedule, times)
-    reason = PROBING.refuses(problem)
-    if reason:
-        return nowhere(t, reason, LP)
-    found = probe(problem, weights)
-    mean = np.exp(-np.outer(t, found.eigenvalues)) * found.coordinates
-    spread = _head_variance(found.eigenvalues, schedule, t) * found.eigenvalues
-    loss = found.floor + 0.5 * (mean**2 + spread).sum(1)
-    return _exact(schedule, t, loss)
-
-
-def _exact(schedule: Schedule, t: FloatArray, value: FloatArray) -> Band:
-    valid = until(schedule, t, PROBING.phases(schedule))
-    return Band(t, value, value, valid, PROBING.refuses_phases(schedule), LP)
-
-
-def _head_variance(eigenvalues: FloatArray, schedule: Schedule, t: FloatArray) -> FloatArray:
-    """Variance of the head along each eigenvector, shape (m, rank)."""
-    variance = np.zeros((len(t), len(eigenvalues)))
-    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
-        lost = np.outer(time, 2 * eigenvalues)
-        variance = variance * np.exp(-lost) - phase.sigma**2 * np.expm1(-lost) / eigenvalues
-    return variance
-
-
-@declares(PROBING)
-def lp_expected_head(
-    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
-) -> Band:
-    """``E ||v_t||^2`` of linear probing with noise, exactly; assumptions of `lp_expected_loss`.
-
-    Re-derived (5a): mean ``v_0 - sum_k (1 - exp(-lambda_k t)) m_k q_k``, covariance
-    ``sigma^2 H^-1 (I - exp(-2 H t))`` with ``H = A^T A``, ``2 sigma^2 t`` on its kernel. It is what full
-    fine-tuning starts from in the place of Corollary 5.3 of [1]_.
-
-    References
-    ----------
-    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
-
-    Examples
-    --------
-    >>> problem = Problem([[1.0, 0.0]], [1.0], "linear", "square")
-    >>> weights = Weights([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
-    >>> lp_expected_head(problem, weights, Schedule.lp(time=9.0, sigma=0.1), [9.0]).upper.round(4)
-    array([1.1898])
-    """
-    require_moderate(problem, weights, schedule)
-    t = record_times(schedule, times)
-    reason = PROBING.refuses(problem)
-    if reason:
-        return nowhere(t, reason, LP)
-    found = probe(problem, weights)
-    shift = np.expm1(-np.outer(t, found.eigenvalues)) / np.sqrt(found.eigenvalues) * found.coordinates
-    mean = weights.v + shift @ found.right
-    free = weights.width - len(found.eigenvalues)
-    spread = _head_variance(found.eigenvalues, schedule, t).sum(1)
-    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
-        spread = spread + 2 * phase.sigma**2 * free * time
-    return _exact(schedule, t, (mean**2).sum(1) + spread)
-
-
-@declares(NORMS)
-def expected_norm(
-    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
-) -> Band:
-    """Bound ``E ||(W, v)_t||^2`` of the diffusion.
-
-    New (sections 0 and 5b): it grows by at most ``c + 2 sigma^2 p`` per unit time, ``c`` four times the sum
-    of the largest ``-f r_i``, ``4 n Omega`` (logistic, ``Omega = W_0(1/e)``) or ``||y||^2`` (square), in full
-    fine-tuning and half that in linear probing.
-
-    Parameters
-    ----------
-    problem, weights, schedule
-        What is trained, from where, and how.
-    times : array_like, shape (m,), optional
-
-    Returns
-    -------
-    Band
-        ``upper`` is the bound, ``lower`` 0; not valid from the first phase that is not covered.
-
-    Examples
-    --------
-    >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
-    >>> expected_norm(problem, weights, Schedule.fft(time=1.0, sigma=0.5), [1.0]).upper
-    array([3.])
-    """
-    require_moderate(problem, weights, schedule)
-    t = record_times(schedule, times)
-    reason = NORMS.refuses(problem)
-    if reason:
-        return nowhere(t, reason, NORM)
-    upper = np.full(len(t), float((weights.W**2).sum() + weights.v @ weights.v))
-    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
-        noise = 2 * phase.sigma**2 * weights.trained_parameters(phase.method)
-        upper += (pull(problem, phase.method) + noise) * time
-    valid = until(schedule, t, NORMS.phases(schedule))
-    return Band(t, 0.0, upper, valid, NORMS.refuses_phases(schedule), NORM)
-
-
-def pull(problem: Problem, method: Method) -> float:
-    """Largest growth of ``||theta||^2`` by the drift: ``theta . grad f`` is ``2 f``, in probing ``f``."""
-    growth = LOSSES[problem.loss].growth
-    if growth is None:
-        raise ValueError(f"problem.loss must have a growth constant, got {problem.loss!r}: add it to LOSSES")
-    return (4 if method == "fft" else 2) * float(growth(problem.y).sum())
 
 
 def _single(problem: Problem, schedule: Schedule) -> str:
@@ -271,86 +119,6 @@ def _second_moment(start: float, dimension: float, variance: FloatArray) -> Floa
     shift = start / variance
     k1 = dimension + shift
     return variance**2 * (2 * (dimension + 2 * shift) + k1**2)
-
-
-@declares(NORM_TAIL)
-def norm_tail(
-    problem: Problem,
-    weights: Weights,
-    schedule: Schedule,
-    time: float,
-    level: ArrayLike,
-    *,
-    over: Literal["time", "path"] = "time",
-) -> FloatArray:
-    r"""Bound ``P(||(W, v)_t||^2 >= level)`` of full fine-tuning, at a time or ever until then.
-
-    New (5c i): ``||theta_t||^2`` is dominated by ``2 sigma^2 t`` times a non-central chi-square with
-    ``delta = p + c / (2 sigma^2)`` degrees of freedom and non-centrality ``||theta_0||^2 / (2 sigma^2
-    t)``, ``c`` as in `expected_norm`. By Doob's inequality its largest value
-    until ``t`` reaches ``x`` with probability at most ``exp(-a x / (4 sigma^2 t) + a ||theta_0||^2 /
-    ((1 - a) 4 sigma^2 t)) (1 - a)^(-delta / 2)`` for each ``0 < a < 1``; the least of these is returned,
-    in closed form.
-
-    Parameters
-    ----------
-    problem, weights, schedule
-        One sigma > 0 and flat clipping (or none) in full fine-tuning throughout.
-    time : float
-        ``0 < t``, within the schedule.
-    level : array_like
-        Levels of the squared norm.
-    over : {"time", "path"}
-        Whether the norm reaches the level at ``t``, or at any time until ``t``.
-
-    Returns
-    -------
-    ndarray
-        Probabilities, in the shape of ``level``.
-
-    Raises
-    ------
-    ValueError
-        If the schedule is not as above: there is then no bound.
-
-    Examples
-    --------
-    >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
-    >>> schedule = Schedule.fft(time=1.0, sigma=0.5)
-    >>> norm_tail(problem, weights, schedule, 1.0, [4.0, 9.0]).round(4)
-    array([0.2549, 0.0126])
-    >>> norm_tail(problem, weights, schedule, 1.0, [4.0, 9.0], over="path").round(4)
-    array([0.9012, 0.1185])
-    """
-    from scipy.stats import ncx2
-
-    _validate.original("schedule", schedule, Schedule)
-    require_moderate(problem, weights, schedule)
-    NORM_TAIL.require(problem)
-    _validate.choice("over", over, ("time", "path"))
-    time = _validate.positive("time", time)
-    if time > schedule.duration:
-        raise ValueError(f"time must be at most the schedule's {schedule.duration:g}, got {time:g}")
-    phase = schedule.phases[0]
-    same = all(NORM_TAIL.phases(schedule)) and {p.sigma for p in schedule} == {phase.sigma}
-    if not same or phase.sigma < SMALLEST:
-        raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
-    variance = 2 * phase.sigma**2 * time
-    freedom = weights.trained_parameters("fft") + pull(problem, "fft") / (2 * phase.sigma**2)
-    size = float((weights.W**2).sum() + weights.v @ weights.v)
-    if not (variance > 0 and np.isfinite(size / variance)):
-        raise ValueError(f"time must leave noise beside the weights, got {time:g}: take a longer one")
-    start = size / variance
-    given: Any = [level] if np.isscalar(level) else level
-    levels = _validate.array("level", given, 1)
-    x = (levels[0] if np.isscalar(level) else levels) / variance
-    if over == "time":
-        return np.asarray(ncx2.sf(x, freedom, start))
-    # the exponent is convex in a; its slope vanishes at 1 / (1 - a) = b, a root of start b^2 + freedom b = x
-    x = np.maximum(x, 0.0)
-    b = np.maximum(2 * x / (freedom + np.sqrt(freedom**2 + 4 * start * x)), 1.0)
-    a = 1 - 1 / b
-    return np.exp(0.5 * (a * (b * start - x) + freedom * np.log(b)))
 
 
 @declares(NOISY)

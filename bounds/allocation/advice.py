@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds._blocks import decouple
-from bounds.allocation import BOUNDS, Crossover, LpShare, lp_crossover, minimum_lp_share, utility_curve
-from bounds.assumptions import Assumptions, check_assumptions
+from bounds.allocation.crossover import Crossover, lp_crossover
+from bounds.allocation.share import LpShare, minimum_lp_share
+from bounds.allocation.utility import BOUNDS, utility_curve
 from bounds.band import Band
+from bounds.features.assumptions import Assumptions, check_assumptions
+from bounds.features.blocks import decouple
 from bounds.support.covers import ANY, Covers, declares
 from langevin import _validate
 from langevin.problem import Problem, Weights

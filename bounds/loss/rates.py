@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
-from bounds._flow import RANK_TOLERANCE, span
 from bounds.band import Band, nowhere
+from bounds.distance.flow import RANK_TOLERANCE, span
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.phases import probing_first, until

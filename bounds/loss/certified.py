@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds._flow import span
-from bounds.approximation import COVERS as ERROR
-from bounds.approximation import approximation_error, path
 from bounds.band import Band, nowhere
-from bounds.enclosure import enclose
-from bounds.linear import expected_norm
+from bounds.distance.approximation import COVERS as ERROR
+from bounds.distance.approximation import approximation_error, path
+from bounds.distance.flow import span
+from bounds.loss.enclosure import enclose
+from bounds.loss.norms import expected_norm
 from bounds.support.covers import declares
 from bounds.support.phases import probing_first, until
 from bounds.support.ranges import require_moderate

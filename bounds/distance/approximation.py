@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds._flow import Flow, State
 from bounds.band import Band, nowhere
-from bounds.linear import pull
+from bounds.distance.flow import Flow, State
+from bounds.loss.norms import pull
 from bounds.support.covers import ALL, ANY, CLIPPED, Covers, declares
 from bounds.support.phases import probing_first, until
 from bounds.support.ranges import require_moderate

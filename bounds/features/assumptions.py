@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bounds._blocks import NO_NEURONS, ROUNDOFF
+from bounds.features.blocks import NO_NEURONS, ROUNDOFF
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.ranges import require_moderate
 from langevin._validate import FloatArray

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 
-from bounds._blocks import COVERS as BLOCKS
-from bounds._blocks import MARGINS
-from bounds._flow import span
-from bounds.allocation import collapsed
+from bounds.distance.flow import span
+from bounds.features.blocks import COVERS as BLOCKS
+from bounds.features.blocks import MARGINS, collapsed
 from bounds.support.covers import Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.ranges import require_moderate

@@ -1,0 +1,1 @@
+"""Distance between the diffusion and its zeroth-order approximation."""

@@ -1,0 +1,1 @@
+"""Bounds of the loss: zeroth order, and expected under noise."""

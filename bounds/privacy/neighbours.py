@@ -1,0 +1,31 @@
+"""Neighbouring data sets, and how far their drifts may differ."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from langevin import _validate
+from langevin.schedule import Phase
+
+Neighbours = Literal["add-remove", "replace"]
+NEIGHBOURS = ("add-remove", "replace")
+
+
+def sensitivity(phase: Phase, neighbours: Neighbours = "add-remove") -> float:
+    """Largest distance between the drifts of two neighbouring data sets.
+
+    ``C`` if neighbours differ by one sample more or less, ``2C`` if one sample is replaced; flat and
+    normalised clipping both bound a sample's part by ``C``.
+
+    Raises
+    ------
+    ValueError
+        Without clipping: the sensitivity is infinite, no noise gives privacy.
+    """
+    _validate.choice("neighbours", neighbours, NEIGHBOURS)
+    if phase.clip is None:
+        raise ValueError(
+            f"clip must be positive for privacy, got None in the phase '{phase}': "
+            "without clipping one sample can move the drift without limit"
+        )
+    return phase.clip if neighbours == "add-remove" else 2 * phase.clip
