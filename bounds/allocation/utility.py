@@ -34,8 +34,6 @@ BOUNDS: dict[str, Callable[..., Band]] = {
     "fft_expected": fft_expected_loss,
 }
 """Bounds that `utility_curve` can draw, by name."""
-ZEROTH = ("sandwich", "conserved", "rates")
-"""Those of the zeroth-order loss; the others bound the diffusion's expected loss."""
 
 
 @dataclass(frozen=True, eq=False)

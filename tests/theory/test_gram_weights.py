@@ -44,7 +44,7 @@ INTEGRATED = {
 def test_bounds_depend_on_the_gram_matrix_alone(name):
     bound = (EXACT | INTEGRATED)[name]
     ours, theirs, wider = bound(GRAM), bound(WEIGHTS), bound(GramWeights(GRAM.W, GRAM.v, 4000))
-    # all is rounding but the integration: 3e-6 across the kinks of clipping, as `bounds._flow` says
+    # all is rounding but the integration: 3e-6 across the kinks of clipping, as `bounds.distance.flow` says
     tolerance = 1e-11 if name in EXACT else 1e-5
     assert ours.valid.any()
     assert (ours.valid == theirs.valid).all()
