@@ -38,7 +38,7 @@ def drift(problem, W, v, phase):
     r = problem.residuals(np.einsum("...nh,...h->...n", A, v))
     squared = (A**2).sum(-1)
     if phase.method == "fft":
-        squared = squared + (problem.X**2).sum(-1) * (slope * v[..., None, :] ** 2).sum(-1)
+        squared = squared + (problem.X**2).sum(-1) * (slope**2 * v[..., None, :] ** 2).sum(-1)
     norm = np.abs(r) * np.sqrt(squared)
     if phase.clip is None:
         c = 1.0

@@ -1,0 +1,238 @@
+"""What bounds declare to cover: they evaluate that, and refuse everything else by name."""
+
+import inspect
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import bounds
+from bounds.support import covers
+from bounds.support.covers import ALL, ANY, Covers, declares, table
+from langevin.model import activations, losses
+from langevin.model.activations import ACTIVATIONS, Activation
+from langevin.model.losses import LOSSES, Loss
+from langevin.problem import Problem, Weights
+from langevin.schedule import Phase, Schedule
+from tests.theory import reference, strategies
+
+WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])
+CLIPPED = Schedule.fft(time=0.5, sigma=0.1, clip=1.0)
+ARGUMENTS = {
+    "weights": WEIGHTS,
+    "schedule": CLIPPED,
+    "constant": 1.0,
+    "time": 0.5,
+    "level": 2.0,
+    "rho": 0.1,
+    "sigma": 0.5,
+    "clip": 1.0,
+    "shares": [0.0, 1.0],
+}
+OTHERS = {"split_advice": {"weights": [WEIGHTS]}, "utility_curve": {"time": None}}
+"""Arguments that one function takes otherwise."""
+STATEMENTS = [
+    (name, kind, found)
+    for name, kinds in table().items()
+    for kind, found in (
+        kinds.items() if "kind" in inspect.signature(getattr(bounds, name)).parameters else [("", kinds)]
+    )
+]
+"""Name, kind to ask for, and what is covered: `Covers`, or alternatives by name."""
+
+
+@pytest.fixture
+def made_up():
+    """A loss and an activation that no proof knows."""
+    loss = Loss(
+        "quartic",
+        lambda f, y: (f - y) ** 4 / 4,
+        lambda f, y: (f - y) ** 3,
+        lambda f, y: 3 * (f - y) ** 2,
+        np.inf,
+    )
+    activation = Activation("sine", lambda z: np.sin(z), lambda z: np.cos(z), lipschitz=1.0)
+    losses.register(loss)
+    activations.register(activation)
+    yield loss.name, activation.name
+    del LOSSES[loss.name], ACTIVATIONS[activation.name]
+
+
+def problem_of(loss, activation):
+    return Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], activation, loss)
+
+
+def evaluate(function, problem, kind=""):
+    """The result of a bound, or the message with which it raises."""
+    given = ARGUMENTS | OTHERS.get(function.__name__, {}) | {"problem": problem}
+    needed = {
+        name: given[name]
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty or (name in given and name != "time")
+    }
+    try:
+        return function(**needed, **({"kind": kind} if kind else {}))
+    except ValueError as error:
+        return str(error)
+
+
+def check(function, kind, declared, problem):
+    """Assert that a bound refuses exactly the losses and activations that it does not declare."""
+    alternatives = [declared] if isinstance(declared, Covers) else list(declared.values())
+    found = evaluate(function, problem, kind)
+    reason = found if isinstance(found, str) else getattr(found, "reason", "")
+    if any(not cover.refuses(problem) for cover in alternatives):
+        assert "is not covered, only" not in reason
+        return
+    assert isinstance(found, str) or not np.any(found.valid)
+    for what, name in (("losses", problem.loss), ("activations", problem.activation)):
+        if all(getattr(cover, what) != ANY and name not in getattr(cover, what) for cover in alternatives):
+            assert f"{name!r} is not covered" in reason
+
+
+@pytest.mark.parametrize(("name", "kind", "declared"), STATEMENTS)
+def test_what_is_not_declared_is_refused_by_name(name, kind, declared, made_up):
+    for loss in ("logistic", made_up[0]):
+        for activation in ("relu", made_up[1]):
+            check(getattr(bounds, name), kind, declared, problem_of(loss, activation))
+
+
+@pytest.mark.parametrize(("name", "kind", "declared"), STATEMENTS)
+def test_every_loss_and_activation_of_the_tables(name, kind, declared):
+    for loss in LOSSES:
+        for activation in ACTIVATIONS:
+            check(getattr(bounds, name), kind, declared, problem_of(loss, activation))
+
+
+def test_a_function_that_falls_through_is_seen(made_up):
+    @declares(Covers(("square",), ANY))
+    def forgetful(problem, weights, schedule):
+        return bounds.Band([0.0], 0.0, 1.0, True, "", "new")
+
+    with pytest.raises(AssertionError):
+        check(forgetful, "", covers.declared(forgetful), problem_of(made_up[0], "relu"))
+    check(forgetful, "", covers.declared(forgetful), problem_of("square", made_up[1]))
+
+
+def test_a_function_without_a_declaration_is_seen(monkeypatch):
+    def forgotten(problem):
+        return problem
+
+    monkeypatch.setattr(bounds, "forgotten", forgotten, raising=False)
+    monkeypatch.setattr(bounds, "__dir__", lambda: ["rates", "forgotten"])
+    with pytest.raises(LookupError, match="forgotten does not declare"):
+        table()
+
+
+def test_curves_leave_out_bounds_that_do_not_cover_the_problem(made_up):
+    curve = bounds.utility_curve(
+        problem_of(*made_up), WEIGHTS, sigma=0.5, clip=1.0, time=0.5, shares=[0.0, 1.0]
+    )
+    assert not curve.curves
+    assert all(repr(made_up[0]) in reason for reason in curve.reasons.values())
+    advice = evaluate(bounds.split_advice, problem_of(*made_up))
+    assert not advice.curves
+    assert all(repr(made_up[0]) in reason for reason in advice.reasons.values())
+
+
+@pytest.mark.parametrize(("name", "kinds"), table().items())
+def test_the_docstring_says_what_is_covered(name, kinds):
+    text = " ".join((inspect.getdoc(getattr(bounds, name)) or "").split())
+    for found in kinds.values():
+        assert str(found) in text
+        for names, known in ((found.losses, LOSSES), (found.activations, ACTIVATIONS)):
+            assert names == ANY or set(names) <= set(known)
+        assert {*found.lp, *found.fft, *(found.late_lp or ())} <= set(ALL)
+
+
+@pytest.mark.parametrize(
+    ("phases", "covered", "reason"),
+    [
+        ([Phase("lp", 1.0), Phase("fft", 1.0, clip=1.0)], [True, True], ""),
+        ([Phase("fft", 1.0)], [False], "full fine-tuning without clipping"),
+        (
+            [
+                Phase("lp", 1.0),
+                Phase("fft", 1.0, clip=1.0, clipping="normalised"),
+                Phase("fft", 1.0, clip=1.0),
+            ],
+            [True, False, True],
+            "full fine-tuning with normalised clipping",
+        ),
+        (
+            [Phase("fft", 1.0, clip=1.0), Phase("lp", 1.0)],
+            [True, False],
+            "linear probing after full fine-tuning without clipping",
+        ),
+    ],
+)
+def test_phases(phases, covered, reason):
+    found, schedule = Covers(ANY, ANY, lp=ALL, fft=("flat",), late_lp=("flat",)), Schedule(phases)
+    assert found.phases(schedule) == covered
+    assert found.refuses_phases(schedule) == (f"{reason} is not covered" if reason else "")
+    probing = replace(found, fft=())
+    assert re.match("full fine-tuning is not covered|linear probing after", probing.refuses_phases(schedule))
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss"), [("gelu", "logistic"), ("tanh", "square"), ("relu", "huber"), ("gelu", "huber")]
+)
+def test_distance_bounds_hold_for_other_networks(activation, loss):
+    rng = np.random.default_rng(0)
+    problem, weights = strategies.general(rng, activation, loss, n=5, d=3, h=4)
+    schedule = Schedule.lp_fft(lp_time=0.25, fft_time=0.5, sigma=0.4, clip=0.5)
+    times = [1 / 64, 0.25, 0.5, 0.75]
+    run = reference.chain(problem, weights, schedule, 1 / 512, 800, 1, times)
+    still = Schedule.lp_fft(lp_time=0.25, fft_time=0.5, clip=0.5)
+    mean, error = reference.mean_and_error(
+        run.distance2(reference.chain(problem, weights, still, 1 / 512, 1, 0, times))
+    )
+    kinds = [kind for kind, found in table()["approximation_error"].items() if not found.refuses(problem)]
+    assert {"paper", "monotone", "lambert"} <= set(kinds)
+    assert ("ode" in kinds) == (activation == "relu")
+    for kind in kinds:
+        band = bounds.approximation_error(problem, weights, schedule, times, kind=kind)
+        assert band.valid.all()
+        assert (mean <= band.upper + 4 * error).all()
+    # a bound for half the noise is too small
+    quiet = Schedule.lp_fft(lp_time=0.25, fft_time=0.5, sigma=0.2, clip=0.5)
+    for kind in set(kinds) - {"paper"}:
+        assert (
+            mean[0]
+            > bounds.approximation_error(problem, weights, quiet, times, kind=kind).upper[0] + 4 * error[0]
+        )
+    # linear probing of a convex loss is monotone: constant 0
+    probing = Schedule.lp(time=0.25, sigma=0.4, clip=0.5)
+    assert (
+        mean[:2]
+        <= bounds.lipschitz_error(problem, weights, probing, times[:2], constant=0.0).upper + 4 * error[:2]
+    ).all()
+    wrong = bounds.lipschitz_error(problem, weights, probing, times[:2], constant=-20.0).upper
+    assert mean[1] > wrong[1] + 4 * error[1]
+
+
+def test_bounds_that_rest_on_growth_hold_for_the_huber_loss():
+    for seed in range(4):
+        problem, weights = strategies.general(np.random.default_rng(seed), loss="huber", n=4, d=2, h=3)
+        schedule = Schedule.fft(time=0.5, sigma=0.3, clip=2.0)
+        times = [0.25, 0.5]
+        run = reference.chain(problem, weights, schedule, 1 / 512, 800, seed, times)
+        size, error = reference.mean_and_error((run.W**2).sum((-1, -2)) + (run.v**2).sum(-1))
+        upper = bounds.expected_norm(problem, weights, schedule, times).upper
+        assert (size <= upper + 4 * error).all()
+        tail = bounds.norm_tail(problem, weights, schedule, 0.5, [size[1], 2 * size[1]])
+        share = ((run.W[1] ** 2).sum((-1, -2)) + (run.v[1] ** 2).sum(-1))[:, None] >= [size[1], 2 * size[1]]
+        assert (share.mean(0) <= tail + 4 * np.sqrt(0.25 / 800)).all()
+        loss, error = reference.mean_and_error(run.losses(problem))
+        assert bounds.certified_loss(problem, weights, schedule, times).contains(loss, 4 * error)
+
+
+@pytest.mark.parametrize(("activation", "loss"), [("gelu", "square"), ("tanh", "huber"), ("relu", "huber")])
+def test_the_expected_drift_of_other_networks(activation, loss):
+    problem, weights = strategies.general(np.random.default_rng(3), activation, loss, n=4, d=3, h=3)
+    found = bounds.drift_of_expectation(problem, weights, clip=0.4)
+    dW, _ = reference.drift(problem, weights.W, weights.v, CLIPPED.phases[0])
+    dW_clipped, _ = reference.drift(problem, weights.W, weights.v, Phase("fft", 1.0, clip=0.4))
+    assert found == pytest.approx(dW_clipped @ problem.X.T)
+    assert found != pytest.approx(dW @ problem.X.T)
