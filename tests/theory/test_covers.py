@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def problem_of(loss, activation):
     return Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], activation, loss)
 
 
-def evaluate(function, problem, kind=""):
+def evaluate(function, problem, kind="") -> Any:
     """The result of a bound, or the message with which it raises."""
     given = ARGUMENTS | OTHERS.get(function.__name__, {}) | {"problem": problem}
     needed = {
@@ -188,7 +189,9 @@ def test_distance_bounds_hold_for_other_networks(activation, loss):
     mean, error = reference.mean_and_error(
         run.distance2(reference.chain(problem, weights, still, 1 / 512, 1, 0, times))
     )
-    kinds = [kind for kind, found in table()["approximation_error"].items() if not found.refuses(problem)]
+    kinds: Any = [
+        kind for kind, found in table()["approximation_error"].items() if not found.refuses(problem)
+    ]
     assert {"paper", "monotone", "lambert"} <= set(kinds)
     assert ("ode" in kinds) == (activation == "relu")
     for kind in kinds:
