@@ -239,3 +239,22 @@ def test_the_expected_drift_of_other_networks(activation, loss):
     dW_clipped, _ = reference.drift(problem, weights.W, weights.v, Phase("fft", 1.0, clip=0.4))
     assert found == pytest.approx(dW_clipped @ problem.X.T)
     assert found != pytest.approx(dW @ problem.X.T)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_statements_on_probing_hold_for_any_features(activation):
+    problem, weights = strategies.general(np.random.default_rng(5), activation, "square", n=5, d=3, h=6)
+    schedule, times = Schedule.lp(time=0.5, sigma=0.4), [0.1, 0.5]
+    run = reference.chain(problem, weights, schedule, 1 / 1024, 1500, 0, times)
+    for bound, values in (
+        (bounds.lp_expected_loss, run.losses(problem)),
+        (bounds.lp_expected_head, (run.v**2).sum(-1)),
+    ):
+        mean, error = reference.mean_and_error(values)
+        exact = bound(problem, weights, schedule, times).upper
+        assert (np.abs(mean - exact) <= 4 * error + 5e-3 * exact).all()
+        louder = bound(problem, weights, Schedule.lp(time=0.5, sigma=0.6), times).upper
+        assert mean[1] < louder[1] - 4 * error[1]
+    still = Schedule.lp(time=0.5)
+    loss, slack = reference.flow_losses(problem, weights, still, times)
+    assert bounds.rates(problem, weights, still, times).contains(loss, slack)
