@@ -124,7 +124,7 @@ def declares(covers: Covers | Mapping[str, Covers]) -> Callable[[F], F]:
     Parameters
     ----------
     covers : Covers or mapping of str to Covers
-        Of the statement, or of each of the kinds that the function's ``kind`` chooses from.
+        Of the statement, or of each of its forms: those that ``kind`` chooses from, or alternatives.
     """
     kinds = {"": covers} if isinstance(covers, Covers) else covers
 
