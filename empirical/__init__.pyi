@@ -65,6 +65,7 @@ from .tables import table as table
 from .tabular import Rows as Rows
 from .tabular import from_file as from_file
 from .train import FineTuning as FineTuning
+from .train import RunOptions as RunOptions
 from .weights import WeightsError as WeightsError
 from .weights import load_weights as load_weights
 from .weights import save_weights as save_weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,15 @@ class Checkpoint:
         """The state or the privacy record of another run, that none is to be started over."""
         return next((path for path in (self.path, self._ledger_path) if path.exists()), None)
 
+    def claim_block(self, names: Sequence[str], first: int, last: int) -> None:
+        """Claim the steps from ``first`` until before ``last``, each of the mechanism ``names[step]``."""
+        for name in dict.fromkeys(names[first:last]):
+            self.claim(name, names[:last].count(name))
+
     def claim(self, name: str, steps: int) -> None:
         """Record that ``steps`` of the mechanism ``name`` are about to have been made in all."""
+        if not self._records:
+            return
         if self._ledger is None:
             start = Ledger.resume if self._begun else Ledger.create
             self._ledger = start(self._ledger_path, self._history)

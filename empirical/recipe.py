@@ -31,6 +31,8 @@ SUBSETS: dict[str, Subset] = {
 METHODS = tuple(SUBSETS)
 HEADS = ("gaussian", "zero", "prototype")
 SELECTIONS = ("gradient", "magnitude", "last")
+# name of the step that chooses a sparse subset
+SELECTION = "selection"
 # well within the range of single precision
 _LARGEST = 1e30
 # a delta that every accountant resolves
@@ -60,6 +62,11 @@ class Stage:
     steps: int
     lr: float
     drop: float = 1.0
+
+    @property
+    def selects(self) -> bool:
+        """Whether this step chooses a sparse subset, and trains nothing."""
+        return self.name == SELECTION
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step``, counted from 0 within the stage."""
@@ -262,6 +269,14 @@ class Recipe:
             probing = replace(probing, drop=self.drop)
         return tuple(stage for stage in (probing, rest) if stage.steps)
 
+    @property
+    def phases(self) -> tuple[Stage, ...]:
+        """The stages and, before a sparse one that is chosen by gradient, the step that chooses."""
+        if not self.selects:
+            return self.stages
+        *before, last = self.stages
+        return (*before, Stage(SELECTION, "all", 1, last.lr), last)
+
     def history(self, samples: int) -> History:
         """All that the recipe releases of ``samples`` private samples, its noise multipliers found.
 
@@ -272,9 +287,7 @@ class Recipe:
         """
         training = plan(samples, self.batch, delta=self.delta, steps=self.steps)
         (whole,) = training.mechanisms
-        stages = [replace(whole, name=stage.name, steps=stage.steps) for stage in self.stages]
-        if self.selects:
-            stages.insert(len(stages) - 1, replace(whole, name="selection", steps=1))
+        stages = [replace(whole, name=stage.name, steps=stage.steps) for stage in self.phases]
         first = [release("prototypes")] if self.head == "prototype" else []
         share = self.prototype_share if first else None
         # of one multiplier it does not matter which stage a step is in

@@ -69,24 +69,18 @@ def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict
         See `choose`.
     """
     found = {}
-    for stage in recipe.stages:
-        parts: list[tuple[str, Subset, bool]] = [(stage.name, stage.subset, stage.subset == "sparse")]
-        if parts[0][2] and recipe.selects:
-            parts.insert(0, ("selection", stage.subset, False))
-        for name, subset, masked in parts:
-            found[name] = _choose_for(model, recipe, loss, x, subset, masked)
-            for kind, reason in itertools.islice(found[name].passed_over.items(), 1):
-                warnings.warn(
-                    f"engine {kind!r} does not fit this body in the stage {name!r} ({reason}): "
-                    f"{found[name].kind!r}, which is slower, is used",
-                    stacklevel=3,
-                )
+    for stage in recipe.phases:
+        choice = found[stage.name] = _choose_for(model, recipe, loss, x, stage.subset)
+        for kind, reason in itertools.islice(choice.passed_over.items(), 1):
+            warnings.warn(
+                f"engine {kind!r} does not fit this body in the stage {stage.name!r} ({reason}): "
+                f"the slower {choice.kind!r} is used",
+                stacklevel=3,
+            )
     return found
 
 
-def _choose_for(
-    model: Classifier, recipe: Recipe, loss: Loss, x: Tensor, subset: Subset, masked: bool
-) -> Choice:
+def _choose_for(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor, subset: Subset) -> Choice:
     made = passes.copied(model)
     assert isinstance(made, Classifier)
     if subset == "lora":
@@ -97,7 +91,7 @@ def _choose_for(
             features = made.eval().body(x).float()
         return choose(made.head, loss, "closed", features)
     masks = {}
-    if masked:
+    if subset == "sparse":
         # those of training may be of any layer: a part of each
         body = [p for p in made.body.parameters() if p.requires_grad]
         masks = {p: torch.arange(p.numel(), device=p.device).view_as(p).remainder(2).to(p) for p in body}

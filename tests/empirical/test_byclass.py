@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from empirical._network import Network
 from empirical.backbones import mlp
 from empirical.byclass import ByClass, mistakes
 from empirical.features import FeatureWatch
@@ -67,15 +68,13 @@ def test_names_that_files_cannot_hold_are_escaped(tmp_path: Any) -> None:
 def test_features_of_a_frozen_body_are_computed_once(
     monkeypatch: pytest.MonkeyPatch, method: str, times: int
 ) -> None:
-    features, calls = FineTuning._features, []
-    monkeypatch.setattr(FineTuning, "_features", lambda *a: calls.append(1) or features(*a))
+    features, calls = Network._features, []
+    monkeypatch.setattr(Network, "_features", lambda *a: calls.append(1) or features(*a))
     options = {"head": "prototype"} if method == "lp" else {}
     kept = finetune(TASK, mlp(TASK.train.shape, (8,)), quick(method, **options), rng=0, evaluations=6)
     assert len(calls) == times
     # computed anew each time, they are the same
-    monkeypatch.setattr(
-        FineTuning, "_features_of", lambda tuning, part: tuning._features(tuning._data[part][0])
-    )
+    monkeypatch.setattr(Network, "features", lambda network, part: network._features(network.data[part][0]))
     again = finetune(TASK, mlp(TASK.train.shape, (8,)), quick(method, **options), rng=0, evaluations=6)
     assert again.equals(kept)
     assert len(calls) > 2 * times or method == "fft"

@@ -103,7 +103,7 @@ class Full(CrossEntropy):
 
 def filled(most: int, body: nn.Module, recipe: Recipe) -> tuple[Any, Full]:
     tuning = FineTuning(TASK, body, recipe)
-    tuning._loss = full = Full(most)
+    tuning._stages._loss = full = Full(most)
     return tuning.run(), full
 
 
@@ -183,11 +183,11 @@ def test_a_wide_body_is_worked_on_in_parts() -> None:
     body = mlp(SHAPE, (8,), rng=0)
     tuning = FineTuning(TASK, body, quick("fft"))
     tuning.run()
-    assert tuning._stage is not None
-    assert tuning._stage.chunk > len(TASK.train)
+    assert tuning._stages.active is not None
+    assert tuning._stages.active.chunk > len(TASK.train)
     wide = FineTuning(TASK, body, quick("fft"))
-    wide._kept_of_one = memory._CHUNK_BYTES // 16
+    wide._network.kept_of_one = memory._CHUNK_BYTES // 16
     wide.run()
-    assert wide._stage is not None
+    assert wide._stages.active is not None
     # what is kept, and as much again for its gradients
-    assert wide._stage.chunk == 8
+    assert wide._stages.active.chunk == 8

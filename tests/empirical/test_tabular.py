@@ -79,7 +79,7 @@ def test_features_reach_the_body_as_they_are():
     assert isinstance(task.train, Rows)
     assert isinstance(task.train.subsample(3).only(["Barolo"]), Rows)
     tuning = FineTuning(task, layer(task.train.shape), Recipe("lp", steps=1, batch=10, delta=1e-3), rng=0)
-    np.testing.assert_array_equal(tuning._data["train"][0], task.train.images)
+    np.testing.assert_array_equal(tuning._network.data["train"][0], task.train.images)
     assert np.abs(task.train.images).max() > 100
 
 

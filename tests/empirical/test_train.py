@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from empirical import train
+from empirical import _network, train
 from empirical.accounting import account
 from empirical.backbones import convnet, mlp
 from empirical.checkpoint import Checkpoint
@@ -113,8 +113,8 @@ def test_steps_divide_by_the_expected_batch_and_momentum_starts_anew(
 ) -> None:
     """Dividing by what was drawn would let one sample change the noise."""
     tuning = FineTuning(TASK, BODY, quick("lp-fft", momentum=0.9, lr=0.5), rng=3)
-    release, released = tuning._release, []
-    monkeypatch.setattr(tuning, "_release", lambda *a: released.append(release(*a)) or released[-1])
+    release, released = tuning._stepper.release, []
+    monkeypatch.setattr(tuning._stepper, "release", lambda *a: released.append(release(*a)) or released[-1])
     tuning._initial_head()
     for number in range(6):
         tuning._step(number)
@@ -123,10 +123,10 @@ def test_steps_divide_by_the_expected_batch_and_momentum_starts_anew(
         before = [p.detach().clone() for p in tuning.model.parameters()]
         tuning._step(number)
         moved = torch.cat([(b - p).flatten() for b, p in zip(before, tuning.model.parameters(), strict=True)])
-        return moved, 0.5 / 15 * torch.cat([r.flatten() for r in released[-1]])
+        return moved, 0.5 / 15 * torch.cat([r.flatten() for r in released[-1].sums])
 
     moved, plain = step(6)
-    assert tuning._updates[6, 0] not in (0, 15)
+    assert tuning._record._updates[6, 0] not in (0, 15)
     # differences of weights in single precision
     torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-6)
     then, rest = step(7)
@@ -267,7 +267,7 @@ def test_prototypes_have_the_noise_that_is_paid_for() -> None:
     with torch.no_grad():
         units = nn.functional.normalize(tuning.model.body(torch.from_numpy(TASK.normalised(TASK.train))))
     sums = torch.stack([units[torch.tensor(TASK.train.labels) == label].sum(0) for label in range(3)])
-    noise = tuning._streams.noise(train._PROTOTYPES, 0, sums.numel(), sums.dtype).view_as(sums)
+    noise = tuning._streams.noise(_network._PROTOTYPES, 0, sums.numel(), sums.dtype).view_as(sums)
 
     def off(multiplier: float) -> float:
         expected = nn.functional.normalize(sums + multiplier * noise)
@@ -359,7 +359,7 @@ def test_clipped_sums_keep_their_bound_in_mixed_precision(body: nn.Module, kind:
         recipe = quick("fft", epsilon=math.inf, batch=SAMPLES, clip=clip, engine=kind)
         tuning = FineTuning(Images(part, part, TASK.public), body, recipe, precision="mixed")
         tuning._initial_head()
-        sums = tuning._release(tuning._enter(0), 0)
+        sums = tuning._stepper.release(tuning._stages.enter(0), 0).sums
         assert all(r.dtype == torch.float32 for r in sums)
         return torch.cat([r.flatten() for r in sums])
 
@@ -384,7 +384,7 @@ def test_clipped_sums_keep_their_bound_in_mixed_precision(body: nn.Module, kind:
 def test_divergence_is_named_and_keeps_the_record() -> None:
     recipe = quick("fft", epsilon=math.inf, clip=None, lr=1e30, steps=12)
     with pytest.raises(
-        Diverged, match=r"no longer finite between steps \d+ and \d+: take a smaller lr"
+        Diverged, match=r"no longer finite between steps \d+ and \d+: use a smaller lr"
     ) as caught:
         finetune(TASK, BODY, recipe, evaluations=4)
     assert np.isfinite(caught.value.run.test_loss[0])
@@ -395,12 +395,12 @@ def test_divergence_is_named_and_keeps_the_record() -> None:
 def test_a_sample_without_a_finite_gradient_moves_nothing(kind: Any) -> None:
     tuning = FineTuning(TASK, BODY, quick("fft", engine=kind, epsilon=8.0), rng=0)
     tuning._initial_head()
-    active = tuning._enter(0)
+    active = tuning._stages.enter(0)
     batch = torch.arange(8)
-    right, _ = tuning._sums(active, batch[1:])
+    right, _ = tuning._stepper.sums(active, batch[1:])
     active.data = active.data.clone()
     active.data[0] = math.nan
-    found, counts = tuning._sums(active, batch)
+    found, counts = tuning._stepper.sums(active, batch)
     assert counts[2] == 1
     for a, b in zip(found, right, strict=True):
         torch.testing.assert_close(a, b)
@@ -409,7 +409,7 @@ def test_a_sample_without_a_finite_gradient_moves_nothing(kind: Any) -> None:
     assert norms is not None
     total = active.gradients.total(factors(norms, 1.0, "flat", 0.0))
     assert any(bool(s.isnan().any()) for s in total)
-    empty, counts = tuning._sums(active, batch[:1])
+    empty, counts = tuning._stepper.sums(active, batch[:1])
     assert counts[2] == 1
     assert not any(bool(s.any()) for s in empty)
 
@@ -533,7 +533,7 @@ def test_fresh_entropy_resumes_from_the_checkpoints_key(
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     finetune(TASK, BODY, quick(), checkpoint=path)
-    with pytest.raises(StoreError, match="must not exist for a new run"):
+    with pytest.raises(StoreError, match="already exists: resume it"):
         finetune(TASK, BODY, quick(), checkpoint=path)
     for task, body, recipe, rng, named in (
         (TASK, BODY, quick(lr=0.6), 0, "recipe"),
