@@ -50,7 +50,7 @@ def _noise(history: History) -> list[tuple[Mechanism, float]]:
     return found
 
 
-def _gdp(history: History) -> float:
+def mu_of(history: History) -> float:
     """``mu`` of the history, were all its batches full: a bound, and exact where they are.
 
     A sampled step is a random function of a full one, so it spends no more.
@@ -70,13 +70,13 @@ def _sampled(history: History, accountant: Accountant) -> bool:
     return bool(rates)
 
 
-def _events(history: History) -> dict[tuple[float, float], int]:
+def events_of(history: History) -> dict[tuple[float, float], int]:
     """Steps by (noise multiplier, rate); all full-batch Gaussians are one, which is exact."""
     events: dict[tuple[float, float], int] = {}
     for m, nu in _noise(history):
         if m.sample_rate < 1.0:
             events[nu, m.sample_rate] = events.get((nu, m.sample_rate), 0) + m.steps
-    mu = _gdp(replace(history, mechanisms=[m for m in history.mechanisms if m.sample_rate == 1.0]))
+    mu = mu_of(replace(history, mechanisms=[m for m in history.mechanisms if m.sample_rate == 1.0]))
     return events | ({(1 / mu, 1.0): 1} if mu > 0 else {})
 
 
@@ -118,10 +118,10 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
     """
     _validate.choice("accountant", accountant, ACCOUNTANTS)
     eps_error = _validate.positive("eps_error", eps_error)
-    mu, sampled = _gdp(history), _sampled(history, accountant)
+    mu, sampled = mu_of(history), _sampled(history, accountant)
     if mu == math.inf or not sampled:
         return gdp_epsilon(mu, history.delta)
-    events = _events(history)
+    events = events_of(history)
     if total_variation(events) <= history.delta:
         return 0.0
     if accountant == "prv":
@@ -145,11 +145,11 @@ def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"]
     """
     _validate.choice("accountant", accountant, ("pld", "gdp"))
     epsilon = _validate.non_negative("epsilon", epsilon)
-    mu, sampled = _gdp(history), _sampled(history, accountant)
+    mu, sampled = mu_of(history), _sampled(history, accountant)
     exact = gdp_delta(mu, epsilon)
     if mu == math.inf or not sampled:
         return exact
-    events = _events(history)
+    events = events_of(history)
     return min(exact, total_variation(events), pld_delta(events, epsilon))
 
 
@@ -252,7 +252,7 @@ def calibrate(
     goal = (epsilon - eps_error) * (1 - 5e-4)
     limit = _search(lambda nu: _normal_limit(with_noise(nu)), start, 0.9 * goal, goal)
     near = _search(
-        lambda nu: pld_epsilon(_events(with_noise(nu)), history.delta, 1e-3 * goal),
+        lambda nu: pld_epsilon(events_of(with_noise(nu)), history.delta, 1e-3 * goal),
         limit,
         goal * (1 - 1e-3),
         goal,
@@ -265,7 +265,7 @@ def calibrate(
 
 def _require_reach(history: History) -> None:
     """Refuse a delta at which no multiplier of these sampled steps has an epsilon that can be computed."""
-    events, delta = _events(history), history.delta
+    events, delta = events_of(history), history.delta
     least = least_delta(events)
     if delta < least:
         raise ValueError(
@@ -282,13 +282,13 @@ def _require_reach(history: History) -> None:
 
 def _exact(history: History) -> float:
     """Epsilon of full batches."""
-    return gdp_epsilon(_gdp(history), history.delta)
+    return gdp_epsilon(mu_of(history), history.delta)
 
 
 def _normal_limit(history: History) -> float:
     """Epsilon were the losses normal, as those of many small steps nearly are: where a search may start."""
-    squares = math.fsum(steps * chi_squared(*event) for event, steps in _events(history).items())
-    return gdp_epsilon(min(math.sqrt(squares), _gdp(history)), history.delta)
+    squares = math.fsum(steps * chi_squared(*event) for event, steps in events_of(history).items())
+    return gdp_epsilon(min(math.sqrt(squares), mu_of(history)), history.delta)
 
 
 def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> dict[str, float]:

@@ -203,14 +203,14 @@ def mlp(
     sizes = [math.prod(_sizes("shape", shape)), *_sizes("widths", widths)]
     entries = sum(a * b for a, b in itertools.pairwise(sizes))
     _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "take smaller widths")
-    with _seeded(rng, "mlp"):
+    with seeded(rng, "mlp"):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             if activation == "relu":
                 layers.append(nn.ReLU())
     options = {"activation": activation, "bias": bool(bias)}
-    return Body(*layers, features=sizes[-1], made=_made("mlp", shape, sizes[1:], options))
+    return Body(*layers, features=sizes[-1], made=made_by("mlp", shape, sizes[1:], options))
 
 
 @ambient.ordinary()
@@ -249,7 +249,7 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
     dense.weight = nn.Parameter(start)
     layers = [nn.Flatten(), dense, *([nn.ReLU()] if chosen == "relu" else [])]
     # with other weights, an mlp of one width
-    made = _made("mlp", shape, (len(start),), {"activation": chosen, "bias": False})
+    made = made_by("mlp", shape, (len(start),), {"activation": chosen, "bias": False})
     return Body(*layers, features=len(start), made=made)
 
 
@@ -278,7 +278,7 @@ def convnet(
     if odd:
         raise ValueError(f"widths must be multiples of groups={groups}, got {odd[0]}")
     channels = [_sizes("shape", shape)[0], *widths]
-    with _seeded(rng, "convnet"):
+    with seeded(rng, "convnet"):
         layers: list[nn.Module] = []
         for place, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
             layers += [
@@ -286,11 +286,11 @@ def convnet(
                 nn.GroupNorm(groups, outputs),
                 nn.ReLU(),
             ]
-    made = _made("conv", shape, widths, {"groups": groups})
+    made = made_by("conv", shape, widths, {"groups": groups})
     return Body(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), features=channels[-1], made=made)
 
 
-def _made(
+def made_by(
     name: str,
     shape: Sequence[int],
     widths: Sequence[int] | None,
@@ -311,7 +311,7 @@ def _sizes(name: str, value: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _seeded(rng: RNG, purpose: str) -> Iterator[None]:
+def seeded(rng: RNG, purpose: str) -> Iterator[None]:
     """Let torch's generator of the processor start from ``rng``, and go on afterwards where it was."""
     seed = int(generator(rng, purpose).integers(2**62))
     with ambient.ordinary():
@@ -375,9 +375,9 @@ def pretrained(
     if library not in ("timm", "hf") or not model:
         raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
     make = _timm if library == "timm" else _transformers
-    with _seeded(rng, "pretrained"):
+    with seeded(rng, "pretrained"):
         made = make(model, [int(n) for n in shape], weights, options)
-    made.made = _made(name, shape, None, options, weights)
+    made.made = made_by(name, shape, None, options, weights)
     return made
 
 

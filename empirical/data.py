@@ -321,7 +321,7 @@ def _task(
 ) -> Images:
     """Read the images of the chosen classes, and of them alone."""
     shift = or_default("shift", shift, Shift)
-    public, private = _public_and_private(names, classes, public_classes)
+    public, private = public_and_private(names, classes, public_classes)
     images = np.isin(train[0], public + private).sum() + np.isin(test[0], private).sum()
     copies = 1 if shift == Shift() else 2
     _validate.memory(
@@ -346,7 +346,7 @@ def _task(
     )
 
 
-def _public_and_private(
+def public_and_private(
     names: Sequence[str], classes: Sequence[str] | None, public_classes: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """Numbers of the public and of the private classes; none is both."""
@@ -566,7 +566,7 @@ def image_folder(
     if not 0 < _validate.number("test", test) < 1:
         raise ValueError(f"test must lie in (0, 1), got {test!r}")
     whole = read_folder(root, size, channels=channels, max_pixels=max_pixels)
-    public, private = _public_and_private(whole.classes, classes, public_classes)
+    public, private = public_and_private(whole.classes, classes, public_classes)
     own = whole.only([whole.classes[number] for number in private])
     held_out, rest = stratified(own.labels, [round(test * len(own))], generator(rng, "image folder"))
     for name, places in (("test with", held_out), ("train on", rest)):

@@ -38,7 +38,7 @@ class Measure:
     units: str = "1"
 
 
-# in the order of `FeatureWatch.watch`
+# in the order in which `FeatureWatch` returns them
 MEASURES = {
     "knn_accuracy": Measure("share of test images right by their nearest training images in feature space"),
     "cka": Measure("linear centred kernel alignment of test features with those at the start"),
@@ -141,7 +141,7 @@ def knn_accuracy(
     1.0
     """
     neighbours = _validate.integer("neighbours", neighbours, 1)
-    known, asked = _unit(_matrix("train", train)), _unit(_matrix("test", test))
+    known, asked = unit_rows(matrix("train", train)), unit_rows(matrix("test", test))
     # of unit vectors, near is near by angle
     classifier = KNeighborsClassifier(min(neighbours, len(known)), algorithm="brute")
     classifier.fit(known, train_labels)
@@ -175,7 +175,7 @@ def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
     >>> round(linear_cka(a, -2 * a[:, ::-1]), 12)
     1.0
     """
-    x, y = _matrix("a", a), _matrix("b", b)
+    x, y = matrix("a", a), matrix("b", b)
     _validate.same_length("a", x, "b", y)
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     scale = np.sqrt(_overlap(x, x) * _overlap(y, y))
@@ -205,10 +205,10 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> float:
     >>> cosine_similarity([[1, 0], [0, 2]], [[3, 0], [1, 0]])
     0.5
     """
-    x, y = _matrix("a", a), _matrix("b", b)
+    x, y = matrix("a", a), matrix("b", b)
     if x.shape != y.shape:
         raise ValueError(f"a and b must have the same shape, got {x.shape} and {y.shape}")
-    return float((_unit(x) * _unit(y)).sum(axis=1).mean())
+    return float((unit_rows(x) * unit_rows(y)).sum(axis=1).mean())
 
 
 class Collapse(NamedTuple):
@@ -261,7 +261,7 @@ def neural_collapse(features: ArrayLike, labels: Labels, head: nn.Linear | None 
     >>> [round(value, 12) for value in collapse[:3]]
     [0.0, 0.0, 0.0]
     """
-    x = _matrix("features", features)
+    x = matrix("features", features)
     labels = _validate.plain("labels", labels)
     if labels.shape != (len(x),):
         raise ValueError(f"labels must have the shape ({len(x)},), one for each row, got {labels.shape}")
@@ -282,7 +282,7 @@ def neural_collapse(features: ArrayLike, labels: Labels, head: nn.Linear | None 
     kept = singular > singular[0] * max(centred.shape) * np.finfo(float).eps
     # S_B = M^T M / C
     within = (x - means[labels]) @ directions[kept].T / singular[kept]
-    unit = _unit(centred)
+    unit = unit_rows(centred)
     cosines = (unit @ unit.T)[np.triu_indices(classes, 1)]
     nc3 = nc4 = nan
     if head is not None:
@@ -384,11 +384,12 @@ class FeatureWatch:
         return measures | neural_collapse(train, self._train_labels, head)._asdict()
 
 
-def _unit(x: FloatArray) -> FloatArray:
+def unit_rows(x: FloatArray) -> FloatArray:
     """Rows over their norms; rows of zeros stay."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1)
 
 
-def _matrix(name: str, value: ArrayLike) -> FloatArray:
+def matrix(name: str, value: ArrayLike) -> FloatArray:
+    """``value`` as a matrix of floats, or an error that names it."""
     return _validate.array(name, value, 2)

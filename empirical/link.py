@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor, nn
 
 from empirical import ambient
 from empirical.backbones import Classifier, mlp
-from empirical.gradients import engine, factors
+from empirical.gradients import Gradients, engine, factors
 from empirical.images import Images
 from empirical.losses import Logistic, Loss, Square
 from empirical.streams import Streams
 from langevin import _validate, noise
 from langevin._random import RNG, generator
 from langevin.problem import Activation, GramWeights, Problem, Weights
-from langevin.schedule import Schedule, grid
+from langevin.schedule import Phase, Schedule, grid
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -172,42 +172,32 @@ def run_schedule(
     streams = Streams(random)
     loss: Loss = Logistic() if problem.loss == "logistic" else Square()
     x, y = torch.tensor(problem.X), torch.tensor(problem.y)
-    shape = (paths, len(steps.record_steps))
-    found = {"loss": np.full(shape, np.nan)}
+    found = {"loss": np.full((paths, len(steps.record_steps)), np.nan)}
     if problem.classification:
-        found["accuracy"] = np.full(shape, np.nan)
+        found["accuracy"] = np.full_like(found["loss"], np.nan)
         if problem.X_test is not None:
-            found["test_accuracy"] = np.full(shape, np.nan)
+            found["test_accuracy"] = np.full_like(found["loss"], np.nan)
+    places = {step: place for place, step in enumerate(steps.record_steps.tolist())}
 
     for path in range(paths):
         model = to_torch(weights, problem.activation)
         first, head = _layers(model)
-        number = record = 0
-
-        if steps.record_steps[0] == 0:
-            _observe(found, path, record, model, loss, problem)
-            record += 1
+        number = 0
         for phase, count in zip(schedule, steps.phase_steps, strict=True):
             first.weight.requires_grad_(phase.method == "fft")
             gradients = engine(model, loss, "closed", clip=True)
             spread = phase.sigma * math.sqrt(2 * dt)
             for _ in range(count):
+                _observe(found, path, places.get(number), model, loss, problem)
                 chosen = torch.from_numpy(streams.batch(path, number, len(y), rate))
-                norms = gradients.norms(x[chosen], y[chosen])
-                assert norms is not None
-                weigh = None
-                if phase.clip is not None:
-                    weigh = factors(norms, phase.clip, phase.clipping, phase.stabiliser)
-                sums = gradients.total(weigh)
+                sums = _clipped(gradients, x[chosen], y[chosen], phase)
                 draws = noise.weight_noise(key, path, number, weights.width, weights.dim)
                 of = dict(zip((first.weight, head.weight), map(torch.from_numpy, draws), strict=True))
                 with torch.no_grad():
                     for p, total in zip(gradients.params, sums, strict=True):
                         p += spread * of[p].view_as(p) - dt / rate * total
                 number += 1
-                if record < shape[1] and steps.record_steps[record] == number:
-                    _observe(found, path, record, model, loss, problem)
-                    record += 1
+        _observe(found, path, places.get(number), model, loss, problem)
     config = {
         "schedule": [asdict(phase) for phase in schedule],
         "dt": dt,
@@ -221,11 +211,27 @@ def run_schedule(
     )
 
 
+def _clipped(gradients: Gradients, x: Tensor, y: Tensor, phase: Phase) -> list[Tensor]:
+    """Sum of the clipped gradients of a batch."""
+    norms = gradients.norms(x, y)
+    assert norms is not None
+    if phase.clip is None:
+        return gradients.total(None)
+    return gradients.total(factors(norms, phase.clip, phase.clipping, phase.stabiliser))
+
+
 @torch.no_grad()
 def _observe(
-    found: dict[str, np.ndarray], path: int, record: int, model: nn.Module, loss: Loss, problem: Problem
+    found: dict[str, np.ndarray],
+    path: int,
+    record: int | None,
+    model: nn.Module,
+    loss: Loss,
+    problem: Problem,
 ) -> None:
-    """Enter what there is to observe."""
+    """Enter what is observed at a record; None: not at this step."""
+    if record is None:
+        return
     outputs, y = model(torch.tensor(problem.X)), torch.tensor(problem.y)
     found["loss"][path, record] = loss.value(outputs, y).sum().item()
     if "accuracy" in found:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from empirical import ambient, memory
+from empirical.backbones import features_of
 from empirical.images import Images, Labels
 from empirical.parallel import place
 from langevin import _validate
@@ -22,6 +23,7 @@ from langevin._random import RNG, generator
 Kind = Literal["supervised", "simclr"]
 Progress = Callable[[int, float], None]
 Forward = Callable[[torch.Tensor], torch.Tensor]
+Loss = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # by default; a small public part needs more
 EPOCHS: dict[Kind, int] = {"supervised": 30, "simclr": 40}
@@ -186,14 +188,13 @@ def supervised(
     target = torch.tensor(labels, device="cpu")
 
     def parts() -> nn.Module:
-        return nn.Linear(_features(body), int(target.max()) + 1)
+        return nn.Linear(features_of(body), int(target.max()) + 1)
 
     def loss(forward: Forward, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(forward(x), y)
 
-    return _train(
-        body, parts, loss, images, target, 1, epochs, lr, batch, weight_decay, rng, device, progress
-    )
+    how = _Training(epochs, lr, batch, weight_decay, rng, device, progress)
+    return _train(body, parts, loss, images, target, 1, how)
 
 
 def simclr(
@@ -247,7 +248,7 @@ def simclr(
     temperature = _validate.positive("temperature", temperature)
 
     def parts() -> nn.Module:
-        width = _features(body)
+        width = features_of(body)
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, _PROJECTION))
 
     def loss(forward: Forward, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -256,7 +257,8 @@ def simclr(
         return nt_xent(a, b, temperature)
 
     none = torch.zeros(len(images), dtype=torch.int64, device="cpu")
-    return _train(body, parts, loss, images, none, 2, epochs, lr, batch, weight_decay, rng, device, progress)
+    how = _Training(epochs, lr, batch, weight_decay, rng, device, progress)
+    return _train(body, parts, loss, images, none, 2, how)
 
 
 def pretrain(
@@ -315,38 +317,41 @@ def pretrain(
     )
 
 
-def _features(body: nn.Module) -> int:
-    features = getattr(body, "features", None)
-    if not isinstance(features, int):
-        raise TypeError(f"body must have an int attribute features, the size of its output, got {features!r}")
-    return features
+@dataclass(frozen=True)
+class _Training:
+    """How a body is trained; see `supervised`."""
+
+    epochs: int
+    lr: float
+    batch: int
+    weight_decay: float
+    rng: RNG
+    device: str | None
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        _validate.integer("epochs", self.epochs, 1)
+        _validate.integer("batch", self.batch, 2)
+        _validate.positive("lr", self.lr)
+        _validate.non_negative("weight_decay", self.weight_decay)
 
 
 def _train(
     body: nn.Module,
     parts: Callable[[], nn.Module],
-    loss: Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor],
+    loss: Loss,
     images: NDArray[np.float32],
     labels: torch.Tensor,
     views: int,
-    epochs: int,
-    lr: float,
-    batch: int,
-    weight_decay: float,
-    rng: RNG,
-    device: str | None,
-    progress: Progress | None,
+    how: _Training,
 ) -> list[float]:
     """Minimise ``loss`` over the body and what ``parts`` makes to go with it."""
-    epochs = _validate.integer("epochs", epochs, 1)
-    batch = min(_validate.integer("batch", batch, 2), len(images))
-    lr = _validate.positive("lr", lr)
-    weight_decay = _validate.non_negative("weight_decay", weight_decay)
-    where = next(body.parameters()).device if device is None else place(device)
+    where = next(body.parameters()).device if how.device is None else place(how.device)
     gpu = where.type == "cuda"
     layout = torch.channels_last if gpu else torch.contiguous_format
-    seed = int(generator(rng, "pre-training").integers(2**63))
-    steps = epochs * (len(images) // batch)
+    batch = min(how.batch, len(images))
+    seed = int(generator(how.rng, "pre-training").integers(2**63))
+    steps = how.epochs * (len(images) // batch)
     modes = {module: module.training for module in body.modules()}
     losses = []
     with ambient.ordinary(where):
@@ -358,7 +363,7 @@ def _train(
         pixels = torch.tensor(images).to(where, memory_format=layout)
         labels = labels.to(where)
         optimizer = torch.optim.AdamW(
-            [*body.parameters(), *rest.parameters()], lr, weight_decay=weight_decay, fused=gpu
+            [*body.parameters(), *rest.parameters()], how.lr, weight_decay=how.weight_decay, fused=gpu
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
 
@@ -367,24 +372,27 @@ def _train(
             with torch.autocast(where.type, torch.bfloat16, enabled=gpu):
                 return rest(body(x)).float()
 
+        def epoch() -> float:
+            total = torch.zeros((), device=where)
+            order = torch.randperm(len(pixels), device=where)[: len(pixels) // batch * batch]
+            for chosen in order.split(batch):
+                value = loss(forward, pixels[chosen], labels[chosen])
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                schedule.step()
+                total += value.detach()
+            return float(total) * batch / len(order)
+
         try:
-            for epoch in range(epochs):
-                total = torch.zeros((), device=where)
-                order = torch.randperm(len(pixels), device=where)[: len(pixels) // batch * batch]
-                for chosen in order.split(batch):
-                    value = loss(forward, pixels[chosen], labels[chosen])
-                    optimizer.zero_grad()
-                    value.backward()
-                    optimizer.step()
-                    schedule.step()
-                    total += value.detach()
-                losses.append(float(total) * batch / len(order))
+            for number in range(1, how.epochs + 1):
+                losses.append(epoch())
                 if not math.isfinite(losses[-1]):
                     raise FloatingPointError(
-                        f"the loss is {losses[-1]} in epoch {epoch + 1}: take an lr below {lr:g}"
+                        f"the loss is {losses[-1]} in epoch {number}: use an lr below {how.lr:g}"
                     )
-                if progress is not None:
-                    progress(epoch + 1, losses[-1])
+                if how.progress is not None:
+                    how.progress(number, losses[-1])
         finally:
             body.zero_grad(set_to_none=True)
             _lay_out(body, torch.contiguous_format)

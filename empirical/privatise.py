@@ -246,8 +246,3 @@ def _refuse(name: str, module: nn.Module) -> None:
             f"body must not have trainable layers with buffers, which could keep private samples, got {kind} "
             f"at {name!r} with {buffers}: freeze its parameters, or move the buffers to a module of their own"
         )
-
-
-def frozen(body: nn.Module) -> list[str]:
-    """Names of the parameters that do not train."""
-    return [name for name, p in body.named_parameters() if not p.requires_grad]

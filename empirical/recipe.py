@@ -35,8 +35,6 @@ SELECTIONS = ("gradient", "magnitude", "last")
 SELECTION = "selection"
 # well within the range of single precision
 _LARGEST = 1e30
-# a delta that every accountant resolves
-_RESOLVED = 1e-10
 ENGINES = ("auto", "closed", "ghost", "hooks", "functorch", "loop")
 
 
@@ -292,29 +290,13 @@ class Recipe:
         share = self.prototype_share if first else None
         # of one multiplier it does not matter which stage a step is in
         asked = replace(training, mechanisms=[*first, whole])
-        try:
-            found = _calibrated(asked, self.epsilon, share)
-        except ValueError as error:
-            raise self._beyond(asked, share, error) from error
+        found = _calibrated(asked, self.epsilon, share)
         multipliers = {m.name: m.noise_multiplier for m in found.mechanisms}
         filled = [
             replace(m, noise_multiplier=multipliers.get(m.name, multipliers[whole.name])) for m in stages
         ]
         given = [replace(m, noise_multiplier=multipliers[m.name], clip=1.0) for m in first]
         return replace(training, mechanisms=[*given, *(replace(m, clip=self.clip) for m in filled)])
-
-    def _beyond(self, asked: History, share: float | None, error: ValueError) -> ValueError:
-        """The error of a budget that cannot be met, which names delta where a larger one could be."""
-        if self.delta >= _RESOLVED or str(error).startswith("delta"):
-            return error
-        try:
-            _calibrated(replace(asked, delta=_RESOLVED), self.epsilon, share)
-        except ValueError:
-            return error
-        return ValueError(
-            f"delta must be larger for epsilon={self.epsilon:g}, such as {_RESOLVED:g}, got {self.delta:g}, "
-            "which the accountants do not resolve"
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, for a record."""

@@ -208,8 +208,8 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="kind must be one of 'supervised', 'simclr'; got 'mae'"):
         pretrain(mlp(64, 8, 0), task, kind="mae")  # pyright: ignore[reportArgumentType]
     task = digits()
-    with pytest.raises(TypeError, match="body must have an int attribute features"):
+    with pytest.raises(TypeError, match="attribute 'features'"):
         pretrain(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), task)
     assert task.public is not None
-    with pytest.raises(FloatingPointError, match="take an lr below 1e"):
+    with pytest.raises(FloatingPointError, match="use an lr below 1e"):
         supervised(mlp(64, 8, 0), task.normalised(task.public), task.public.labels, lr=1e20, epochs=3)

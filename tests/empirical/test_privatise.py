@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 
 from empirical.backbones import Classifier, body, convnet, mlp  # noqa: E402
 from empirical.check import NotPrivateError, check_private  # noqa: E402
-from empirical.privatise import FixedNorm, frozen, make_private  # noqa: E402
+from empirical.privatise import FixedNorm, make_private  # noqa: E402
 
 # sums in single precision, against double: some hundred roundings of the largest term at most
 CLOSE = 100 * torch.finfo(torch.float32).eps
@@ -81,6 +81,10 @@ class Token(nn.Module):
 
     def forward(self, x):
         return self.layer(x + self.token)
+
+
+def frozen(body):
+    return [name for name, p in body.named_parameters() if not p.requires_grad]
 
 
 def toy(seed=0):
