@@ -137,7 +137,7 @@ def _prepared(body: nn.Module, images: Tensor, recipe: Recipe, device: torch.dev
     if not trains:
         copied.requires_grad_(False)
     private = make_private(copied).to(device)
-    # features are computed in evaluation mode, and training goes on in training mode
+    # features are computed in evaluation mode, training uses training mode
     for training in (True, False) if trains else (False,):
         check_passes(private, images.to(device), training=training)
     return private

@@ -20,7 +20,7 @@ from empirical.streams import Streams
 
 
 class Release(NamedTuple):
-    """What a step computes of its batch; ``sums`` alone is private.
+    """What a step computes of its batch; only ``sums`` is differentially private.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Release(NamedTuple):
     clipped, norms, lost : Tensor
         Number of gradients above the clip, the sum of their norms, and how many were not finite.
     signal_to_noise : Tensor or float
-        Norm of the clipped sum over that expected of its noise.
+        Norm of the clipped sum over the expected norm of its noise.
     """
 
     sums: list[Tensor]

@@ -22,20 +22,17 @@ if TYPE_CHECKING:
 
 # of an evaluation, over `step`
 EVALUATIONS = {
-    "test_accuracy": ("share of test images classified rightly", "1"),
+    "test_accuracy": ("share of test images classified correctly", "1"),
     "test_loss": ("mean cross-entropy over the test images", "nat"),
-    "train_accuracy": ("share of private training images classified rightly; not private", "1"),
+    "train_accuracy": ("share of private training images classified correctly; not private", "1"),
     "train_loss": ("mean cross-entropy over the private training images; not private", "nat"),
 }
 # of a training step, over `update`
 UPDATES = {
     "batch": ("samples drawn", "1"),
-    "clip_rate": ("share of the batch with a gradient norm above the clip; not private", "1"),
+    "clip_rate": ("share of the batch with a gradient norm above the clipping norm; not private", "1"),
     "gradient_norm": ("mean per-sample gradient norm of the batch; not private", "gradient"),
-    "signal_to_noise": (
-        "norm of the clipped sum over that expected of its noise; not private",
-        "1",
-    ),
+    "signal_to_noise": ("norm of the clipped sum over the expected norm of its noise; not private", "1"),
 }
 
 

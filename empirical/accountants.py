@@ -93,7 +93,7 @@ def prv(events: Events, delta: float, eps_error: float) -> float:
     if delta < least_delta(events):
         raise OutOfReachError(
             f"delta={delta:g} is out of the PRV accountant's reach, whose rounding errors decide below "
-            f"{least_delta(events):.2g} with {sum(events.values())} steps: take a larger delta, or "
+            f"{least_delta(events):.2g} with {sum(events.values())} steps: use a larger delta, or "
             "accountant='pld'"
         )
     accountant = PRVAccountant()
@@ -112,12 +112,12 @@ def prv(events: Events, delta: float, eps_error: float) -> float:
         _validate.memory(
             8 * points * (22 + 2 * len(steps)),
             f"the PRV accountant on {points:.2g} points",
-            "take a larger eps_error or more noise, or accountant='pld'",
+            "use a larger eps_error or more noise, or accountant='pld'",
         )
         if points > _MOST_POINTS:
             raise OutOfReachError(
                 f"the PRV accountant would take {points:.2g} points, or about {2e-6 * points:.2g} s, at "
-                f"eps_error={eps_error:g} and {sum(steps)} steps: take a larger eps_error, or "
+                f"eps_error={eps_error:g} and {sum(steps)} steps: use a larger eps_error, or "
                 "accountant='pld'"
             )
         try:
@@ -129,12 +129,12 @@ def prv(events: Events, delta: float, eps_error: float) -> float:
                 return 0.0  # delta at its least loss, which is negative, is below the given one
             raise OutOfReachError(
                 f"delta={delta:g} with eps_error={eps_error:g} is out of the PRV accountant's reach "
-                f"({failure}): take a larger delta or eps_error, or accountant='pld'"
+                f"({failure}): use a larger delta or eps_error, or accountant='pld'"
             ) from failure
     if not math.isfinite(result):
         raise OutOfReachError(
             f"noise_multiplier={min(nu for nu, _ in events):g} is too small for the PRV accountant, whose "
-            "answer is not finite: take more noise, or accountant='pld'"
+            "answer is not finite: use more noise, or accountant='pld'"
         )
     return max(result, 0.0)
 
@@ -178,7 +178,7 @@ def pld(events: Events, interval: float = 0.0) -> Any:
     from dp_accounting.pld import PLDAccountant
 
     interval, points = _grid(events, interval)
-    what, remedy = f"the PLD accountant on {points:.2g} points", "take more noise; so little protects nothing"
+    what, remedy = f"the PLD accountant on {points:.2g} points", "use more noise; so little protects nothing"
     _validate.memory(80 * points, what, remedy)
     if points > _MOST_POINTS:
         raise OutOfReachError(f"noise_multiplier={min(nu for nu, _ in events):g} would take {what}: {remedy}")

@@ -160,7 +160,7 @@ def calibrate(
     shares: Mapping[str, float] | None = None,
     eps_error: float = EPS_ERROR,
 ) -> History:
-    """Find the smallest noise multiplier at which the *whole* history keeps within ``epsilon``.
+    """Find the smallest noise multiplier at which the *whole* history stays within ``epsilon``.
 
     By bracketing the total, over all mechanisms at once: first by a normal limit and by PLD on a coarse grid,
     which are fast, then by both accountants. The result never spends more than ``epsilon`` by PRV or by PLD,
@@ -169,7 +169,7 @@ def calibrate(
     Parameters
     ----------
     history : History
-        Mechanisms with a multiplier of None share the one found; the others keep theirs, and pay first.
+        Mechanisms with a multiplier of None share the one found; the others keep theirs, and count first.
     epsilon : float
         From ``10 eps_error`` to 100; infinite: the multipliers are 0, the run is not private.
     shares : mapping of str to float, optional
@@ -187,7 +187,7 @@ def calibrate(
     Warns
     -----
     UserWarning
-        If ``delta >= 1 / samples``: publishing one sample at random would pass.
+        If ``delta >= 1 / samples``: publishing one sample at random would satisfy it.
 
     Raises
     ------
@@ -226,24 +226,7 @@ def calibrate(
 
     if epsilon == math.inf:
         return with_noise(0.0)
-    epsilon, eps_error = _validate.positive("epsilon", epsilon), _validate.positive("eps_error", eps_error)
-    if epsilon < 10 * eps_error:
-        raise ValueError(
-            f"epsilon must be at least {10 * eps_error:g}, ten times the accountant's eps_error, got "
-            f"{epsilon:g}: take a larger one (or in Python a smaller eps_error)"
-        )
-    if epsilon > _LARGEST_EPSILON:
-        raise ValueError(
-            f"epsilon must be at most {_LARGEST_EPSILON:g} or infinite, got {epsilon:g}: beyond that it "
-            "protects nothing; give math.inf for no noise"
-        )
-    fixed = replace(history, mechanisms=[m for m in history.mechanisms if m.noise_multiplier is not None])
-    spent = account(fixed, eps_error=eps_error).epsilon if fixed.mechanisms else 0.0
-    if spent >= epsilon:
-        raise ValueError(
-            f"epsilon must exceed {spent:.4g}, what the mechanisms with a given noise_multiplier "
-            f"spend alone, got {epsilon:g}: give them more noise, or None"
-        )
+    _require_attainable(history, epsilon, eps_error)
     start = math.sqrt(sum(m.steps / weights[m.name] ** 2 for m in free)) * max(1.0, 3 / epsilon)
     if all(m.sample_rate == 1.0 for m in history.mechanisms):
         exact = _search(lambda nu: _exact(with_noise(nu)), start, USED * epsilon, epsilon)
@@ -263,6 +246,29 @@ def calibrate(
     return with_noise(found)
 
 
+def _require_attainable(history: History, epsilon: float, eps_error: float) -> None:
+    """Refuse a target out of range, or one that the mechanisms with a given multiplier spend alone."""
+    _validate.positive("epsilon", epsilon)
+    _validate.positive("eps_error", eps_error)
+    if epsilon < 10 * eps_error:
+        raise ValueError(
+            f"epsilon must be at least {10 * eps_error:g}, ten times the accountant's eps_error, got "
+            f"{epsilon:g}: use a larger epsilon (or in Python a smaller eps_error)"
+        )
+    if epsilon > _LARGEST_EPSILON:
+        raise ValueError(
+            f"epsilon must be at most {_LARGEST_EPSILON:g} or infinite, got {epsilon:g}: a larger one "
+            "protects nothing; pass math.inf for no noise"
+        )
+    fixed = replace(history, mechanisms=[m for m in history.mechanisms if m.noise_multiplier is not None])
+    spent = account(fixed, eps_error=eps_error).epsilon if fixed.mechanisms else 0.0
+    if spent >= epsilon:
+        raise ValueError(
+            f"epsilon must exceed {spent:.4g}, which the mechanisms with a given noise_multiplier spend "
+            f"alone, got {epsilon:g}: give them more noise, or set their noise_multiplier to None"
+        )
+
+
 def _require_reach(history: History) -> None:
     """Refuse a delta at which no multiplier of these sampled steps has an epsilon that can be computed."""
     events, delta = events_of(history), history.delta
@@ -270,13 +276,13 @@ def _require_reach(history: History) -> None:
     if delta < least:
         raise ValueError(
             f"delta must be at least {least:.2g} to calibrate {history.steps} step(s) with Poisson sampling, "
-            f"got {delta:g}: below it the accountants' rounding errors decide; take a larger delta"
+            f"got {delta:g}: below it the accountants' rounding errors decide; use a larger delta"
         )
     never = math.fsum(steps * (math.log1p(-q) if q < 1 else -math.inf) for (_, q), steps in events.items())
     if delta >= -math.expm1(never):
         raise ValueError(
             f"delta must be below {-math.expm1(never):.3g}, the chance that a sample is ever drawn, got "
-            f"{delta:g}: epsilon is 0 at every noise_multiplier; take a smaller delta"
+            f"{delta:g}: epsilon is 0 at every noise_multiplier; use a smaller delta"
         )
 
 
@@ -335,13 +341,13 @@ def _search(spent: Callable[[float], float], start: float, least: float, most: f
             break
     raise ValueError(
         f"epsilon must be attainable with a noise_multiplier up to {_LARGEST_NOISE:g}, got {most:g}, "
-        f"which is spent at no multiplier near {nu:g}: take a larger epsilon or fewer steps"
+        f"which is spent at no multiplier near {nu:g}: use a larger epsilon or fewer steps"
     )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a history spends, in the terms that make the claim checkable.
+    """What a history spends, with everything needed to check the claim.
 
     Attributes
     ----------
@@ -374,14 +380,14 @@ class Report:
         """The neighbouring relation in words."""
         if self.history.neighbours == "replace":
             return "replace: data sets that differ in one sample's value"
-        return "add-remove: data sets that differ by one sample more or less"
+        return "add-remove: data sets that differ by adding or removing one sample"
 
     @property
     def sampling(self) -> str:
         """The sampling scheme in words."""
         if all(m.sample_rate == 1.0 for m in self.history.mechanisms):
             return "none: all samples in every step"
-        return "Poisson: each sample independently with probability sample_rate, afresh in every step"
+        return "Poisson: each sample independently with probability sample_rate, in every step"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data; without noise the two epsilons are infinite."""
@@ -418,7 +424,7 @@ class Report:
 
 
 def account(history: History, *, eps_error: float = EPS_ERROR) -> Report:
-    """Account for a history by both accountants.
+    """Account for a history with both accountants.
 
     Parameters
     ----------
@@ -434,8 +440,8 @@ def account(history: History, *, eps_error: float = EPS_ERROR) -> Report:
     epsilon 0.8164 (PRV, error 0.001), 0.8154 (PLD), at delta 0.0001
     1000 samples
     fft: 100 step(s), sample rate 0.1, noise multiplier 4, clip 1
-    neighbours: add-remove: data sets that differ by one sample more or less
-    sampling: Poisson: each sample independently with probability sample_rate, afresh in every step
+    neighbours: add-remove: data sets that differ by adding or removing one sample
+    sampling: Poisson: each sample independently with probability sample_rate, in every step
     accountants: opacus ..., dp-accounting ...
     """
     pld = epsilon(history, accountant="pld")

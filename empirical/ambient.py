@@ -1,4 +1,4 @@
-"""Torch's modes and generators while we work: our own inside, the caller's again afterwards."""
+"""Torch's modes and random generators: set to defaults while working, restored afterwards."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 
 @contextlib.contextmanager
 def ordinary(device: torch.device | None = None) -> Iterator[None]:
-    """Work in the modes that torch starts with, and leave modes and random generators as they were.
+    """Work in torch's initial modes, and restore the caller's modes and random generators afterwards.
 
-    Gradients are recorded, new tensors are in single precision and on the processor, and nothing is cast by
-    itself: autocasting by the caller would round the norms that clipping rests on. Works as a decorator, too.
+    Gradients are recorded, new tensors are in single precision and on the processor, and autocasting is off:
+    it would round the norms that clipping relies on. Also works as a decorator.
 
     Parameters
     ----------
     device : torch.device, optional
-        A GPU whose generator is put back, too; those of GPUs already in use are in any case.
+        A GPU whose generator is restored too; those of GPUs already in use always are.
 
     Notes
     -----
-    The default precision belongs to the process: other threads see the change meanwhile.
+    The default precision belongs to the process: other threads see the change in the meantime.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def ordinary(device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(value: int, device: torch.device | None = None) -> None:
-    """Start the processor's generator, and that of a GPU, from a seed; `torch.manual_seed` starts all."""
+    """Seed the processor's generator, and that of a GPU; `torch.manual_seed` would seed all."""
     torch.default_generator.manual_seed(value)
     if device is not None and device.type == "cuda":
         with torch.cuda.device(device):

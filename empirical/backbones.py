@@ -21,7 +21,7 @@ from langevin._random import RNG, generator
 
 Activation = Literal["relu", "linear"]
 
-_VISION = "install the extra 'vision', beside a torch that torchvision supports"
+_VISION = "install the extra 'vision', with a torch version that torchvision supports"
 
 
 class Classifier(nn.Module):
@@ -57,14 +57,14 @@ def features_of(body: nn.Module) -> int:
     features = getattr(body, "features", None)
     if not isinstance(features, int):
         raise TypeError(
-            f"body must say how many features it has in an attribute 'features', got {type(body).__name__} "
-            "without"
+            "body must say how many features it has in an attribute 'features', got "
+            f"{type(body).__name__} without it"
         )
     return features
 
 
 def eager(body: nn.Module) -> nn.Module:
-    """The body as ordinary modules, without what ``torch.compile`` put around them.
+    """The body as ordinary modules, without the wrappers of ``torch.compile``.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def eager(body: nn.Module) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        For what cannot be copied, or watched layer by layer. The message names the module or the value.
+        If it cannot be copied, or hooked layer by layer. The message names the module or the value.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def eager(body: nn.Module) -> nn.Module:
                 f"body must hold tensors alone, got {name!r} of {type(value).__name__}: quantised?"
             )
         if is_lazy(value):
-            raise ValueError(f"body must have its shapes, got {name!r} without: call it on images once")
+            raise ValueError(f"body must have known shapes, got the lazy {name!r}: call it on images once")
         if value.is_meta:
             raise ValueError(f"body must have values, got {name!r} on the device 'meta': load its weights")
         if value.layout != torch.strided:
@@ -129,7 +129,7 @@ class Body(nn.Sequential):
     ----------
     features : int
     made : dict or None
-        What `body` makes it of.
+        Arguments with which `body` makes it.
     """
 
     def __init__(self, *layers: nn.Module, features: int, made: dict[str, Any] | None = None) -> None:
@@ -202,7 +202,7 @@ def mlp(
     _validate.choice("activation", activation, ("relu", "linear"))
     sizes = [math.prod(_sizes("shape", shape)), *_sizes("widths", widths)]
     entries = sum(a * b for a, b in itertools.pairwise(sizes))
-    _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "take smaller widths")
+    _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "use smaller widths")
     with seeded(rng, "mlp"):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
@@ -224,7 +224,7 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
     W : array_like, shape (h, d), optional
         Weights to start from; by default the identity, so that probing is of the features as they are.
     activation : {"relu", "linear"}, optional
-        By default "relu" with ``W``, else "linear".
+        By default "relu" with ``W``, otherwise "linear".
 
     Examples
     --------
@@ -233,9 +233,7 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
     """
     inputs = math.prod(_sizes("shape", shape))
     if W is None:
-        _validate.memory(
-            4.0 * 4 * inputs**2, f"a layer of {inputs} features", "take fewer, or the body 'mlp'"
-        )
+        _validate.memory(4.0 * 4 * inputs**2, f"a layer of {inputs} features", "use fewer, or the body 'mlp'")
         start = torch.eye(inputs)
     else:
         start = torch.tensor(_validate.array("W", W, 2), dtype=torch.float32)
@@ -312,7 +310,7 @@ def _sizes(name: str, value: Any) -> list[int]:
 
 @contextlib.contextmanager
 def seeded(rng: RNG, purpose: str) -> Iterator[None]:
-    """Let torch's generator of the processor start from ``rng``, and go on afterwards where it was."""
+    """Seed torch's processor generator from ``rng``, and restore it afterwards."""
     seed = int(generator(rng, purpose).integers(2**62))
     with ambient.ordinary():
         ambient.seed(seed)
@@ -327,7 +325,7 @@ class Pretrained(nn.Module):
     network : nn.Module
     features : int
     made : dict or None
-        What `body` makes it of.
+        Arguments with which `body` makes it.
     """
 
     made: dict[str, Any] | None = None
@@ -391,7 +389,7 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
         raise ValueError(f"body must be one of timm's models, got {name!r}; near it: {', '.join(near)}")
     arguments: dict[str, Any] = dict(num_classes=0, in_chans=shape[0]) | options
     if weights == "hub":
-        # timm itself would take pickles where there is nothing else
+        # timm itself would load pickles if there is nothing else
         arguments |= dict(pretrained=True, pretrained_cfg_overlay={"file": _download(name)})
     try:
         network = timm.create_model(name, **{"img_size": tuple(shape[1:]), **arguments})
@@ -416,7 +414,7 @@ def _download(name: str) -> str:
 
 
 def _load(network: nn.Module, path: Path) -> None:
-    """Load a file of safetensors; what the file has beside, such as a classifier, is left out."""
+    """Load a safetensors file; entries that the network lacks, such as a classifier, are ignored."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"weights must be 'hub', None or a file ending in .safetensors, got {str(path)!r}")
     from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
@@ -427,7 +425,7 @@ def _load(network: nn.Module, path: Path) -> None:
     if missing:
         raise ValueError(
             f"weights in {str(path)!r} must hold {missing[0]!r} of shape {tuple(own[missing[0]].shape)} "
-            f"({len(missing)} such): take those of this model, at this size"
+            f"({len(missing)} such): use those of this model, at this size"
         )
     network.load_state_dict({k: found[k] for k in own})
 

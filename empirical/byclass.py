@@ -1,4 +1,4 @@
-"""How a classifier does on each class: accuracy at each evaluation, and confusions at the last."""
+"""Accuracy of each class at each evaluation, and confusions at the last."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class ByClass:
 
     def variables(self) -> dict[str, tuple[Any, ...]]:
         """Variables for a dataset."""
-        accuracy = "share of a class's test images classified rightly"
-        confusion = "test images of a class that the last evaluation took for another, or for it"
+        accuracy = "share of a class's test images classified correctly"
+        confusion = "test images of each true class by predicted class, at the last evaluation"
         return {
             "class_accuracy": (("step", "class"), self._accuracy, {"long_name": accuracy, "units": "1"}),
             "confusion": (("class", "predicted"), self._confusion, {"long_name": confusion, "units": "1"}),
@@ -67,13 +67,13 @@ class ByClass:
         return {"class_accuracy": self._accuracy, "confusion": self._confusion}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take the state from a checkpoint; one of an earlier version has none."""
+        """Take the state from a checkpoint; those of earlier versions have none."""
         if "confusion" in arrays:
             self._accuracy, self._confusion = arrays["class_accuracy"], arrays["confusion"]
 
 
 def mistakes(run: xr.Dataset, most: int) -> list[dict[str, Any]]:
-    """The commonest confusions of the last evaluation.
+    """The most common confusions of the last evaluation.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def mistakes(run: xr.Dataset, most: int) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Of "class", "taken for" and "images", the commonest first.
+        With the keys "class", "taken for" and "images", the most common first.
     """
     wrong = run.confusion.values.copy()
     np.fill_diagonal(wrong, 0)

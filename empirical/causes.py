@@ -1,4 +1,4 @@
-"""Why features get worse in private fine-tuning: the noise, the new head, or both together."""
+"""Why features degrade in private fine-tuning: the noise, the new head, or both together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xarray as xr
 def causes(
     run: xr.Dataset, zero_head: xr.Dataset, noiseless: xr.Dataset, *, measure: str = "knn_accuracy"
 ) -> xr.Dataset:
-    """Change of a measure since the start, and what of it the noise and the new head cause.
+    """Change of a measure since the start, and the parts caused by the noise and by the new head.
 
     A random head sends gradients into the body that distort it even without noise; noise moves the body even
     under a head of zeros, which at first sends none. Two controls tell them apart.

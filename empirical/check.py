@@ -23,28 +23,28 @@ def check_private(body: nn.Module, images: Tensor) -> None:
     """Refuse a network in which samples meet, or that remembers them, as passes over images show.
 
     `empirical.make_private` knows the common kinds of module; this finds the others, by values: the features
-    of an image must be the same whatever images are beside it, in whatever order and number, and again after
-    a pass over other images; their gradients must depend on no other image. Copies are tried, in double
-    precision where they work in it, in training mode and in evaluation mode; ``body`` stays as it is.
+    of an image must not depend on the other images in its batch, on their order or number, or on an earlier
+    pass over other images; their gradients must depend on no other image. It tests copies, in double
+    precision if possible, in training mode and in evaluation mode; ``body`` does not change.
 
     Parameters
     ----------
     body : nn.Module
     images : Tensor, shape (n, channels, height, width)
-        Public or random ones, two at least.
+        At least two, public or random.
 
     Raises
     ------
     NotPrivateError
         If a buffer or an attribute changes with the images, two passes over the same images differ, the
-        features or gradients of an image depend on another image, a layer that trains is never called, or
-        features are not as many as the body says. The message names the module.
+        features or gradients of an image depend on another image, a trainable layer is never called, or the
+        number of features is not what the body says. The message names the module.
     ValueError
-        If there are too few images, or the body cannot be copied or does not take them.
+        If there are too few images, or the body cannot be copied or does not accept them.
 
     Notes
     -----
-    What no pass does is not seen: a branch that only other images or other weights lead into.
+    It cannot see a branch that only other images or other weights would take.
 
     Examples
     --------
@@ -61,9 +61,7 @@ def check_private(body: nn.Module, images: Tensor) -> None:
 def check_passes(body: nn.Module, images: Tensor, *, training: bool) -> None:
     """Check what `check_private` does, in one mode: a frozen body need not be fit for training."""
     if len(images) < 2:
-        raise ValueError(
-            f"images must be two at least, got {len(images)}: features of one depend on no other"
-        )
+        raise ValueError(f"need at least two images to test for cross-sample dependence, got {len(images)}")
     with passes.unnoticed(), torch.set_grad_enabled(training):
         made, images, seen = passes.precise(body, images.detach(), training=training)
         images = passes.fewer(made, images, seen)
@@ -74,7 +72,7 @@ def check_passes(body: nn.Module, images: Tensor, *, training: bool) -> None:
 
 
 def _refuse_memory(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
-    """Refuse what remembers images, and what gives other features of the same images the next time."""
+    """Refuse what remembers images, and what gives other features for the same images the next time."""
     first, other = passes.copied(made), passes.copied(made)
     before = {name: value.clone() for name, value in _kept(first)}
     with passes.calls(first, lambda _: None) as called:
@@ -91,7 +89,7 @@ def _refuse_memory(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
         trains = any(p.requires_grad for p in module.parameters(recurse=False))
         if made.training and name not in names and trains:
             raise NotPrivateError(
-                f"body must call each layer that trains, got {_named(made, name)} passed over: freeze its "
+                f"body must call each trainable layer, but never calls {_named(made, name)}: freeze its "
                 "parameters, or call the layer where its weights are used"
             )
     images_after = passes.others(images)
@@ -104,14 +102,14 @@ def _refuse_memory(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
         name, key = min(changed)
         raise NotPrivateError(
             f"body must not remember samples, but a pass left them in the attribute {key!r} of "
-            f"{_named(made, name)}: keep nothing between passes that depends on images"
+            f"{_named(made, name)}: keep nothing that depends on images between passes"
         )
     # where random numbers are drawn, they may seldom matter
     for _ in range(_DRAWS if seen.drew else 1):
         first(images_after)
         if passes.differ(first(images).detach(), features, seen.eps):
             raise NotPrivateError(
-                "body must give the same features of the same images each time, but two passes differ, from "
+                "body must give the same features for the same images each time, but two passes differ, from "
                 f"{_named(made, _unsteady(made, images))} on: switch off what draws random numbers or keeps "
                 "a state, such as stochastic depth or running statistics"
             )
@@ -123,18 +121,18 @@ def _refuse_shape(made: nn.Module, features: Any, images: int) -> None:
     expected = getattr(made, "features", None)
     if isinstance(expected, int) and tuple(features.shape) != (images, expected):
         raise NotPrivateError(
-            f"body must give {expected} features an image, as it says, got the shape "
-            f"{tuple(features.shape)} for {images} images: mend its attribute 'features'"
+            f"body must give {expected} features per image, as its attribute 'features' says, got the shape "
+            f"{tuple(features.shape)} for {images} images: correct the attribute"
         )
     if features.shape[:1] != (images,):
         raise NotPrivateError(
             f"body must give a row of features for each image, got the shape {tuple(features.shape)} for "
-            f"{images} images: keep the first axis for them"
+            f"{images} images: keep the first axis for images"
         )
 
 
 def _unsteady(made: nn.Module, images: Tensor) -> str:
-    """Name of the first module that gives something else of the same images, after a pass over others."""
+    """Name of the first module whose output for the same images changes after a pass over others."""
     made, places = passes.copied(made), range(len(images))
     first = passes.rows(made, images, places)
     for _ in range(_DRAWS):
@@ -146,7 +144,7 @@ def _unsteady(made: nn.Module, images: Tensor) -> str:
 
 
 def _refuse_slopes(made: nn.Module, images: Tensor) -> None:
-    """Refuse gradients of an image's features that depend on another image: exact zeros else."""
+    """Refuse gradients of an image's features that depend on another image; they must be exactly zero."""
     images = images.clone().requires_grad_()
     with passes.calls(made) as found:
         features = made(images)
@@ -168,7 +166,7 @@ def _mix(output: Tensor, images: Tensor) -> bool:
 
 
 def _refuse_companions(made: nn.Module, images: Tensor, seen: passes.Seen) -> None:
-    """Refuse features that are others beside other images, in another order, or among more of them."""
+    """Refuse features that change with the other images in the batch, their order or their number."""
     probes = images[:_PROBES]
     alone = [made(image[None]).detach() for image in probes]
     for own in alone:
@@ -190,7 +188,7 @@ def _refuse_companions(made: nn.Module, images: Tensor, seen: passes.Seen) -> No
 
 
 def _companies(made: nn.Module, images: Tensor, seen: passes.Seen) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches that the first images are in, and their places."""
+    """Batches that contain the first images, and their places."""
     count = min(_PROBES, len(images))
     places = list(range(count))
     yield images, places
@@ -207,7 +205,7 @@ def _companies(made: nn.Module, images: Tensor, seen: passes.Seen) -> Iterator[t
 
 
 def _takes(made: nn.Module, images: Tensor) -> bool:
-    """Whether a network has features of images, such as of pixels that are tokens."""
+    """Whether a network accepts images; one whose pixels are tokens refuses some."""
     try:
         made(images)
     except Exception:  # whatever it does not like
@@ -219,7 +217,7 @@ def _meeting(made: nn.Module, name: str, images: int | None = None) -> NotPrivat
     where = "" if images is None else f" of {images}"
     return NotPrivateError(
         "body must treat images one by one, but the features of an image depend on others in its batch"
-        f"{where}, from {_named(made, name)} on: take layers that normalise or attend within an image"
+        f"{where}, from {_named(made, name)} on: use layers that normalise or attend within an image"
     )
 
 

@@ -53,17 +53,17 @@ class State:
 
 
 class Checkpoint:
-    """A file with the state, and a `Ledger` of the steps made, which a state must agree with.
+    """A file with the state, and a `Ledger` of the steps made, with which the state must agree.
 
-    Steps are claimed a block ahead: from one checkpoint to the next. What a killed process computed since its
-    last checkpoint was never written, and is computed again from the same weights, batches and noise; so the
-    ledger neither misses a step nor counts one twice.
+    Steps are claimed in blocks, in advance: from one checkpoint to the next. What a killed process computed
+    since its last checkpoint was never written, and is computed again from the same weights, batches and
+    noise; so the ledger neither misses a step nor counts one twice.
 
     Parameters
     ----------
     path : str or Path
     config : dict
-        Everything that the run's numbers depend on, but for the key.
+        Everything that the run's numbers depend on, except the key.
     history : History
         What the run will release.
     owner : bool
@@ -82,7 +82,7 @@ class Checkpoint:
         self._begun = False
 
     def existing(self) -> Path | None:
-        """The state or the privacy record of another run, that none is to be started over."""
+        """The state or the privacy record of an earlier run, which a new run must not overwrite."""
         return next((path for path in (self.path, self._ledger_path) if path.exists()), None)
 
     def claim_block(self, names: Sequence[str], first: int, last: int) -> None:
@@ -91,7 +91,7 @@ class Checkpoint:
             self.claim(name, names[:last].count(name))
 
     def claim(self, name: str, steps: int) -> None:
-        """Record that ``steps`` of the mechanism ``name`` are about to have been made in all."""
+        """Record that ``steps`` of the mechanism ``name`` will have been made in total."""
         if not self._records:
             return
         if self._ledger is None:
@@ -112,12 +112,12 @@ class Checkpoint:
         )
 
     def read(self, key: NDArray[np.uint64] | None) -> State:
-        """Read the state, and open the ledger it belongs to.
+        """Read the state, and open its ledger.
 
         Parameters
         ----------
         key : ndarray or None
-            Of the run that is to go on; None: whichever the file has.
+            Key of the run to resume; None: whichever the file has.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class Checkpoint:
             if self._ledger_path.exists():
                 raise LedgerError(
                     f"checkpoint {str(self.path)!r} is missing, but {str(self._ledger_path)!r} says that "
-                    "privacy was spent: restore it, or start anew under another path and account for both"
+                    "privacy was spent: restore it, or start again under another path and account for both"
                 )
             raise store.StoreError(
                 f"there is no checkpoint {str(self.path)!r}: start without resuming, or name another"
@@ -140,8 +140,8 @@ class Checkpoint:
         stored, head = arrays.pop("key"), arrays.pop("ledger").tobytes().decode()
         if key is not None and stored.tolist() != key.tolist():
             raise store.StoreError(
-                f"checkpoint {self.path} belongs to another run: its rng was another; repeat the first "
-                "command"
+                f"checkpoint {self.path} belongs to another run: its rng was another; use the same rng, or "
+                "another path"
             )
         if self._records and (head or self._ledger_path.exists()):
             self._ledger = Ledger.resume(self._ledger_path, self._history, head=head or None, drop_torn=True)

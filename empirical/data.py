@@ -1,4 +1,4 @@
-"""Images that real DP-SGD fine-tunes on: scikit-learn's digits, CIFAR-10, STL-10, and folders of images.
+"""Images for fine-tuning with real DP-SGD: scikit-learn's digits, CIFAR-10, STL-10, folders of images.
 
 `empirical.glyphs` makes images of its own. Nothing is downloaded, and nothing is unpickled.
 """
@@ -50,7 +50,7 @@ def digits(
     Parameters
     ----------
     shift : Shift, optional
-        Of the private images, training and test; none by default. ``Shift(rotation=20)`` and
+        Shift of the private images, training and test; none by default. ``Shift(rotation=20)`` and
         ``Shift(gain=0.4, offset=0.3)`` are mild ones.
     classes : sequence of int
         Which digits, at least two; they are labelled from 0 in this order.
@@ -113,7 +113,7 @@ def digits(
 _CIFAR_RECORDS = 10_000
 _CIFAR_IMAGE = 3 * 32 * 32
 _CIFAR_REMEDY = (
-    "take cifar-10-binary.tar.gz, the 'binary version', from https://www.cs.toronto.edu/~kriz/cifar.html "
+    "download cifar-10-binary.tar.gz, the 'binary version', from https://www.cs.toronto.edu/~kriz/cifar.html "
     "and unpack it"
 )
 
@@ -139,7 +139,7 @@ def cifar10(
         Classes whose training images become the public part, unshifted; their test images are left out. By
         default there is no public part: attach one with `Images.with_public`.
     shift : Shift, optional
-        Of the private images; none by default.
+        Shift of the private images; none by default.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def cifar10(
     >>> cifar10("no/such/folder")
     Traceback (most recent call last):
     ...
-    ValueError: folder must hold CIFAR-10, but there is no folder 'no/such/folder': take ...
+    ValueError: folder must hold CIFAR-10, but there is no folder 'no/such/folder': download ...
     """
     root = _folder(folder, "CIFAR-10", "cifar-10-batches-bin", _CIFAR_REMEDY)
     pickled = [root / "data_batch_1", root / "batches.meta", root / "cifar-10-batches-py"]
@@ -206,7 +206,7 @@ def cifar10(
 _STL_SIDE = 96
 _STL_IMAGE = 3 * _STL_SIDE**2
 _STL_RECORDS = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
-_STL_REMEDY = "take stl10_binary.tar.gz from https://cs.stanford.edu/~acoates/stl10 and unpack it"
+_STL_REMEDY = "download stl10_binary.tar.gz from https://cs.stanford.edu/~acoates/stl10 and unpack it"
 
 
 def stl10(
@@ -240,7 +240,7 @@ def stl10(
     ValueError
         If a file is missing, of another size, or holds labels outside 1 to 10.
     MemoryError
-        If the images do not fit into memory: take a smaller ``size``.
+        If the images do not fit into memory: use a smaller ``size``.
 
     See Also
     --------
@@ -252,7 +252,7 @@ def stl10(
        AISTATS 2011.
     """
     if _validate.integer("size", size, 1) > _STL_SIDE or _STL_SIDE % size:
-        raise ValueError(f"size must be a divisor of {_STL_SIDE}, got {size!r}: take 96, 48, 32 or 24")
+        raise ValueError(f"size must be a divisor of {_STL_SIDE}, got {size!r}: use 96, 48, 32 or 24")
     root = _folder(folder, "STL-10", "stl10_binary", _STL_REMEDY)
     names = _names(root / "class_names.txt", 10, _STL_REMEDY)
     times = _STL_SIDE // size
@@ -327,7 +327,7 @@ def _task(
     _validate.memory(
         4.0 * copies * int(images) * shape[0] * shape[1] * shape[2],
         f"{images} images of {name}",
-        "take fewer classes or, where it can be chosen, a smaller size",
+        "use fewer classes or, where it can be chosen, a smaller size",
     )
 
     def part(source: Source, chosen: list[int]) -> Part:
@@ -358,8 +358,8 @@ def public_and_private(
     both = [names[number] for number in private if number in public]
     if both or not private:
         raise ValueError(
-            f"classes must be others than public_classes, at least one, got {both or 'none'} "
-            f"{'in both' if both else 'left'}: take some out of public_classes"
+            f"classes and public_classes must be disjoint and leave a private class, got {both or 'none'} "
+            f"{'in both' if both else 'left'}: remove some from public_classes"
         )
     return public, private
 
@@ -382,7 +382,7 @@ def _records(path: Path, records: int, record: int, remedy: str) -> Bytes:
         state = "truncated" if size < expected else "not what was published"
         raise ValueError(
             f"file {str(path)!r} must have {expected} bytes, {records} records of {record}, got {size}: "
-            f"it is {state}; {remedy} anew"
+            f"it is {state}; {remedy} again"
         )
     return np.memmap(path, dtype=np.uint8, mode="r", shape=(records, record))
 
@@ -394,7 +394,7 @@ def _labels(path: Path, labels: Bytes, low: int, high: int, remedy: str) -> Labe
         i = int(np.argmax(wrong))
         raise ValueError(
             f"labels in {str(path)!r} must lie from {low} to {high}, got {labels[i]} in record {i} "
-            f"({wrong.sum()} such records): it is damaged; {remedy} anew"
+            f"({wrong.sum()} such records): it is damaged; {remedy} again"
         )
     return labels.astype(np.int64) - low
 
@@ -424,9 +424,9 @@ def read_folder(root: str | Path, size: int, *, channels: Literal[1, 3] = 3, max
     """Read the images under ``root/<class>/``, at one size.
 
     The shorter side is scaled to ``size``, averaging where that shrinks, and the middle of the longer is
-    kept. Cameras' notes of orientation are heeded, transparent places become black, of moving images the
-    first is taken. Files without one of the suffixes bmp, gif, jpeg, jpg, pgm, png, ppm, tif, tiff, webp, and
-    hidden ones, are passed over.
+    kept. The EXIF orientation is applied, transparent pixels become black, and only the first frame of an
+    animation is used. Files without one of the suffixes bmp, gif, jpeg, jpg, pgm, png, ppm, tif, tiff, webp,
+    and hidden ones, are ignored.
 
     Parameters
     ----------
@@ -478,7 +478,7 @@ def read_folder(root: str | Path, size: int, *, channels: Literal[1, 3] = 3, max
     _validate.memory(
         4.0 * len(files) * channels * size**2,
         f"{len(files)} images of {size} pixels",
-        "take a smaller size or fewer images",
+        "use a smaller size or fewer images",
     )
     images = np.empty((len(files), channels, size, size), np.float32)
     for place, (path, _) in enumerate(files):
@@ -492,7 +492,7 @@ def _read_image(path: Path, size: int, channels: int, max_pixels: int) -> Pixels
 
     try:
         with warnings.catch_warnings():
-            # of faulty notes beside the pixels, and of sizes, which are looked at here
+            # of faulty metadata, and of sizes, which are checked here
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
                 pixels = image.width * image.height
@@ -506,7 +506,7 @@ def _read_image(path: Path, size: int, channels: int, max_pixels: int) -> Pixels
                 if whole.mode.startswith("I"):  # 16 bits of grey
                     whole = Image.fromarray((np.asarray(whole).clip(0, 65535) // 257).astype(np.uint8))
                 elif whole.mode == "F":
-                    raise ValueError("it holds floats, of which the range is not known: save it as bytes")
+                    raise ValueError("it holds floats, whose range is not known: save it as bytes")
                 if whole.has_transparency_data:
                     whole = whole.convert("RGBA")
                     whole = Image.alpha_composite(Image.new("RGBA", whole.size, (0, 0, 0, 255)), whole)
@@ -543,7 +543,7 @@ def image_folder(
     public_classes : sequence of str
         Classes whose images all become the public part, unshifted. By default there is none.
     shift : Shift, optional
-        Of the private images; none by default.
+        Shift of the private images; none by default.
     rng : int, Generator or None
         Draws the split (SPEC 7).
 
@@ -574,7 +574,7 @@ def image_folder(
         if missing.any():
             raise ValueError(
                 f"test={test:g} leaves no image of class {own.classes[int(np.argmax(missing))]!r} to {name}: "
-                "take another share or more images"
+                "use another share or more images"
             )
     return Images(
         own.take(np.sort(rest)).shifted(shift),

@@ -1,4 +1,4 @@
-"""How good a body's features are, along a fine-tuning: neighbours, likeness to the start, neural collapse."""
+"""Quality of a body's features during fine-tuning: nearest neighbours, similarity to the start, collapse."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Measure:
 
 # in the order in which `FeatureWatch` returns them
 MEASURES = {
-    "knn_accuracy": Measure("share of test images right by their nearest training images in feature space"),
+    "knn_accuracy": Measure(
+        "share of test images classified correctly by their nearest training images in feature space"
+    ),
     "cka": Measure("linear centred kernel alignment of test features with those at the start"),
     "cosine": Measure("mean cosine of a test image's features with those at the start"),
     "nc1": Measure("within-class over between-class variation, tr(S_W S_B^+) / C; 0: collapsed"),
@@ -115,7 +117,7 @@ def knn_accuracy(
     """Accuracy of the vote of the nearest training points by cosine.
 
     Features' lengths say how sure a net is rather than of what, so the angle is what is compared, as is usual
-    for features [1]_. Pixels and random nets may have a high one, too: show theirs beside it. (Raw pixels
+    for features [1]_. Pixels and random nets may also reach a high one: report theirs next to it. (Raw pixels
     of glyphs of 24 pixels have .87 to .90 by cosine, which passes over their contrast, and .79 to .83 by
     distance; for trained nets the two differ by .02 at most.)
 
@@ -270,7 +272,7 @@ def neural_collapse(features: ArrayLike, labels: Labels, head: nn.Linear | None 
     if len(counts) > classes or classes < 2 or not counts.all():
         raise ValueError(
             f"labels must hold each of at least two classes, and no other than the head's, got counts "
-            f"{counts.tolist()} for {classes} class(es): take more samples, or relabel from 0"
+            f"{counts.tolist()} for {classes} class(es): use more samples, or relabel from 0"
         )
     means = np.array([x[labels == label].mean(axis=0) for label in range(classes)])
     centred = means - means.mean(axis=0)

@@ -157,7 +157,7 @@ def glyphs(
     # two copies of a part at the same time, where it is shifted, and the work on one block
     total = 4 * size**2 * (public + test + train + max(train, test))
     total += 16 * _BLOCK * size * (size + _segments(style))
-    _validate.memory(total, f"{train + test + public} glyphs of {size} pixels", "take fewer or smaller ones")
+    _validate.memory(total, f"{train + test + public} glyphs of {size} pixels", "use fewer or smaller ones")
 
     seed = int(generator(rng, "glyphs").integers(2**63))
     kinds = max(2 * classes, 2 * public_classes if public else 0)

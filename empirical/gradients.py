@@ -1,4 +1,4 @@
-"""Sums of clipped per-sample gradients: by a closed form, by Opacus, in a loop, or plainly."""
+"""Sums of clipped per-sample gradients: by a closed form, by Opacus, in a loop; and plain gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gradients(Protocol):
     params: list[nn.Parameter]
 
     def norms(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Norms over all trained parameters, shape (n,); None where single samples are not looked at."""
+        """Norms over all trained parameters, shape (n,); None if there are no per-sample gradients."""
         ...
 
     def total(self, factors: Tensor | None) -> list[Tensor]:
@@ -30,33 +30,33 @@ class Gradients(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the network as it was found."""
+        """Restore the network."""
         ...
 
 
 def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = None, clip: bool) -> Gradients:
-    """Choose how gradients over what trains in ``model`` are summed.
+    """Make an engine that sums the gradients of the trainable parameters of ``model``.
 
     Parameters
     ----------
     model : nn.Module
-        Of which the parameters that require gradients train.
+        The parameters that require gradients train.
     loss : Loss
     kind : {"auto", "closed", "ghost", "hooks", "functorch", "loop"}
         "auto": the first of `candidates`.
     masks : dict, optional
         Ones and zeros for parameters of which a part trains.
     clip : bool
-        Whether per-sample gradients are clipped; if not, the plain gradient will do.
+        Whether per-sample gradients are clipped; if not, the plain gradient suffices.
 
     Raises
     ------
     ValueError
-        If the kind does not fit the network, or nothing trains.
+        If the kind does not apply to the network, or nothing trains.
 
     See Also
     --------
-    empirical.trial.choose : Tries whether the sums are right.
+    empirical.trial.choose : Tests whether the sums are right.
     """
     masks = masks or {}
     if not any(p.requires_grad for p in model.parameters()):
@@ -64,12 +64,12 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
     layers = chain(model)
     if kind == "closed" and layers is None:
         raise ValueError(
-            f"engine must not be 'closed' for {type(model).__name__}, which is no chain of linear layers and "
-            "ReLUs: take 'ghost'"
+            f"engine must not be 'closed' for {type(model).__name__}, which is not a chain of linear layers "
+            "and ReLUs: use 'ghost'"
         )
     if kind == "ghost" and masks:
         raise ValueError(
-            "engine must not be 'ghost' for a sparse subset, which it does not see: take 'hooks'"
+            "engine must not be 'ghost' for a sparse subset, which it does not support: use 'hooks'"
         )
     kind = candidates(model, kind, masks)[0]
     if layers is not None and kind == "closed":
@@ -84,7 +84,7 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
 
 
 def candidates(model: nn.Module, kind: Engine, masks: Mask | None = None) -> list[Engine]:
-    """Engines that may fit a network, the fastest first; the one that is asked for by name alone.
+    """Engines that may apply to a network, the fastest first; only the requested one if there is one.
 
     Examples
     --------
@@ -113,10 +113,10 @@ def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
-    """Layers of a network that is a chain of linear layers and ReLUs on flat inputs; None for any other.
+    """Layers of a network that is a chain of linear layers and ReLUs on flat inputs; None otherwise.
 
-    Exact types alone are known: a subclass may have a ``forward`` of its own, and a hook may change what a
-    layer sees or gives.
+    Only exact types count: a subclass may have its own ``forward``, and a hook may change a layer's input or
+    output.
     """
     layers = _links(model)
     if layers is None:
@@ -144,7 +144,7 @@ def _links(model: nn.Module) -> list[nn.Module] | None:
 
 
 def _changed(module: nn.Module) -> bool:
-    """Whether one module does not do what its type does: it has hooks, or a ``forward`` of its own."""
+    """Whether a module differs from its type: it has hooks, or its own ``forward``."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return any(hooks) or bool(module._backward_pre_hooks) or "forward" in vars(module)
 
@@ -230,7 +230,7 @@ class ClosedForm:
 
 
 class Plain:
-    """The gradient of the summed loss, without a look at single samples: for training without clipping."""
+    """The gradient of the summed loss, without per-sample gradients: for training without clipping."""
 
     def __init__(self, model: nn.Module, loss: Loss, masks: Mask) -> None:
         self._model, self._loss, self._masks = model, loss, masks
@@ -252,7 +252,7 @@ class Plain:
 
 
 class Loop:
-    """One backward pass per sample: slow, and right for every network, as samples never meet in it."""
+    """One backward pass per sample: slow, but right for every network, since samples never meet."""
 
     def __init__(self, model: nn.Module, loss: Loss, masks: Mask) -> None:
         self._model, self._loss, self._masks = model, loss, masks
@@ -265,7 +265,7 @@ class Loop:
         return torch.cat(found)
 
     def parts(self) -> list[Tensor]:
-        """Norm over each parameter alone, of the one sample that `norms` saw."""
+        """Norm of each parameter's gradient, for the one sample that `norms` saw."""
         (sample,) = self._samples
         return [g.double().norm() for g in sample]
 

@@ -1,4 +1,4 @@
-"""What is released on one private data set: phases of Poisson-sampled DP-SGD, one-off Gaussian releases."""
+"""What is released about one private data set: phases of Poisson-sampled DP-SGD, Gaussian releases."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def release(name: str, noise_multiplier: float | None = None, clip: float | None
 
 @dataclass(frozen=True)
 class History:
-    """All that is released on one private data set, and how its privacy is stated.
+    """Everything released about one private data set, and how its privacy is stated.
 
     Parameters
     ----------
@@ -94,10 +94,10 @@ class History:
     delta : float
         In (0, 1), fixed for the whole history; below 1 / ``samples`` to mean anything.
     samples : int or None
-        ``n``, for the report and for that check; taken to be public.
+        ``n``, for the report and for that check; assumed to be public.
     neighbours : {"add-remove", "replace"}
-        Neighbouring data sets differ by one sample more or less, or in one sample's value. "replace" needs
-        ``sample_rate = 1`` throughout, where the sensitivity is ``2 clip``.
+        Neighbouring data sets differ by adding or removing one sample, or in one sample's value. "replace"
+        needs ``sample_rate = 1`` throughout, where the sensitivity is ``2 clip``.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class History:
         mechanisms = tuple(self.mechanisms)
         delta = _validate.positive("delta", self.delta)
         if delta >= 1:
-            raise ValueError(f"delta must be below 1, got {self.delta!r}: take less than 1 / samples")
+            raise ValueError(f"delta must be below 1, got {self.delta!r}: use less than 1 / samples")
         _validate.choice("neighbours", self.neighbours, NEIGHBOURS)
         if self.samples is not None:
             object.__setattr__(self, "samples", _validate.integer("samples", self.samples, 1))
@@ -244,16 +244,16 @@ def plan(
         # 10 / 0.1 may come out a rounding error above 100
         exact = _validate.positive("epochs", epochs) * samples / expected_batch
         if exact >= 2**53:
-            raise ValueError(f"epochs must give fewer than 2^53 steps, got {epochs:g}: take fewer")
+            raise ValueError(f"epochs must give fewer than 2^53 steps, got {epochs:g}: use fewer")
         steps = max(1, math.ceil(exact - 1e-9))
     elif steps is None or epochs is not None:
-        raise ValueError(f"epochs or steps must be given, one of them, got epochs={epochs}, steps={steps}")
+        raise ValueError(f"exactly one of epochs and steps must be given, got epochs={epochs}, steps={steps}")
     steps = _validate.integer("steps", steps, 1)
     probing = round(lp_share * steps)
     if 0 < lp_share < 1 and probing in (0, steps):
         raise ValueError(
             f"lp_share must leave a step to each phase, got {lp_share:g} of {steps} step(s): "
-            "take 0, 1, or more steps"
+            "use 0, 1, or more steps"
         )
     phases = [("lp", probing), ("fft", steps - probing)]
     mechanisms = [Mechanism(name, rate, t, noise_multiplier, clip) for name, t in phases if t]

@@ -1,4 +1,4 @@
-"""Per-sample gradients from hooks on the layers, by Opacus: ghost clipping, or all of them in memory."""
+"""Per-sample gradients from Opacus's hooks on layers: ghost clipping, or all gradients in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BLOCK = 1024
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """Euclidean norm of each ``rows[i]``, summed in blocks so that no length of a row makes it too small.
+    """Euclidean norm of each ``rows[i]``, summed in blocks so that long rows lose no accuracy.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def row_norms(rows: Tensor) -> Tensor:
 
 
 def joined(norms: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
-    """Norms over all parameters, of those over each."""
+    """Norms over all parameters, from those over each."""
     return torch.stack(list(norms)).norm(dim=0).to(dtype)
 
 
@@ -61,7 +61,7 @@ class Ghost:
                 torch.autograd.grad(self._losses.sum(), self.params, retain_graph=True)
         except NotImplementedError as error:
             raise ValueError(
-                f"engine must not be 'ghost' for a network with a layer that is called twice ({error}): take "
+                f"engine must not be 'ghost' for a network with a layer that is called twice ({error}): use "
                 "'hooks'"
             ) from None
         return joined(
@@ -70,7 +70,7 @@ class Ghost:
         )
 
     def parts(self) -> list[Tensor | None]:
-        """Norms over each parameter alone, of the batch that `norms` saw; None where there are none."""
+        """Norms over each parameter, for the batch that `norms` saw; None if there are none."""
         return [getattr(p, "_norm_sample", None) for p in self.params]
 
     def total(self, factors: Tensor | None) -> list[Tensor]:
@@ -177,7 +177,7 @@ class PerSample:
             yield sample * self._masks[p] if p in self._masks else sample
 
     def parts(self) -> list[Tensor | None]:
-        """Norms over each parameter alone, of the batch that `norms` saw; None where there are none."""
+        """Norms over each parameter, for the batch that `norms` saw; None if there are none."""
         samples = [getattr(p, "grad_sample", None) for p in self.params]
         return [
             None if g is None else row_norms(g * self._masks[p] if p in self._masks else g)
@@ -196,7 +196,7 @@ class PerSample:
 
 
 def _forget(model: nn.Module) -> None:
-    """Drop what Opacus left on parameters and, where a pass did not come to its end, on layers."""
+    """Remove what Opacus left on parameters and, after an unfinished pass, on layers."""
     for p in model.parameters():
         for name in ("grad_sample", "_norm_sample", "_forward_counter"):
             if hasattr(p, name):
@@ -210,5 +210,5 @@ def _forget(model: nn.Module) -> None:
 
 
 def _quietly() -> warnings.catch_warnings:
-    """No word on hooks of a first layer, whose inputs need no gradients."""
+    """Suppress warnings about hooks of a first layer, whose inputs need no gradients."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -200,7 +200,7 @@ class Part:
         Raises
         ------
         ValueError
-            If a class has fewer.
+            If a class has fewer images.
         """
         per_class = _validate.integer("per_class", per_class, 1)
         scarce = int(np.argmin(self.counts))
@@ -312,10 +312,10 @@ class Images:
         Raises
         ------
         ValueError
-            If a class has fewer, or there is no public part to take from.
+            If a class has fewer, or there is no public part.
         """
         if public is not None and self.public is None:
-            raise ValueError(f"public must be None, got {public!r}: there is no public part to take from")
+            raise ValueError(f"public must be None, got {public!r}: there is no public part to subsample")
         streams = generator(rng, "subsample of parts").spawn(3)
         parts = (self.train, self.test, self.public)
         train_part, test_part, public_part = (
@@ -343,7 +343,7 @@ class Images:
         """
         if self.public is None:
             raise ValueError(
-                "public must be there to normalise by, got None: attach images with with_public, or "
+                "a public part is needed to normalise by, got None: attach images with with_public, or "
                 "normalise by the numbers that the backbone was pre-trained with"
             )
         images = self.public.images

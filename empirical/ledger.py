@@ -32,7 +32,7 @@ class Ledger:
 
     `claim` steps *before* their noise is drawn and released: it returns once the record is on disk (written
     at once, then fsync). So after a crash or ``kill -9`` at any moment the record holds every step that was
-    made, and at most the ``steps`` of the last claim beside them: 1 over-counted for claims of one step.
+    made, and at most the ``steps`` of the last claim in addition: 1 over-counted for claims of one step.
     Each line carries the SHA-256 of itself and of all lines before it; a file that does not check out is
     refused. That finds damage, not forgery. Lines lost *whole* from the end are found by `resume` with the
     `head` that was saved with the weights.
@@ -40,7 +40,7 @@ class Ledger:
     What may be claimed is the plan: never other mechanisms, nor more steps. So the epsilon of what was
     released never exceeds the plan's. Steps repeated after a crash are claimed, and counted, again, *unless*
     they draw the same noise to the last bit from the same weights and batches: such a replay releases nothing
-    new, and goes on claiming at `claimed`.
+    new, and continues claiming at `claimed`.
 
     One process at a time: the file is locked while it is open, where the system has ``flock``.
 
@@ -103,7 +103,7 @@ class Ledger:
                     raise
             except FileExistsError:
                 raise LedgerError(
-                    f"path must not exist, got {str(path)!r}: resume it, or take another"
+                    f"path must not exist, got {str(path)!r}: resume it, or use another"
                 ) from None
             finally:
                 os.unlink(temporary)
@@ -183,7 +183,7 @@ class Ledger:
         ------
         LedgerError
             If the plan has no such steps left, or the write failed; then nothing may be released, and the
-            ledger takes no more claims.
+            ledger accepts no more claims.
         """
         steps = _validate.integer("steps", steps, 1)
         done, allowed = self.claimed(name), self.plan[name].steps
@@ -233,9 +233,7 @@ class Ledger:
 
     def _check(self, plan: History | None, head: str | None) -> None:
         if plan is not None and plan != self.plan:
-            raise LedgerError(
-                f"plan must be that of {self._path}, {self.plan}, got {plan}: take another path"
-            )
+            raise LedgerError(f"plan must be that of {self._path}, {self.plan}, got {plan}: use another path")
         if head is not None:
             count, _, digest = head.partition(":")
             digests = self._state.digests
@@ -267,8 +265,8 @@ class _State:
 def read(path: str | Path) -> History:
     """Return what a ledger says has been claimed, without opening it for writing.
 
-    A file that was cut off at the end of a line says what it once said; `Ledger.resume` with the head that is
-    saved with the weights finds that.
+    Lines lost whole from the end go unnoticed here; `Ledger.resume` finds them, by the head that is saved
+    with the weights.
 
     Raises
     ------

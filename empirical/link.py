@@ -34,7 +34,7 @@ def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
     Parameters
     ----------
     weights : Weights
-        With its neurons: a Gram matrix alone does not tell them.
+        With neurons; a Gram matrix alone does not determine them.
     activation : {"relu", "linear"}
 
     Examples
@@ -44,7 +44,7 @@ def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
     -1.0
     """
     if isinstance(weights, GramWeights):
-        raise TypeError("weights must hold the neurons, got GramWeights: take Weights")
+        raise TypeError("weights must hold the neurons, got GramWeights: use Weights")
     with ambient.ordinary(), torch.no_grad():
         body = mlp((weights.dim,), (weights.width,), activation=activation, bias=False)
         model = Classifier(body, 1).double()

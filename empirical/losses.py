@@ -26,7 +26,7 @@ class Loss(Protocol):
 
 
 class CrossEntropy:
-    """Classes from 0, one output each."""
+    """Cross-entropy of classes numbered from 0, one output each."""
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, targets, reduction="none")

@@ -1,4 +1,4 @@
-"""Memory that fine-tuning takes: foreseen, shared out, and refused in numbers where it is not free."""
+"""Memory that fine-tuning needs: estimated in advance, divided into chunks, and refused if it is not free."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def kept(body: nn.Module, shape: Sequence[int]) -> int:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that are free on a device, with those that torch holds in reserve."""
+    """Bytes that are free on a device, including those that torch holds in reserve."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
@@ -77,9 +77,9 @@ def free(device: torch.device) -> int:
 
 
 def chunk(each: int, most: int, device: torch.device) -> int:
-    """Samples to work on at once, of ``each`` bytes; from 1 to ``most``.
+    """Samples of ``each`` bytes to process at once, from 1 to ``most``.
 
-    On a processor it depends on nothing else, lest another machine gives other bits.
+    On a processor it depends on nothing else, so that every machine gives the same bits.
     """
     budget = free(device) // _CHUNK_SHARE if device.type == "cuda" else _CHUNK_BYTES
     return max(1, min(most, budget // max(each, 1)))
@@ -91,16 +91,16 @@ def fitting(
     device: torch.device,
     afresh: Callable[[], None] | None = None,
 ) -> tuple[_Result, int]:
-    """Do ``work`` on so many samples at once, or on half as many, until it fits.
+    """Do ``work`` on ``at_once`` samples at a time, halving that number until it fits in memory.
 
     Parameters
     ----------
     work : callable
-        Of the number of samples at once, on which its result must not depend.
+        Takes the number of samples at once; its result must not depend on it.
     at_once : int
     device : torch.device
     afresh : callable, optional
-        Clears the traces of work that was cut short.
+        Removes what unfinished work left behind.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def fitting(
         if at_once == 1:
             raise MemoryError(
                 f"one image at a time needs more than the {free(device) / 2**30:.3g} GiB that are free on "
-                f"{device}: take smaller images, a smaller body, or the engine 'ghost', if it is another"
+                f"{device}: use smaller images, a smaller body, or the engine 'ghost'"
             )
         at_once //= 2
 
@@ -132,7 +132,7 @@ def fitting(
 def require(
     body: nn.Module, shape: Sequence[int], images: int, device: torch.device, *, at_once: int = 1
 ) -> None:
-    """Refuse to train with more than a device can hold.
+    """Refuse to train with more memory than a device has free.
 
     Parameters
     ----------
@@ -140,15 +140,15 @@ def require(
     shape : sequence of int
         Of an image.
     images : int
-        That are held.
+        Number of images held on the device.
     device : torch.device
     at_once : int
-        Images that are worked on.
+        Images processed at once.
 
     Raises
     ------
     MemoryError
-        With what is needed, and what is free.
+        Says how much is needed, and how much is free.
     """
     held = 4 * images * torch.Size(shape).numel()
     weights = 4 * sum(p.numel() for p in body.parameters())
@@ -157,6 +157,6 @@ def require(
         held + _COPIES * weights + work,
         f"training on {device}, of {images} images of {tuple(shape)} ({held / 2**30:.2g} GiB), {at_once} at "
         f"once ({work / 2**30:.2g} GiB),",
-        "take fewer or smaller images, or a smaller body",
+        "use fewer or smaller images, or a smaller body",
         free(device),
     )

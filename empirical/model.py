@@ -1,4 +1,4 @@
-"""A fine-tuned classifier on disk, with all that predicting takes, and its privacy record."""
+"""A fine-tuned classifier on disk, with everything that prediction needs, and its privacy record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LARGEST_IMAGE = 2**28
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A fine-tuned classifier that takes images as they come, and names their classes.
+    """A fine-tuned classifier that accepts unnormalised images and names their classes.
 
     Attributes
     ----------
@@ -52,11 +52,11 @@ class Model:
     shape : tuple of int
         Channels, height and width of an image.
     mean, std : ndarray, shape (channels,)
-        By which images are normalised.
+        Normalisation of images: ``(x - mean) / std``.
     history : History
-        All that the training released of private data; `account` states its epsilon.
+        Everything that training released about private data; `account` states its epsilon.
     record : mapping
-        The whole record beside the weights.
+        The whole record stored with the weights.
     """
 
     network: Classifier
@@ -112,8 +112,8 @@ def save(path: str | Path, tuning: FineTuning) -> Path:
     path : str or Path
         Ends in ``.safetensors``; replaced if it exists.
     tuning : FineTuning
-        After its run. Take ``rng=None`` there for weights that leave your hands: who knows the seed can
-        subtract the noise.
+        After its run. Use ``rng=None`` there for weights that you publish: who knows the seed can subtract
+        the noise.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def save(path: str | Path, tuning: FineTuning) -> Path:
     bad = next((name for name, v in tensors.items() if not _finite(v)), None)
     if bad is not None:
         raise WeightsError(
-            f"model must have finite weights to be saved, got others in {bad!r}: the run diverged"
+            f"model must have finite weights to be saved, got NaN or infinity in {bad!r}: the run diverged"
         )
     record = {"format": _FORMAT, **tuning.record()}
     record["body"] = _rebuilt(record, network, tensors)
@@ -183,8 +183,8 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
     ----------
     path : str or Path
     body : nn.Module, optional
-        Of the same architecture, with any weights, where the file alone does not tell how to make it: a class
-        of your own, or a library's model with options in words or configured by files. It is copied.
+        Body of the same architecture, with any weights, if the file alone does not say how to make it: your
+        own class, or a library's model with text options or configured by files. It is copied.
     device : str
         Where to predict.
 
@@ -220,7 +220,7 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
         name = sorted(set(own.items()) ^ set(found.items()), key=str)[0][0]
         raise WeightsError(
             f"{path} holds a network of another architecture: {name!r} is {_said(found.get(name))} there and "
-            f"{_said(own.get(name))} in the body; pass a body as the one that was trained"
+            f"{_said(own.get(name))} in the body; pass a body like the one that was trained"
         )
     network.load_state_dict(tensors)
     network.eval()
@@ -229,8 +229,8 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
         outputs, probe, rtol=_ROUNDING, atol=_ROUNDING * abs(probe).max()
     ):
         raise WeightsError(
-            f"{path} holds a network that computes something else than this body with its weights: pass a "
-            "body as the one that was trained, made by the same versions"
+            f"{path} holds a network whose outputs differ from this body's with the same weights: pass a "
+            "body like the one that was trained, made by the same versions"
         )
     return Model(network.to(target), classes, shape, mean, std, history, record)  # type: ignore[arg-type]
 
@@ -330,7 +330,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Record and tensors of a file, as they were written."""
     if not path.is_file():
         raise WeightsError(f"there is no file of a model {str(path)!r}")
-    _validate.memory(3.0 * path.stat().st_size, f"model {path}", "load it on a machine that has more")
+    _validate.memory(3.0 * path.stat().st_size, f"model {path}", "load it on a machine with more memory")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -338,7 +338,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{path} is damaged ({error}): get it again") from error
     if "record" not in metadata:
-        raise WeightsError(f"{path} holds weights without a record: take a file that --save-model wrote")
+        raise WeightsError(f"{path} holds weights without a record: use a file that --save-model wrote")
     text = metadata["record"]
     if metadata.get("digest") != _digest(text, tensors):
         raise WeightsError(f"{path} is damaged (it is not what was written): get it again")

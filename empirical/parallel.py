@@ -15,10 +15,10 @@ _Value = TypeVar("_Value")
 class Group:
     """The processes of a distributed run, or the only one.
 
-    Each draws the same Poisson batch, works on its share of it, and adds the clipped sums of the others to
-    its own; all then add the same noise. A process whose share is empty takes part with zeros: none waits for
-    another. Of Opacus's wrapper for several processes only the sharing of weights is used: its optimizer
-    passes over an empty share, and the other processes would wait for ever.
+    Each draws the same Poisson batch, processes its share, and adds the clipped sums of the others to its
+    own; all then add the same noise. A process whose share is empty contributes zeros, so that no process
+    waits for another. From Opacus's wrapper for several processes only the sharing of weights is used: its
+    optimizer skips an empty share, and the other processes would wait forever.
 
     Attributes
     ----------
@@ -51,12 +51,12 @@ class Group:
 
 
 def place(device: str) -> torch.device:
-    """A device by its name, if torch finds it.
+    """The device of a name, if torch finds it.
 
     Raises
     ------
     ValueError
-        For another name, or a GPU that is not there.
+        For an unknown name, or a GPU that does not exist.
 
     Examples
     --------

@@ -65,8 +65,8 @@ def precise(network: nn.Module, x: Tensor, *, training: bool) -> tuple[nn.Module
     """A copy of a network, and its input, in double precision if it works in that, with what a pass shows.
 
     The copy shares nothing with the network, so that no pass leaves a trace in it. Entries of trained
-    parameters that are zero become small random numbers: else what they multiply could not be seen, though
-    the first step of training may change them.
+    parameters that are zero become small random numbers: otherwise nothing would show what they multiply,
+    although the first step of training may change them.
     """
     for dtype in (torch.float64, torch.float32):
         made, own = shaken(copied(network).to(dtype)).train(training), x.to(dtype)
@@ -80,7 +80,7 @@ def precise(network: nn.Module, x: Tensor, *, training: bool) -> tuple[nn.Module
         else:
             return made, own, seen
     raise ValueError(
-        f"body must take a batch of {len(x)} images of shape {tuple(x.shape[1:])}, got "
+        f"body must accept a batch of {len(x)} images of shape {tuple(x.shape[1:])}, got "
         f"{type(failed).__name__}: {failed}"
     ) from failed
 
@@ -128,7 +128,7 @@ def unnoticed() -> Iterator[None]:
 
 
 def _drawn() -> tuple[Any, ...]:
-    """State of the random generators beside torch's, whose draws `Seen` sees."""
+    """State of the random generators other than torch's, whose draws `Seen` sees."""
     numpy = np.random.get_state(legacy=True)  # noqa: NPY002
     return random.getstate(), numpy[1].tobytes(), numpy[2]  # type: ignore[union-attr]
 
@@ -153,7 +153,7 @@ def calls(
     found: list[tuple[str, _Kept]] = []
 
     def note(name: str, output: Any) -> None:
-        # nothing is returned, which would take the output's place
+        # nothing is returned: it would replace the output
         found.append((name, keep(output)))
 
     handles = [
@@ -224,7 +224,7 @@ def extremes(images: Tensor) -> Tensor:
 
 
 def fewer(network: nn.Module, images: Tensor, seen: Seen) -> Tensor:
-    """All images; of a network that takes long over each, the first two and the last."""
+    """All images; for a slow network, the first two and the last."""
     work = seen.each + sum(p.numel() for p in network.parameters())
     return images[[0, 1, -1]] if work > _MANY and len(images) > 3 else images
 
@@ -232,7 +232,7 @@ def fewer(network: nn.Module, images: Tensor, seen: Seen) -> Tensor:
 def sizes(seen: Seen, images: int) -> list[int]:
     """Numbers of images to try together: each length of an axis in the network that the cost admits.
 
-    A module that takes another axis for that of the images may only do harm where both are of one length.
+    A module that confuses another axis with that of the images may do harm only if both have one length.
     """
     found, cost = [], 0
     for length in sorted(seen.lengths | {2, images + 1}):
@@ -258,7 +258,7 @@ _DEPTH = 4
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """What ``==`` compares in the place of a value."""
+    """What ``==`` compares instead of a value."""
     if isinstance(value, Tensor):
         return value.dtype, value.shape, value.detach().cpu().to(torch.complex128).numpy().tobytes()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":

@@ -36,7 +36,7 @@ _PROJECTION = 64
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of images that keep what they show, a draw of its own for each image.
+    """Random changes of images that preserve their content, drawn separately for each image.
 
     An image is cut out, turned and perhaps mirrored in one bilinear interpolation, then its pixels are
     changed, which are taken to be normalised: their unit is the standard deviation over the public part.
@@ -151,7 +151,7 @@ def supervised(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Train a body with a head that is thrown away, by cross-entropy, AdamW and a cosine schedule.
+    """Train a body, with a head that is discarded, by cross-entropy, AdamW and a cosine schedule.
 
     Parameters
     ----------
@@ -165,13 +165,13 @@ def supervised(
     lr : float
         The highest learning rate.
     batch : int
-        Images at once, all if there are fewer; what does not fill a batch waits for another epoch.
+        Images at once, or all if there are fewer; images that do not fill a batch are left out of the epoch.
     weight_decay : float
     rng : int, Generator or None
         Draws the head, the order, and what the body draws (SPEC 7). On the CPU the same seed gives the same
         weights; torch's own generator is left as it was.
     device : str, optional
-        "cpu" or "cuda"; by default where the body is. On a GPU products are in bfloat16.
+        "cpu" or "cuda"; by default the body's. On a GPU, products are computed in bfloat16.
     progress : callable, optional
         Called with the number of epochs done and the last one's mean loss.
 
@@ -211,14 +211,14 @@ def simclr(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Train a body so that two views of an image are alike, and unlike all other images' [1]_.
+    """Train a body so that two views of an image are similar, and unlike those of other images [1]_.
 
     Parameters
     ----------
     body, images, epochs, lr, batch, weight_decay, rng, device, progress
-        As for `supervised`. Larger batches have more to tell an image from.
+        As for `supervised`. Larger batches contrast an image with more others.
     augment : Augment, optional
-        What makes a view. What it changes, the features will not tell.
+        Makes a view. The features become insensitive to what it changes.
     temperature : float
         Of `nt_xent`.
 
@@ -271,7 +271,7 @@ def pretrain(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Train a body on the public part of a task: it costs no privacy.
+    """Train a body on the public part of a task, at no privacy cost.
 
     Parameters
     ----------

@@ -46,15 +46,15 @@ def _along(channels: Tensor, x: Tensor) -> Tensor:
 
 
 class FixedNorm(nn.Module):
-    """Batch normalisation by statistics that stay what they were: a fixed affine map of each channel.
+    """Batch normalisation by fixed statistics: an affine map of each channel.
 
     Parameters
     ----------
     mean, variance : Tensor, shape (channels,)
-        Running statistics of the pre-training.
+        Running statistics from pre-training.
     eps : float
     weight, bias : Tensor or None, shape (channels,)
-        Gain and offset, which train if they did: not those of a norm that was frozen before.
+        Gain and offset, which train if they did before.
     """
 
     mean: Tensor
@@ -79,13 +79,13 @@ class FixedNorm(nn.Module):
 
 
 def make_private(body: nn.Module) -> nn.Module:
-    """Change a network, in place, so that samples meet in clipped gradients alone.
+    """Change a network, in place, so that samples meet only in clipped gradients.
 
     Batch normalisation becomes a fixed affine map by its running statistics. Activations no longer work in
-    place, and convolutions get contiguous images: of others, such as "channels last", Opacus gets the
-    gradients wrong without a word. Dropout and stochastic depth are off, so that frozen features can be kept.
-    Raw parameters of a module whose submodules have parameters too, such as a class token, are frozen, since
-    Opacus would take the whole module to functorch for them.
+    place, and convolutions get contiguous images: for others, such as "channels last", Opacus silently
+    computes wrong gradients. Dropout and stochastic depth are off, so that frozen features can be kept. Raw
+    parameters of a module whose submodules also have parameters, such as a class token, are frozen, since
+    Opacus would handle the whole module by functorch for them.
 
     Parameters
     ----------
@@ -94,19 +94,19 @@ def make_private(body: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        ``body`` itself, or what takes its place. Raw parameters that were frozen are those of its
+        ``body`` itself, or what replaces it. Raw parameters that were frozen are those of its
         ``named_parameters()`` that do not require gradients.
 
     Raises
     ------
     NotPrivateError
-        For normalisation over the batch without statistics, or over samples with statistics that go on
+        For normalisation over the batch without statistics, or over samples with statistics that keep
         changing; recurrent layers and `nn.MultiheadAttention`; trainable layers with buffers; convolutions
-        that are not padded with zeros; parameters in two places. The message names the module.
+        without zero padding; tied parameters. The message names the module.
 
     See Also
     --------
-    empirical.check_private : What only passes over images show.
+    empirical.check_private : Finds by passes over images what this cannot know.
 
     Examples
     --------
@@ -163,7 +163,7 @@ def _keep_all(module: nn.Module) -> None:
 
 
 def _refuse_ties(body: nn.Module) -> None:
-    """Refuse a parameter in two places, of which ghost clipping would get the norm wrong."""
+    """Refuse a parameter in two places, whose norm ghost clipping would get wrong."""
     places: dict[nn.Parameter, str] = {}
     # Opacus's recurrent layers have two names for each
     recurrent = {p for m in body.modules() if isinstance(m, DPRNNBase) for p in m.parameters()}
@@ -185,16 +185,16 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _fixed(name: str, norm: Any) -> nn.Module:
-    """The map that takes the place of batch normalisation, with the activation that some variants carry."""
+    """The map that replaces batch normalisation, with the activation that some variants include."""
     if norm.running_mean is None:
         raise NotPrivateError(
             f"body must not normalise over the batch, got {type(norm).__name__} at {name!r} without running "
-            "statistics: pre-train it with track_running_stats, or take group normalisation"
+            "statistics: pre-train it with track_running_stats, or use group normalisation"
         )
     if not hasattr(norm, "eps"):
         raise NotPrivateError(
-            f"body must have norms with an 'eps', got {type(norm).__name__} at {name!r} without: set the "
-            "attribute to what its forward adds to the variance"
+            f"body must have norms with an attribute 'eps', but {type(norm).__name__} at {name!r} has none: "
+            "set it to what its forward adds to the variance"
         )
     fixed = FixedNorm(
         norm.running_mean,
@@ -210,24 +210,24 @@ def _fixed(name: str, norm: Any) -> nn.Module:
 
 
 def _refuse(name: str, module: nn.Module) -> None:
-    """Refuse a module that samples would meet in, or of which Opacus would get gradients wrong."""
+    """Refuse a module in which samples would meet, or whose gradients Opacus would get wrong."""
     kind = type(module).__name__
     trains = any(p.requires_grad for p in module.parameters(recurse=False))
     inside = any(p.requires_grad for p in module.parameters())
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
         raise NotPrivateError(
             f"body must not keep statistics of private samples, got {kind} at {name!r} with "
-            "track_running_stats: switch them off, or take group normalisation"
+            "track_running_stats: switch them off, or use group normalisation"
         )
     if inside and isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         raise NotPrivateError(
-            f"body must have layers with per-sample gradients, got {kind} at {name!r}: take "
+            f"body must have layers with per-sample gradients, got {kind} at {name!r}: use "
             f"opacus.layers.DP{kind}"
         )
     if isinstance(module, nn.modules.conv._ConvNd) and trains and module.padding_mode != "zeros":
         raise NotPrivateError(
-            f"body must pad with zeros, got {kind} at {name!r} with padding_mode={module.padding_mode!r}, of "
-            "which Opacus gets the gradients wrong: pad in a layer before it"
+            f"body must pad with zeros, got {kind} at {name!r} with padding_mode={module.padding_mode!r}, "
+            "whose gradients Opacus gets wrong: pad in a layer before it"
         )
     if inside and parametrize.is_parametrized(module):
         raise NotPrivateError(

@@ -40,19 +40,19 @@ ENGINES = ("auto", "closed", "ghost", "hooks", "functorch", "loop")
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive steps with one set of trained parameters.
+    """Consecutive steps that train one set of parameters.
 
     Attributes
     ----------
     name : str
-        That of the mechanism in the history: "lp", or the method.
+        Name of the mechanism in the history: "lp", or the method.
     subset : {"head", "all", "lora", "bias", "sparse"}
-        What trains; the head always does.
+        What trains, in addition to the head.
     steps : int
     lr : float
         Learning rate of the first step.
     drop : float
-        Factor on it from half of the steps on.
+        Factor on ``lr`` in the second half of the steps.
     """
 
     name: str
@@ -197,8 +197,8 @@ class Recipe:
         object.__setattr__(self, "lp_share", self._share())
         if self.selects and self.steps - self._probing < 2:
             raise ValueError(
-                f"steps must leave one to select and one to train after {self._probing} of probing, got "
-                f"{self.steps}: take more"
+                f"steps must leave one to select and one to train after {self._probing} of linear probing, "
+                f"got {self.steps}: use more steps"
             )
 
     def _share(self) -> float:
@@ -207,10 +207,10 @@ class Recipe:
             return {"lp": 1.0, "lp-fft": 0.5}.get(self.method, 0.0)
         share = _validate.fraction("lp_share", self.lp_share)
         if fixed is not None and share != fixed:
-            raise ValueError(f"lp_share must be {fixed:g} for {self.method!r}, got {share:g}: take 'lp-fft'")
+            raise ValueError(f"lp_share must be {fixed:g} for {self.method!r}, got {share:g}: use 'lp-fft'")
         if 0 < share < 1 and round(share * self.steps) in (0, self.steps):
             raise ValueError(
-                f"lp_share must leave a step to each stage, got {share:g} of {self.steps} step(s): take 0, "
+                f"lp_share must leave a step to each stage, got {share:g} of {self.steps} step(s): use 0, "
                 "1, or more steps"
             )
         return share
@@ -276,12 +276,12 @@ class Recipe:
         return (*before, Stage(SELECTION, "all", 1, last.lr), last)
 
     def history(self, samples: int) -> History:
-        """All that the recipe releases of ``samples`` private samples, its noise multipliers found.
+        """Everything that the recipe releases about ``samples`` private samples, with calibrated noise.
 
         Raises
         ------
         ValueError
-            If the expected batch exceeds the samples, or the budget cannot be met.
+            If the expected batch size exceeds the number of samples, or the budget cannot be met.
         """
         training = plan(samples, self.batch, delta=self.delta, steps=self.steps)
         (whole,) = training.mechanisms

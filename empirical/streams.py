@@ -16,8 +16,8 @@ class Streams:
     """Random draws of one fine-tuning, which an interruption cannot change.
 
     What a step draws depends on the key, the number of its stage and its own number in it, through a
-    counter-based generator (Philox 4x64-10): nothing is kept between steps, so nothing has to be saved, and
-    two runs from one seed see the same batches and, where the same parameters train, the same noise.
+    counter-based generator (Philox 4x64-10): nothing is kept between steps, so nothing has to be saved. Two
+    runs from one seed see the same batches and, where the same parameters train, the same noise.
 
     Pseudo-random numbers in floating point: sound for research, not hardened against an adversary who sees
     the last bits of the weights.
@@ -25,7 +25,7 @@ class Streams:
     Parameters
     ----------
     rng : int, Generator or None
-        See SPEC 7; None: from the operating system.
+        See SPEC 7; None: fresh entropy from the operating system.
     device : torch.device
         Where the noise is drawn. Its bits depend on the kind of device.
     """
@@ -42,7 +42,7 @@ class Streams:
         return np.random.Generator(np.random.Philox(key=self.key, counter=counter))
 
     def batch(self, stage: int, step: int, samples: int, rate: float) -> NDArray[np.intp]:
-        """Indices of the samples in a step's batch, each there with probability ``rate``, independently."""
+        """Indices of a step's batch: each sample is drawn with probability ``rate``, independently."""
         if rate == 1.0:
             return np.arange(samples)
         return np.flatnonzero(self._philox(_BATCH, stage, step).random(samples) < rate)
@@ -57,5 +57,5 @@ class Streams:
         return torch.randn(size, generator=self._generator, device=self.device, dtype=dtype)
 
     def draws(self, place: int, size: int) -> NDArray[np.float64]:
-        """Standard normals for anything else, such as a head: shape (size,), the ``place``-th of its kind."""
+        """Standard normals for other purposes, such as a head, numbered by ``place``; shape (size,)."""
         return self._philox(_DRAWS, 0, place).standard_normal(size)

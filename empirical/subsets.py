@@ -15,18 +15,18 @@ Mask = dict[nn.Parameter, Tensor]
 
 
 class Adapter(nn.Module):
-    """A layer with a trainable low-rank part beside it: ``base(x) + up(down(x))`` [1]_.
+    """A layer plus a trainable low-rank part: ``base(x) + up(down(x))`` [1]_.
 
-    ``up`` starts at 0, so that the network starts where it was. Both parts are layers, not raw parameters, so
-    that every way of clipping knows them. Other attributes, such as ``weight``, are those of the base.
+    ``up`` starts at 0, so that the network starts unchanged. Both parts are layers, not raw parameters, so
+    that every gradient engine supports them. Other attributes, such as ``weight``, are those of the base.
 
     Parameters
     ----------
     base : nn.Linear or nn.Conv2d
-        Frozen by whoever chooses what trains. A convolution in one group, padded with zeros.
+        Frozen by `train_only`. A convolution must have one group and zero padding.
     rank : int
     seed : int
-        Of the draws of ``down``.
+        Seed of the initial values of ``down``.
 
     References
     ----------
@@ -75,7 +75,7 @@ def _weight(layer: nn.Module) -> nn.Parameter:
 
 
 def adapt(body: nn.Module, rank: int, seed: int) -> nn.Module:
-    """Put an `Adapter` in the place of each linear layer and plain convolution of ``body``.
+    """Replace each linear layer and plain convolution of ``body`` by an `Adapter`.
 
     Returns
     -------
@@ -99,8 +99,8 @@ def adapt(body: nn.Module, rank: int, seed: int) -> nn.Module:
         setattr(parent, name, Adapter(child, rank, seed + number))
     if not places:
         raise ValueError(
-            f"method must not be 'lora' with a body of {type(body).__name__}, which has no linear layer or "
-            "plain convolution to adapt: take 'bitfit' or 'sparse'"
+            f"method 'lora' cannot adapt a body of {type(body).__name__}, which has no linear layer or plain "
+            "convolution: use 'bitfit' or 'sparse'"
         )
     return body
 
@@ -122,12 +122,12 @@ def train_only(model: nn.Module, head: nn.Module, subset: Subset, trainable: Ite
         Trains always.
     subset : {"head", "all", "lora", "bias", "sparse"}
     trainable : iterable of nn.Parameter
-        Those that may train at all: others, such as raw parameters, stay frozen.
+        Parameters that may train at all; others, such as raw parameters, stay frozen.
 
     Raises
     ------
     ValueError
-        If nothing but the head would train though more was asked for.
+        If nothing of the body would train, and ``subset`` is not "head".
     """
     may = set(trainable)
     own = set(head.parameters())
@@ -150,10 +150,8 @@ def train_only(model: nn.Module, head: nn.Module, subset: Subset, trainable: Ite
         found |= chosen and p not in own
         p.requires_grad_(chosen or p in own)
     if subset != "head" and not found:
-        remedy = "give the body biases, or take 'lora'" if subset == "bias" else "take 'lp'"
-        raise ValueError(
-            f"method must leave something of the body to train, got {subset!r} of none: {remedy}"
-        )
+        remedy = "give the body biases, or use 'lora'" if subset == "bias" else "use 'lp'"
+        raise ValueError(f"the body has no parameter that the subset {subset!r} could train: {remedy}")
 
 
 def scores(selection: Selection, body: list[nn.Parameter], gradient: list[Tensor] | None) -> list[Tensor]:
@@ -175,7 +173,7 @@ def scores(selection: Selection, body: list[nn.Parameter], gradient: list[Tensor
 
 
 def largest(scored: list[Tensor], density: float) -> list[Tensor]:
-    """Masks of the largest scores: ``ceil(density * all)`` ones and else zeros; of equals, the last ones.
+    """Masks of the largest scores: ``ceil(density * all)`` ones, zeros otherwise; the last ones of equals.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Tasks of feature vectors from files, in the place of images."""
+"""Tasks of feature vectors from files, instead of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Rows(Part):
     @staticmethod
     def _check_range(pixels: Pixels) -> None:
         if not np.isfinite(pixels).all():
-            raise ValueError("images must be finite in single precision, got others: scale the features")
+            raise ValueError(
+                "images must be finite in single precision, got NaN or infinity: scale the features"
+            )
 
     def fixed_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean 0 and standard deviation 1: features stay as they are."""
@@ -41,8 +43,8 @@ def from_file(path: str | Path, *, label: str = "y", rng: RNG = 0) -> Images:
     """Read a task of feature vectors from an ``.npz``, ``.csv`` or ``.parquet`` file.
 
     Without ``X_test`` and ``y_test``, which an ``.npz`` file may hold, a fifth of each class is held out.
-    There is no public part: what is taken from the features, such as their mean and scale, would be a
-    release, so they are used as they are. Scale them beforehand, by public data.
+    There is no public part: statistics of the private features, such as their mean and scale, would be a
+    release, so the features are used unchanged. Scale them beforehand, using public data.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Try the engine of each stage of a fine-tuning on a few images, before any private image is used."""
+"""Test the gradient engine of each stage on a few images, before any private image is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from empirical.losses import Loss
 from empirical.recipe import Engine, Recipe, Subset
 from langevin._random import generator
 
-# images beside which an extreme one is put
+# images that accompany an extreme one
 _BESIDE = 3
 
 
@@ -32,7 +32,7 @@ class Choice:
     ----------
     kind : str
     passed_over : dict of str to str
-        Faster engines, and what is wrong with them.
+        Faster engines, and why each was rejected.
     """
 
     kind: Engine
@@ -40,9 +40,9 @@ class Choice:
 
 
 def images(task: Images) -> Tensor:
-    """Random images that are prepared as the task's own are, and then its extremes, shape (7, ...).
+    """Random images, prepared as the task's own are, and three extreme ones, shape (7, ...).
 
-    Extremes are a black one, a white one, and one of all intensities.
+    The extremes are black, white, and a ramp of all intensities.
     """
     random = generator(0, "images of the trial").random((4, *task.train.shape))
     ramp = np.linspace(0, 1, random[0].size).reshape(random[:1].shape)
@@ -51,7 +51,7 @@ def images(task: Images) -> Tensor:
 
 
 def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict[str, Choice]:
-    """Engine of each stage of a recipe, by the stage's name, tried with what the stage trains.
+    """Choose the engine of each stage of a recipe, by the stage's name, for what the stage trains.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict
         for kind, reason in itertools.islice(choice.passed_over.items(), 1):
             warnings.warn(
                 f"engine {kind!r} does not fit this body in the stage {stage.name!r} ({reason}): "
-                f"the slower {choice.kind!r} is used",
+                f"using {choice.kind!r}, which is slower",
                 stacklevel=3,
             )
     return found
@@ -108,19 +108,19 @@ def choose(
     network : nn.Module
         Not changed: copies are tried, in double precision where they work in it.
     loss : Loss
-        Of classes.
+        Loss over classes.
     kind : str
-        "auto", or the engine that must fit.
+        "auto", or the name of the engine to test.
     x : Tensor, shape (n, ...)
-        Inputs, four at least.
+        At least four inputs.
     masks : dict, optional
 
     Raises
     ------
     NotPrivateError
-        If one input moves the clipped sum by more than the clip, or an engine asked for by name is wrong.
+        If one input moves the clipped sum by more than the clipping norm, or the requested engine is wrong.
     ValueError
-        If an engine asked for by name is not one for this network, or there is no gradient.
+        If the requested engine does not apply to this network, or there is no gradient.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def choose(
                 raise NotPrivateError(reason)
             if other == kind:
                 raise NotPrivateError(
-                    f"engine must not be {kind!r} for this body ({reason}): take 'auto', or 'loop'"
+                    f"engine must not be {kind!r} for this body ({reason}): use 'auto' or 'loop'"
                 )
             wrong[other] = reason
     raise AssertionError("one backward pass per sample is what engines are compared with")
@@ -156,7 +156,7 @@ def _placed(network: nn.Module, masks: subsets.Mask) -> dict[int, Tensor]:
 
 
 class _Trial:
-    """One backward pass per sample of a network, and engines beside it."""
+    """One backward pass per sample of a network, to which engines are compared."""
 
     def __init__(
         self, network: nn.Module, loss: Loss, x: Tensor, masks: dict[int, Tensor], eps: float
@@ -265,8 +265,8 @@ class _Trial:
             moved = math.hypot(*(float((a - b).norm()) for a, b in zip(found, sums, strict=True)))
             if moved > self._clip * (1 + math.sqrt(self._eps)):
                 raise NotPrivateError(
-                    f"body must let one image move the clipped sum of gradients by the clip at most, got "
-                    f"{moved / self._clip:.3g} times the clip for one image beside {self._beside}"
+                    "one image must move the clipped sum of gradients by at most the clipping norm, got "
+                    f"{moved / self._clip:.3g} times that for one image next to {self._beside} others"
                 )
         return None
 
@@ -280,7 +280,7 @@ class _Trial:
             return f"{len(norms)} norms of gradients for {len(places)} images" + self._where(gradients)
         if not self._close(norms, right):
             worst = int((norms - right).abs().argmax())
-            text = f"a norm of gradients is {float(norms[worst]):.9g}, right {float(right[worst]):.9g}"
+            text = f"a gradient norm is {float(norms[worst]):.9g} instead of {float(right[worst]):.9g}"
             return text + self._where(gradients)
         return gradients.total(self._factors(norms))
 

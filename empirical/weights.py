@@ -12,7 +12,7 @@ from langevin import _arrays, _atomic
 
 
 class WeightsError(Exception):
-    """A file of weights that cannot be written, is damaged, or belongs to another architecture."""
+    """A weights file that cannot be written, is damaged, or belongs to another architecture."""
 
 
 def save_weights(path: str | Path, module: nn.Module) -> Path:
@@ -45,14 +45,14 @@ def save_weights(path: str | Path, module: nn.Module) -> Path:
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:
-    """Fill a module of the same architecture; it is left as it was if anything does not fit.
+    """Fill a module of the same architecture; nothing changes if anything does not fit.
 
     Parameters
     ----------
     path : str or Path
         As `save_weights` wrote it.
     module : nn.Module
-        Changed in place; keeps its device.
+        Changed in place; stays on its device.
 
     Raises
     ------
@@ -74,13 +74,13 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
     except FileNotFoundError:
         raise WeightsError(f"there is no file of weights {str(path)!r}: save them first") from None
     except (OSError, _arrays.Damaged) as error:
-        raise WeightsError(f"{path} is damaged ({error}): make it anew") from error
+        raise WeightsError(f"{path} is damaged ({error}): make it again") from error
     state = module.state_dict()
     missing, unknown = sorted(state.keys() - stored.keys()), sorted(stored.keys() - state.keys())
     if missing or unknown:
         raise WeightsError(
-            f"{path} holds weights of another architecture: it lacks {missing}, and has {unknown} beside "
-            "them; build the module that it was saved from"
+            f"{path} holds weights of another architecture: it lacks {missing} and also has "
+            f"{unknown}; build the module that it was saved from"
         )
     for name, value in state.items():
         found = torch.from_numpy(stored[name])

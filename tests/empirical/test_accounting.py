@@ -255,8 +255,8 @@ PLANNED = plan(1000, 100, delta=1e-4, steps=10)
         (lambda: calibrate(PLANNED, 1.0, shares={"lp": 1.0}), r"shares must name .*\['fft'\], got \['lp'\]"),
         (lambda: calibrate(PLANNED, 1.0, shares={"fft": 0.5}), r"shares must sum to 1, got 0\.5"),
         (lambda: plan(10, 20, delta=0.1, steps=1), r"expected_batch must be at most samples=10, got 20"),
-        (lambda: plan(10, 2, delta=0.1), r"epochs or steps must be given, one of them"),
-        (lambda: plan(10, 2, delta=0.1, steps=1, epochs=2), r"epochs or steps must be given, one of them"),
+        (lambda: plan(10, 2, delta=0.1), r"exactly one of epochs and steps must be given"),
+        (lambda: plan(10, 2, delta=0.1, steps=1, epochs=2), r"exactly one of epochs and steps must be given"),
         (lambda: plan(10, 2, delta=0.1, steps=3, lp_share=0.1), r"lp_share must leave a step to each phase"),
         (lambda: plan(10, 2, delta=0.1, steps=3, lp_share=1.1), r"lp_share must lie in \[0, 1\], got 1\.1"),
     ],
@@ -268,10 +268,10 @@ def test_bad_input(call, message):
 
 def test_a_grid_beyond_memory_is_refused():
     history = plan(1000, 100, delta=1e-4, steps=1000, noise_multiplier=1.0)
-    with pytest.raises(MemoryError, match="take a larger eps_error"):
+    with pytest.raises(MemoryError, match="use a larger eps_error"):
         epsilon(history, eps_error=1e-9)
     silent = plan(1000, 100, delta=1e-4, steps=10, noise_multiplier=1e-5)
-    with pytest.raises(MemoryError, match=r"PLD accountant on .* take more noise"):
+    with pytest.raises(MemoryError, match=r"PLD accountant on .* use more noise"):
         epsilon(silent, accountant="pld")
     with pytest.raises((MemoryError, ValueError), match="PRV"):
         epsilon(silent)

@@ -174,7 +174,7 @@ def test_cifar_classes_public_and_private(cifar):
     assert shifted.public is not None
     assert shifted.public.images.max() > 0.9
     for classes, public in ((["cat"], ["cat"]), (None, CIFAR_NAMES)):
-        with pytest.raises(ValueError, match="classes must be others than public_classes"):
+        with pytest.raises(ValueError, match="classes and public_classes must be disjoint"):
             cifar10(folder, classes=classes, public_classes=public)
     with pytest.raises(ValueError, match="classes must be different ones of airplane"):
         cifar10(folder, classes=["zebra"])
@@ -231,7 +231,7 @@ def test_the_pickled_version_of_cifar_is_not_opened(tmp_path, inner):
     folder.mkdir(exist_ok=True)
     for name in ("data_batch_1", "batches.meta", "test_batch"):
         (folder / name).write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ValueError, match=r"python version of CIFAR-10, a pickle.*take cifar-10-binary"):
+    with pytest.raises(ValueError, match=r"python version of CIFAR-10, a pickle.*download cifar-10-binary"):
         cifar10(tmp_path)
 
 
@@ -508,7 +508,7 @@ def test_unreadable_images_are_named(folder, kind):
         (dict(channels=2), r"channels must be 1 \(grey\) or 3"),
         (dict(size=0), "size must be at least 1"),
         (dict(classes=["dog"]), "classes must be different ones of ant, bee, cat"),
-        (dict(public_classes=["ant", "bee", "cat"]), "classes must be others than public_classes"),
+        (dict(public_classes=["ant", "bee", "cat"]), "classes and public_classes must be disjoint"),
         (dict(shift=90), r"shift must be a Shift\(...\) or None"),
     ],
 )

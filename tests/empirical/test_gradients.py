@@ -159,7 +159,7 @@ def test_engines_are_chosen_by_the_network() -> None:
 
 
 def test_engines_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"engine must not be 'closed' for Classifier.*take 'ghost'"):
+    with pytest.raises(ValueError, match=r"engine must not be 'closed' for Classifier.*use 'ghost'"):
         engine(classifier("conv"), CrossEntropy(), "closed", clip=True)
     model = classifier("conv")
     with pytest.raises(ValueError, match="engine must not be 'ghost' for a sparse subset"):
@@ -179,7 +179,7 @@ def test_a_layer_in_two_places_is_one() -> None:
     assert found is not None
     torch.testing.assert_close(found, norms, rtol=1e-9, atol=1e-12)
     hooks.close()
-    with pytest.raises(ValueError, match=r"engine must not be 'ghost' .*called twice.* take 'hooks'"):
+    with pytest.raises(ValueError, match=r"engine must not be 'ghost' .*called twice.* use 'hooks'"):
         engine(tied, CrossEntropy(), "ghost", clip=True).norms(x, y)
 
 
@@ -195,10 +195,10 @@ def test_adapters_start_where_the_network_was() -> None:
 
 def test_subsets_without_anything_to_train_are_refused() -> None:
     bare = Classifier(mlp(SHAPE, (4,), bias=False, rng=0), CLASSES)
-    with pytest.raises(ValueError, match="got 'bias' of none: give the body biases"):
+    with pytest.raises(ValueError, match="subset 'bias' could train: give the body biases"):
         subsets.train_only(bare, bare.head, "bias", list(bare.parameters()))
     frozen = Classifier(mlp(SHAPE, (4,), rng=0), CLASSES)
-    with pytest.raises(ValueError, match="got 'all' of none: take 'lp'"):
+    with pytest.raises(ValueError, match="subset 'all' could train: use 'lp'"):
         subsets.train_only(frozen, frozen.head, "all", list(frozen.head.parameters()))
 
 

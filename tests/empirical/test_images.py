@@ -187,13 +187,13 @@ def test_statistics_are_per_channel():
 def test_there_is_nothing_to_normalise_by_without_public_images():
     part = part_of([4, 4])
     task = Images(part, part)
-    with pytest.raises(ValueError, match="public must be there to normalise by"):
+    with pytest.raises(ValueError, match="a public part is needed to normalise by"):
         task.statistics()
     assert task.with_public(part).statistics()[1] > 0
     flat = Part(np.full((2, 1, 4, 4), 0.5), [0, 0], ["a"])
     with pytest.raises(ValueError, match="public must vary in every channel"):
         task.with_public(flat).statistics()
-    with pytest.raises(ValueError, match="there is no public part to take from"):
+    with pytest.raises(ValueError, match="there is no public part to subsample"):
         task.subsample(public=1)
 
 

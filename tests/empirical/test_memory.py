@@ -66,7 +66,7 @@ def test_too_much_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch, j
     monkeypatch.setattr(memory, "free", lambda device: 2**30)
     start()
     monkeypatch.setattr(memory, "free", lambda device: 2**14)
-    with pytest.raises(MemoryError, match=r"training on cpu, of \d+ images .* GiB are free: take fewer"):
+    with pytest.raises(MemoryError, match=r"training on cpu, of \d+ images .* GiB are free: use fewer"):
         start()
 
 

@@ -272,8 +272,8 @@ def tied():
     [
         (nn.BatchNorm2d(2, track_running_stats=False), "BatchNorm2d at '0.1' without running statistics"),
         (nn.InstanceNorm2d(2, affine=True, track_running_stats=True), "InstanceNorm2d at '0.1' with track"),
-        (nn.LSTM(2, 2), "LSTM at '0.1': take opacus.layers.DPLSTM"),
-        (nn.MultiheadAttention(2, 1), "MultiheadAttention at '0.1': take opacus.layers.DPMultihead"),
+        (nn.LSTM(2, 2), "LSTM at '0.1': use opacus.layers.DPLSTM"),
+        (nn.MultiheadAttention(2, 1), "MultiheadAttention at '0.1': use opacus.layers.DPMultihead"),
         (
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
             "Conv2d at '0.1' with padding_mode='reflect'",
@@ -328,12 +328,15 @@ def test_a_pass_shows_layers_passed_over_and_features_of_another_number():
 
     x, _ = batch((1, 4, 4))
     made = Functional()
-    with pytest.raises(NotPrivateError, match="got Linear at 'layer' passed over"):
+    with pytest.raises(NotPrivateError, match="never calls Linear at 'layer'"):
         check_private(made, x)
     made.requires_grad_(False)
     check_private(made, x)
     made.features = 4
-    with pytest.raises(NotPrivateError, match=r"4 features an image, as it says, got the shape \(\d+, 3\)"):
+    with pytest.raises(
+        NotPrivateError,
+        match=r"4 features per image, as its attribute 'features' says, got the shape \(\d+, 3\)",
+    ):
         check_private(made, x)
 
 

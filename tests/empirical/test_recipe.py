@@ -70,7 +70,7 @@ def test_without_noise() -> None:
         ({"clip": None}, "clip must be positive with epsilon=1 .*without a bound"),
         ({"clip": None, "epsilon": math.inf, "clipping": "normalised"}, "clip must be positive"),
         ({"clip": -1.0}, "clip must be positive or None, got -1.0"),
-        ({"method": "fft", "lp_share": 0.5}, "lp_share must be 0 for 'fft', got 0.5: take 'lp-fft'"),
+        ({"method": "fft", "lp_share": 0.5}, "lp_share must be 0 for 'fft', got 0.5: use 'lp-fft'"),
         ({"lp_share": 0.01, "steps": 10}, "lp_share must leave a step to each stage"),
         ({"lp_share": 1.5}, r"lp_share must lie in \[0, 1\]"),
         ({"steps": 0}, "steps must be at least 1"),

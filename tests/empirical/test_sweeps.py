@@ -38,7 +38,7 @@ def test_each_cell_is_a_fine_tuning(tmp_path):
         (
             {"method": ["lp", "fft"]},
             {},
-            r"lp_share must be 1 for 'lp', got 0.5: take 'lp-fft' \(at method = lp\)",
+            r"lp_share must be 1 for 'lp', got 0.5: use 'lp-fft' \(at method = lp\)",
         ),
         ({"epsilon": [0.0]}, {}, "epsilon must be positive, got 0.0"),
         ({"clip": ["none"]}, {}, "clip must be positive with epsilon=1"),

@@ -30,7 +30,7 @@ def test_weights_come_back_to_the_last_bit(tmp_path):
 def test_a_cut_file_is_refused(tmp_path, kept):
     path = save_weights(tmp_path / "net.npz", net())
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=r"damaged .* make it anew"):
+    with pytest.raises(WeightsError, match=r"damaged .* make it again"):
         load_weights(path, net())
 
 
@@ -63,7 +63,7 @@ def test_another_architecture_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(WeightsError, match=r"holds 0.weight of shape \(5, 1, 3, 3\)"):
         load_weights(path, wide)
     assert all((wide.state_dict()[name] == value).all() for name, value in before.items())
-    with pytest.raises(WeightsError, match=r"lacks \['bias', 'weight'\], and has \['0.bias'"):
+    with pytest.raises(WeightsError, match=r"lacks \['bias', 'weight'\] and also has \['0.bias'"):
         load_weights(path, nn.Linear(3, 2))
     with pytest.raises(WeightsError, match=r"and torch\.float32, the module's is of"):
         load_weights(path, net().double())
