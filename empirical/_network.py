@@ -14,7 +14,7 @@ from empirical.backbones import Classifier, features_of
 from empirical.check import check_passes
 from empirical.images import Images, normalised
 from empirical.privatise import make_private
-from empirical.recipe import Recipe
+from empirical.recipe import Recipe, Subset
 from empirical.streams import Streams
 
 # samples at once, at most
@@ -100,7 +100,7 @@ class Network:
         self._known.clear()
         self.body_version += 1
 
-    def train_only(self, subset: subsets.Subset, streams: Streams) -> None:
+    def train_only(self, subset: Subset, streams: Streams) -> None:
         """Set what trains; add the adapters where they are what trains."""
         if subset == "lora" and not self.adapted:
             seed = int(streams.key[0]) % 2**62

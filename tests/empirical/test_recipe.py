@@ -45,6 +45,9 @@ def test_stages(options: dict[str, Any], stages: list[tuple[str, str, int]]) -> 
     assert [(s.name, s.subset, s.steps) for s in recipe.stages] == stages
     names = [m.name for m in recipe.history(SAMPLES).mechanisms]
     assert ("selection" in names) == (options == {"method": "sparse"})
+    assert [(s.name, s.steps) for s in recipe.phases] == [
+        (m.name, m.steps) for m in recipe.history(SAMPLES).mechanisms
+    ]
 
 
 def test_rates() -> None:

@@ -26,7 +26,7 @@ from empirical.images import Images, Part
 from empirical.ledger import LedgerError, read
 from empirical.privatise import NotPrivateError
 from empirical.recipe import Recipe
-from empirical.train import FineTuning, finetune
+from empirical.train import FineTuning, RunOptions, finetune
 from langevin.solvers import Diverged
 from langevin.store import StoreError
 from tests.helpers import execute
@@ -656,6 +656,19 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         finetune(TASK, BODY, quick(), **options)
+
+
+def test_options_are_an_object_or_keywords() -> None:
+    options = RunOptions(rng=3, evaluations=1)
+    kept = finetune(TASK, BODY, quick(), options)
+    assert same(kept, finetune(TASK, BODY, quick(), rng=3, evaluations=1))
+    other = finetune(TASK, BODY, quick(), options, rng=4)
+    assert other.sizes["step"] == 2
+    assert not same(other, kept)
+    with pytest.raises(TypeError, match="'evalutions'"):
+        FineTuning(TASK, BODY, quick(), evalutions=1)
+    with pytest.raises(ValueError, match="evaluations must be at least 1"):
+        RunOptions(evaluations=0)
 
 
 def test_measures_of_a_watch_are_recorded() -> None:
