@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import empirical
-from empirical import finetune, recipe
+from empirical import finetune
 from empirical.train import FineTuning
 from langevin import store
 from tests.helpers import execute
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         assert "--resume" in capsys.readouterr().err
         assert finetune.main(SMALL) == 130
         assert "nothing is kept" in capsys.readouterr().err
-    assert "--checkpoint must not exist" in refused(capsys, *saved)
+    assert "already exists: resume it" in refused(capsys, *saved)
     assert finetune.main([*saved, "--resume", "--out", "run.nc"]) == 0
     assert finetune.main([*SMALL, "--evaluations", "3", "--out", "whole.nc"]) == 0
     assert store.load("run.nc").equals(store.load("whole.nc"))
@@ -377,19 +377,3 @@ def test_classes_and_their_confusions(capsys: pytest.CaptureFixture[str]) -> Non
 def test_lists_and_mappings_are_options_of_bodies(capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, *SMALL, "--body-options", "depths=[1,[2,3]]", 'named={"a": [1]}')
     assert "unexpected keyword argument 'depths'" in said
-
-
-def test_a_delta_that_accountants_do_not_resolve_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrate = recipe.calibrate
-
-    def limited(history: Any, epsilon: float, **options: Any) -> Any:
-        if history.delta < 1e-13 or epsilon == 2:
-            raise ValueError("epsilon must be attainable: take fewer steps")
-        return calibrate(history, epsilon, **options)
-
-    monkeypatch.setattr(recipe, "calibrate", limited)
-    said = refused(capsys, *SMALL, "--delta", "1e-15", "--epsilon", "1.5")
-    assert "--delta must be larger for epsilon=1.5, such as 1e-10, got 1e-15" in said
-    assert "--epsilon must be attainable" in refused(capsys, *SMALL, "--delta", "1e-15", "--epsilon", "2")
