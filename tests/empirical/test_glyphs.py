@@ -132,7 +132,7 @@ def test_a_shift_is_applied_to_the_private_images_alone():
         (dict(train=3), ValueError, "train must be at least 4, one image of each class, got 3"),
         (dict(test=0), ValueError, "test must be at least 4"),
         (dict(public=5), ValueError, "public must be at least 6"),
-        (dict(train=10**12), MemoryError, "take fewer or smaller ones"),
+        (dict(train=10**12), MemoryError, "use fewer or smaller ones"),
         (dict(style={"noise": 1}), TypeError, r"style must be a Style\(...\) or None"),
         (dict(shift=20), TypeError, r"shift must be a Shift\(...\) or None, got 20"),
         (dict(rng="seed"), ValueError, "rng must be a seed"),
