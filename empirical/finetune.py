@@ -584,6 +584,8 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         from empirical.grid import TUNING, Grid, run_grid
         from empirical.records import Records, RecordsError
         from empirical.weights import WeightsError
+        from langevin.sweeps import SweepError
+        from langevin.sweeps.cluster import hush
 
         setting = _setting(args)
         if args.bodies is None:
@@ -601,7 +603,7 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
             highest=highest,
         )
         out = _target(args, "grid")
-    with _refusing(StoreError, RecordsError, WeightsError, FloatingPointError):
+    with _refusing(StoreError, RecordsError, SweepError, WeightsError, FloatingPointError):
         # what is wrong with all cells is wrong with the first
         Records(args.cells).close()
         task = setting.task(0)
@@ -611,6 +613,8 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
                 for epsilon in grid.epsilons:
                     grid.candidates(arm, epsilon)[0].history(samples)
         started = time.perf_counter()
+        if args.workers > 1:
+            hush()
         with _bar(args, "cells") as cells:
             run = run_grid(
                 grid, cells=args.cells, workers=args.workers, time_limit=args.time_limit, progress=cells

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from empirical.jobs import Compute, outcomes
 from empirical.recipe import METHODS, Recipe
-from empirical.records import Cell, Records, plain
+from empirical.records import Cell, Records
 from empirical.setting import Setting
 from langevin import _validate
+from langevin._engine import Deferred
+from langevin.sweeps.jobs import Jobs, Outcome, Pool
+from langevin.sweeps.parameters import plain
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Compute = Callable[[Setting, Recipe, int], dict[str, float]]
 
 # "fft-drop": full fine-tuning whose learning rate drops half-way, the control for "lp-fft"
 LABELS = (*METHODS, "fft-drop")
@@ -259,33 +263,40 @@ def run_grid(
     (('arm', 'epsilon', 'seed'), 0.05335, True)
     """
     workers = _validate.integer("workers", workers, 1)
-    limit = math.inf if time_limit is None else _validate.positive("time_limit", time_limit)
-    end = time.monotonic() + limit
-    done = 0
+    late = None
+    if time_limit is not None:
+        end = time.monotonic() + _validate.positive("time_limit", time_limit)
+        late = lambda: time.monotonic() >= end  # noqa: E731
+    work, done = functools.partial(_work, compute or compute_cell), 0
 
-    def late() -> bool:
-        return time.monotonic() >= end
+    with Records(cells) as records, Pool(None if workers == 1 else workers, instead="pass workers=1") as pool:
 
-    def work(cells: list[Cell], records: Records) -> None:
-        nonlocal done
-        todo = [cell for cell in cells if not records.done(cell)]
-        done += len(cells) - len(todo)
-        for cell, outcome in outcomes(todo, compute or compute_cell, workers=workers, late=late):
-            records.add(cell, outcome)
-            done += 1
-            if progress is not None:
-                progress(done, grid.cells)
+        def compute_missing(wanted: list[Cell]) -> None:
+            nonlocal done
+            todo = [cell for cell in wanted if not records.done(cell)]
+            done += len(wanted) - len(todo)
+            with pool.run(Jobs(work, [(cell, cell) for cell in todo], len(todo)), late) as results:
+                for finished in results:
+                    with Deferred():
+                        for cell, outcome in finished:
+                            records.add(cell, outcome)
+                    done += len(finished)
+                    if finished and progress is not None:
+                        progress(done, grid.cells)
 
-    with Records(cells) as records:
-        work(grid.tuning(), records)
+        compute_missing(grid.tuning())
         chosen = {
             (arm, epsilon): best
             for arm in grid.arms
             for epsilon in grid.epsilons
             if (best := tune(grid, arm, epsilon, records)) is not None
         }
-        work(grid.evaluation(recipe for recipe, _ in chosen.values()), records)
+        compute_missing(grid.evaluation(recipe for recipe, _ in chosen.values()))
         return _dataset(grid, records, chosen)
+
+
+def _work(compute: Compute, cell: Cell) -> Outcome:
+    return compute(cell.setting, cell.recipe, cell.seed), None
 
 
 def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
@@ -366,7 +377,7 @@ def _dataset(
         {
             "title": "grid of private fine-tunings",
             "setting": json.dumps(grid.setting.as_dict()),
-            "recipe": json.dumps({name: plain(value) for name, value in grid.recipe.as_dict().items()}),
+            "recipe": json.dumps(plain(grid.recipe.as_dict())),
             "tuning": f"{grid.trials} trials for each arm and epsilon, of rates from {grid.lowest:g} to "
             f"{grid.highest:g}, by test accuracy on {grid.tuning_seeds} other seed(s), not in epsilon",
             "left": grid.cells - failed - sum(records.get(cell) is not None for cell in cells),

@@ -1,4 +1,4 @@
-"""Sweeps of fine-tunings: each cell one run of DP-SGD, measured at its end."""
+"""Sweeps of fine-tunings: each cell is a run of DP-SGD, measured at its end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from empirical.setting import Setting
 from langevin import _validate
 from langevin._random import generator
 from langevin.files import is_file
-from langevin.sweeps.grid import Grid, Layout, Values, Variable
+from langevin.sweeps.grid import Grid, Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import Parameter, parameters
 
 _SHIFT = [field.name for field in fields(Shift)]
 _SPENT = ("epsilon that the run comes to", "1")
-# where files and folders are named; of "hub" and the like there is none
+# parameters that name files and folders, unlike "hub" and the like
 _PATHS = ("data", "folder", "weights", "bodies")
 
 
@@ -55,22 +55,21 @@ def _parameters() -> dict[str, Parameter]:
     return found | parameters(Shift) | parameters(Recipe) | {"seed": Parameter("seed", int, 0, "seed")}
 
 
-class FineTunings:
+class FineTunings(Kind):
     """Grids over the parameters of `Setting`, `Shift` and `Recipe`, and ``seed``.
 
-    As in `empirical.grid`, bodies are pre-trained once for each seed and kept beside the store, unless
-    ``bodies`` names another folder.
+    Bodies are pre-trained once per seed and kept next to the store, unless ``bodies`` names another folder.
     """
 
     name = "finetune"
     parameters = _parameters()
     record = Recorded
-    packages: tuple[str, ...] = ("torch", "opacus", "dp-accounting")
-    # PyTorch's generator and number of threads belong to the process
+    packages = ("torch", "opacus", "dp-accounting")
+    # PyTorch's generator and number of threads belong to the process; each run checks its own memory
     alone = True
 
     def check(self, values: Values, record: Recorded) -> None:
-        """Refuse a combination of values."""
+        """Refuse an invalid combination of values."""
         setting, _ = _described(values)
         try:
             generator(values["seed"], "seed")
@@ -83,7 +82,7 @@ class FineTunings:
                 raise ValueError(f"variables: {name!r} needs features = true")
 
     def idle(self, values: Values) -> Collection[str]:
-        """Parameters on which nothing depends beside the values of the others."""
+        """Parameters without effect, given the values of the others."""
         return _described(values)[1].idle
 
     def layout(self, grid: Grid) -> Layout:
@@ -93,10 +92,6 @@ class FineTunings:
             if name in grid.record.variables:
                 variables[name] = Variable((), (), {"long_name": meaning, "units": units})
         return Layout(variables)
-
-    def memory(self, values: Values, record: Recorded) -> float:
-        """Unknown before the body is made: each cell foresees its own, `empirical.memory.require`."""
-        return 0.0
 
     def files(self, values: Values) -> list[str]:
         """The files of features and of the body's weights, if these are files."""

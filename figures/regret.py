@@ -1,4 +1,4 @@
-"""What a rule for the share of the budget would have cost on the tasks of the study."""
+"""What rules for the share of the budget would have cost on the tasks of the study."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from figures.output import ROOT
-from figures.study_planner import FILE, TASKS, measured
 
 if TYPE_CHECKING:
     import xarray as xr
 
+FILE = "docs/study/planner.nc"
+TASKS = ("digits-rotated", "digits-dimmed", "glyphs", "digits-inverted", "digits-turned", "glyphs-rotated")
 RULES = {"all FFT": 0.0, "all LP": 1.0, "half and half": 0.5}
 READS = (FILE, *(f"docs/study/{task}.nc" for task in TASKS))
+
+
+def measured(task: str) -> xr.DataArray:
+    """Test accuracy by share, budget and seed, as the study measured it."""
+    from langevin import store
+
+    run = store.load(ROOT / f"docs/study/{task}.nc")
+    arms = run.test_accuracy.sel(arm=np.isin(run.method.values, ("fft", "lp-fft", "lp")))
+    return arms.swap_dims(arm="share").sortby("share").drop_vars(("arm", "method"))
 
 
 def accuracies() -> xr.DataArray:

@@ -1,7 +1,7 @@
 """Plans for the tasks of the study: ``python -m figures.study_planner``, about an hour on two cores.
 
-It writes docs/study/planner.nc, which `figures.tab_regret` sets against what was measured there; repeated,
-it goes on where it was.
+It writes docs/study/planner.nc, which `figures.tab_regret` compares with what was measured there.
+Run it again to resume.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,17 @@ import numpy as np
 
 from benchmarks.environment import processor
 from figures.output import ROOT
+from figures.regret import FILE, TASKS, measured
 from langevin import _streams
+from langevin.sweeps import Grid, run_sweep
+from langevin.sweeps.grid import Kind, Layout, Values, Variable
+from langevin.sweeps.parameters import parameters
+from langevin.sweeps.store import FINISHED
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FILE = "docs/study/planner.nc"
-TASKS = ("digits-rotated", "digits-dimmed", "glyphs", "digits-inverted", "digits-turned", "glyphs-rotated")
-# whose features, and whether the body's last layer is given beside what it sees
+# whose features, and whether the body's last layer is given separately from its inputs
 SOURCES = {
     "private features": ("train", False),
     "private, last layer": ("train", True),
@@ -33,19 +36,10 @@ SOURCES = {
 }
 
 
-def measured(task: str) -> xr.DataArray:
-    """Test accuracy by share, budget and seed, as the study measured it."""
-    from langevin import store
-
-    run = store.load(ROOT / f"docs/study/{task}.nc")
-    arms = run.test_accuracy.sel(arm=np.isin(run.method.values, ("fft", "lp-fft", "lp")))
-    return arms.swap_dims(arm="share").sortby("share").drop_vars(("arm", "method"))
-
-
 def inputs(task: str, seed: int, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
-    """Inputs, labels and perhaps a layer for the planner, and the number of private training images.
+    """Inputs, labels, a layer or None for the planner, and the number of private training images.
 
-    Only training images are looked at: those of the test part are what the study measures on.
+    Only training images are used: the study measures on the test images.
     """
     import torch
 
@@ -70,68 +64,70 @@ def inputs(task: str, seed: int, source: str) -> tuple[np.ndarray, np.ndarray, n
     return np.column_stack([X, np.ones(len(X), X.dtype)]), known.labels, W, len(images.train)
 
 
-def plans(source: str, task: str, seed: int) -> tuple[list[float], list[np.ndarray]]:
-    """Planned shares by budget, and the accuracies simulated for each share."""
-    import torch
+@dataclass(frozen=True)
+class Parameters:
+    """What a plan is made for."""
 
-    from empirical import plan_share
-    from langevin import store
-
-    torch.set_num_threads(1)
-    recipe = json.loads(store.load(ROOT / f"docs/study/{task}.nc").attrs["recipe"])
-    X, y, W, samples = inputs(task, seed, source)
-    settings: dict[str, Any] = {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
-    settings |= dict(samples=samples, shares=measured(task).share.values.tolist(), theory=False, rng=seed)
-    found = [
-        plan_share(X, y, W=W, epsilon=float(epsilon), **settings) for epsilon in measured(task).epsilon.values
-    ]
-    return [plan.share for plan in found], [plan.accuracy.mean(1) for plan in found]
+    source: str = "private features"
+    task: str = TASKS[0]
+    seed: int = 0
 
 
-def empty(seeds: int) -> xr.Dataset:
-    """Plans of which none is made."""
-    import xarray as xr
-
-    first = measured(TASKS[0])
-    coordinates = {
-        "source": list(SOURCES),
-        "task": list(TASKS),
-        "seed": np.arange(seeds),
-        "epsilon": first.epsilon.values,
-        "lp_share": first.share.values,
-    }
-    dims = tuple(coordinates)
-    shape = tuple(len(values) for values in coordinates.values())
-    return xr.Dataset(
-        {
-            "share": (dims[:-1], np.full(shape[:-1], np.nan), {"long_name": "planned share", "units": "1"}),
-            "accuracy": (dims, np.full(shape, np.nan), {"long_name": "simulated accuracy", "units": "1"}),
-        },
-        coordinates,
-        {"machine": processor(), "command": "python -m figures.study_planner"},
-    )
+@dataclass(frozen=True)
+class Recorded:
+    """Everything is kept of each plan."""
 
 
-def compute(out: Path, seeds: int, workers: int) -> None:
-    """Plan for every source, task, seed and budget that ``out`` lacks, and save after each seed."""
+class Plans(Kind):
+    """Plans for every budget of the study, by source, task and seed."""
+
+    name = "plan"
+    parameters = parameters(Parameters)
+    record = Recorded
+    packages = ("torch",)
+
+    def layout(self, grid: Grid) -> Layout:
+        """Planned shares, and the accuracies simulated for each share."""
+        first = measured(TASKS[0])
+        coords = {"epsilon": first.epsilon.values, "lp_share": first.share.values}
+        shape = tuple(len(values) for values in coords.values())
+        share = Variable(("epsilon",), shape[:1], {"long_name": "planned share", "units": "1"})
+        accuracy = Variable(tuple(coords), shape, {"long_name": "simulated accuracy", "units": "1"})
+        return Layout({"share": share, "accuracy": accuracy}, {n: ((n,), v, {}) for n, v in coords.items()})
+
+    def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], None]:
+        """Plan for each budget."""
+        import torch
+
+        from empirical import plan_share
+        from langevin import store
+
+        torch.set_num_threads(1)
+        task, seed = values["task"], values["seed"]
+        known = measured(task)
+        recipe = json.loads(store.load(ROOT / f"docs/study/{task}.nc").attrs["recipe"])
+        X, y, W, samples = inputs(task, seed, values["source"])
+        settings: dict[str, Any] = {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
+        settings |= dict(samples=samples, shares=known.share.values.tolist(), theory=False, rng=seed)
+        plans = [
+            plan_share(X, y, W=W, epsilon=float(epsilon), **settings) for epsilon in known.epsilon.values
+        ]
+        share, accuracy = [plan.share for plan in plans], [plan.accuracy.mean(1) for plan in plans]
+        return {"share": np.array(share), "accuracy": np.array(accuracy)}, None
+
+
+def compute(kept: Path, seeds: int, workers: int, kind: Kind | None = None) -> xr.Dataset:
+    """Plan for every source, task, seed and budget that the sweep in ``kept`` lacks."""
     from tqdm import tqdm
 
-    from langevin import store
+    sweep = {"source": list(SOURCES), "seed": {"count": seeds}, "task": list(TASKS)}
+    grid = Grid(kind or Plans(), sweep)
+    with tqdm(total=grid.cells, disable=None) as bar:
 
-    run = store.load(out) if out.exists() else empty(seeds)
-    places = [
-        {"source": source, "task": task, "seed": seed}
-        for source in SOURCES
-        for seed in range(run.sizes["seed"])
-        for task in TASKS
-    ]
-    todo = [place for place in places if run.share.sel(place).isnull().any()]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        waiting = {pool.submit(plans, **place): place for place in todo}
-        for done in tqdm(as_completed(waiting), total=len(todo), disable=None):
-            place = waiting[done]
-            run.share.loc[place], run.accuracy.loc[place] = done.result()
-            store.save(run, out)
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        return run_sweep(grid, kept, workers=workers, progress=progress).load()
 
 
 def main() -> int:
@@ -141,14 +137,18 @@ def main() -> int:
     )
     p.add_argument("--seeds", type=int, default=20, help="of the study, from 0 on (default: all 20)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
-    p.add_argument("--out", default=str(ROOT / FILE), help="file.nc, gone on with if it is there")
+    p.add_argument("--out", default=str(ROOT / FILE), help="file.nc; unfinished plans are kept in runs/")
     args = p.parse_args()
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
     from langevin import store
 
-    compute(store.check_target(args.out), args.seeds, args.workers)
-    return 0
+    out = store.check_target(args.out)
+    run = compute(ROOT / f"runs/{out.stem}.zarr", args.seeds, args.workers)
+    plans = run[["share", "accuracy"]].transpose("source", "task", "seed", "epsilon", "lp_share")
+    plans.attrs = {"machine": processor(), "command": "python -m figures.study_planner"}
+    store.save(plans, out)
+    errors = set(run.error.values[run.status.values != FINISHED].tolist())
+    print(*(f"failed: {error}" for error in errors), sep="\n", end="", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

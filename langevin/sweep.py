@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             from langevin.store import StoreError
             from langevin.sweeps import Grid, SweepError, run_sweep
+            from langevin.sweeps.cluster import hush
             from langevin.sweeps.store import unfinished
 
             try:
@@ -76,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
                 left = unfinished(out, grid)
                 if args.check:
                     return _print(args, _plan(grid, out, left))
-                _hush()
+                hush()
                 with _bar(args, grid.cells) as (progress, dashboard):
                     run = run_sweep(
                         grid,
@@ -201,17 +199,6 @@ def _bar(args: argparse.Namespace, cells: int) -> Iterator[tuple[Progress, Any]]
                 bar.write(f"dashboard: {address}", file=sys.stderr)
 
         yield progress, dashboard
-
-
-def _hush() -> None:
-    """Leave it to this command to say what went wrong, in Dask's own processes, too."""
-    # these set up their logging while they load, before any configuration is handed to them
-    os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
-    # of a slow disk, and of what a worker that was stopped leaves to be cleared
-    os.environ["PYTHONWARNINGS"] = "ignore:Creating scratch directories,ignore:resource_tracker"
-    warnings.filterwarnings("ignore", "Creating scratch directories")
-    # its loggers have levels of their own
-    logging.disable()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from empirical import Grid, Recipe, Setting, run_grid
 from tests.test_sweep_run import ENVIRONMENT, SMALL
 
 CALL = "require_importable_main('take threads')"
@@ -78,16 +79,17 @@ run_sweep(Grid(SIMULATIONS, {{"sigma": [0.1, 0.2]}}, {SMALL}), "s.zarr", workers
     done = run(code, tmp_path)
     assert done.returncode == 1
     assert "Nanny" not in done.stderr
-    assert done.stderr.splitlines()[-1].endswith('under if __name__ == "__main__":, or take threads=True')
+    assert done.stderr.splitlines()[-1].endswith('under if __name__ == "__main__":, or pass threads=True')
 
 
 def test_a_grid_of_fine_tunings_asks_the_same(monkeypatch):
-    from empirical import jobs
+    from langevin.sweeps import jobs
 
     def refuse(instead):
         raise ValueError(instead)
 
     monkeypatch.setattr(jobs, "require_importable_main", refuse)
-    with pytest.raises(ValueError, match="workers=1"):
-        next(jobs.outcomes([], lambda *_: {}, workers=2, late=lambda: False))
-    assert list(jobs.outcomes([], lambda *_: {}, workers=1, late=lambda: False)) == []
+    grid = Grid(Setting(), Recipe(), methods=["fft"], seeds=1, trials=1, tuning_seeds=1)
+    with pytest.raises(ValueError, match="pass workers=1"):
+        run_grid(grid, workers=2, compute=lambda *_: {"test_accuracy": 1.0})
+    assert run_grid(grid, compute=lambda *_: {"test_accuracy": 1.0}).attrs["left"] == 0

@@ -136,7 +136,7 @@ def test_the_scheduler_killed_and_the_sweep_resumed(tmp_path, cluster):
     made.scheduler.kill()
     said, error = finish(process)
     assert process.returncode == 1
-    assert "SweepError: the scheduler is gone, and with it what was under way; what is finished" in error
+    assert "SweepError: the scheduler is gone, and with it all unfinished work; finished" in error
     made.close()
     before = load(out)
     assert finished <= int((before.status == 1).sum()) < 12
@@ -170,7 +170,7 @@ def test_a_scheduler_that_is_not_there(tmp_path):
     command = script(tmp_path / "s.zarr", SWEEP, scheduler="tcp://127.0.0.1:1")
     command[-1] = "import dask\ndask.config.set({'distributed.comm.timeouts.connect': '1s'})\n" + command[-1]
     _, error = finish(begin(command, tmp_path))
-    assert "SweepError: scheduler tcp://127.0.0.1:1 cannot be reached" in error
+    assert "SweepError: cannot reach the scheduler tcp://127.0.0.1:1" in error
 
 
 @pytest.fixture(params=["a limit on files", "a full file system"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from langevin.sweeps import Grid, run, run_sweep
+from langevin.sweeps import Grid, cluster, run_sweep
 from tests.toy import TOYS
 
 
@@ -42,7 +42,7 @@ def sweep(tmp_path, monkeypatch) -> Iterator[Callable[[], list[str]]]:
 
 
 def state() -> dict[str, tuple[int, list[logging.Handler], bool]]:
-    return {name: (log.level, list(log.handlers), log.propagate) for name, log in run._loggers().items()}
+    return {name: (log.level, list(log.handlers), log.propagate) for name, log in cluster.loggers().items()}
 
 
 def test_nothing_is_told_and_loggers_are_as_they_were(sweep):
@@ -53,8 +53,8 @@ def test_nothing_is_told_and_loggers_are_as_they_were(sweep):
 
 
 def test_as_dask_has_it_much_is_told_and_changed(sweep, monkeypatch):
-    monkeypatch.setattr(run, "_logging_from", lambda level: contextlib.nullcontext())
-    monkeypatch.setattr(run, "_logging_kept", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "logging_from", lambda level: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "logging_kept", contextlib.nullcontext)
     before = state()
     assert "distributed.scheduler" in sweep()
     assert state() != before

@@ -189,7 +189,7 @@ def test_help_is_light(tmp_path):
 
 def test_arguments_that_contradict_each_other(tmp_path):
     grid = Grid(TOYS, {"seed": [0]})
-    with pytest.raises(ValueError, match="scheduler must be left out with workers"):
+    with pytest.raises(ValueError, match=r"scheduler='tcp://127.*' has its own workers"):
         run_sweep(grid, tmp_path / "s.zarr", workers=2, scheduler="tcp://127.0.0.1:1")
     with pytest.raises(ValueError, match="workers must be at least 1"):
         run_sweep(grid, tmp_path / "s.zarr", workers=0)
@@ -201,7 +201,10 @@ def test_arguments_that_contradict_each_other(tmp_path):
         (["nowhere.toml"], "grid must be a TOML file, got 'nowhere.toml': No such file"),
         (["grid.toml", "--out", "s.nc"], "out must end in .zarr for a sweep"),
         (["grid.toml", "--workers", "0"], "workers must be at least 1, got 0"),
-        (["grid.toml", "--scheduler", "tcp://127.0.0.1:1", "--threads"], "scheduler must be left out"),
+        (
+            ["grid.toml", "--scheduler", "tcp://127.0.0.1:1", "--threads"],
+            "scheduler='tcp://127.0.0.1:1' has its own workers",
+        ),
         (["grid.toml", "--out", "grid.zarr"], "out must be a sweep or not be there, but 'grid.zarr' is none"),
     ],
 )
@@ -263,7 +266,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bits(tmp_path, number):
 def test_a_signal_while_workers_start_waits_for_them(monkeypatch):
     import distributed
 
-    from langevin.sweeps import run
+    from langevin.sweeps import cluster
 
     real, begun = distributed.LocalCluster, []
 
@@ -275,7 +278,7 @@ def test_a_signal_while_workers_start_waits_for_them(monkeypatch):
     monkeypatch.setattr(distributed, "LocalCluster", starting)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), run._client(1, True, None):
+        with pytest.raises(KeyboardInterrupt), cluster.client(1, True, None):
             raise AssertionError("the signal was lost")
     finally:
         signal.signal(signal.SIGINT, before)
@@ -290,9 +293,9 @@ def hears_of_ctrl_c() -> bool:
 
 def test_ctrl_c_reaches_the_command_alone():
     """A terminal sends it to all of the command's processes."""
-    from langevin.sweeps import run
+    from langevin.sweeps import cluster
 
-    with run._client(2, False, None) as client:
+    with cluster.client(2, False, None) as client:
         heard: Any = client.run(hears_of_ctrl_c)
         assert list(heard.values()) == [False, False]
         assert hears_of_ctrl_c()
@@ -302,8 +305,8 @@ def test_dasks_own_processes_are_quiet():
     level = "import distributed, logging; print(logging.getLogger('distributed.worker').getEffectiveLevel())"
     script = (
         "import subprocess, sys\n"
-        "from langevin.sweep import _hush\n"
-        "if sys.argv[1:]: _hush()\n"
+        "from langevin.sweeps.cluster import hush\n"
+        "if sys.argv[1:]: hush()\n"
         f"subprocess.run([sys.executable, '-c', {level!r}], check=True)\n"
     )
     for quiet in ([], ["quiet"]):

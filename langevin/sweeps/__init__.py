@@ -3,8 +3,9 @@
 A `Grid` says what is fixed, what is swept and what is recorded; `run_sweep` computes its cells.
 """
 
+from langevin.sweeps.cluster import SweepError
 from langevin.sweeps.grid import Grid
-from langevin.sweeps.run import SweepError, run_sweep
+from langevin.sweeps.run import run_sweep
 from langevin.sweeps.simulations import SIMULATIONS
 
 __all__ = ["SIMULATIONS", "Grid", "SweepError", "run_sweep"]

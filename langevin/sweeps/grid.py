@@ -50,40 +50,39 @@ class Layout:
 
 
 class Kind(Protocol):
-    """What can be swept. Implementations hold no state, and are sent to workers."""
+    """What can be swept. Implementations derive from this, hold no state, and are sent to workers."""
 
     name: str
     parameters: dict[str, Parameter]
     record: type  # data class of what [record] may say
-    packages: tuple[str, ...]  # whose versions decide the bits
-    alone: bool  # whether one process can compute one cell at a time only
+    packages: tuple[str, ...] = ()  # whose versions affect the bits
+    alone: bool = False  # whether a process can compute only one cell at a time
 
     def check(self, values: Values, record: Any) -> None:
-        """Refuse a combination of values."""
-        ...
+        """Refuse an invalid combination of values."""
 
     def idle(self, values: Values) -> Collection[str]:
-        """Parameters on which nothing depends beside the values of the others."""
-        ...
+        """Parameters without effect, given the values of the others."""
+        return ()
 
     def layout(self, grid: Grid) -> Layout:
-        """What cells are made of."""
+        """What is stored of each cell."""
         ...
 
     def memory(self, values: Values, record: Any) -> float:
-        """Bytes that a cell will hold at its peak, at least."""
-        ...
+        """Least peak memory of a cell in bytes; 0 if it is unknown."""
+        return 0.0
 
     def files(self, values: Values) -> list[str]:
         """Files that the values name."""
-        ...
+        return []
 
     def located(self, values: Values, out: Path) -> Values:
-        """The same with absolute paths, for workers elsewhere."""
-        ...
+        """The same values with absolute paths, for workers in other folders."""
+        return values
 
     def compute(self, values: Values, record: Any) -> tuple[dict[str, np.ndarray], str | None]:
-        """Variables of a cell, and what went wrong, if they are not whole."""
+        """Variables of a cell, and an error if they are incomplete."""
         ...
 
 

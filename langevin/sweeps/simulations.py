@@ -1,4 +1,4 @@
-"""Sweeps of the simulator: each cell a run of `langevin.euler_maruyama`, as the command would do it."""
+"""Sweeps of the simulator: each cell is a run of `langevin.euler_maruyama`, as by the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from langevin.files import is_file
 from langevin.observables import OBSERVABLES
 from langevin.schedule import grid as step_grid
 from langevin.simulation import Simulation
-from langevin.sweeps.grid import Grid, Layout, Values, Variable
+from langevin.sweeps.grid import Grid, Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import parameters
 
 # what the times of a run depend on
@@ -31,9 +31,9 @@ class Recorded:
     variables : tuple of str
         Of `langevin.observables.OBSERVABLES`.
     times : int
-        Number of recorded times, equally far apart.
+        Number of recorded times, equally spaced.
     paths : {"mean", "all"}
-        Mean over the paths and its standard error, or each path.
+        Record the mean over the paths and its standard error, or each path.
     """
 
     variables: tuple[str, ...] = ("loss",)
@@ -49,29 +49,28 @@ class Recorded:
         _validate.choice("paths", self.paths, ("mean", "all"))
 
 
-class Simulations:
+class Simulations(Kind):
     """Grids over the parameters of `langevin.simulation.Simulation`."""
 
     name = "simulate"
-    # a dimension cannot be called as what is recorded
+    # a dimension and a recorded variable cannot share a name
     parameters = parameters(Simulation, axes={"loss": "loss_function", "time": "total_time"})
     record = Recorded
-    packages: tuple[str, ...] = ()
-    alone = False
 
     def check(self, values: Values, record: Recorded) -> None:
         """Refuse a combination of values."""
         simulation = Simulation(**values)
         if record.times > simulation.steps + 1:
             raise ValueError(
-                f"times must be at most the steps and one, got {record.times} for {simulation.steps} steps"
+                f"times must be at most the number of steps plus 1, got {record.times} for "
+                f"{simulation.steps} steps"
             )
         for name in record.variables:
             if OBSERVABLES[name].classes and simulation.data == "teacher":
                 raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
 
     def idle(self, values: Values) -> Collection[str]:
-        """Parameters on which nothing depends beside the values of the others."""
+        """Parameters without effect, given the values of the others."""
         return Simulation(**values).idle
 
     def layout(self, grid: Grid) -> Layout:
@@ -84,7 +83,10 @@ class Simulations:
                 else any(OBSERVABLES[variable].per_neuron for variable in record.variables)
             )
             if wanted and name in grid.sweep:
-                raise ValueError(f"sweep must leave out {name}, as each {dim} is recorded: fix it")
+                raise ValueError(
+                    f"cannot sweep {name!r}: each {dim} is recorded, so all cells need as many; "
+                    "set it under [fixed]"
+                )
         first = grid.values([0] * len(grid.sweep))
         times, dims = _times(grid)
         sizes = {"path": first["paths"], "neuron": first["width"], dims[-1]: record.times}
@@ -120,7 +122,7 @@ class Simulations:
         return values | {"data": here[0]} if here else values
 
     def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:
-        """Simulate; a run that diverged is kept up to there."""
+        """Simulate; keep a diverged run up to its last finite step."""
         from langevin.solvers import Diverged, euler_maruyama
 
         simulation, error = Simulation(**values), None
@@ -149,7 +151,7 @@ class Simulations:
             if record.paths == "all":
                 found[name] = each
                 continue
-            # what diverged is not finite, and says so by its error
+            # a diverged run is not finite, which its error reports
             with np.errstate(invalid="ignore", over="ignore"):
                 found[name] = each.mean(axis=0)
                 several = len(each) > 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _atomic, _foreign, store
+from langevin import _atomic, _foreign, _locks, store
 from langevin._record import versions
 from langevin.store import StoreError
 from langevin.sweeps.grid import Grid, Layout
@@ -24,11 +24,6 @@ from langevin.sweeps.grid import Grid, Layout
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system
-    fcntl = None
 
 LEFT, FINISHED, FAILED = 0, 1, 2
 # a chunk of a variable holds so many bytes of cells, or one cell
@@ -324,17 +319,14 @@ def _locked(path: Path) -> int | None:
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StoreError(f"out must be writable, got {str(path)!r}: {error.strerror}") from None
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+    try:
+        if not _locks.lock(descriptor):
             raise StoreError(
                 f"out {str(path)!r} is in use by another sweep: wait for it, or take another out"
-            ) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise StoreError(f"out {str(path)!r} cannot be locked: {error.strerror}") from None
+            )
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

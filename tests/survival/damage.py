@@ -108,7 +108,7 @@ def kinds() -> list[Kind]:
     def write_cells(path: Path) -> None:
         with Records(path) as records:
             for cell in cells:
-                records.add(cell, {"test_accuracy": cell.seed / 7})
+                records.add(cell, ({"test_accuracy": cell.seed / 7}, None))
 
     def read_cells(path: Path) -> list[Any]:
         with Records(path) as records:

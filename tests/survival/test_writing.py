@@ -92,7 +92,7 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
 
 def test_nothing_is_written_but_through_the_one_door():
     """Every place that makes a file of results does so by `langevin._atomic`, or appends to a log."""
-    appends = {"empirical/ledger.py", "empirical/records.py"}
+    appends = {"empirical/ledger.py", "langevin/sweeps/records.py"}
     doors = ("write_text(", "write_bytes(", "os.replace(", "mkstemp(", "savefig(", "np.save", ".to_netcdf(")
     found = set()
     for package in ("langevin", "bounds", "empirical", "figures", "benchmarks"):
