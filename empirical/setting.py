@@ -15,13 +15,8 @@ import numpy as np
 
 from empirical.images import Images, Shift, stratified
 from empirical.tabular import first_layer
-from langevin import _validate, files
+from langevin import _locks, _validate, files
 from langevin._random import generator
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system: a body may be made twice
-    fcntl = None
 
 if TYPE_CHECKING:
     from torch import nn
@@ -289,7 +284,7 @@ def _network(setting: Setting, seed: int, progress: Callable[[int, float], None]
 
 @contextlib.contextmanager
 def _only_one(kept: Path | None) -> Iterator[None]:
-    """Let one process at a time make what is kept in a file; the others wait, and find it."""
+    """Let one process at a time make a file; the others wait for it."""
     if kept is None:
         yield
         return
@@ -299,7 +294,5 @@ def _only_one(kept: Path | None) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"bodies must be a folder, got {str(kept.parent)!r}: {error.strerror}") from None
     with lock:
-        # the system lets go of it when this process ends, however it does
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _locks.lock(lock, wait=True)
         yield

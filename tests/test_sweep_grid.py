@@ -56,7 +56,7 @@ def test_a_file_is_read(tmp_path):
 def test_what_no_cell_reads_is_not_swept(tmp_path, monkeypatch, kind, sweep, fixed, idle):
     monkeypatch.chdir(tmp_path)
     np.savez("mine.npz", X=np.eye(3), y=np.array([1, -1, 1]), W=np.ones((5, 3)))
-    with pytest.raises(ValueError, match=f"sweep must change results, got '{idle}', which no cell reads"):
+    with pytest.raises(ValueError, match=f"cannot sweep '{idle}': no cell uses it"):
         Grid(kind, sweep, fixed)
 
 
@@ -77,8 +77,8 @@ def test_no_dimension_is_called_as_what_is_recorded(kind):
         ("kind = 1", "kind must be one of 'simulate'"),
         ("", "kind must be one of 'simulate'"),
         ("kind = ", "grid must be a TOML file"),
-        ('kind = "simulate"', "sweep must name one parameter or more"),
-        ('kind = "simulate"\nsweeps = 1', "got 'sweeps': did you mean 'sweep'?"),
+        ('kind = "simulate"', "[sweep] is empty: name at least one parameter"),
+        ('kind = "simulate"\nsweeps = 1', "unknown parameter 'sweeps' in the grid; did you mean 'sweep'?"),
         ('kind = "simulate"\nout = 3', "out must be a string, got 3"),
         ('kind = "simulate"\nsweep = 3', "sweep must be a table, got 3"),
     ],
@@ -97,18 +97,18 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ("sgima = [1]", "sweep must name what there is, got 'sgima': did you mean 'sigma'?"),
+        ("sgima = [1]", "unknown parameter 'sgima' in [sweep]; did you mean 'sigma'?"),
         ('sigma = [0.1, "much"]', "sigma must be a number, got 'much'"),
         ("sigma = [0.1, true]", "sigma must be a number, got True"),
         ("sigma = [0.1, nan]", "sigma must be finite, got nan"),
         ("width = [8, 8.0]", "width must be a whole number, got 8.0"),
         ("classes = [[1, 2, 3]]", "classes must be a list of 2, each a whole number"),
         ('head = ["gauss"]', "head must be one of 'gaussian', 'zero', 'prototype', got 'gauss'"),
-        ("sigma = [1, 1.0]", "sweep.sigma must hold different values"),
-        ("sigma = []", "sweep.sigma must be a list of one value or more"),
-        ('sigma = "1"', "sweep.sigma must be a list of one value or more"),
+        ("sigma = [1, 1.0]", "sweep.sigma must not repeat values"),
+        ("sigma = []", "sweep.sigma must be a non-empty list"),
+        ('sigma = "1"', "sweep.sigma must be a non-empty list"),
         ("seed = { count = 0 }", "sweep.seed.count must be at least 1, got 0"),
-        ("seed = { cuont = 2 }", "got 'cuont': did you mean 'count'?"),
+        ("seed = { cuont = 2 }", "unknown parameter 'cuont' in sweep.seed; did you mean 'count'?"),
         ("seed = [9223372036854775808]", "sweep.seed must be below 2^63"),
         ("seed = [-1]", "seed must be a seed, a whole number from 0; got -1"),
         ('sigma = { from = 0, to = 1, count = 3, spacing = "log" }', "sweep.sigma.from must be positive"),
@@ -117,12 +117,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
             "dt = [0.1]\nlp_share = [0.5, 0.01]",
             "got 0.01 of 10 steps: take a smaller dt (at dt = 0.1, lp_share",
         ),
-        ("dt = [0.2]", "times must be at most the steps and one, got 11 for 5 steps (at dt = 0.2)"),
+        ("dt = [0.2]", "times must be at most the number of steps plus 1, got 11 for 5 steps (at dt = 0.2)"),
         (
             "seed = [0]\n[fixed]\nxyz = 1",
-            "fixed must name what there is, got 'xyz': there are activation, cl",
+            "unknown parameter 'xyz' in [fixed]; known: activation, cl",
         ),
-        ("seed = [0]\n[fixed]\nseed = 1", "fixed must leave out what is swept, got 'seed'"),
+        ("seed = [0]\n[fixed]\nseed = 1", "'seed' is in both [fixed] and [sweep]: remove one"),
         ('seed = [0]\n[record]\nvariables = ["speed"]', "variables must be one of"),
         ('seed = [0]\n[record]\nvariable = ["loss"]', "did you mean 'variables'?"),
         ('data = ["teacher"]\n[record]\nvariables = ["accuracy"]', "needs labels -1 and +1"),
@@ -137,7 +137,7 @@ def test_what_cannot_be_is_refused_before_the_first_cell(tmp_path, sweep, messag
 def test_neurons_need_one_width(tmp_path):
     record = {"variables": ["alignment"]}
     grid = Grid(SIMULATIONS, {"width": [8, 16]}, {}, record)
-    with pytest.raises(ValueError, match="sweep must leave out width, as each neuron is recorded"):
+    with pytest.raises(ValueError, match="cannot sweep 'width': each neuron is recorded"):
         grid.kind.layout(grid)
     grid = Grid(SIMULATIONS, {"sigma": [0.0]}, {"width": 5, "paths": 2}, {**record, "paths": "all"})
     assert grid.kind.layout(grid).variables["alignment"].dims == ("path", "time", "neuron")

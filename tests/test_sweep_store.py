@@ -99,7 +99,7 @@ def test_a_grid_may_grow(tmp_path, monkeypatch, halfway):
     require_right(path)
     # the first grid lacks what there is now
     with (
-        pytest.raises(StoreError, match=r"sweep\.a holds the value 0\.5 there, which"),
+        pytest.raises(StoreError, match=r"its sweep\.a has the value 0\.5, which"),
         opened(path),
     ):
         pass
@@ -108,12 +108,12 @@ def test_a_grid_may_grow(tmp_path, monkeypatch, halfway):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (dict(sweep={"seed": [0, 1, 2]}), "sweep is over a, seed there and over seed here"),
+        (dict(sweep={"seed": [0, 1, 2]}), "it sweeps a, seed, the grid seed"),
         (dict(fixed={"b": 1}), "fixed.b is 0 there and 1 here"),
         (dict(size=4), "record.size is 3 there and 4 here"),
         (
             dict(sweep={"a": [1.0], "seed": [0, 1, 2]}),
-            r"sweep.a holds the value 2.0 there, which is",
+            r"its sweep.a has the value 2.0, which the grid lacks",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a sweep is: fixed parameters, swept ones, and what is recorded of each cell."""
+"""What a sweep is: fixed parameters, swept parameters, and what is recorded of each cell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langevin.sweeps.parameters import Parameter, label, parameters, plain, requ
 
 Values = dict[str, Any]
 
-# each combination is checked before the first cell, in tens of microseconds
+# each combination is checked before the first cell runs, in tens of microseconds
 _MOST_CELLS = 10**7
 
 
@@ -38,7 +38,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Variables, and coordinates of the dimensions within a cell, each with dimensions and attributes."""
+    """Variables of a cell and coordinates of its dimensions, each with dimensions and attributes."""
 
     variables: dict[str, Variable]
     coords: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = field(default_factory=dict)
@@ -90,26 +90,26 @@ class Kind(Protocol):
 class Grid:
     """All combinations of the swept values, each a cell.
 
-    A cell is what the same parameters give alone, to the last bit: its seed is the value of ``seed`` there,
-    fixed or swept. So cells that share it share data, weights and noise, and their differences are paired.
+    A cell is what the same parameters give alone, to the last bit: its seed is the value of ``seed``, fixed
+    or swept. Cells with the same seed share data, weights and noise, so their differences are paired.
 
     Parameters
     ----------
     kind : Kind
         `langevin.sweeps.SIMULATIONS`, or `empirical.sweeps.FINETUNINGS`.
     sweep : mapping
-        For each swept parameter a list of values; or ``{"count": 5, "start": 0}``, consecutive whole numbers;
-        or ``{"from": 0.1, "to": 10, "count": 5, "spacing": "log"}``, both ends included.
+        For each swept parameter a list of values; or ``{"count": 5, "start": 0}`` for consecutive integers;
+        or ``{"from": 0.1, "to": 10, "count": 5, "spacing": "log"}``, including both ends.
     fixed : mapping
-        Values of other parameters; the rest keeps its defaults.
+        Values of other parameters; the others have their defaults.
     record : mapping
-        What to record, see the kind.
+        What to record; see the kind.
 
     Raises
     ------
     ValueError, TypeError
-        On unknown names, values of another type, and any combination that the kind refuses: the message says
-        which.
+        On unknown names, values of the wrong type, and any combination that the kind refuses, which the
+        message names.
 
     Examples
     --------
@@ -131,43 +131,48 @@ class Grid:
             raise TypeError(
                 f"kind must be langevin.sweeps.SIMULATIONS or empirical.sweeps.FINETUNINGS, got {self.kind!r}"
             )
-        for what, given in (("fixed", self.fixed), ("sweep", self.sweep)):
-            if not isinstance(given, Mapping):
-                raise TypeError(f"{what} must be a table, got {given!r}")
-            require_known(what, given, known)
-        twice = sorted(set(self.fixed) & set(self.sweep))
-        if twice:
-            raise ValueError(f"fixed must leave out what is swept, got {twice[0]!r}: take it out of one")
-        if not self.sweep:
-            raise ValueError("sweep must name one parameter or more, got none")
-        unswept = [name for name in self.sweep if not known[name].recorded]
-        if unswept:
-            raise ValueError(f"sweep must change results, got {unswept[0]!r}, on which none depends: fix it")
+        self._check_names(known)
         axes = {name: _axis(known[name], given) for name, given in self.sweep.items()}
         cells = math.prod(len(values) for values in axes.values())
         if cells > _MOST_CELLS:
-            raise ValueError(f"sweep must make at most {_MOST_CELLS} cells, got {cells}: make several sweeps")
+            raise ValueError(f"sweep must have at most {_MOST_CELLS} cells, got {cells}: use several sweeps")
         object.__setattr__(self, "sweep", axes)
         object.__setattr__(self, "fixed", {n: known[n].read(v) for n, v in self.fixed.items()})
         if isinstance(self.record, Mapping):
             options = parameters(self.kind.record)
-            require_known("record", self.record, options)
+            require_known("[record]", self.record, options)
             read = {name: options[name].read(value) for name, value in self.record.items()}
             object.__setattr__(self, "record", self.kind.record(**read))
         _validate.instance("record", self.record, self.kind.record)
-        unread = set(self.sweep)
+        self._check_combinations()
+
+    def _check_names(self, known: Mapping[str, Parameter]) -> None:
+        for what, given in (("fixed", self.fixed), ("sweep", self.sweep)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a table, got {given!r}")
+            require_known(f"[{what}]", given, known)
+        if not self.sweep:
+            raise ValueError("[sweep] is empty: name at least one parameter")
+        for name in self.sweep:
+            if name in self.fixed:
+                raise ValueError(f"{name!r} is in both [fixed] and [sweep]: remove one")
+            if not known[name].recorded:
+                raise ValueError(f"cannot sweep {name!r}: it does not affect results; set it under [fixed]")
+
+    def _check_combinations(self) -> None:
+        unused = set(self.sweep)
         for values in self.combinations():
             try:
                 self.kind.check(values, self.record)
-                unread.intersection_update(self.kind.idle(values))
+                unused.intersection_update(self.kind.idle(values))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{error} (at {self.describe(values)})") from None
-        if unread:
-            name = next(name for name in self.sweep if name in unread)
-            raise ValueError(
-                f"sweep must change results, got {name!r}, which no cell reads beside the other "
-                "values: take it out, or change them"
-            )
+        for name in self.sweep:
+            if name in unused:
+                raise ValueError(
+                    f"cannot sweep {name!r}: no cell uses it with these values of the others; remove it, or "
+                    "change them"
+                )
 
     @classmethod
     def read(cls, path: str | Path, kinds: Mapping[str, Callable[[], Kind]]) -> tuple[Grid, str | None]:
@@ -182,12 +187,12 @@ class Grid:
         Returns
         -------
         tuple of Grid and (str or None)
-            And where the file says that results go.
+            The grid, and the store that the file names.
 
         Raises
         ------
         ValueError, TypeError
-            Also on a file that is not there, or no TOML.
+            Also if the file is missing or not TOML.
         """
         try:
             with Path(path).open("rb") as file:
@@ -195,8 +200,8 @@ class Grid:
         except OSError as error:
             raise ValueError(f"grid must be a TOML file, got {str(path)!r}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"grid must be a TOML file, but {str(path)!r} is none: {error}") from None
-        require_known("grid", table, ("kind", "out", "fixed", "sweep", "record"))
+            raise ValueError(f"grid must be a TOML file, got {str(path)!r}: {error}") from None
+        require_known("the grid", table, ("kind", "out", "fixed", "sweep", "record"))
         kind = kinds[_validate.choice("kind", table.get("kind"), kinds)]()
         out = table.get("out")
         if out is not None and not isinstance(out, str):
@@ -227,7 +232,7 @@ class Grid:
     def combinations(self, names: Collection[str] | None = None) -> Iterator[Values]:
         """Every combination of the swept ``names``, the others at their first value.
 
-        By default of all but the seed, and then the least seed: the others are as good.
+        By default of all but the seed, then with the smallest seed: the other seeds are equally valid.
         """
         first = self.values([0] * len(self.sweep))
         free = (
@@ -241,11 +246,11 @@ class Grid:
             yield first | {"seed": min(self.sweep["seed"])}
 
     def describe(self, values: Values) -> str:
-        """The swept values of a cell, in words."""
+        """The swept values of a cell, as text."""
         return ", ".join(f"{name} = {label(values[name])}" for name in self.sweep)
 
     def labels(self, name: str) -> np.ndarray:
-        """Coordinate of a swept parameter: numbers or truth values where all are, else words."""
+        """Coordinate of a swept parameter: numbers or booleans if all values are, otherwise text."""
         values = self.sweep[name]
         if all(isinstance(v, bool) for v in values):
             return np.array(values)
@@ -254,7 +259,7 @@ class Grid:
         return np.array([label(v) for v in values], dtype=object)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: all that results depend on."""
+        """Everything that results depend on, as plain data."""
         values = self.values([0] * len(self.sweep))
         record = {name: getattr(self.record, name) for name in parameters(self.kind.record)}
         files = {f for name in self.sweep for v in self.combinations([name]) for f in self.kind.files(v)}
@@ -271,21 +276,21 @@ class Grid:
         }
 
     def extended(self, stored: Mapping[str, Any]) -> Grid:
-        """The same with values in the order of a store, and new ones behind them.
+        """The same grid with values in the order of a store, followed by new ones.
 
         Raises
         ------
         ValueError
-            If the store sweeps other parameters, or values that this grid lacks.
+            If the store sweeps other parameters, or has values that this grid lacks.
         """
         if list(stored) != list(self.sweep):
-            raise ValueError(f"sweep is over {', '.join(stored)} there and over {', '.join(self.sweep)} here")
+            raise ValueError(f"it sweeps {', '.join(stored)}, the grid {', '.join(self.sweep)}")
         axes = {}
         for name, values in self.sweep.items():
             given = {repr(plain(value)): value for value in values}
             lost = [value for value in stored[name] if repr(value) not in given]
             if lost:
-                raise ValueError(f"sweep.{name} holds the value {lost[0]!r} there, which is missing here")
+                raise ValueError(f"its sweep.{name} has the value {lost[0]!r}, which the grid lacks")
             kept = [given.pop(repr(value)) for value in stored[name]]
             axes[name] = [*kept, *given.values()]
         return replace(self, sweep=axes)
@@ -297,7 +302,7 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
         require_known(name, given, ("count", "start", "from", "to", "spacing"))
         count = _validate.integer(f"{name}.count", given.get("count"), 1)
         if count > _MOST_CELLS:
-            raise ValueError(f"{name}.count must be at most {_MOST_CELLS}, got {count}: make several sweeps")
+            raise ValueError(f"{name}.count must be at most {_MOST_CELLS}, got {count}: use several sweeps")
         if "from" in given or "to" in given:
             require_known(name, given, ("count", "from", "to", "spacing"))
             given = _spread(name, given, count)
@@ -306,7 +311,7 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
             start = _validate.integer(f"{name}.start", given.get("start", 0), 0)
             given = range(start, start + count)
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
-        raise TypeError(f"{name} must be a list of one value or more, or a table with count, got {given!r}")
+        raise TypeError(f"{name} must be a non-empty list, or a table with count, got {given!r}")
     given = given.tolist() if isinstance(given, np.ndarray) else given
     values = tuple(parameter.read(value) for value in given)
     if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
@@ -315,7 +320,7 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
     if len(set(values)) < len(values) or (
         len(set(names)) < len(names) and any(isinstance(v, str) for v in values)
     ):
-        raise ValueError(f"{name} must hold different values, got {list(given)}")
+        raise ValueError(f"{name} must not repeat values, got {list(given)}")
     return values
 
 
@@ -323,7 +328,7 @@ def _spread(name: str, given: Mapping[str, Any], count: int) -> list[float]:
     spacing = _validate.choice(f"{name}.spacing", given.get("spacing", "linear"), ("linear", "log"))
     low, high = (_validate.number(f"{name}.{end}", given.get(end)) for end in ("from", "to"))
     if count < 2:
-        raise ValueError(f"{name}.count must be at least 2 from one end to another, got {count}")
+        raise ValueError(f"{name}.count must be at least 2 with from and to, got {count}")
     if spacing == "log":
         low, high = _validate.positive(f"{name}.from", low), _validate.positive(f"{name}.to", high)
     values = np.geomspace(low, high, count) if spacing == "log" else np.linspace(low, high, count)
@@ -335,4 +340,4 @@ def _digest(path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise ValueError(f"grid must name files that can be read, got {path!r}: {error.strerror}") from None
+        raise ValueError(f"the grid names a file that cannot be read, {path!r}: {error.strerror}") from None

@@ -11,7 +11,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,13 @@ from langevin.sweeps.cluster import SweepError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-Key = Hashable
 # of a job: its results by name, and its error if they are missing or incomplete
 Outcome = tuple[dict[str, Any], str | None]
+# a key, and the argument of the work
+Job = tuple[Any, Any]
 Finished = list[tuple[Any, Outcome]]
+Results = Generator[Finished, None, None]
+Late = Callable[[], bool]
 
 DIED = "its process died: killed, or out of memory"
 _GONE = "the scheduler is gone, and with it all unfinished work; finished work is kept"
@@ -45,27 +48,13 @@ _LONGEST = 2000
 
 @dataclass(frozen=True)
 class Jobs:
-    """What to compute.
+    """What to compute: ``work`` of each argument. Work that raises an exception has failed."""
 
-    Attributes
-    ----------
-    work : callable
-        From an argument to an `Outcome`; for workers it must be importable. An exception is an error.
-    left : iterable of (key, argument)
-        Started in this order; keys are different.
-    count : int
-        Number of jobs.
-    nbytes : int
-        Size of a job's results.
-    packages : tuple of str
-        Packages whose versions affect the results.
-    """
-
-    work: Callable[[Any], Outcome]
-    left: Iterable[tuple[Key, Any]]
+    work: Callable[[Any], Outcome]  # importable by workers
+    left: Iterable[Job]  # in the order of their start; all keys differ
     count: int
-    nbytes: int = 8
-    packages: tuple[str, ...] = ()
+    nbytes: int = 8  # of a job's results
+    packages: tuple[str, ...] = ()  # whose versions affect the results
 
 
 class Pool:
@@ -94,7 +83,7 @@ class Pool:
         dashboard: Callable[[str], None] | None = None,
         instead: str = "pass threads=True",
     ) -> None:
-        self.here = workers is None and scheduler is None
+        self._here = workers is None and scheduler is None
         self._how = (workers or 0, threads, scheduler)
         self._dashboard, self._instead = dashboard, instead
         self._open = contextlib.ExitStack()
@@ -106,9 +95,8 @@ class Pool:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    @contextlib.contextmanager
-    def run(self, jobs: Jobs, late: Callable[[], bool] | None = None) -> Iterator[Iterator[Finished]]:
-        """Iterate over finished jobs as they arrive; lists may be empty while nothing arrives.
+    def run(self, jobs: Jobs, late: Late | None = None) -> contextlib.closing[Results]:
+        """Iterate over lists of finished jobs as they arrive; a list may be empty.
 
         Parameters
         ----------
@@ -123,13 +111,9 @@ class Pool:
         ValueError
             If worker processes cannot import the calling script.
         """
-        found: Generator[Finished, None, None]
-        if self.here or not jobs.count:
-            found = _compute_here(jobs, late)
-        else:
-            found = _Dispatcher(self._started(), jobs, late).results()
-        with contextlib.closing(found):
-            yield found
+        if self._here or not jobs.count:
+            return contextlib.closing(_compute_here(jobs, late))
+        return contextlib.closing(_Dispatcher(self._started(), jobs, late).results())
 
     def _started(self) -> Client:
         if self._client is None:
@@ -147,10 +131,6 @@ class Pool:
 # --- on a worker -----------------------------------------------------------------------------
 
 
-class OtherVersions(Exception):
-    """A worker whose packages differ from those of the process that sends jobs."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """Jobs that are sent as one task."""
@@ -162,19 +142,13 @@ class Batch:
 
 
 def compute(batch: Batch) -> tuple[list[Outcome], float]:
-    """Compute jobs one after the other, with one BLAS thread; also return the seconds that it took.
-
-    Raises
-    ------
-    OtherVersions
-        If the results might differ here.
-    """
+    """Compute jobs one after the other, with one BLAS thread; also return the seconds that it took."""
     begun = time.perf_counter()
     here = versions(*batch.packages)
     for name, version in batch.versions.items():
         if here[name] != version:
-            raise OtherVersions(
-                f"a worker has {name} {here[name]}, the sweep has {version}: install that there"
+            raise RuntimeError(
+                f"a worker has {name} {here[name]}, but the sweep {version}: install that there"
             )
     # not undone, as other threads of this process may compute jobs by then
     threadpool_limits(1, user_api="blas")
@@ -189,7 +163,7 @@ def _attempt(work: Callable[[Any], Outcome], argument: Any) -> Outcome:
     return found, None if error is None else error[:_LONGEST]
 
 
-def _compute_here(jobs: Jobs, late: Callable[[], bool] | None) -> Generator[Finished, None, None]:
+def _compute_here(jobs: Jobs, late: Late | None) -> Results:
     for key, argument in jobs.left:
         if late is not None and late():
             return
@@ -204,19 +178,19 @@ def _compute_here(jobs: Jobs, late: Callable[[], bool] | None) -> Generator[Fini
 class _Dispatcher:
     """Sends batches of jobs to Dask's workers, a few ahead of them, and receives the results."""
 
-    def __init__(self, client: Client, jobs: Jobs, late: Callable[[], bool] | None) -> None:
+    def __init__(self, client: Client, jobs: Jobs, late: Late | None) -> None:
         self.client, self.jobs, self.late = client, jobs, late
         self.unsent, self.left = jobs.count, iter(jobs.left)
         self.versions = versions(*jobs.packages)
-        self.running: dict[Future, list[tuple[Key, Any]]] = {}
+        self.running: dict[Future, list[Job]] = {}
         self.arrived: queue.SimpleQueue[Future] = queue.SimpleQueue()
         # jobs whose worker died, to be repeated alone in their task
-        self.again: deque[tuple[Key, Any]] = deque()
-        self.suspects: set[Key] = set()
+        self.again: deque[Job] = deque()
+        self.suspects: set[Any] = set()
         self.job_seconds: float | None = None
         self.counted, self.workers = -math.inf, 1
 
-    def results(self) -> Generator[Finished, None, None]:
+    def results(self) -> Results:
         try:
             while self._submit():
                 yield self._receive()
@@ -243,7 +217,7 @@ class _Dispatcher:
             future.add_done_callback(self.arrived.put)
         return bool(self.running)
 
-    def _take(self) -> list[tuple[Key, Any]]:
+    def _take(self) -> list[Job]:
         if self.again:
             return [self.again.popleft()]
         size = 1

@@ -1,4 +1,4 @@
-"""Parameters of what is swept: their types, from the annotations of data classes, and their names."""
+"""Parameters that can be swept: names and types, from the annotations of data classes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Parameter:
         Its annotation.
     default : object
     axis : str
-        Name of its dimension, where it is swept.
+        Name of its dimension if it is swept.
     recorded : bool
-        Whether results depend on it; if not, it cannot be swept.
+        Whether it affects results; otherwise it cannot be swept.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Parameter:
     recorded: bool = True
 
     def read(self, value: Any) -> Any:
-        """Return a value of TOML, or of Python, as the annotation wants it; "none" stands for None.
+        """Convert a value from TOML or Python to the annotated type; "none" means None.
 
         Raises
         ------
         TypeError
-            On a value of another type.
+            On a value of the wrong type.
 
         Examples
         --------
@@ -71,9 +71,9 @@ def parameters(
     without : collection of str
         Fields to leave out.
     unrecorded : collection of str
-        Fields that no result depends on.
+        Fields that do not affect results.
     axes : mapping, optional
-        Names of dimensions other than the field's.
+        Names of dimensions that differ from the field's.
     """
     hints, axes = typing.get_type_hints(kind), axes or {}
     return {
@@ -85,25 +85,25 @@ def parameters(
     }
 
 
-def require_known(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse names that are not known, and say which known one is nearest.
+def require_known(where: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse unknown names, and suggest the nearest known one.
 
     Examples
     --------
-    >>> require_known("fixed", ["sgima"], ["sigma", "width"])
+    >>> require_known("[fixed]", ["sgima"], ["sigma", "width"])
     Traceback (most recent call last):
     ...
-    ValueError: fixed must name what there is, got 'sgima': did you mean 'sigma'?
+    ValueError: unknown parameter 'sgima' in [fixed]; did you mean 'sigma'?
     """
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), 1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-            raise ValueError(f"{what} must name what there is, got {name!r}: {remedy}")
+            remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ValueError(f"unknown parameter {name!r} in {where}; {remedy}")
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON keeps it; numbers that JSON does not know become their names.
+    """Convert a value to JSON; numbers that JSON lacks become strings.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def plain(value: Any) -> Any:
 
 
 def label(value: Any) -> str:
-    """A value as a word."""
+    """Text for a value."""
     if isinstance(value, tuple):
         return " ".join(label(of) for of in value)
     if value is None:
@@ -140,7 +140,7 @@ def _read(hint: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         for one in inner:
             if one is not type(None) and (found := _read(one, value)) is not _REFUSED:
-                # "none" is no file of that name
+                # "none" is not the name of a file
                 return None if found == "none" and one is str else found
         return (
             None

@@ -21,12 +21,12 @@ class Job(Protocol):
 
     @property
     def key(self) -> str:
-        """Digest of everything that the results depend on."""
+        """Digest of everything that they depend on."""
         ...
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a line says about the job, for readers of the file."""
+        """What else a line says, for readers of the file."""
         ...
 
 
