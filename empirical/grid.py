@@ -1,4 +1,4 @@
-"""Grids of fine-tunings, tuned fairly: every arm has the same number of trials, and the same seeds."""
+"""Grids of fine-tunings, tuned fairly: every arm has the same number of trials and the same seeds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Arm:
     method : str
         One of `LABELS`.
     share : float or None
-        Share of the steps, and of the budget, that probe; None where that is no question.
+        Share of the steps, and of the budget, for probing; None for methods without one.
     """
 
     method: str
@@ -54,32 +54,32 @@ class Arm:
 
     @property
     def tuned(self) -> tuple[str, ...]:
-        """Parameters of the recipe that a trial sets."""
+        """Parameters of the recipe that are tuned."""
         return {"lp-fft": ("lp_lr", "lr"), "fft-drop": ("lr", "drop")}.get(self.method, ("lr",))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Arms by budgets by seeds, each pair of arm and budget tuned with the same number of trials.
+    """Arms by budgets by seeds; each pair of arm and budget is tuned with the same number of trials.
 
-    A trial is a learning rate, or for "lp-fft" a pair of them, one for each stage, and for "fft-drop" a rate
-    and the factor on it from half-way on, from 1/16 to 1. Rates spread evenly, in logarithm, over the same
-    range; pairs are a lattice, so that as many values of either number are tried as of a single rate. The
-    trial with the highest mean test accuracy over the tuning seeds wins; those start at 10,000, each with a
-    split, a body and noise of its own. The splits are of the same images, where these are not made up; where
-    the test images are published as such, tuning never sees them (`Setting.task`). Tuning is not paid for in
-    the budget, as in the paper: methods are compared at their best, which is not what a practitioner would
-    get for that epsilon.
+    A trial is a learning rate; for "lp-fft" it is a pair of rates, one per stage, and for "fft-drop" a rate
+    and the factor, from 1/16 to 1, that multiplies it in the second half. Rates are evenly spaced on a
+    logarithmic scale over the same range; pairs form a lattice, so that each of the two numbers takes as many
+    values as a single rate. The trial with the highest mean test accuracy over the tuning seeds wins. Tuning
+    seeds start at 10,000; each has its own split, body and noise. Splits are of the same images unless these
+    are synthetic; tuning never uses published test images (`Setting.task`). As in the paper, tuning costs no
+    privacy budget: methods are compared at their best, which a practitioner would not reach for that
+    epsilon.
 
     Parameters
     ----------
     setting : Setting
     recipe : Recipe
-        All that the arms share. Its method, share, budget and learning rates are replaced.
+        What the arms share; its method, share, budget and learning rates are replaced.
     methods : sequence of str
         Of `LABELS`.
     epsilons : sequence of float
-        Budgets; inf for the twin without noise (gradients are clipped all the same).
+        Budgets; inf: no noise, but the same clipping.
     shares : sequence of float
         Between 0 and 1, for "lp-fft"; 0 and 1 are "fft" and "lp".
     seeds : int
@@ -121,15 +121,15 @@ class Grid:
         for name in ("methods", "epsilons"):
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):
-                raise ValueError(f"{name} must be one or more different ones, got {given}")
+                raise ValueError(f"{name} must be non-empty without repetitions, got {given}")
         bad = [share for share in self.shares if not 0 < share < 1]
         if "lp-fft" in self.methods and (bad or not self.shares or len(set(self.shares)) < len(self.shares)):
             raise ValueError(
-                f"shares must be different ones between 0 and 1, got {list(self.shares)}: 'fft' and 'lp' are "
-                "the shares 0 and 1"
+                f"shares must be different and strictly between 0 and 1, got {list(self.shares)}; for shares "
+                "0 and 1 use the methods 'fft' and 'lp'"
             )
         if not 1 <= _validate.integer("seeds", self.seeds, 1) <= TUNING:
-            raise ValueError(f"seeds must be at most {TUNING}, from where on those of tuning are")
+            raise ValueError(f"seeds must be at most {TUNING}, where tuning seeds start, got {self.seeds}")
         _validate.integer("tuning_seeds", self.tuning_seeds, 1)
         _validate.integer("trials", self.trials, 1)
         if not _validate.positive("lowest", self.lowest) < _validate.positive("highest", self.highest):
@@ -140,7 +140,7 @@ class Grid:
 
     @property
     def arms(self) -> list[Arm]:
-        """Arms in the order of the methods, shares rising."""
+        """Arms in the order of the methods, with increasing shares."""
         fixed = {"lp": 1.0, "fft": 0.0}
         return [
             Arm(method, share)
@@ -149,7 +149,7 @@ class Grid:
         ]
 
     def candidates(self, arm: Arm, epsilon: float) -> list[Recipe]:
-        """The trials of one arm at one budget: ``trials`` different recipes."""
+        """The ``trials`` different recipes of one arm at one budget."""
         # a Kronecker lattice in the unit square
         places = (np.arange(self.trials) + 0.5) / self.trials
         others = (0.5 / self.trials + _GOLDEN * np.arange(self.trials)) % 1
@@ -172,7 +172,7 @@ class Grid:
         return len(self.arms) * len(self.epsilons) * (self.trials * self.tuning_seeds + self.seeds)
 
     def tuning(self) -> list[Cell]:
-        """All trials, seed after seed, as each seed has a task and a body to make."""
+        """All trials, seed by seed, because each seed needs its own task and body."""
         return [
             Cell(self.setting, recipe, TUNING + seed)
             for seed in range(self.tuning_seeds)
@@ -182,7 +182,7 @@ class Grid:
         ]
 
     def evaluation(self, chosen: Iterable[Recipe]) -> list[Cell]:
-        """The evaluation of chosen recipes, seed after seed."""
+        """The evaluation of chosen recipes, seed by seed."""
         recipes = list(chosen)
         return [Cell(self.setting, recipe, seed) for seed in range(self.seeds) for recipe in recipes]
 
@@ -195,8 +195,8 @@ def _between(low: float, high: float, places: np.ndarray) -> list[float]:
 def tune(grid: Grid, arm: Arm, epsilon: float, records: Records) -> tuple[Recipe, float] | None:
     """Return the trial with the highest mean test accuracy over the tuning seeds, and that accuracy.
 
-    The first of equal ones. A trial of which a seed failed is not chosen. None while trials are missing, or
-    if all failed.
+    Of equal trials the first is chosen; a trial with a failed seed is not. None if trials are missing, or all
+    failed.
     """
     best: tuple[Recipe, float] | None = None
     for recipe in grid.candidates(arm, epsilon):
@@ -227,14 +227,14 @@ def run_grid(
     ----------
     grid : Grid
     cells : path, optional
-        File that finished cells are appended to, and taken from: an interrupted grid goes on from there, a
-        larger one computes what is new. Files that the setting names are taken to be unchanged.
+        File of finished cells, read and appended to: the same call resumes an interrupted grid, and a larger
+        grid computes only the new cells. Files that the setting names must not have changed.
     workers : int
-        Processes; 1: this one. The result does not depend on it.
+        Processes, which require Dask; 1: this one, without Dask. The result does not depend on it.
     time_limit : float, optional
         Seconds after which no cell is started.
     progress : callable, optional
-        Called with the number of cells done and of all.
+        Called with the number of finished cells and of all cells.
     compute : callable, optional
         From setting, recipe and seed to final measures, "test_accuracy" among them, by default
         `compute_cell`. With several workers it must be importable.
@@ -243,15 +243,17 @@ def run_grid(
     -------
     xarray.Dataset
         Over ``arm`` (with the coordinates ``method`` and ``share``), ``epsilon`` and ``seed``: each final
-        measure, and ``spent``, the epsilon that the run comes to; over ``arm`` and ``epsilon`` the chosen
-        ``lr``, ``lp_lr`` and ``drop``, ``tuning_accuracy``, the number of ``trials``, and ``edge``, whether a
-        chosen one is at the end of its range: then take a wider one. NaN for what is missing, failed, or does
-        not apply. The attribute ``left`` counts the cells to do, ``failed`` those that failed.
+        measure, and ``spent``, the epsilon of the run; over ``arm`` and ``epsilon``: the chosen ``lr``,
+        ``lp_lr`` and ``drop``, ``tuning_accuracy``, the number of ``trials``, and ``edge``, whether a chosen
+        rate is at an end of its range, which then is too narrow. Values that are missing, failed or not
+        applicable are NaN. The attribute ``left`` counts unfinished cells, ``failed`` failed ones.
 
     Raises
     ------
     RecordsError
-        If ``cells`` cannot be written or trusted.
+        If ``cells`` cannot be written or trusted, or is in use.
+    SweepError
+        If worker processes cannot be started or compute cells.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a study is about: the private task, the body, how that is pre-trained, and where all of it runs."""
+"""What a study is about: the private task, the body, its pre-training, and the device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ON_DISK = ("cifar10", "stl10", "folder")
 
 @dataclass(frozen=True)
 class Setting:
-    """Task and pre-trained body, as functions of a seed; plain data that another process can be sent.
+    """Task and pre-trained body, as functions of a seed; plain data that can be sent to other processes.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ class Setting:
         Private training images of "glyphs", by default 2000.
     public_classes : tuple of str
         Of those three: classes to pre-train on. Without any there is no public part: intensities become
-        ``2 x - 1``, and the body keeps the weights that it was given or drawn with. Nor has a file: features
-        stay as they are.
+        ``2 x - 1``, and the body keeps its given or drawn weights. A file has no public part either, and its
+        features remain unchanged.
     shift : Shift
         Of the private images; none with a file.
     body : str
         See `empirical.body`; of a file "mlp", or "layer", which starts from the file's ``W``.
     options : tuple of (str, value)
-        For the function that makes the body, such as ``(("patch_size", 4),)``. Values are what JSON knows;
+        For the function that makes the body, such as ``(("patch_size", 4),)``. Values are those of JSON;
         lists become tuples.
     widths : tuple of int or None
         Of the bodies "mlp" (by default 128, 64) and "conv".
@@ -74,14 +74,14 @@ class Setting:
     device, precision : str
         See `empirical.train.finetune`.
     features : bool
-        Measure features, too.
+        Also measure features.
     bodies : str or None
-        Folder in which pre-trained bodies are kept, and looked for; not part of what the setting is.
+        Folder of pre-trained bodies, which are read if they exist; it does not affect results.
 
     Raises
     ------
     ValueError
-        On settings that contradict each other.
+        If settings contradict each other.
 
     Examples
     --------
@@ -109,6 +109,14 @@ class Setting:
     bodies: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
+        self._check_data()
+        self._check_file()
+        self._check_pretraining()
+        if self.body == "mlp" and self.widths is None:
+            object.__setattr__(self, "widths", (128, 64))
+
+    def _check_types(self) -> None:
         _validate.instance("data", self.data, str)
         _validate.instance("label", self.label, str)
         if not self.is_file and self.data not in DATA:
@@ -130,6 +138,8 @@ class Setting:
                 object.__setattr__(self, name, tuple(_validate.sequence(name, getattr(self, name), kind)))
         object.__setattr__(self, "options", _hashable(self.options))
         _validate.choice("precision", self.precision, ("single", "mixed"))
+
+    def _check_data(self) -> None:
         on_disk = self.data in _ON_DISK
         if on_disk != (self.folder is not None):
             allowed = "be given" if on_disk else "be left out"
@@ -143,7 +153,9 @@ class Setting:
                 f"public_classes must be left out with data={self.data!r}, which has "
                 f"{'no' if self.is_file else 'a'} public part, got {self.public_classes}"
             )
-        self._check_file()
+
+    def _check_pretraining(self) -> None:
+        on_disk = self.data in _ON_DISK
         public = bool(self.public_classes) if on_disk else not self.is_file
         if self.pretrain is None:
             object.__setattr__(self, "pretrain", "none" if self.weights or not public else "supervised")
@@ -157,11 +169,9 @@ class Setting:
             _validate.integer("epochs", self.epochs, 1)
             if self.pretrain == "none":
                 raise ValueError(f"epochs must be left out with pretrain='none', got {self.epochs}")
-        if self.body == "mlp" and self.widths is None:
-            object.__setattr__(self, "widths", (128, 64))
 
     def _check_file(self) -> None:
-        """Refuse what goes with a file alone, or not with one."""
+        """Refuse what requires a file, or does not go with one."""
         if not self.is_file:
             if self.label != "y":
                 raise ValueError(f"label must be left out with data={self.data!r}, got {self.label!r}")
@@ -182,15 +192,15 @@ class Setting:
         return files.is_file(self.data)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: all that results depend on."""
+        """Return everything that results depend on, as plain data."""
         without = ("bodies",) if self.is_file else ("bodies", "label")
         return {name: value for name, value in asdict(self).items() if name not in without}
 
     def task(self, seed: int, *, tuning: bool = False) -> Images:
-        """The task, split anew for each seed; CIFAR-10, STL-10 and a file with ``X_test`` keep their split.
+        """The task, with a new split for each seed; CIFAR-10, STL-10 and files with ``X_test`` keep theirs.
 
-        With ``tuning`` those do not show their test images: a fifth of each class's training images, drawn by
-        the seed, takes their place.
+        With ``tuning``, a fifth of each class's training images, drawn by the seed, replaces their test
+        images.
         """
         if self.data in _SPLIT or (self.is_file and "X_test" not in files.held(self.data)):
             return _task(self, seed)
@@ -203,7 +213,7 @@ class Setting:
         return replace(published, train=train.take(np.sort(rest)), test=train.take(np.sort(held_out)))
 
     def untrained(self) -> Setting:
-        """The same with random weights, which measures of features are to be seen beside."""
+        """The same with random weights, as a reference for measures of features."""
         return replace(self, pretrain="none", epochs=None, weights=None, bodies=None)
 
     def network(self, seed: int, progress: Callable[[int, float], None] | None = None) -> nn.Module:
@@ -219,14 +229,14 @@ class Setting:
 
 
 class _Mapping(dict[str, Any]):
-    """A mapping that nothing changes, so that it can be part of a key."""
+    """A constant mapping, so that it can be part of a key."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
 
 def _hashable(value: Any) -> Any:
-    """Data from JSON with tuples for lists, and mappings that have a hash."""
+    """Data from JSON with tuples for lists, and hashable mappings."""
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
     if isinstance(value, dict):

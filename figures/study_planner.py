@@ -116,12 +116,12 @@ class Plans(Kind):
         return {"share": np.array(share), "accuracy": np.array(accuracy)}, None
 
 
-def compute(kept: Path, seeds: int, workers: int, kind: Kind | None = None) -> xr.Dataset:
+def compute(kept: Path, seeds: int, workers: int) -> xr.Dataset:
     """Plan for every source, task, seed and budget that the sweep in ``kept`` lacks."""
     from tqdm import tqdm
 
     sweep = {"source": list(SOURCES), "seed": {"count": seeds}, "task": list(TASKS)}
-    grid = Grid(kind or Plans(), sweep)
+    grid = Grid(Plans(), sweep)
     with tqdm(total=grid.cells, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes import the main module anew: what that asks of a script."""
+"""Worker processes import the main module again: what this requires of a script."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from types import FrameType
 
 
 def require_importable_main(instead: str) -> None:
-    """Refuse to start worker processes that would run the calling script once more, or cannot find it.
+    """Refuse to start worker processes that would run the calling script again, or cannot find it.
 
     Parameters
     ----------
     instead : str
-        What does without worker processes, to end the message with.
+        How to do without worker processes, which ends the message.
 
     Raises
     ------
     ValueError
-        If the script is read from standard input, or no ``if __name__ == "__main__":`` comes before the line
-        that calls this. Another thread than the main one is not looked at.
+        If the script is read from standard input, or no ``if __name__ == "__main__":`` precedes the line that
+        calls this. Only the main thread is checked.
     """
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", "")
     file = getattr(main, "__file__", None)
-    # these no worker imports: a package that is run, an interactive session, python -c
+    # workers do not import these: a package that is run, an interactive session, python -c
     if file is None or name.rpartition(".")[2] == "__main__":
         return
     if not Path(file).exists():
         raise ValueError(
-            f"workers import the script that starts them, which cannot be done from {file}: "
+            f"workers import the script that starts them, which is not possible from {file}: "
             f"save it to a file, or {instead}"
         )
     frame: FrameType | None = sys._getframe()
@@ -38,13 +38,13 @@ def require_importable_main(instead: str) -> None:
         frame = frame.f_back
     if frame is not None and not _guarded(Path(file), frame.f_lineno):
         raise ValueError(
-            "workers import the script that starts them, and would run it once more: put line "
+            "workers import the script that starts them, and would run it again: put line "
             f'{frame.f_lineno} of {file} under if __name__ == "__main__":, or {instead}'
         )
 
 
 def _guarded(file: Path, line: int) -> bool:
-    """Whether what runs at a line may depend on ``__name__``."""
+    """Whether a line may run only for a certain ``__name__``."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -36,9 +36,7 @@ def test_a_script_that_would_run_again(tmp_path, code):
     done = run(code, tmp_path)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith(
-        "ValueError: workers import the script that starts them, and would run it once more"
-    )
+    assert last.startswith("ValueError: workers import the script that starts them, and would run it again")
     assert last.endswith('script.py under if __name__ == "__main__":, or take threads')
 
 

@@ -38,8 +38,8 @@ DIED = "its process died: killed, or out of memory"
 _GONE = "the scheduler is gone, and with it all unfinished work; finished work is kept"
 # duration of a task, unless a single job takes longer
 _TASK_SECONDS = 0.5
-# most jobs of a task, and most bytes of its results
-_TASK_JOBS, _TASK_BYTES = 1000, 2**24
+# most bytes of its results
+_TASK_BYTES = 2**24
 # time between two counts of the workers, and longest wait for results
 _COUNT_SECONDS, _WAIT_SECONDS = 5.0, 0.2
 # characters of an error message
@@ -53,6 +53,7 @@ class Jobs:
     work: Callable[[Any], Outcome]  # importable by workers
     left: Iterable[Job]  # in the order of their start; all keys differ
     count: int
+    together: int = 1  # most jobs of a task, whose results arrive together
     nbytes: int = 8  # of a job's results
     packages: tuple[str, ...] = ()  # whose versions affect the results
 
@@ -225,7 +226,7 @@ class _Dispatcher:
             fair = math.ceil(self.unsent / (2 * self.workers))
             small = _TASK_BYTES // max(1, self.jobs.nbytes)
             timely = int(_TASK_SECONDS / max(self.job_seconds, 1e-9))
-            size = max(1, min(fair, small, timely, _TASK_JOBS))
+            size = max(1, min(fair, small, timely, self.jobs.together))
         some = list(itertools.islice(self.left, size))
         self.unsent -= len(some)
         return some

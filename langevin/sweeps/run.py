@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # share of this process's time that may go into writing while cells are computed
 _WRITING = 0.1
+# most cells that are sent to a worker together
+_TOGETHER = 1000
 _ALONE = threading.Lock()
 
 Progress = Callable[[int, int], None]
@@ -153,11 +155,11 @@ def _jobs(kept: SweepStore, left: np.ndarray) -> Jobs:
     work = _Work(grid.kind, grid.record, layout, common, tuple(grid.sweep), kept.path.resolve())
 
     def cells() -> Iterator[tuple[Place, Any]]:
-        for some in np.array_split(left, math.ceil(len(left) / 1000)):
+        for some in np.array_split(left, math.ceil(len(left) / _TOGETHER)):
             for place in zip(*(i.tolist() for i in np.unravel_index(some, grid.shape)), strict=True):
                 yield place, tuple(a[i] for a, i in zip(axes, place, strict=True))
 
-    return Jobs(work, cells(), len(left), layout.cell_bytes, grid.kind.packages)
+    return Jobs(work, cells(), len(left), _TOGETHER, layout.cell_bytes, grid.kind.packages)
 
 
 class _Writer:

@@ -249,7 +249,7 @@ def test_an_interrupted_grid_says_how_to_go_on(
         ),
         (["--rank", "0", "--method", "lora"], "--rank must be at least 1"),
         (["--epsilons", "1", "-1"], "--epsilons must be positive"),
-        (["--shares", "0"], "--shares must be different ones between 0 and 1"),
+        (["--shares", "0"], "--shares must be different and strictly between 0 and 1"),
         (["--methods", "adam"], "argument --methods"),
         (["--trials", "0"], "--trials must be at least 1"),
         (["--lr-range", "2", "1"], "--lr-range must be below"),

@@ -1,9 +1,15 @@
 """Grids: fair trials, resumption, workers, failures; with made-up results, and a few real ones."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +24,7 @@ from empirical.recipe import Recipe
 from empirical.records import Cell, Records, RecordsError
 from empirical.setting import Setting
 from tests.empirical.test_data import CIFAR_RECORDS, cifar_files
+from tests.helpers import finish, until
 
 SETTING = Setting(shift=Shift(rotation=20), widths=(8,), epochs=1)
 METHODS = ("lp", "fft", "fft-drop", "lp-fft", "lora", "bitfit", "sparse")
@@ -37,6 +44,13 @@ def made_up(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
 def deadly(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
     if seed == 1 and recipe.method == "fft":
         os._exit(3)
+    return made_up(setting, recipe, seed)
+
+
+def gated(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
+    """Made-up results; those of the second tuning seed wait for a file."""
+    while seed == TUNING + 1 and not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
     return made_up(setting, recipe, seed)
 
 
@@ -136,10 +150,10 @@ def test_the_first_of_equal_trials_wins_and_failed_ones_do_not() -> None:
     ("options", "message"),
     [
         (dict(methods=("adam",)), "methods must be one of"),
-        (dict(methods=()), "methods must be one or more"),
-        (dict(epsilons=(1.0, 1.0)), "epsilons must be one or more different ones"),
+        (dict(methods=()), "methods must be non-empty"),
+        (dict(epsilons=(1.0, 1.0)), "epsilons must be non-empty without repetitions"),
         (dict(epsilons=(-1.0,)), "epsilon must be positive"),
-        (dict(shares=(0.0,)), "shares must be different ones between 0 and 1"),
+        (dict(shares=(0.0,)), "shares must be different and strictly between 0 and 1"),
         (dict(shares=(0.01,)), "lp_share must leave a step"),
         (dict(seeds=0), "seeds must be at least 1"),
         (dict(seeds=TUNING + 1), "seeds must be at most"),
@@ -267,6 +281,39 @@ def test_the_number_of_workers_does_not_matter() -> None:
     xr.testing.assert_identical(
         run_grid(grid, workers=2, compute=made_up), run_grid(grid, workers=1, compute=made_up)
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_grid_loses_no_finished_cell(tmp_path, number: signal.Signals) -> None:
+    path = tmp_path / "cells.jsonl"
+    script = (
+        "from empirical import run_grid\n"
+        "from tests.empirical.test_grid import gated, make_grid\n"
+        "from langevin._command import interruptible\n"
+        "if __name__ == '__main__':\n"
+        f"    with interruptible(): run_grid(make_grid(), cells={str(path)!r}, workers=2, compute=gated)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GATE": str(tmp_path / "gate")},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        until(lambda: path.exists() and path.read_bytes().count(b"\n") >= 8, process)
+        with pytest.raises(RecordsError, match="in use"):
+            Records(path)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        finish(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    compute, grid = Counted(), make_grid()
+    run = run_grid(grid, cells=path, compute=compute)
+    assert len(compute.asked) == grid.cells - 8
+    xr.testing.assert_identical(run, run_grid(grid, compute=made_up))
 
 
 def test_a_process_that_dies_fails_its_own_cell_alone() -> None:
