@@ -1,4 +1,4 @@
-"""What a grid says: means with standard errors, paired differences, the best share; as text or Markdown."""
+"""Results of a grid: means with standard errors, paired differences, the best share; as text or Markdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from langevin import _validate
 if TYPE_CHECKING:
     import xarray as xr
 
-# of each table's claims taken together
+# familywise, for all claims of a table
 LEVEL = 0.05
-# what means something else to LaTeX, or nothing
+# characters with another meaning in LaTeX, or none
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%_#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -62,7 +62,7 @@ def summary(run: xr.Dataset, measure: str = "test_accuracy") -> xr.Dataset:
 
 
 def paired(run: xr.Dataset, reference: str, measure: str = "test_accuracy") -> xr.Dataset:
-    """Differences to one arm, seed by seed: both saw the same split and body.
+    """Differences from one arm, seed by seed, with the same split and body.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ def paired(run: xr.Dataset, reference: str, measure: str = "test_accuracy") -> x
     Returns
     -------
     xarray.Dataset
-        As `summary`, and ``significant``: whether the difference is not 0 by a t-test, at a level of 5 % for
-        all of ``run``'s arms and budgets together (Holm). Differences that are equal for all seeds are not
-        tested: these are too few.
+        As `summary`, and ``significant``: whether the difference is nonzero by a t-test, at a familywise
+        level of 5 % for all arms and budgets of ``run`` (Holm). Differences that are equal for all seeds are
+        not tested.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def paired(run: xr.Dataset, reference: str, measure: str = "test_accuracy") -> x
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
-    """Which hypotheses are rejected at `LEVEL` for all together; NaN: none."""
+    """Which hypotheses are rejected at the familywise level `LEVEL`; NaN is no hypothesis."""
     rejected = np.zeros(p.size, dtype=bool)
     order = np.argsort(p.ravel())
     tested = int(np.isfinite(p).sum())
@@ -114,27 +114,27 @@ def best_share(run: xr.Dataset, measure: str = "test_accuracy") -> xr.Dataset:
     Parameters
     ----------
     run : xarray.Dataset
-        From `run_grid`, with two or more of these arms.
+        From `run_grid`, with at least two of these arms.
     measure : str
 
     Returns
     -------
     xarray.Dataset
         Over ``epsilon``: ``share``, the ``runner_up``, and the ``gain`` over it, paired by seed, with its
-        ``standard_error``. The best of several is best by luck, too: a gain within two standard errors says
-        that the order is open. NaN where an arm has no results.
+        ``standard_error``. Choosing the best of several favours luck: a gain within two standard errors
+        leaves the order open. NaN if an arm has no results.
 
     Raises
     ------
     ValueError
-        If there are fewer than two such arms.
+        With fewer than two such arms.
     """
     import xarray as xr
 
     shared = run.sel(arm=[method in _SHARED for method in run.method.values])
     if shared.sizes["arm"] < 2:
         raise ValueError(
-            f"run must have two or more arms of {', '.join(_SHARED)}, got {[str(a) for a in run.arm.values]}"
+            f"run must have at least two arms of {', '.join(_SHARED)}, got {[str(a) for a in run.arm.values]}"
         )
     rows = []
     for epsilon in shared.epsilon.values:
@@ -162,7 +162,7 @@ class Table:
     header : sequence of str
     rows : iterable of sequence of str
     labels : int
-        Number of first columns that are words, to the left; the others are numbers.
+        Number of leading columns of text, left-aligned; the others are numbers.
 
     Examples
     --------
@@ -186,17 +186,17 @@ class Table:
         ]
 
     def text(self) -> str:
-        """Columns aligned, for a terminal."""
+        """Aligned columns, for a terminal."""
         return "\n".join("  ".join(line).rstrip() for line in self._padded())
 
     def markdown(self) -> str:
-        """A table of Markdown."""
+        """A Markdown table."""
         header, *rows = ("| " + " | ".join(line) + " |" for line in self._padded())
         rule = "|" + "---|" * self.labels + "---:|" * (len(self.header) - self.labels)
         return "\n".join([header, rule, *rows])
 
     def latex(self) -> str:
-        """A table of LaTeX, in the style of its package booktabs."""
+        """A LaTeX table in the style of the package booktabs."""
         columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
         header, *rows = (
             " & ".join(cell.strip().translate(_LATEX) for cell in line) + r" \\"
@@ -207,14 +207,14 @@ class Table:
 
 
 def table(run: xr.Dataset, reference: str | None = None, measure: str = "test_accuracy") -> Table:
-    """One row an arm, one column a budget: means, or differences to an arm, each with its standard error.
+    """One row per arm, one column per budget: means, or differences from an arm, with standard errors.
 
     Parameters
     ----------
     run : xarray.Dataset
         From `run_grid`.
     reference : str, optional
-        Name of an arm to take paired differences to; those that are significant by `paired` have a star.
+        Arm from which paired differences are taken; significant ones, by `paired`, have a star.
     measure : str
 
     Returns
@@ -236,7 +236,7 @@ def table(run: xr.Dataset, reference: str | None = None, measure: str = "test_ac
 
 
 def shares_table(run: xr.Dataset, measure: str = "test_accuracy") -> Table:
-    """One row a budget: `best_share`."""
+    """One row per budget: `best_share`."""
     found = best_share(run, measure)
     rows = []
     for epsilon in found.epsilon.values:
@@ -248,7 +248,7 @@ def shares_table(run: xr.Dataset, measure: str = "test_accuracy") -> Table:
 
 
 def number(mean: float, error: float, *, signed: bool = False) -> str:
-    """Write a mean and its standard error to three decimals; a dash for none."""
+    """Format a mean and its standard error with three decimals; a dash if there is none."""
     if not math.isfinite(mean):
         return "-"
     text = f"{mean:+.3f}" if signed else f"{mean:.3f}"

@@ -1,4 +1,4 @@
-"""The committed grids of fine-tunings in docs/study, side by side in one table."""
+"""The committed grids of fine-tunings in docs/study, in one table."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def paths(names: Iterable[str]) -> list[str]:
 
 
 def collect(names: Iterable[str]) -> xr.Dataset:
-    """Mean and standard error of each study's test accuracy, by arm and budget; NaN where it has none.
+    """Mean and standard error of each study's test accuracy, by arm and budget; NaN if missing.
 
     Parameters
     ----------
     names : iterable of str
-        Of files in docs/study, without their suffix; each from `empirical.run_grid`.
+        Files in docs/study without their suffix, each from `empirical.run_grid`.
 
     Returns
     -------
     xarray.Dataset
-        Over ``study``, ``arm`` and ``epsilon``: ``mean``, ``standard_error`` and ``seeds``, and ``differs``,
-        whether the mean is not that of full fine-tuning, by `empirical.paired`. Coordinates of ``study``:
-        ``data`` and ``body`` in words, and the ``device``.
+        Over ``study``, ``arm`` and ``epsilon``: ``mean``, ``standard_error``, ``seeds``, and ``differs``,
+        whether the mean differs from that of full fine-tuning by `empirical.paired`. Coordinates of
+        ``study``: ``data`` and ``body`` as text, and the ``device``.
     """
     import xarray as xr
 
@@ -55,7 +55,7 @@ def collect(names: Iterable[str]) -> xr.Dataset:
         coordinates = {key: ("study", [value]) for key, value in about.items()}
         parts.append(found.expand_dims(study=[name]).assign_coords(coordinates))
     data = xr.concat(parts, "study", join="outer", compat="no_conflicts", coords="different")
-    # in the order of the studies, not of the alphabet
+    # in the order of the studies instead of the alphabet
     arms = list(dict.fromkeys(str(arm) for part in parts for arm in part.arm.values))
     data = data.reindex(arm=arms)
     meanings = {
@@ -75,7 +75,7 @@ def collect(names: Iterable[str]) -> xr.Dataset:
 
 
 def tabulate(data: xr.Dataset) -> Table:
-    """One row an arm, study after study, one column a budget; a star where ``differs``."""
+    """One row per arm of each study, one column per budget; a star where ``differs``."""
     from empirical.tables import Table, number
 
     rows = []

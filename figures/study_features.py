@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FILE = "docs/study/features.nc"
-# where the learning rates were tuned, and what the rest of the recipe is that of
+# source of the tuned learning rates and of the rest of the recipe
 TUNED = "docs/study/glyphs.nc"
 EPSILONS = (0.3, 1.0)
 SEEDS, EPOCHS = 20, 3
@@ -38,15 +38,15 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(seeds: int = SEEDS, *, steps: int = 100, evaluations: int = 10, **setting: Any) -> xr.Dataset:
-    """Fine-tune glyphs in every way of `RUNS`, watching features.
+    """Fine-tune glyphs in every way of `RUNS`, and measure features.
 
     Parameters
     ----------
     seeds : int
-        Each with glyphs, body, head, batches and noise of its own; all runs of a seed share them.
+        Each has its own glyphs, body, head, batches and noise, which all runs of the seed share.
     steps, evaluations : int
     **setting
-        Of `empirical.Setting`, beside glyphs and the epochs of pre-training.
+        Of `empirical.Setting`, in addition to glyphs and the epochs of pre-training.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, evaluations: int = 10, **se
     bar = tqdm(total=seeds * len(EPSILONS) * len(RUNS), disable=None, unit="run")
     for seed in range(seeds):
         task, pretrained = about.task(seed), about.network(seed)
-        # weights of another seed than the body's own
+        # weights of another seed than that of the body
         fresh = body(about.body, task.train.shape, widths=about.widths, rng=seed + 10_000)
         watch = FeatureWatch(task, pretrained, random=fresh, rng=seed)
         baselines.append([watch.baselines[kind] for kind in BASELINES])

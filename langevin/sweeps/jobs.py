@@ -148,9 +148,7 @@ def compute(batch: Batch) -> tuple[list[Outcome], float]:
     here = versions(*batch.packages)
     for name, version in batch.versions.items():
         if here[name] != version:
-            raise RuntimeError(
-                f"a worker has {name} {here[name]}, but the sweep {version}: install that there"
-            )
+            raise RuntimeError(f"a worker has {name} {here[name]}, not {version}: install that there")
     # not undone, as other threads of this process may compute jobs by then
     threadpool_limits(1, user_api="blas")
     return [_attempt(batch.work, argument) for argument in batch.arguments], time.perf_counter() - begun
@@ -240,7 +238,12 @@ class _Dispatcher:
         finished = {future.key: future for future in futures if future.status == "finished"}
         # a result whose worker dies now is computed again, which may fail
         results = self._ask(lambda: self.client.gather(finished, errors="skip")) if finished else {}
-        return [one for future in futures for one in self._outcomes(future, results.get(future.key))]
+        # failures wait, as they may end all, until what has arrived is stored
+        first = [future for future in futures if future.key in results] or futures
+        for future in futures:
+            if future not in first:
+                self.arrived.put(future)
+        return [one for future in first for one in self._outcomes(future, results.get(future.key))]
 
     def _outcomes(self, future: Future, result: tuple[list[Outcome], float] | None) -> Finished:
         from distributed import KilledWorker

@@ -114,7 +114,7 @@ def test_shares_that_are_missing_are_not_compared() -> None:
     assert np.isnan(best_share(run).sel(epsilon=0.3).share)
     assert np.isfinite(best_share(run).sel(epsilon=1.0).share)
     assert "-" in shares_table(run).text().splitlines()[1]
-    with pytest.raises(ValueError, match="two or more arms"):
+    with pytest.raises(ValueError, match="at least two arms"):
         best_share(run.isel(arm=[2, 0]))
 
 
