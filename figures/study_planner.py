@@ -147,7 +147,8 @@ def main() -> int:
     plans.attrs = {"machine": processor(), "command": "python -m figures.study_planner"}
     store.save(plans, out)
     errors = set(run.error.values[run.status.values != FINISHED].tolist())
-    print(*(f"failed: {error}" for error in errors), sep="\n", end="", file=sys.stderr)
+    for error in errors:
+        print(f"failed: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 
