@@ -3,6 +3,7 @@ from .accounting import account as account
 from .accounting import calibrate as calibrate
 from .accounting import delta as delta
 from .accounting import epsilon as epsilon
+from .arms import Grid as Grid
 from .backbones import Classifier as Classifier
 from .backbones import body as body
 from .backbones import convnet as convnet
@@ -27,7 +28,6 @@ from .features import linear_cka as linear_cka
 from .features import neural_collapse as neural_collapse
 from .glyphs import Style as Style
 from .glyphs import glyphs as glyphs
-from .grid import Grid as Grid
 from .grid import run_grid as run_grid
 from .history import History as History
 from .history import Mechanism as Mechanism

@@ -323,7 +323,7 @@ def _task(
     shift = or_default("shift", shift, Shift)
     public, private = public_and_private(names, classes, public_classes)
     images = np.isin(train[0], public + private).sum() + np.isin(test[0], private).sum()
-    copies = 1 if shift == Shift() else 2
+    copies = 1 if shift.is_none else 2
     _validate.memory(
         4.0 * copies * int(images) * shape[0] * shape[1] * shape[2],
         f"{images} images of {name}",

@@ -12,281 +12,195 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command, _streams
+from empirical.arms import Grid
+from empirical.images import Shift
+from empirical.recipe import Recipe
+from empirical.setting import Setting
+from langevin import _command, _options, _streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from empirical.grid import Grid
-    from empirical.recipe import Recipe
-    from empirical.setting import Setting
+    from empirical.features import FeatureWatch
+    from empirical.images import Images
+    from empirical.train import FineTuning
 
 PROGRAM = "python -m empirical.finetune"
-# what one run alone has, and a grid alone; any of the latter makes a grid
-RUN: dict[str, Any] = dict(
-    method="lp-fft",
-    lp_share=None,
-    epsilon=1.0,
-    lr=0.25,
-    lp_lr=1.0,
-    drop=1.0,
-    seed=0,
-    evaluations=10,
-    checkpoint=None,
-    resume=False,
-    save_model=None,
-)
-GRID: dict[str, Any] = dict(
-    methods=["lp", "fft", "fft-drop", "lp-fft"],
-    epsilons=[1.0],
-    shares=[0.25, 0.5, 0.75],
-    seeds=20,
-    trials=16,
-    tuning_seeds=3,
-    lr_range=[0.03, 3.0],
-    workers=1,
-    cells="runs/cells.jsonl",
-    time_limit=None,
-)
-# where the functions call an argument other than the command
+
+
+@dataclass(frozen=True)
+class SingleOptions:
+    """Options of one run besides those of `Recipe` and `Setting`.
+
+    Parameters
+    ----------
+    seed : int or None
+        Seed of split, body, head, batches and noise; none: split and body of seed 0, and the rest from the
+        system's entropy, for weights that leave this machine.
+    evaluations : int
+        Number of evaluations after the one at the start, about equally spaced.
+    checkpoint : str or None
+        File to save the run in at each evaluation, next to its ledger.
+    resume : bool
+        Resume from ``checkpoint``.
+    save_model : str or None
+        file.safetensors for the trained network, which empirical.load reads; see --seed none.
+    """
+
+    seed: int | None = 0
+    evaluations: int = 10
+    checkpoint: str | None = field(default=None, metadata={"metavar": "FILE"})
+    resume: bool = False
+    save_model: str | None = field(default=None, metadata={"metavar": "FILE"})
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """Options of a comparison besides those of `Grid`, `Recipe` and `Setting`.
+
+    Parameters
+    ----------
+    lr_range : tuple of float
+        Lowest and highest learning rate to try.
+    workers : int
+        Number of processes, of one thread each.
+    cells : str
+        File that finished cells are added to and taken from.
+    time_limit : float or None
+        Seconds after which no cell is started; repeat the command to resume.
+    """
+
+    lr_range: tuple[float, float] = field(
+        default=(Grid.lowest, Grid.highest), metadata={"metavar": ("LOW", "HIGH")}
+    )
+    workers: int = 1
+    cells: str = field(default="runs/cells.jsonl", metadata={"metavar": "FILE"})
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Options of what comes of either.
+
+    Parameters
+    ----------
+    out : str or None
+        file.nc or folder.zarr (default: runs/<what was asked for>.nc).
+    json : bool
+        Print the report as JSON.
+    quiet : bool
+        Show no progress bar.
+    """
+
+    out: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+
+# what one run alone reads, and what a grid has instead
+SINGLE = {
+    "method": "--methods",
+    "lp_share": "--shares",
+    "epsilon": "--epsilons",
+    "lr": "--lr-range",
+    "lp_lr": "--lr-range",
+    "drop": "--lr-range",
+    "seed": "--seeds",
+    "evaluations": "one at the end",
+    "checkpoint": "--cells",
+    "resume": "--cells",
+    "save_model": "no model of its own",
+}
+# what a grid alone reads
+GRID = ("methods", "epsilons", "shares", "seeds", "trials", "tuning_seeds")
+GRID += ("lr_range", "workers", "cells", "time_limit")
+# where functions call an argument other than the command
 NAMES = {
-    "folder": "data-folder",
-    "root": "data-folder",
+    "root": "data_folder",
     "shape": "body",
     "rng": "seed",
     "expected_batch": "batch",
     "kind": "pretrain",
-    "epochs": "pretrain-epochs",
-    "lowest": "lr-range",
+    "lowest": "lr_range",
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _options.Parser:
     """Command line of fine-tuning."""
-    p = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [option ...]",
+    p = _options.Parser(
+        PROGRAM,
         description="Fine-tune a pre-trained network with DP-SGD on a private task: linear probing, full "
         "fine-tuning, one then the other, low-rank adapters, biases, or a sparse subset, at one privacy "
         "budget; or compare them, each tuned with the same number of trials.",
         epilog="Exit status: 0 done, 1 failed or diverged (what was computed is saved), 2 wrong usage or bad "
-        "input, 130 or 143 interrupted (--resume goes on with a run that has a --checkpoint; a grid goes on "
-        "when its command is repeated).",
-        formatter_class=_command.Help,
+        "input, 130 or 143 interrupted (--resume continues a run that has a --checkpoint; repeat the command "
+        "to resume a grid).",
     )
-
-    def either(group: Any, name: str, text: str, **how: Any) -> None:
-        """An option that is absent unless given, to see which mode was meant."""
-        value = (RUN | GRID)[name]
-        shown = " ".join(str(v) for v in value) if isinstance(value, list) else value
-        text += "" if value in (None, False) else f" (default: {shown})"
-        group.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
-
-    data = p.add_argument_group("task")
-    data.add_argument(
-        "--data",
-        default="digits",
-        metavar="DATA",
-        help="digits (scikit-learn's), glyphs (made up; new classes are private), from --data-folder: "
-        "cifar10, stl10, folder (images in a folder for each class), or a file of features: .npz with X, y "
-        "and optionally W, X_test, y_test; .csv or .parquet, features in all columns but one",
+    task = (Setting, "data label folder public_classes size images")
+    p.add("task", task, (Shift, "rotation gain offset"))
+    net = (Setting, "body widths options weights pretrain epochs bodies")
+    p.add("network", net, (Recipe, "head head_scale prototype_share"))
+    p.add("method", (Recipe, "method lp_share lr lp_lr drop momentum rank density selection"))
+    p.add("privacy", (Recipe, "epsilon delta clip clipping stabiliser steps batch"))
+    p.add(
+        "run",
+        (SingleOptions, "seed"),
+        (Setting, "device precision"),
+        (Recipe, "engine"),
+        (SingleOptions, "evaluations"),
+        (Setting, "features"),
+        (SingleOptions, "checkpoint resume"),
     )
-    data.add_argument("--label", default="y", metavar="COLUMN", help="labels of a .csv or .parquet file")
-    data.add_argument("--data-folder", metavar="FOLDER", help="where cifar10, stl10 or folder are")
-    data.add_argument(
-        "--public-classes",
-        nargs="+",
-        default=(),
-        metavar="CLASS",
-        help="classes of these to pre-train on; without any, intensities x become 2 x - 1, and the body is "
-        "as it was drawn or loaded",
+    p.add(
+        "grid",
+        (Grid, "methods epsilons shares seeds trials tuning_seeds"),
+        (GridOptions, "lr_range workers cells time_limit"),
+        about="Any of these compares methods, tuned fairly.",
     )
-    data.add_argument(
-        "--size", type=int, help="pixels of a side: glyphs 24, stl10 96, folder 32 unless given"
-    )
-    data.add_argument("--images", type=int, help="private training images of glyphs, 2000 unless given")
-    data.add_argument(
-        "--rotation", type=float, help="of private images, in degrees; 20 for digits and 0 else unless given"
-    )
-    data.add_argument("--gain", type=float, default=1.0, help="private intensities become gain x + offset")
-    data.add_argument("--offset", type=float, default=0.0, help="of private intensities")
-    net = p.add_argument_group("network")
-    net.add_argument(
-        "--body",
-        metavar="BODY",
-        help="mlp, conv, timm:<model> or hf:<model>; mlp for digits and conv else unless given. Of a file "
-        "of features layer, unless given, or mlp: layer starts as the file's W, or as the identity",
-    )
-    net.add_argument(
-        "--widths", type=int, nargs="+", help="of mlp (128 64) and conv (32 64 128) unless given"
-    )
-    net.add_argument(
-        "--body-options",
-        nargs="+",
-        default=(),
-        metavar="NAME=VALUE",
-        help="for the function that makes the body, such as patch_size=4",
-    )
-    net.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="of the body: file.npz for mlp, conv and layer, hub or a path for others",
-    )
-    net.add_argument(
-        "--pretrain",
-        choices=["supervised", "simclr", "none"],
-        help="on the public part, without noise; supervised unless there is none, or weights are given",
-    )
-    net.add_argument("--pretrain-epochs", type=int, help="30 supervised, 40 simclr unless given")
-    net.add_argument(
-        "--bodies", metavar="FOLDER", help="keep pre-trained bodies here, and take those that are there"
-    )
-    net.add_argument("--head", choices=["gaussian", "zero", "prototype"], default="gaussian", help="new head")
-    net.add_argument(
-        "--head-scale", type=float, default=1.0, help="of its weights: times 1/sqrt(features) if gaussian"
-    )
-    how = p.add_argument_group("method")
-    either(how, "method", "what trains", choices=["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"])
-    either(how, "lp_share", "share of steps and budget that probe first, lp-fft 0.5 unless given", type=float)
-    either(how, "lr", "learning rate; gradients are means over the expected batch", type=float)
-    either(how, "lp_lr", "learning rate of the probing", type=float)
-    either(how, "drop", "factor on lr from half-way through the last stage on", type=float)
-    how.add_argument("--momentum", type=float, default=0.0, help="in [0, 1), anew in each stage")
-    how.add_argument("--rank", type=int, default=4, help="of the adapters of lora")
-    how.add_argument("--density", type=float, default=0.1, help="share of the body that trains in sparse")
-    how.add_argument(
-        "--selection",
-        choices=["gradient", "magnitude", "last"],
-        default="gradient",
-        help="of sparse's subset; by a noisy gradient it costs one of the steps",
-    )
-    private = p.add_argument_group("privacy")
-    either(private, "epsilon", "budget of the whole run, or inf: no noise", type=float)
-    private.add_argument(
-        "--delta", type=float, default=1e-4, help="at which epsilon is meant, below 1/samples"
-    )
-    private.add_argument(
-        "--clip", default="1.0", help="per-sample gradient norm threshold; or none, without noise"
-    )
-    private.add_argument(
-        "--clipping",
-        choices=["flat", "normalised"],
-        default="flat",
-        help="g min(1, C/|g|), or g C/(|g| + 0.01)",
-    )
-    private.add_argument("--steps", type=int, default=100, help="of DP-SGD, all stages together")
-    private.add_argument("--batch", type=float, default=110.0, help="expected size of the Poisson batches")
-    run = p.add_argument_group("run")
-    either(
-        run,
-        "seed",
-        "of split, body, head, batches and noise; none: split and body of seed 0, and the rest from the "
-        "system's entropy, for weights that leave this machine",
-        type=_seed,
-    )
-    run.add_argument("--device", default="cpu", help="cpu, or cuda or cuda:<number>: an NVIDIA GPU")
-    run.add_argument(
-        "--precision", choices=["single", "mixed"], default="single", help="mixed: with bfloat16"
-    )
-    run.add_argument(
-        "--engine",
-        choices=["auto", "closed", "ghost", "hooks", "functorch", "loop"],
-        default="auto",
-        help="of per-sample gradients",
-    )
-    either(run, "evaluations", "after the one at the start, about equally far apart", type=int)
-    run.add_argument("--features", action="store_true", help="measure the features at each evaluation")
-    either(run, "checkpoint", "file to save the run in at each evaluation, beside its ledger", metavar="FILE")
-    either(run, "resume", "go on from --checkpoint", action="store_true")
-    grid = p.add_argument_group("grid", "Any of these compares methods, tuned fairly.")
-    labels = ["lp", "fft", "lp-fft", "lora", "bitfit", "sparse", "fft-drop"]
-    either(
-        grid,
-        "methods",
-        "to compare; fft-drop: fft whose rate drops half-way, the control",
-        nargs="+",
-        choices=labels,
-        metavar="METHOD",
-    )
-    either(grid, "epsilons", "budgets; inf: the same without noise", nargs="+", type=float, metavar="EPSILON")
-    either(grid, "shares", "of lp-fft, between 0 and 1", nargs="+", type=float, metavar="SHARE")
-    either(grid, "seeds", "evaluation seeds, from 0 on", type=int)
-    either(grid, "trials", "of learning rates, for each method, share and epsilon", type=int)
-    either(
-        grid, "tuning_seeds", "that each trial is scored on, others than those of the evaluation", type=int
-    )
-    either(
-        grid,
-        "lr_range",
-        "lowest and highest learning rate tried",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-    )
-    either(grid, "workers", "processes, of one thread each", type=int)
-    either(grid, "cells", "finished cells: added to this file, and taken from it", metavar="FILE")
-    either(
-        grid, "time_limit", "seconds after which no cell is started; repeat the command to go on", type=float
-    )
-    out = p.add_argument_group("output")
-    out.add_argument("--out", help="file.nc or folder.zarr (default: runs/<what was asked for>.nc)")
-    either(
-        out,
-        "save_model",
-        "file.safetensors for the trained network, which empirical.load reads; see --seed none",
-        metavar="FILE",
-    )
-    out.add_argument("--json", action="store_true", help="print the report as JSON")
-    out.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add("output", (OutputOptions, "out"), (SingleOptions, "save_model"), (OutputOptions, "json quiet"))
     return p
-
-
-def _seed(text: str) -> int | None:
-    """A whole number, or None for fresh entropy."""
-    if text.lower() == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number or none, got {text!r}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     command = parser()
-    args = command.parse_args(argv)
-    given = {name for name in vars(args) if name in RUN | GRID}
-    is_grid = bool(given & GRID.keys())
-    for name, value in (RUN | GRID).items():
-        if name not in given:
-            setattr(args, name, value)
-    if is_grid and given & RUN.keys():
-        name = sorted(given & RUN.keys())[0]
-        command.error(f"--{name.replace('_', '-')} must be left out of a grid, which has {_instead(name)}")
-    if args.method == "lp" and "lr" in given and "lp_lr" not in given:
-        # the one rate of the only stage
-        args.lp_lr = None
+
+    def unread(given: set[str]) -> Sequence[str]:
+        """Options of the other mode; refused with those of this one."""
+        if given.isdisjoint(GRID):
+            return GRID
+        for name in sorted(given & SINGLE.keys()):
+            command.error(
+                f"{_options.flag(name)} has no effect in a grid, which has {SINGLE[name]}; remove it"
+            )
+        return tuple(SINGLE)
+
+    args, given = command.parse(argv, unread)
+    is_grid = not given.isdisjoint(GRID)
     with _command.interruptible() as status:
         try:
             return (_grid if is_grid else _run)(args, command)
         except _Refused as error:
-            names = NAMES | ({"epsilon": "epsilons"} if is_grid else {})
+            names = command.renamed | NAMES | ({"epsilon": "epsilons"} if is_grid else {})
             command.error(_command.as_option(command, str(error), names))
         except KeyboardInterrupt:
-            if is_grid:
-                advice = f"what is finished is in {args.cells}: repeat the command to go on"
-            elif args.checkpoint and Path(args.checkpoint).exists():
-                advice = f"kept in {args.checkpoint}: the same command with --resume goes on from there"
-            elif args.checkpoint:
-                advice = "there is nothing to keep yet"
-            else:
-                advice = "nothing is kept; with --checkpoint FILE it would be"
-            print(f"\ninterrupted; {advice}", file=sys.stderr)
+            print(f"\ninterrupted; {_advice(args, is_grid)}", file=sys.stderr)
             return status()
+
+
+def _advice(args: argparse.Namespace, is_grid: bool) -> str:
+    """What there is after an interruption, and how to resume."""
+    if is_grid:
+        return f"what is finished is in {args.cells}: repeat the command to resume"
+    if args.checkpoint and Path(args.checkpoint).exists():
+        return f"kept in {args.checkpoint}: run the same command with --resume to continue"
+    if args.checkpoint:
+        return "there is nothing to keep yet"
+    return "nothing is kept; with --checkpoint FILE it would be"
 
 
 class _Refused(Exception):
@@ -307,68 +221,21 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
 # --- what was asked for ----------------------------------------------------------------------
 
 
-def _instead(name: str) -> str:
-    other = {"method": "methods", "epsilon": "epsilons", "lp_share": "shares", "seed": "seeds"}
-    other |= {"checkpoint": "cells", "resume": "cells", "evaluations": "one at the end"}
-    other |= {"save_model": "no model of its own"}
-    found = other.get(name, "lr_range")
-    return found if " " in found else f"--{found.replace('_', '-')}"
-
-
 def _setting(args: argparse.Namespace) -> Setting:
-    from empirical.images import Shift
-    from empirical.setting import Setting
-    from langevin.files import is_file
-
-    digits = args.data == "digits"
-    usual = "mlp" if digits else "layer" if is_file(args.data) else "conv"
-    rotation = (20.0 if digits else 0.0) if args.rotation is None else args.rotation
-    return Setting(
-        args.data,
-        label=args.label,
-        folder=args.data_folder,
-        size=args.size,
-        images=args.images,
-        public_classes=tuple(args.public_classes),
-        shift=Shift(rotation, args.gain, args.offset),
-        body=args.body or usual,
-        options=tuple(_option(text) for text in args.body_options),
-        widths=None if args.widths is None else tuple(args.widths),
-        weights=args.weights,
-        pretrain=args.pretrain,
-        epochs=args.pretrain_epochs,
-        device=args.device,
-        precision=args.precision,
-        features=args.features,
-        bodies=args.bodies or (f"{args.checkpoint}.bodies" if args.checkpoint else None),
-    )
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not name.isidentifier() or not sign:
-        raise ValueError(f"body-options must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    given = _options.values(Setting, args)
+    if args.checkpoint and not args.bodies:
+        given["bodies"] = f"{args.checkpoint}.bodies"
+    return Setting(**given, shift=Shift(**_options.values(Shift, args)))
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    from empirical.recipe import Recipe
-    from langevin import _validate
-
-    names = "method lp_share steps batch epsilon delta clipping lr lp_lr drop momentum head head_scale"
-    names += " rank density selection engine"
-    clip = None if str(args.clip).lower() == "none" else _validate.positive("clip", args.clip)
-    return Recipe(**{name: getattr(args, name) for name in names.split()}, clip=clip)
+    return Recipe(**_options.values(Recipe, args))
 
 
-def _refuse_idle(args: argparse.Namespace, command: argparse.ArgumentParser, *recipes: Recipe) -> None:
-    """Refuse options that none of the recipes reads."""
-    unread = {n: why for n, why in recipes[0].idle.items() if all(n in recipe.idle for recipe in recipes)}
-    defaults = {name: RUN.get(name, command.get_default(name)) for name in vars(args)}
-    _command.refuse_idle(unread, args, defaults)
+def _refuse_idle(args: argparse.Namespace, *recipes: Recipe) -> None:
+    """Refuse options that have no effect in any of the recipes."""
+    idle = {n: why for n, why in recipes[0].idle.items() if all(n in recipe.idle for recipe in recipes)}
+    _command.refuse_idle(idle, args, Recipe())
 
 
 def _target(args: argparse.Namespace, start: str) -> Path:
@@ -397,25 +264,51 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         args.device = join(args.device)
     with _refusing(StoreError):
         setting, recipe = _setting(args), _recipe(args)
-        _refuse_idle(args, command, recipe)
+        _refuse_idle(args, recipe)
         if args.resume and not args.checkpoint:
             raise ValueError("resume needs a checkpoint, got none: name it with --checkpoint")
         out = _target(args, f"{args.method}-epsilon{args.epsilon:g}")
+    tuning, watch, privacy = _prepared(args, setting, recipe)
+    started = time.perf_counter()
+    run, failure = _trained(args, tuning)
+    if run is None:
+        return _command.fail(command, str(failure))
+    seconds = time.perf_counter() - started
+    if not tuning.first:
+        # even if it diverged: torchrun would end the first, which saves what was computed
+        return 0
+    run.attrs["command"] = json.dumps(vars(args))
+    run.attrs["setting"] = json.dumps(setting.as_dict())
+    if watch is not None:
+        run.attrs["knn_accuracy of"] = json.dumps(dict(watch.baselines))
+    saved, failure_to_save = _command.save(run, out)
+    model = None
+    if args.save_model and not failure:
+        model, failure = _saved_model(args.save_model, tuning)
+    said = _facts(args, setting, recipe, run, watch)
+    said["privacy"] = [*str(privacy).splitlines(), *_about_noise(args, recipe)]
+    said |= {"seconds": round(seconds, 2), "saved": str(saved), "model": model}
+    _print(args, said)
+    failure = failure or failure_to_save
+    return _command.fail(command, failure) if failure else 0
 
-        from empirical.accounting import account
-        from empirical.features import FeatureWatch
-        from empirical.ledger import LedgerError
-        from empirical.model import check_target
-        from empirical.model import save as save_model
-        from empirical.train import FineTuning
-        from empirical.weights import WeightsError
-        from langevin.solvers import Diverged
-    failure = None
+
+def _prepared(
+    args: argparse.Namespace, setting: Setting, recipe: Recipe
+) -> tuple[FineTuning, FeatureWatch | None, Any]:
+    """The fine-tuning, what watches features, and the privacy that is going to be spent."""
+    from empirical.accounting import account
+    from empirical.features import FeatureWatch
+    from empirical.ledger import LedgerError
+    from empirical.model import check_target
+    from empirical.train import FineTuning
+    from empirical.weights import WeightsError
+    from langevin.store import StoreError
+
     with _refusing(StoreError, LedgerError, WeightsError, FloatingPointError):
         if args.save_model:
             check_target(args.save_model)
-        # that of split and body need not be secret
-        seed = 0 if args.seed is None else args.seed
+        seed = _split_seed(args)
         task = setting.task(seed)
         privacy = account(recipe.history(len(task.train)))
         with _bar(args, "pre-training") as epochs:
@@ -435,56 +328,66 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
             checkpoint=args.checkpoint,
             resume=args.resume,
         )
-    started = time.perf_counter()
+    return tuning, watch, privacy
+
+
+def _split_seed(args: argparse.Namespace) -> int:
+    """Seed of split and body, which need not be secret."""
+    return 0 if args.seed is None else args.seed
+
+
+def _trained(args: argparse.Namespace, tuning: FineTuning) -> tuple[xr.Dataset | None, str | None]:
+    """The run, if there is one to save, and what failed."""
+    from empirical.ledger import LedgerError
+    from langevin.solvers import Diverged
+    from langevin.store import StoreError
+
     with _refusing(), _bar(args, "fine-tuning") as steps:
         try:
-            run = tuning.run(steps)
+            return tuning.run(steps), None
         except Diverged as error:
-            run, failure = error.run, str(error)
+            return error.run, str(error)
         except (StoreError, LedgerError) as error:
-            return _command.fail(command, str(error))
+            return None, str(error)
         except MemoryError as error:
             kept = args.checkpoint and Path(args.checkpoint).exists()
-            advice = f"; kept in {args.checkpoint}: --resume goes on from there" if kept else ""
-            return _command.fail(command, f"{error}{advice}")
-    seconds = time.perf_counter() - started
-    if not tuning.first:
-        # even if it diverged: torchrun would end the first, which saves what was computed
-        return 0
-    run.attrs["command"] = json.dumps(vars(args))
-    run.attrs["setting"] = json.dumps(setting.as_dict())
-    if watch is not None:
-        run.attrs["knn_accuracy of"] = json.dumps(dict(watch.baselines))
-    saved, failure_to_save = _command.save(run, out)
-    model = None
-    if args.save_model and not failure:
-        try:
-            model = str(save_model(args.save_model, tuning))
-        except WeightsError as error:
-            failure = str(error)
+            advice = f"; kept in {args.checkpoint}: --resume continues from there" if kept else ""
+            return None, f"{error}{advice}"
+
+
+def _saved_model(path: str, tuning: FineTuning) -> tuple[str | None, str | None]:
+    """Where the trained network is, and what failed."""
+    from empirical.model import save
+    from empirical.weights import WeightsError
+
+    try:
+        return str(save(path, tuning)), None
+    except WeightsError as error:
+        return None, str(error)
+
+
+def _facts(
+    args: argparse.Namespace, setting: Setting, recipe: Recipe, run: xr.Dataset, watch: FeatureWatch | None
+) -> dict[str, Any]:
+    """What the run was, and how it ended."""
+    task = setting.task(_split_seed(args))
     counts = task.test.counts
-    said = {
+    stages = (
+        f"{stage.name}: {stage.steps} steps at learning rate {stage.lr:g}"
+        + (f", half-way times {stage.drop:g}" if stage.drop != 1 else "")
+        for stage in recipe
+    )
+    return {
         **_about(setting, task),
-        "method": "; then ".join(
-            f"{stage.name}: {stage.steps} steps at learning rate {stage.lr:g}"
-            + (f", half-way times {stage.drop:g}" if stage.drop != 1 else "")
-            for stage in recipe
-        ),
+        "method": "; then ".join(stages),
         "largest class": round(float(counts.max() / counts.sum()), 4),
         **{name.replace("_", " "): _ends(run[name].values) for name in ("test_accuracy", "test_loss")},
         "features": None if watch is None else _features(run, watch),
         **_by_class(run, args.json),
-        "privacy": [*str(privacy).splitlines(), *_about_noise(args, recipe)],
-        "seconds": round(seconds, 2),
-        "saved": str(saved),
-        "model": model,
     }
-    _print(args, said)
-    failure = failure or failure_to_save
-    return _command.fail(command, failure) if failure else 0
 
 
-def _about(setting: Setting, task: Any) -> dict[str, str | None]:
+def _about(setting: Setting, task: Images) -> dict[str, str | None]:
     """What task and body are, in words."""
     from langevin.files import held
 
@@ -566,7 +469,7 @@ def _about_noise(args: argparse.Namespace, recipe: Recipe) -> list[str]:
     return [said]
 
 
-def _features(run: xr.Dataset, watch: Any) -> dict[str, Any]:
+def _features(run: xr.Dataset, watch: FeatureWatch) -> dict[str, Any]:
     from empirical.features import MEASURES
 
     measured: dict[str, Any] = {name: _ends(run[name].values) for name in MEASURES}
@@ -581,7 +484,8 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
     from langevin.store import StoreError
 
     with _refusing(StoreError):
-        from empirical.grid import TUNING, Grid, run_grid
+        from empirical.arms import TUNING
+        from empirical.grid import run_grid
         from empirical.records import Records, RecordsError
         from empirical.weights import WeightsError
         from langevin.sweeps import SweepError
@@ -592,16 +496,9 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
             setting = replace(setting, bodies=f"{args.cells}.bodies")
         recipe = _recipe(args)
         methods = {"fft" if label == "fft-drop" else label for label in args.methods}
-        _refuse_idle(args, command, *(replace(recipe, method=m, lp_share=None) for m in methods))
-        names = ("methods", "epsilons", "shares", "seeds", "trials", "tuning_seeds")
+        _refuse_idle(args, *(replace(recipe, method=m, lp_share=None) for m in methods))
         lowest, highest = args.lr_range
-        grid = Grid(
-            setting,
-            recipe,
-            **{name: getattr(args, name) for name in names},
-            lowest=lowest,
-            highest=highest,
-        )
+        grid = Grid(setting, recipe, **_options.values(Grid, args), lowest=lowest, highest=highest)
         out = _target(args, "grid")
     with _refusing(StoreError, RecordsError, SweepError, WeightsError, FloatingPointError):
         # what is wrong with all cells is wrong with the first
@@ -687,7 +584,7 @@ def _caveats(grid: Grid, run: xr.Dataset) -> dict[str, Any]:
     if edges:
         said["rate at an end"] = f"of --lr-range, take a wider one: {'; '.join(edges)}"
     if run.attrs["left"]:
-        said["left"] = f"{run.attrs['left']} of {grid.cells} cells: repeat the command to go on"
+        said["left"] = f"{run.attrs['left']} of {grid.cells} cells: repeat the command to resume"
     return said
 
 

@@ -28,10 +28,11 @@ class Shift:
 
     Parameters
     ----------
-    rotation : float
-        Degrees, counter-clockwise as displayed, about the centre; bilinear, black outside.
+    rotation : float or None
+        Rotation in degrees, counter-clockwise as displayed, about the centre; bilinear, black outside; by
+        default 20 for digits in a `Setting`, otherwise 0.
     gain, offset : float
-        A pixel ``x`` in [0, 1] becomes ``gain * x + offset``, which must stay in [0, 1].
+        Private intensities x in [0, 1] become gain * x + offset, which must stay in [0, 1].
 
     Raises
     ------
@@ -44,13 +45,14 @@ class Shift:
     np.float32(0.7)
     """
 
-    rotation: float = 0.0
+    rotation: float | None = None
     gain: float = 1.0
     offset: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rotation", "gain", "offset"):
-            object.__setattr__(self, name, _validate.number(name, getattr(self, name)))
+            if (value := getattr(self, name)) is not None or name != "rotation":
+                object.__setattr__(self, name, _validate.number(name, value))
         if self.gain == 0:
             raise ValueError("gain must not be 0, got 0.0: all images would be equal")
         ends = (self.offset, self.offset + self.gain)
@@ -61,9 +63,15 @@ class Shift:
                 f"{min(1.0, 1 - self.gain):g}, and a gain from -1 to 1"
             )
 
+    @property
+    def is_none(self) -> bool:
+        """Whether images stay as they are."""
+        return not self.rotation and (self.gain, self.offset) == (1.0, 0.0)
+
     def __call__(self, images: Pixels) -> Pixels:
         """Shifted images, the shape (n, channels, height, width) of ``images``; no argument is changed."""
-        out = _rotated(images, self.rotation) if self.rotation % 360 else images
+        turn = self.rotation or 0.0
+        out = _rotated(images, turn) if turn % 360 else images
         if (self.gain, self.offset) != (1.0, 0.0):
             out = np.clip(np.float32(self.gain) * out + np.float32(self.offset), 0, 1)
         return out
@@ -233,7 +241,7 @@ class Part:
 
     def shifted(self, shift: Shift) -> Part:
         """Return the same images under a shift."""
-        return self if shift == Shift() else Part(shift(self.images), self.labels, self.classes)
+        return self if shift.is_none else Part(shift(self.images), self.labels, self.classes)
 
 
 @dataclass(frozen=True, eq=False)

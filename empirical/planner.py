@@ -7,26 +7,26 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bounds.allocation.advice import Advice, split_advice
 from empirical.history import History, plan
+from empirical.plan_settings import Activation, PlanSettings
 from empirical.standin import Outcomes, Settings, Split, StandIn
 from empirical.tabular import held_out
 from langevin import _labels, _validate
 from langevin._random import RNG, generator
 from langevin._validate import FloatArray
-from langevin.problem import ACTIVATIONS, Activation, Weights
+from langevin.problem import Weights
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from empirical.recipe import Recipe
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # learning rates times clip that a search starts from; it goes on by the same factor
 RATES = tuple(3.0**k for k in range(-3, 2))
 _FACTOR, _FARTHEST = 3.0, 4
@@ -183,10 +183,11 @@ class SharePlan:
     def _command(self, about: list[str], batch: float) -> str:
         recipe = replace(self.recipe, batch=batch)
         share = ["--lp-share", f"{recipe.lp_share:g}"] if recipe.method == "lp-fft" else []
-        probing = [] if recipe.lp_lr is None else ["--lp-lr", f"{recipe.lp_lr:.6g}"]
+        rates = {"--lr": recipe.lr, "--lp-lr": recipe.lp_lr}
+        named = [text for name, rate in rates.items() if rate is not None for text in (name, f"{rate:.6g}")]
         numbers = ("steps", "batch", "epsilon", "delta", "clip")
         rest = [text for name in numbers for text in (f"--{name}", f"{getattr(recipe, name):.10g}")]
-        words = ["--method", recipe.method, *share, "--lr", f"{recipe.lr:.6g}", *probing, *rest]
+        words = ["--method", recipe.method, *share, *named, *rest]
         return f"python -m empirical.finetune {shlex.join([*about, *words])}"
 
     @property
@@ -267,24 +268,13 @@ def plan_share(
     X: ArrayLike,
     y: ArrayLike,
     *,
-    epsilon: float,
-    delta: float,
-    clip: float = 1.0,
     W: ArrayLike | None = None,
     v: ArrayLike | None = None,
     X_test: ArrayLike | None = None,
     y_test: ArrayLike | None = None,
-    samples: int | None = None,
-    steps: int = 100,
-    batch: float | None = None,
-    shares: Sequence[float] = SHARES,
-    activation: Activation | None = None,
-    draws: int = 128,
-    tuning_draws: int = 8,
-    resolution: float = 0.005,
-    theory: bool = True,
     rng: RNG = 0,
     progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> SharePlan:
     """Recommend the share of a privacy budget that should probe before full fine-tuning.
 
@@ -292,7 +282,7 @@ def plan_share(
     noise that the budget buys, at its best learning rates. Recommended is the largest share whose mean
     held-out accuracy is within one standard error of the highest: of shares that draws do not tell apart the
     one that costs least to compute and leaves the body most as it was. The simulation is of a two-layer net
-    in place of the network, see `StandIn`: what full fine-tuning changes there is ``W``. Rates are searched
+    instead of the network, see `StandIn`: what full fine-tuning changes there is ``W``. Rates are searched
     in factors of 3, until none at an end is best, on draws of their own: probing's first, then for each share
     full fine-tuning's after that probing. As in the paper, tuning is not paid for in epsilon.
 
@@ -305,41 +295,23 @@ def plan_share(
         Frozen features; or, with ``W``, the inputs of a first layer.
     y : array_like, shape (n,)
         Labels, numbers or text, of two or more classes; a Series, Categorical or Index of pandas, too.
-    epsilon, delta : float
-        Budget of the whole training; neighbours differ by one sample added or removed.
-    clip : float
-        Flat per-sample gradient norm threshold.
     W : array_like, shape (h, d), optional
         First layer, as the last one of the body (its bias as a column, with a column of ones in ``X``).
         Without it the features are the hidden layer, ``W`` the identity: full fine-tuning is a map of the
         features on top, which knows nothing of the layers below, and under a strong shift too much probing is
         planned.
     v : array_like, shape (h,) or (classes, h), optional
-        Head; without it Gaussian ones of scale ``1 / sqrt(h)``, a new one each draw.
+        Head; without it Gaussian ones of scale ``1 / sqrt(h)``, a new one for each draw.
     X_test, y_test : array_like, optional
         Held-out data; without them a fifth of each class is split off.
-    samples : int, optional
-        Number of private samples; by default ``n``.
-    steps : int
-        Of DP-SGD, both phases together.
-    batch : float, optional
-        Expected batch; by default a tenth of ``samples``.
-    shares : sequence of float
-        In [0, 1]; each is rounded to whole steps.
-    activation : {"relu", "linear"}, optional
-        By default "relu" with ``W`` or where no feature is negative, else "linear", as the ReLU would change
-        the features. A linear map on top of features adds nothing to what a head can tell apart.
-    draws, tuning_draws : int
-        Most runs for each share, and runs for each trial of a rate.
-    resolution : float
-        Of accuracy: no more draws are made once each share's difference from the best is known to within this
-        standard error, or is four of its standard errors.
-    theory : bool
-        Whether to evaluate the theorems.
     rng : int, Generator or None
         Source of randomness (SPEC 7).
     progress : callable, optional
         Called with the number of runs done.
+    **settings
+        Fields of `PlanSettings`: ``epsilon``, which is required, and ``delta``, ``clip``, ``samples``,
+        ``steps``, ``batch``, ``shares``, ``activation``, ``draws``, ``tuning_draws``, ``resolution``,
+        ``theory``.
 
     Returns
     -------
@@ -364,51 +336,43 @@ def plan_share(
     """
     from langevin._engine import one_blas_thread
 
-    steps, draws = _validate.integer("steps", steps, 1), _validate.integer("draws", draws, 2)
-    tuning_draws = _validate.integer("tuning_draws", tuning_draws, 1)
-    clip = _validate.positive("clip", clip)
-    if not 1e-300 <= clip <= 1e300:
-        raise ValueError(f"clip must lie in [1e-300, 1e300], so that rates are numbers, got {clip:g}")
-    resolution = _validate.non_negative("resolution", resolution)
-    _validate.instance("theory", theory, bool)
+    chosen = PlanSettings(**settings)
     root = int(generator(rng, "plan").integers(2**63))
     random = np.random.default_rng(np.random.SeedSequence(root))
-    net, names, rows, trained, notes = _stand_in(X, y, W, v, X_test, y_test, activation, random)
-    samples = rows if samples is None else _validate.integer("samples", samples, 1)
-    batch = samples / 10 if batch is None else _validate.positive("batch", batch)
-    lengths = _lengths(shares, steps)
-    budget = _validate.positive("epsilon", epsilon)
-    nu = _noise_multiplier(plan(samples, batch, delta=delta, steps=steps, clip=clip), budget)
-    how = Settings(steps, batch, nu, clip)
-    trials = _Trials(net, how, root, progress)
+    inputs = _inputs(X, y, W, v, X_test, y_test, chosen.activation, random)
+    samples = inputs.rows if chosen.samples is None else chosen.samples
+    batch = samples / 10 if chosen.batch is None else chosen.batch
+    chosen = replace(chosen, samples=samples, batch=batch)
+    lengths = chosen.lengths
+    released: dict[str, Any] = dict(delta=chosen.delta, steps=chosen.steps, clip=chosen.clip)
+    nu = _noise_multiplier(plan(samples, batch, **released), chosen.epsilon)
+    trials = _Trials(inputs.net, Settings(chosen.steps, batch, nu, chosen.clip), root, progress)
     with one_blas_thread():
-        splits, edges = _tuned(trials, lengths, tuning_draws)
-        ends = _compared(trials, splits, draws, resolution)
-        lp_lr, found = splits[0].lp_lr, np.array(lengths) / steps
-        said = _theory(net, names, how, lp_lr, found, root) if theory else {}
+        splits, edges = _tuned(trials, lengths, chosen.tuning_draws)
+        ends = _compared(trials, splits, chosen.draws, chosen.resolution)
+        shares = np.array(lengths) / chosen.steps
+        said = _theory(inputs, trials, splits[0].lp_lr, shares) if chosen.theory else {}
     if not np.isfinite(ends.loss).all(1).any():
         raise ArithmeticError(
             "every share had a run that left the range of numbers: scale the features X, or the head v"
         )
-    share = float(found[_recommended(*ends)])
-    caveats = (*edges, *_limits(net, ends, resolution))
-    history = plan(samples, batch, delta=delta, steps=steps, lp_share=share, noise_multiplier=nu, clip=clip)
-    lr = np.array([split.lr if split.lp_steps < steps else np.nan for split in splits])
+    caveats = (*edges, *_limits(inputs.net, ends, chosen.resolution))
+    share = float(shares[_recommended(*ends)])
     return SharePlan(
-        found,
+        shares,
         *ends,
-        lr,
-        lp_lr,
-        history,
+        np.array([split.lr if split.lp_steps < chosen.steps else np.nan for split in splits]),
+        splits[0].lp_lr,
+        plan(samples, batch, lp_share=share, noise_multiplier=nu, **released),
         said,
-        budget,
-        clip,
+        chosen.epsilon,
+        chosen.clip,
         batch,
-        net.method,
-        (*notes, *caveats),
-        names,
-        net.activation,
-        trained,
+        inputs.net.method,
+        (*inputs.notes, *caveats),
+        inputs.names,
+        inputs.net.activation,
+        inputs.trained,
         caveats,
     )
 
@@ -425,7 +389,17 @@ def _noise_multiplier(history: History, epsilon: float) -> float:
 # --- the data ----------------------------------------------------------------------------------
 
 
-def _stand_in(
+class _Inputs(NamedTuple):
+    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done."""
+
+    net: StandIn
+    names: tuple[str, ...]
+    rows: int
+    trained: int
+    notes: tuple[str, ...]
+
+
+def _inputs(
     X: ArrayLike,
     y: ArrayLike,
     W: ArrayLike | None,
@@ -434,8 +408,8 @@ def _stand_in(
     y_test: ArrayLike | None,
     activation: Activation | None,
     random: np.random.Generator,
-) -> tuple[StandIn, tuple[str, ...], int, int, tuple[str, ...]]:
-    """The net to simulate, the classes' names, the numbers of rows and of those that train; what was done."""
+) -> _Inputs:
+    """Check the arrays, and make a net of them that a simulation can afford."""
     features, (names, labels) = _validate.array("X", X, 2), _classes(y)
     _validate.same_length("X", features, "y", labels)
     rows, notes = len(labels), []
@@ -448,41 +422,45 @@ def _stand_in(
         notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
     else:
         held = _validate.array("X_test", X_test, 2)
-        if held.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"X_test must have as many columns as X, got {held.shape[1]} and {features.shape[1]}"
-            )
+        _same_columns("X_test", held, features)
         _, held_labels = _labels.classes("y_test", y_test, names)
         _validate.same_length("X_test", held, "y_test", held_labels)
     trained = len(labels)
-    if len(labels) > _ROWS:
-        kept = random.permutation(len(labels))[:_ROWS]
-        notes.append(f"simulated on {_ROWS} of {len(labels)} training samples")
+    if trained > _ROWS:
+        kept = random.permutation(trained)[:_ROWS]
+        notes.append(f"simulated on {_ROWS} of {trained} training samples")
         features, labels = features[kept], labels[kept]
     if activation is None:
         activation = "linear" if W is None and features.min() < 0 else "relu"
         if activation == "linear":
             notes.append("some features are negative: full fine-tuning is a linear map of them")
-    _validate.choice("activation", activation, ACTIVATIONS)
+    layer, head = _start(features, W, v, len(names))
     if W is None:
-        layer = np.eye(features.shape[1])
         notes.append(
             "without W, full fine-tuning is a layer on top of the features, none below them: where the body "
             "has to change, too much probing is planned"
         )
-    else:
-        layer = _validate.array("W", W, 2)
-        if layer.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"W must have as many columns as X, got {layer.shape[1]} and {features.shape[1]}"
-            )
-    head = None if v is None else _validate.array("v", v, 1 if len(names) == 2 else 2)
-    shape = (len(layer),) if len(names) == 2 else (len(names), len(layer))
-    if head is not None and head.shape != shape:
-        raise ValueError(f"v must have the shape {shape}, got {head.shape}")
     features, held, layer, cut = _cut(features, held, layer)
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
-    return net, names, rows, trained, (*notes, *cut)
+    return _Inputs(net, names, rows, trained, (*notes, *cut))
+
+
+def _start(
+    X: FloatArray, W: ArrayLike | None, v: ArrayLike | None, classes: int
+) -> tuple[FloatArray, FloatArray | None]:
+    """First layer and head at the start."""
+    layer = np.eye(X.shape[1]) if W is None else _validate.array("W", W, 2)
+    _same_columns("W", layer, X)
+    head = None if v is None else _validate.array("v", v, 1 if classes == 2 else 2)
+    shape = (len(layer),) if classes == 2 else (classes, len(layer))
+    if head is not None and head.shape != shape:
+        raise ValueError(f"v must have the shape {shape}, got {head.shape}")
+    return layer, head
+
+
+def _same_columns(name: str, values: FloatArray, X: FloatArray) -> None:
+    if values.shape[1] != X.shape[1]:
+        raise ValueError(f"{name} must have as many columns as X, got {values.shape[1]} and {X.shape[1]}")
 
 
 def _classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -511,20 +489,6 @@ def _cut(
     kept = float((sizes**2).sum() / max((X**2).sum(), 1e-300))
     note = f"simulated in {len(basis)} of {X.shape[1]} directions, which hold {kept:.1%} of the inputs' size"
     return X @ basis.T, X_test @ basis.T, W @ basis.T, [note]
-
-
-def _lengths(shares: Sequence[float], steps: int) -> list[int]:
-    """Steps of probing for each share, rising."""
-    given = _validate.array("shares", shares, 1)
-    for share in given.tolist():
-        _validate.fraction("shares", share)
-    found = sorted({round(share * steps) for share in given.tolist()})
-    if len(found) < 2:
-        raise ValueError(
-            f"shares must be two or more that differ by a step of {steps}, got {given.tolist()}: give "
-            "others, or more steps"
-        )
-    return found
 
 
 # --- simulation and theory ---------------------------------------------------------------------
@@ -658,11 +622,10 @@ def _recommended(accuracy: FloatArray, loss: FloatArray) -> int:
     return int(np.flatnonzero((mean <= error) & np.isfinite(loss).all(1))[-1])
 
 
-def _theory(
-    net: StandIn, names: Sequence[str], how: Settings, lr: float, shares: FloatArray, root: int
-) -> dict[str, Advice]:
+def _theory(inputs: _Inputs, trials: _Trials, lr: float, shares: FloatArray) -> dict[str, Advice]:
     """What the theorems say, at probing's rate and on some rows, of two classes or of each and the rest."""
-    random = np.random.default_rng(np.random.SeedSequence(root, spawn_key=(2,)))
+    net, names, how = inputs.net, inputs.names, trials.how
+    random = np.random.default_rng(np.random.SeedSequence(trials.root, spawn_key=(2,)))
     count = min(_THEORY_ROWS, len(net.X))
     rows = np.sort(random.permutation(len(net.X))[:count])
     (phase,) = how.phases(Split(how.steps, lr, lr), count)

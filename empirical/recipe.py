@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from empirical.accounting import calibrate
 from empirical.history import History, plan, release
 from langevin import _validate
 from langevin.schedule import CLIPPINGS, Clipping
@@ -33,6 +32,8 @@ HEADS = ("gaussian", "zero", "prototype")
 SELECTIONS = ("gradient", "magnitude", "last")
 # name of the step that chooses a sparse subset
 SELECTION = "selection"
+# learning rates unless any is given
+_RATE, _PROBING_RATE = 0.25, 1.0
 # well within the range of single precision
 _LARGEST = 1e30
 ENGINES = ("auto", "closed", "ghost", "hooks", "functorch", "loop")
@@ -82,46 +83,52 @@ class Recipe:
     Parameters
     ----------
     method : {"lp", "fft", "lp-fft", "lora", "bitfit", "sparse"}
-        Linear probing; full fine-tuning; one, then the other; low-rank adapters; biases; a fixed share of the
-        weights. The head trains in each.
+        What trains with the head: nothing else (lp), everything (fft), nothing and then everything (lp-fft),
+        low-rank adapters (lora), biases (bitfit), or a fixed share of the weights (sparse).
     lp_share : float or None
-        Share of the steps that probe first, in [0, 1], rounded to whole steps; the share of the budget, too.
-        By default 1/2 for "lp-fft" and 0 for the others; "lp" and "fft" admit no choice.
+        Share of steps and budget that probe first, in [0, 1], rounded to whole steps; by default 0.5 for
+        lp-fft and 0 for the others. lp and fft admit no choice.
     steps : int
-        All of them, the choice of a sparse subset included.
+        Number of steps of DP-SGD, all stages together, the choice of a sparse subset included.
     batch : float
-        Expected batch.
-    epsilon, delta : float
-        Budget of the whole, neighbours by a sample added or removed. ``epsilon = inf``: no noise.
+        Expected batch size of Poisson sampling.
+    epsilon : float
+        Budget of the whole run, under add-or-remove adjacency; inf: no noise.
+    delta : float
+        Delta at which epsilon is meant, below 1/samples.
     clip : float or None
-        Threshold of the per-sample gradient norm; None: no clipping, with ``epsilon = inf`` alone.
+        Per-sample gradient norm threshold; or none, without noise.
     clipping : {"flat", "normalised"}
-        ``g min(1, clip / |g|)``, or ``g clip / (|g| + stabiliser)`` as in DP-NSGD.
+        g min(1, C/|g|), or g C/(|g| + r) as in DP-NSGD.
     stabiliser : float
-        Of normalised clipping.
-    lr, lp_lr : float
-        Learning rates, of the probing by default the same. Gradients are means over the expected batch.
+        r of normalised clipping.
+    lr : float or None
+        Learning rate, by default 0.25; gradients are means over the expected batch.
+    lp_lr : float or None
+        Learning rate of the probing; by default ``lr`` if that is given, otherwise 1.
     drop : float
-        Factor on ``lr`` from half-way through the last stage on: the control for two rates in two stages.
+        Factor on the learning rate from half-way through the last stage on: the control for two rates in two
+        stages.
     momentum : float
-        In [0, 1), anew in each stage.
+        Momentum in [0, 1), which starts again in each stage.
     head : {"gaussian", "zero", "prototype"}
-        What the new head starts from; prototypes are class means of the features, with DP noise.
+        Initial values of the new head; prototypes are class means of the features, with DP noise.
     head_scale : float
-        Gaussian: standard deviation ``head_scale / sqrt(features)``; prototypes: norm of a class's row.
+        Scale of the head: times 1/sqrt(features) the standard deviation if gaussian; norm of a class's row if
+        prototype.
     prototype_share : float
         Share of the zCDP of the whole that pays for prototypes.
     rank : int
-        Of the adapters of "lora".
+        Rank of the adapters of lora.
     density : float
-        Share of the body's parameters that trains in "sparse".
+        Share of the body's parameters that trains in sparse.
     selection : {"gradient", "magnitude", "last"}
-        "sparse": the largest entries of a noisy private gradient, which costs one of the ``steps``; the
+        Subset of sparse: the largest entries of a noisy private gradient, which costs one of the steps; the
         largest weights; or the last layers.
     engine : {"auto", "closed", "ghost", "hooks", "functorch", "loop"}
-        How per-sample gradients are clipped: the closed form of a chain of linear layers; ghost clipping;
-        per-sample gradients by Opacus's hooks, or by functorch; one backward pass per sample. "auto": the
-        first that applies and, tried on a few random images, gives what the last gives.
+        How per-sample gradients are clipped: in closed form for a chain of linear layers (closed); by ghost
+        clipping; from per-sample gradients of Opacus's hooks, or of functorch; in one backward pass per
+        sample (loop). auto: the first that applies and, tried on a few random images, agrees with the last.
 
     Raises
     ------
@@ -144,7 +151,7 @@ class Recipe:
     clip: float | None = 1.0
     clipping: Clipping = "flat"
     stabiliser: float = 0.01
-    lr: float = 1.0
+    lr: float | None = None
     lp_lr: float | None = None
     drop: float = 1.0
     momentum: float = 0.0
@@ -169,7 +176,7 @@ class Recipe:
             delta=_validate.positive("delta", self.delta),
             clip=_validate.positive_or_none("clip", self.clip),
             stabiliser=_validate.positive("stabiliser", self.stabiliser),
-            lr=_validate.positive("lr", self.lr),
+            lr=_validate.positive_or_none("lr", self.lr),
             lp_lr=_validate.positive_or_none("lp_lr", self.lp_lr),
             drop=_validate.positive("drop", self.drop),
             momentum=_validate.fraction("momentum", self.momentum),
@@ -222,24 +229,24 @@ class Recipe:
 
     @property
     def idle(self) -> dict[str, str]:
-        """Settings on which nothing depends beside the others, and why."""
+        """Settings that have no effect, given the others, and what makes them have none."""
         found = {}
         if not self._probing:
-            found["lp_lr"] = "nothing probes"
+            found["lp_lr"] = "where nothing probes"
         elif self._probing == self.steps and self.lp_lr is not None:
-            found["lr"] = "lp_lr is the rate of all steps, which probe"
+            found["lr"] = "next to lp_lr, the rate of all steps"
         if self.method != "lora":
-            found["rank"] = "method is not 'lora'"
+            found["rank"] = f"with method {self.method!r}"
         if self.method != "sparse":
-            found["density"] = found["selection"] = "method is not 'sparse'"
+            found["density"] = found["selection"] = f"with method {self.method!r}"
         if self.clipping != "normalised":
-            found["stabiliser"] = "clipping is not normalised"
+            found["stabiliser"] = f"with clipping {self.clipping!r}"
         if self.head != "prototype":
-            found["prototype_share"] = "head is not 'prototype'"
+            found["prototype_share"] = f"with head {self.head!r}"
         if self.head == "zero":
-            found["head_scale"] = "a zero head has none"
+            found["head_scale"] = "with head 'zero'"
         if not self.private:
-            found["delta"] = "there is no noise"
+            found["delta"] = "without noise"
         return found
 
     @property
@@ -255,12 +262,13 @@ class Recipe:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Stages that train, in their order; none is empty."""
-        probing = Stage("lp", "head", self._probing, self.lp_lr or self.lr)
+        lr = _RATE if self.lr is None else self.lr
+        probing = Stage("lp", "head", self._probing, self.lp_lr or self.lr or _PROBING_RATE)
         rest = Stage(
             self.method,
             SUBSETS[self.method],
             self.steps - self._probing - self.selects,
-            self.lr,
+            lr,
             self.drop,
         )
         if not rest.steps:
@@ -312,6 +320,8 @@ def _unbounded(epsilon: Any) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _calibrated(history: History, epsilon: float, prototype_share: float | None) -> History:
+    from empirical.accounting import calibrate
+
     shares = None
     if prototype_share is not None:
         shares = {m.name: 1 - prototype_share for m in history.mechanisms} | {"prototypes": prototype_share}

@@ -42,41 +42,45 @@ class Setting:
     Parameters
     ----------
     data : str
-        "digits", "glyphs", "cifar10", "stl10", "folder", or a file of feature vectors, see
-        `empirical.from_file`.
+        digits (scikit-learn's), glyphs (synthetic; new classes are private); from ``folder`` cifar10, stl10
+        or folder (images in a folder for each class); or a file of features: .npz with X, y and optionally W,
+        X_test, y_test; .csv or .parquet, features in all columns but one.
     label : str
-        Column of the labels, of a .csv or .parquet file.
+        Column of the labels in a .csv or .parquet file.
     folder : str or None
-        Of "cifar10", "stl10" and "folder".
+        Folder with cifar10, stl10 or the images of folder.
     size : int or None
-        Height and width in pixels of "glyphs" (by default 24), "stl10" (96) and "folder" (32).
+        Height and width in pixels; by default 24 for glyphs, 96 for stl10, 32 for folder.
     images : int or None
-        Private training images of "glyphs", by default 2000.
+        Number of private training images of glyphs; by default 2000.
     public_classes : tuple of str
-        Of those three: classes to pre-train on. Without any there is no public part: intensities become
-        ``2 x - 1``, and the body keeps its given or drawn weights. A file has no public part either, and its
-        features remain unchanged.
+        Classes of cifar10, stl10 or folder to pre-train on. Without any there is no public part: intensities
+        x become 2 x - 1, and the body keeps the weights that it was given or drawn with. A file has none
+        either; its features stay as they are.
     shift : Shift
         Of the private images; none with a file.
-    body : str
-        See `empirical.body`; of a file "mlp", or "layer", which starts from the file's ``W``.
+    body : str or None
+        mlp, conv, timm:<model> or hf:<model>; by default mlp for digits, otherwise conv. For a file of
+        features layer, the default, or mlp: layer starts as the file's W, or as the identity.
     options : tuple of (str, value)
-        For the function that makes the body, such as ``(("patch_size", 4),)``. Values are those of JSON;
-        lists become tuples.
+        Options for the function that makes the body, such as patch_size=4.
     widths : tuple of int or None
-        Of the bodies "mlp" (by default 128, 64) and "conv".
+        Widths of mlp (by default 128 64) or conv (32 64 128).
     weights : str or None
-        For "mlp", "conv" and "layer" a file of `save_weights`, otherwise see `empirical.pretrained`.
+        Weights of the body: file.npz for mlp, conv and layer; hub or a path for others.
     pretrain : {"supervised", "simclr", "none"} or None
-        On the public part; None: "supervised" where there is one and no ``weights``.
+        Pre-training on the public part, without noise; by default supervised, or none where there is no
+        public part or ``weights`` are given.
     epochs : int or None
-        Of the pre-training; None: that of `empirical.pretrain`.
-    device, precision : str
-        See `empirical.train.finetune`.
+        Epochs of the pre-training; by default 30 supervised, 40 simclr.
+    device : str
+        cpu, or an NVIDIA GPU: cuda or cuda:<number>.
+    precision : {"single", "mixed"}
+        Precision of the training; mixed: with bfloat16.
     features : bool
-        Also measure features.
+        Measure the features at each evaluation.
     bodies : str or None
-        Folder of pre-trained bodies, which are read if they exist; it does not affect results.
+        Folder in which pre-trained bodies are kept and looked for; not part of what the setting is.
 
     Raises
     ------
@@ -90,23 +94,25 @@ class Setting:
     1097
     """
 
-    data: str = "digits"
-    label: str = "y"
-    folder: str | None = None
+    data: str = field(default="digits", metadata={"metavar": "DATA"})
+    label: str = field(default="y", metadata={"metavar": "COLUMN"})
+    folder: str | None = field(default=None, metadata={"option": "data_folder", "metavar": "FOLDER"})
     size: int | None = None
     images: int | None = None
-    public_classes: tuple[str, ...] = ()
+    public_classes: tuple[str, ...] = field(default=(), metadata={"metavar": "CLASS"})
     shift: Shift = field(default_factory=Shift)
-    body: str = "mlp"
-    options: tuple[tuple[str, Any], ...] = ()
+    body: str | None = field(default=None, metadata={"metavar": "BODY"})
+    options: tuple[tuple[str, Any], ...] = field(
+        default=(), metadata={"option": "body_options", "metavar": "NAME=VALUE"}
+    )
     widths: tuple[int, ...] | None = None
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata={"metavar": "FILE"})
     pretrain: Pretraining | None = None
-    epochs: int | None = None
+    epochs: int | None = field(default=None, metadata={"option": "pretrain_epochs"})
     device: str = "cpu"
     precision: Literal["single", "mixed"] = "single"
     features: bool = False
-    bodies: str | None = None
+    bodies: str | None = field(default=None, metadata={"metavar": "FOLDER"})
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -124,8 +130,9 @@ class Setting:
                 f"data must be one of {', '.join(map(repr, DATA))}, or {files.ALLOWED}; got {self.data!r}"
             )
         _validate.device(self.device)
-        _validate.instance("body", self.body, str)
         _validate.instance("shift", self.shift, Shift)
+        self._fill()
+        _validate.instance("body", self.body, str)
         _validate.instance("features", self.features, bool)
         for name in ("size", "images"):
             if getattr(self, name) is not None:
@@ -170,6 +177,14 @@ class Setting:
             if self.pretrain == "none":
                 raise ValueError(f"epochs must be left out with pretrain='none', got {self.epochs}")
 
+    def _fill(self) -> None:
+        """Choose body and rotation, unless they are given."""
+        digits = self.data == "digits"
+        if self.body is None:
+            object.__setattr__(self, "body", "mlp" if digits else "layer" if self.is_file else "conv")
+        if self.shift.rotation is None:
+            object.__setattr__(self, "shift", replace(self.shift, rotation=20.0 if digits else 0.0))
+
     def _check_file(self) -> None:
         """Refuse what requires a file, or does not go with one."""
         if not self.is_file:
@@ -181,7 +196,7 @@ class Setting:
                 )
             return
         for name, value in asdict(self.shift).items():
-            if value != getattr(Shift(), name):
+            if value != getattr(Shift(rotation=0.0), name):
                 raise ValueError(f"{name} must be left out with data={self.data!r}, got {value:g}")
         if self.body not in _OF_FILES:
             raise ValueError(f"body must be 'layer' or 'mlp' with data={self.data!r}, got {self.body!r}")
@@ -272,6 +287,7 @@ def _network(setting: Setting, seed: int, progress: Callable[[int, float], None]
     if s.body == "layer":
         options["W"] = first_layer(s.data)
     given = None if own else s.weights
+    assert s.body is not None
     made = body(s.body, task.train.shape, widths=s.widths, weights=given, rng=seed, **options)
     if own and s.weights is not None:
         load_weights(s.weights, made)

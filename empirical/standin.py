@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
+from empirical.plan_settings import Activation
 from langevin._engine import available_threads
 from langevin._validate import FloatArray
-from langevin.problem import Activation, Method, Problem
+from langevin.problem import Method, Problem
 from langevin.schedule import Phase
 
 # draws that one thread takes on together: enough to spread the overhead of a call, few enough for its cache

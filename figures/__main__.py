@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from figures.output import DEFAULT, ROOT
-from langevin import _streams
+from langevin import _options, _streams
 
 # each script has one processor
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -25,18 +25,44 @@ def scripts() -> dict[str, str]:
     return {name[4:]: f"figures.{name}" for name in found}
 
 
+@dataclass(frozen=True)
+class FiguresOptions:
+    """Options of ``python -m figures``.
+
+    Parameters
+    ----------
+    topics : tuple of str
+        Figures and tables to make; all by default.
+    quick : bool
+        Make coarse versions, in seconds.
+    force : bool
+        Recompute what is up to date.
+    out : str
+        Folder for data and figures.
+    jobs : int
+        Number of scripts that run at a time.
+    """
+
+    topics: tuple[str, ...] = field(default=(), metadata={"positional": True, "metavar": "topic"})
+    quick: bool = False
+    force: bool = False
+    out: str = field(default=str(DEFAULT), metadata={"metavar": "FOLDER"})
+    jobs: int = os.cpu_count() or 1
+
+
+def parser() -> _options.Parser:
+    """Command line of the figures."""
+    p = _options.Parser(
+        "python -m figures", "[option ...] [topic ...]", epilog=f"Topics: {', '.join(scripts())}."
+    )
+    p.add("figures", (FiguresOptions, "topics quick force out jobs"))
+    return p
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run every script that is asked for, some at a time, and return an exit status."""
-    known = scripts()
-    p = argparse.ArgumentParser(
-        prog="python -m figures", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("topics", nargs="*", metavar="topic", help=f"all unless given; of {', '.join(known)}")
-    p.add_argument("--quick", action="store_true", help="coarse versions, in seconds")
-    p.add_argument("--force", action="store_true", help="compute anew what is up to date")
-    p.add_argument("--out", default=str(DEFAULT), metavar="FOLDER", help="where data and figures go")
-    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="scripts at a time")
-    args = p.parse_args(argv)
+    known, p = scripts(), parser()
+    args, _ = p.parse(argv)
     for topic in args.topics:
         if topic not in known:
             p.error(f"topic must be one of {', '.join(known)}, got {topic!r}")

@@ -120,11 +120,12 @@ def cases(quick: bool) -> Iterator[tuple[str, int, Problem, Weights]]:
         yield "digits centred", pair, scaled, Start(weights.W / norms / WIDTH**0.5, weights.v)
     settings = {
         "digits": Setting("digits", shift=Shift(rotation=20), epochs=epochs),
-        "glyphs": Setting("glyphs", epochs=glyph_epochs, size=size, images=images),
+        "glyphs": Setting("glyphs", body="mlp", epochs=glyph_epochs, size=size, images=images),
     }
     for name, setting in settings.items():
         task, pretrained = setting.task(0), setting.network(0)
         assert task.public is not None
+        assert setting.body is not None
         fresh = body(setting.body, task.train.shape, widths=setting.widths, rng=1)
         nets = {"net": pretrained} | ({"random": fresh} if name == "glyphs" else {})
         for pair in range(pairs):

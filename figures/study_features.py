@@ -68,8 +68,9 @@ def measure(seeds: int = SEEDS, *, steps: int = 100, evaluations: int = 10, **se
     torch.set_num_threads(1)
     tuned = store.load(ROOT / TUNED)
     base = Recipe(**json.loads(tuned.attrs["recipe"]) | {"lp_share": None, "steps": steps})
-    options: dict[str, Any] = {"epochs": EPOCHS, "features": True} | setting
+    options: dict[str, Any] = {"body": "mlp", "epochs": EPOCHS, "features": True} | setting
     about = Setting("glyphs", **options)
+    assert about.body is not None
     parts, baselines = [], []
     bar = tqdm(total=seeds * len(EPSILONS) * len(RUNS), disable=None, unit="run")
     for seed in range(seeds):

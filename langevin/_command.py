@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -20,11 +23,15 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults where there are any."""
+class Help(argparse.HelpFormatter):
+    """Show the defaults that `langevin._options.Parser` notes, where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+        default = getattr(action, "shown", None)
+        if any(default is none for none in (None, False, MISSING)) or default == ():
+            return action.help
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        return f"{action.help} (default: {shown})"
 
 
 def fail(command: argparse.ArgumentParser, message: str) -> int:
@@ -33,8 +40,14 @@ def fail(command: argparse.ArgumentParser, message: str) -> int:
     return EXIT_FAILED
 
 
+def nearest(name: str, known: Collection[str]) -> str:
+    """What an unknown name may have been meant for."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+
+
 def as_option(command: argparse.ArgumentParser, message: str, names: Mapping[str, str]) -> str:
-    """Name the option in place of the argument that a message starts with.
+    """Name the option instead of the argument that a message starts with.
 
     Parameters
     ----------
@@ -43,27 +56,27 @@ def as_option(command: argparse.ArgumentParser, message: str, names: Mapping[str
     names : mapping
         From arguments to options that are called otherwise.
     """
-    name, _, rest = message.partition(" ")
+    found = re.match(r"(\w+)[ =](.*)", message, re.DOTALL)
+    name, rest = found.groups() if found else ("", "")
     option = f"--{names.get(name, name).replace('_', '-')}"
     known = {flag for action in command._actions for flag in action.option_strings}
     return f"{option} {rest}" if option in known else message
 
 
-def refuse_idle(idle: Mapping[str, str], given: object, defaults: Mapping[str, object]) -> None:
-    """Refuse options that nothing reads, unless they have their defaults.
+def refuse_idle(idle: Mapping[str, str], given: object, default: object) -> None:
+    """Refuse options that have no effect, unless they have their defaults.
 
     Parameters
     ----------
     idle : mapping
-        From such options to why nothing reads them.
-    given : object
-        With the options as attributes.
-    defaults : mapping
-        Of all options that can be given.
+        From such options to what makes them have none.
+    given, default : object
+        With the options as attributes; those that it lacks are let through.
     """
     for name, why in idle.items():
-        if name in defaults and (value := getattr(given, name)) != defaults[name]:
-            raise ValueError(f"{name} must be left out here, got {value}: {why}")
+        value = getattr(given, name, None)
+        if hasattr(default, name) and value != getattr(default, name):
+            raise ValueError(f"{name}={value} has no effect {why}; remove it")
 
 
 def missing(error: ImportError) -> str:

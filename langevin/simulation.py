@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from langevin import _validate, data, files, initial
+from langevin import _options, _validate, files
 from langevin._random import generator
-from langevin.model.activations import ACTIVATIONS
-from langevin.model.losses import LOSSES
+from langevin._validate import FloatArray
 from langevin.observables import OBSERVABLES
-from langevin.problem import GramWeights, Problem, Weights
-from langevin.schedule import CLIPPINGS, Clipping, Schedule
+from langevin.problem import ACTIVATIONS, LOSSES, GramWeights, Problem, Weights
+from langevin.schedule import Clipping, Schedule
 
 Features = Literal["collapsed", "gaussian"]
 Head = Literal["gaussian", "zero", "prototype"]
 Method = Literal["lp", "fft", "lp-fft"]
+Precision = Literal["double", "single"]
 Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 
-CHOICES: dict[str, Collection[str]] = {
-    "activation": ACTIVATIONS,
-    "loss": LOSSES,
-    "features": ("collapsed", "gaussian"),
-    "head": ("gaussian", "zero", "prototype"),
-    "method": ("lp", "fft", "lp-fft"),
-    "clipping": CLIPPINGS,
-    "precision": ("double", "single"),
-    "reduce": ("auto", "none", "span", "kernel", "gram", "collapsed"),
-}
 # entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
 _LARGE = 2**18
 # of which a solver keeps count in 32 bits
@@ -56,44 +45,63 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulation:
-    """What ``python -m langevin.simulate`` is asked for, under the names of its options.
+    """One run of the simulator; its fields are the options of ``python -m langevin.simulate``.
 
     Parameters
     ----------
     data : str
-        "separable", "teacher", "digits", or a file, see `langevin.from_file`.
+        separable (Assumption 3.1), teacher (regression on a linear teacher), digits (two of scikit-learn's
+        digits, features pre-trained on the other eight), or a file of two classes: .npz with X, y and
+        optionally W, v, X_test, y_test; .csv or .parquet, features in all columns but one.
     label : str
-        Column of a table's labels.
-    samples, dim : int
-        Of synthetic data.
+        Column of the labels in a .csv or .parquet file.
+    samples : int
+        Training samples of synthetic data.
+    dim : int
+        Input dimension of synthetic data.
     spread : float
-        Within a class of separable data.
+        Spread within a class of separable data; 0 is collapsed.
     classes : tuple of int
         The two private digits.
     activation : str
+        Activation.
     loss : str or None
-        As in `Problem`; None: logistic, or square for ``data="teacher"``.
+        Loss; by default square for the teacher, otherwise logistic.
     width : int
-        Neurons; a file's own first layer has its own.
+        Number of neurons, for linear nets up to 1e12; unused if a file has a first layer W.
     features : {"collapsed", "gaussian"} or None
-        First layer on synthetic data; None: collapsed for ReLU on separable data, else Gaussian.
+        First layer on synthetic data; by default collapsed for ReLU on separable data, otherwise gaussian.
     head : {"gaussian", "zero", "prototype"}
+        Initial head.
     head_scale : float or None
-        Root mean square of the head's entries; None: ``1/sqrt(width)``.
+        Root mean square of the head's entries; by default 1/sqrt(width).
     method : {"lp", "fft", "lp-fft"}
+        What trains: the head, everything, or first the head and then everything.
     lp_share : float
-        Share of the time for linear probing in "lp-fft".
-    time, dt : float
-        Total diffusion time, and the step.
+        Share of the time spent on linear probing in lp-fft.
+    time : float
+        Total diffusion time.
+    dt : float
+        Step size, in diffusion time.
     sigma : float
+        Noise of d theta = b dt + sqrt(2) sigma dB.
     clip : float or None
+        Per-sample gradient norm threshold, or none.
     clipping : {"flat", "normalised"}
+        g min(1, C/|g|), or g C/(|g| + r).
     stabiliser : float
+        r of normalised clipping.
     paths : int
+        Number of independent paths.
     seed : int
-        Of data, weights and noise.
-    device, precision, reduce
-        See `langevin.euler_maruyama`.
+        Seed of data, weights and noise.
+    device : str
+        cpu, or an NVIDIA GPU: cuda or cuda:<number>.
+    precision : {"double", "single"}
+        Precision of the simulation.
+    reduce : {"auto", "none", "span", "kernel", "gram", "collapsed"}
+        What to simulate, all with the same law: the cheapest (auto), the full chain (none), inputs in the
+        span of the data, linear probing's kernel, a linear net's Gram matrix, a collapsed net.
 
     Raises
     ------
@@ -108,14 +116,14 @@ class Simulation:
     ((8, 3), 12, ['lp', 'fft'])
     """
 
-    data: str = "separable"
-    label: str = "y"
+    data: str = field(default="separable", metadata={"metavar": "DATA"})
+    label: str = field(default="y", metadata={"metavar": "COLUMN"})
     samples: int = 64
     dim: int = 16
     spread: float = 0.2
     classes: tuple[int, int] = (3, 8)
-    activation: str = "relu"
-    loss: str | None = None
+    activation: str = field(default="relu", metadata={"choices": tuple(ACTIVATIONS)})
+    loss: str | None = field(default=None, metadata={"choices": tuple(LOSSES)})
     width: int = 512
     features: Features | None = None
     head: Head = "gaussian"
@@ -131,7 +139,7 @@ class Simulation:
     paths: int = 64
     seed: int = 0
     device: str = "cpu"
-    precision: Literal["double", "single"] = "double"
+    precision: Precision = "double"
     reduce: Reduce = "auto"
 
     def __post_init__(self) -> None:
@@ -139,7 +147,7 @@ class Simulation:
         _validate.instance("label", self.label, str)
         if self.data not in ("separable", "teacher", "digits") and not self.is_file:
             raise ValueError(f"data must be separable, teacher, digits or {files.ALLOWED}, got {self.data!r}")
-        for name, allowed in CHOICES.items():
+        for name, allowed in _options.choices(Simulation).items():
             value = getattr(self, name)
             if value is not None or name not in ("loss", "features"):
                 _validate.choice(name, value, allowed)
@@ -166,25 +174,25 @@ class Simulation:
 
     @property
     def idle(self) -> dict[str, str]:
-        """Parameters on which nothing depends beside the values of the others, and why."""
-        synthetic, theirs = self.synthetic, f"data={self.data!r} have their own"
+        """Parameters that have no effect, given the values of the others, and what makes them have none."""
+        synthetic, theirs = self.synthetic, f"with data {self.data!r}"
         reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
-        reads["classes"] = self.data == "digits"
-        own = {name: theirs for name, read in reads.items() if not read}
-        if not self.is_file:
-            own["label"] = f"data={self.data!r} have no columns"
-        there = files.held(self.data) if self.is_file else ()
-        own |= {name: "the file has its own first layer" for name in ("width",) if "W" in there}
-        own |= {name: "the file has its own head" for name in ("width", "head", "head_scale") if "v" in there}
+        reads |= {"classes": self.data == "digits", "label": self.is_file}
+        found = {name: theirs for name, read in reads.items() if not read}
+        held = files.held(self.data) if self.is_file else ()
+        if "v" in held:
+            found |= dict.fromkeys(("width", "head", "head_scale"), "with the head of the file")
+        if "W" in held:
+            found["width"] = "with the first layer of the file"
         if self.head == "zero":
-            own.setdefault("head_scale", "a zero head has none")
+            found.setdefault("head_scale", "with head 'zero'")
         if self.method != "lp-fft":
-            own["lp_share"] = f"method={self.method!r} has one phase"
+            found["lp_share"] = f"with method {self.method!r}"
         if self.clip is None:
-            own["clipping"] = "there is no clipping"
-        if self.clip is None or self.clipping != "normalised":
-            own["stabiliser"] = "clipping is not normalised"
-        return own
+            found["clipping"] = found["stabiliser"] = "without clipping"
+        elif self.clipping != "normalised":
+            found["stabiliser"] = f"with clipping {self.clipping!r}"
+        return found
 
     @property
     def synthetic(self) -> bool:
@@ -239,8 +247,6 @@ class Simulation:
         ValueError, MemoryError
             On a file that is no problem, or weights that do not fit into memory.
         """
-        teacher = self.data == "teacher"
-        loss = self.loss or ("square" if teacher else "logistic")
         collapsed = self.features == "collapsed" or (
             self.features is None and self.data == "separable" and self.activation == "relu"
         )
@@ -256,52 +262,56 @@ class Simulation:
                 f"width={self.width} with single neurons",
                 "take fewer, or a linear activation with Gaussian features, which knows no single ones",
             )
-        W = v = file = None
-        if self.data == "separable":
-            problem = data.orthogonally_separable(
-                self.samples,
-                self.dim,
-                spread=self.spread,
-                activation=self.activation,
-                loss=loss,
-                test_samples=self.samples,
-                rng=self.seed,
-            )
-        elif teacher:
-            problem = data.linear_teacher(
-                self.samples,
-                self.dim,
-                activation=self.activation,
-                loss=loss,
-                test_samples=self.samples,
-                rng=self.seed,
-            )
-        elif self.data == "digits":
-            problem, start = data.digits(
-                self.classes, self.width, activation=self.activation, loss=loss, rng=self.seed
-            )
-            W = start.W
-        else:
-            file = files.from_file(self.data, label=self.label, activation=self.activation, loss=loss)
-            problem, W, v = file.problem, file.W, file.v
+        problem, W, v, file = self._problem()
         if by_gram:
             return Start(problem, self._gram_weights(problem), False)
-        given = v is not None
+        return Start(problem, self._weights(problem, W, v, collapsed), v is not None, file)
+
+    def _problem(
+        self,
+    ) -> tuple[Problem, FloatArray | None, FloatArray | None, files.FileProblem | None]:
+        """Problem, the first layer and head that come with it, and what a file says of them."""
+        from langevin import data
+
+        about: dict[str, Any] = dict(activation=self.activation, rng=self.seed)
+        if self.data == "teacher":
+            problem = data.linear_teacher(
+                self.samples, self.dim, loss=self.loss or "square", test_samples=self.samples, **about
+            )
+            return problem, None, None, None
+        loss = self.loss or "logistic"
+        if self.data == "separable":
+            tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples)
+            problem = data.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
+            return problem, None, None, None
+        if self.data == "digits":
+            problem, start = data.digits(self.classes, self.width, loss=loss, **about)
+            return problem, start.W, None, None
+        file = files.from_file(self.data, label=self.label, activation=self.activation, loss=loss)
+        return file.problem, file.W, file.v, file
+
+    def _weights(
+        self, problem: Problem, W: FloatArray | None, v: FloatArray | None, collapsed: bool
+    ) -> Weights:
+        """Weights at the start: those that come with the problem, and the others drawn."""
+        from langevin import initial
+
         if W is None and collapsed:
             W = initial.collapsed_features(problem, self.width, rng=self.seed).W
         elif W is None:
             width = self.width if v is None else len(v)
             W = initial.gaussian_features(width, problem.dim, rng=self.seed)
-        if v is None:
-            if self.head == "gaussian":
-                v = initial.gaussian_head(len(W), self.head_scale, rng=self.seed)
-            elif self.head == "zero":
-                v = initial.zero_head(len(W))
-            else:
-                v = initial.prototype_head(problem, W, self.head_scale)
-        return Start(problem, Weights(W, v), given, file)
+        if v is not None:
+            return Weights(W, v)
+        if self.head == "gaussian":
+            return Weights(W, initial.gaussian_head(len(W), self.head_scale, rng=self.seed))
+        if self.head == "zero":
+            return Weights(W, initial.zero_head(len(W)))
+        return Weights(W, initial.prototype_head(problem, W, self.head_scale))
 
     def _gram_weights(self, problem: Problem) -> GramWeights:
+        from langevin import initial
+
         weights = initial.gaussian_gram(problem, self.width, head_scale=self.head_scale, rng=self.seed)
         if self.head == "zero":
             return GramWeights(weights.W, initial.zero_head(len(weights.W)), self.width)

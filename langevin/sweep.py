@@ -8,10 +8,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command, _streams
+from langevin import _command, _options, _streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,40 +25,60 @@ PROGRAM = "python -m langevin.sweep"
 _ERRORS = 5
 
 
-def parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of ``python -m langevin.sweep``.
+
+    Parameters
+    ----------
+    grid : str
+        TOML file with kind = "simulate" or "finetune", and tables: sweep (lists of values), fixed, record.
+    out : str or None
+        folder.zarr (default: out in the grid, or runs/<name of the grid>.zarr).
+    workers : int or None
+        Number of local workers, one thread each (default: all processors).
+    threads : bool
+        Use threads of one process instead of processes.
+    scheduler : str or None
+        Address of a Dask scheduler whose workers compute: tcp://host:8786.
+    check : bool
+        Report what there is to do, and compute nothing.
+    json : bool
+        Print the report as JSON.
+    quiet : bool
+        Show no progress bar; suppress messages on stderr.
+    """
+
+    grid: str = field(metadata={"positional": True, "metavar": "grid.toml"})
+    out: str | None = None
+    workers: int | None = None
+    threads: bool = False
+    scheduler: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
+    check: bool = False
+    json: bool = False
+    quiet: bool = False
+
+
+def parser() -> _options.Parser:
     """Command line of sweeps."""
-    p = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [option ...] grid.toml",
+    p = _options.Parser(
+        PROGRAM,
+        "[option ...] grid.toml",
         description="Compute all combinations of the parameters that grid.toml sweeps, each once, into one "
         "labelled Zarr store. Interrupted, or with more values, the same command computes what is left.",
         epilog="Exit status: 0 done, 1 failed or some cells failed (the others are saved), 2 wrong usage, "
-        "130 or 143 interrupted (the same command goes on).",
-        formatter_class=_command.Help,
+        "130 or 143 interrupted (repeat the command to resume).",
     )
-    p.add_argument(
-        "grid",
-        metavar="grid.toml",
-        help='kind = "simulate" or "finetune", and tables: sweep (lists of values), fixed, record',
-    )
-    p.add_argument("--out", help="folder.zarr (default: out in the grid, or runs/<name of the grid>.zarr)")
-    where = p.add_argument_group("workers")
-    where.add_argument("--workers", type=int, help="here, one thread each (default: all processors)")
-    where.add_argument("--threads", action="store_true", help="threads of one process, not processes")
-    where.add_argument(
-        "--scheduler", metavar="ADDRESS", help="Dask's, whose workers compute: tcp://host:8786"
-    )
-    said = p.add_argument_group("output")
-    said.add_argument("--check", action="store_true", help="say what there is to do, and compute nothing")
-    said.add_argument("--json", action="store_true", help="print the report as JSON")
-    said.add_argument("--quiet", action="store_true", help="no progress bar, no talk on stderr")
+    p.add("sweep", (SweepOptions, "grid out"))
+    p.add("workers", (SweepOptions, "workers threads scheduler"))
+    p.add("output", (SweepOptions, "check json quiet"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     command = parser()
-    args = command.parse_args(argv)
+    args, _ = command.parse(argv)
     started = time.perf_counter()
 
     out = None
@@ -95,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
                     return _command.fail(command, str(error))
                 command.error(str(error))
             except SweepError as error:
-                return _command.fail(command, f"{error}; repeat the command to go on")
+                return _command.fail(command, f"{error}; repeat the command to resume")
             said = _report(run, grid, left, time.perf_counter() - started)
             said["saved"] = str(out)
             _print(args, said)
@@ -104,7 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             there = out is not None and out.exists()
             kept = (
-                f"what is finished is in {out}: repeat the command to go on" if there else "nothing is begun"
+                f"what is finished is in {out}: repeat the command to resume"
+                if there
+                else "nothing has been started"
             )
             print(f"\ninterrupted; {kept}", file=sys.stderr)
             return status()

@@ -288,7 +288,7 @@ def test_the_simulator_reads_tables_and_names_the_classes(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label", "kind"], "--label must be left out here, got kind: data='separable' have no columns"),
+        (["--label", "kind"], "--label kind has no effect with data 'separable'; remove it"),
         (
             ["--data", "wine.csv"],
             "--label must be a column of 'wine.csv', got 'y', which is none of 'alcohol",

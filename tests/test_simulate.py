@@ -99,7 +99,7 @@ def test_a_users_file(tmp_path):
     report = json.loads(done.stdout)
     assert report["saved"].startswith("runs/lp-fft-mine-sigma0.5-")
     done = command(*QUICK, "--data", "mine.npz", "--width", "5", cwd=tmp_path)
-    assert "--width must be left out here, got 5: the file has its own" in done.stderr
+    assert "--width 5 has no effect with the first layer of the file; remove it" in done.stderr
     assert report["network"].startswith("width 5")
     assert report["loss"]["start"] == pytest.approx(
         np.logaddexp(0, -np.sign(X[:, 0]) * (np.maximum(X @ W.T, 0) @ v)).sum()
@@ -110,7 +110,7 @@ def test_a_users_file(tmp_path):
     ("arguments", "message"),
     [
         (["--clip", "-1"], "--clip must be positive"),
-        (["--clip", "much"], "--clip must be a number, got 'much'"),
+        (["--clip", "much"], "argument --clip: must be a number or none, got 'much'"),
         (["--sigma", "-1"], "--sigma must be zero or positive, got -1.0"),
         (["--lp-share", "1.5"], r"--lp-share must lie in [0, 1], got 1.5"),
         (["--width", "0"], "--width must be at least 1, got 0"),
@@ -123,7 +123,7 @@ def test_a_users_file(tmp_path):
             "--data must be a file ending in .npz, .csv or .parquet, but there is no",
         ),
         (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
-        (["--classes", "1", "7"], "--classes must be left out here, got (1, 7): data='separable' have"),
+        (["--classes", "1", "7"], "--classes (1, 7) has no effect with data 'separable'; remove it"),
         (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
         (["--spread", "3"], "--spread must lie in"),
         (["--observables", "speed"], "--observables must be among"),
@@ -132,14 +132,14 @@ def test_a_users_file(tmp_path):
         (["--plot", "figure.txt"], "--plot must end in"),
         (["--resume"], "--resume needs an unfinished run"),
         (["--paths", "10000000000"], "GiB are free"),
-        (["--width", "1000000000000"], "width=1000000000000 with single neurons needs"),
+        (["--width", "1000000000000"], "--width 1000000000000 with single neurons needs"),
         (["--width", "10000000000000", "--activation", "linear"], "--width must be at most 1e+12"),
         (["--reduce", "gram"], "--reduce must apply to the run, but 'gram' needs a linear net"),
         (["--reduce", "kernel"], "--reduce must apply to the run, but 'kernel' needs a schedule of linear"),
-        (["--data", "digits"], "--samples must be left out here, got 8: data='digits' have their own"),
+        (["--data", "digits"], "--samples 8 has no effect with data 'digits'; remove it"),
         (
             ["--method", "lp", "--lp-share", "0.5"],
-            "--lp-share must be left out here, got 0.5: method",
+            "--lp-share 0.5 has no effect with method 'lp'; remove it",
         ),
         (["--data", "digits", "--features", "gaussian"], "--features must be left out with data="),
         (["--device", "gpu"], "--device must be"),

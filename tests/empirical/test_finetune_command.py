@@ -174,7 +174,7 @@ def test_a_grid_is_tuned_compared_and_saved(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_grid_goes_on_after_a_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune.main([*GRID, "--time-limit", "1e-9", "--out", "grid.nc"]) == 0
-    assert "12 of 12 cells: repeat the command" in capsys.readouterr().out
+    assert "12 of 12 cells: repeat the command to resume" in capsys.readouterr().out
     assert finetune.main([*GRID, "--out", "grid.nc"]) == 0
     assert "repeat the command" not in capsys.readouterr().out
 
@@ -202,7 +202,7 @@ def test_an_interrupted_grid_says_how_to_go_on(
 
     monkeypatch.setattr(grid, "compute_cell", interrupted)
     assert finetune.main(GRID) == 130
-    assert "repeat the command to go on" in capsys.readouterr().err
+    assert "repeat the command to resume" in capsys.readouterr().err
 
 
 # ---- wrong usage
@@ -211,10 +211,10 @@ def test_an_interrupted_grid_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lr", "-1"], "--lr must be positive, got -1.0"),
+        (["--lr", "-1"], "--lr must be positive or None, got -1.0"),
         (["--epsilon", "0"], "--epsilon must be positive"),
         (["--delta", "2"], "--delta must be below 1"),
-        (["--clip", "much"], "--clip must be a number, got 'much'"),
+        (["--clip", "much"], "argument --clip: must be a number or none, got 'much'"),
         (["--clip", "none"], "--clip must be positive with epsilon=1"),
         (["--lp-share", "1.5"], "--lp-share must lie in [0, 1]"),
         (["--lp-share", "0.001"], "--lp-share must leave a step"),
@@ -240,12 +240,12 @@ def test_an_interrupted_grid_says_how_to_go_on(
         (["--resume"], "--resume needs a checkpoint"),
         (["--checkpoint", "no.ckpt", "--resume"], "no.ckpt"),
         (["--out", "run.csv"], "--out must end in .nc"),
-        (["--rank", "2"], "--rank must be left out here, got 2: method is not 'lora'"),
-        (["--method", "fft", "--lp-lr", "2"], "--lp-lr must be left out here, got 2.0: nothing probes"),
-        (["--method", "lp", "--lp-lr", "2", "--lr", "1"], "--lr must be left out here, got 1.0: lp_lr is"),
+        (["--rank", "2"], "--rank 2 has no effect with method 'lp-fft'; remove it"),
+        (["--method", "fft", "--lp-lr", "2"], "--lp-lr 2.0 has no effect where nothing probes"),
+        (["--method", "lp", "--lp-lr", "2", "--lr", "1"], "--lr 1.0 has no effect next to lp_lr"),
         (
             ["--methods", "lp", "fft", "--density", ".2"],
-            "--density must be left out here, got 0.2",
+            "--density 0.2 has no effect with method 'lp'",
         ),
         (["--rank", "0", "--method", "lora"], "--rank must be at least 1"),
         (["--epsilons", "1", "-1"], "--epsilons must be positive"),
@@ -253,8 +253,8 @@ def test_an_interrupted_grid_says_how_to_go_on(
         (["--methods", "adam"], "argument --methods"),
         (["--trials", "0"], "--trials must be at least 1"),
         (["--lr-range", "2", "1"], "--lr-range must be below"),
-        (["--seeds", "2", "--lr", "1"], "--lr must be left out of a grid, which has --lr-range"),
-        (["--seeds", "2", "--epsilon", "1"], "--epsilon must be left out of a grid"),
+        (["--seeds", "2", "--lr", "1"], "--lr has no effect in a grid, which has --lr-range"),
+        (["--seeds", "2", "--epsilon", "1"], "--epsilon has no effect in a grid, which has --epsilons"),
         (["--seeds", "2", "--workers", "0"], "--workers must be at least 1"),
         (["--seeds", "2", "--time-limit", "0"], "--time-limit must be positive"),
         (["--seeds", "2", "--cells", "/proc/no/cells"], "--cells '/proc/no/cells' cannot be written"),
@@ -352,7 +352,7 @@ def test_fresh_noise_from_the_shell(folder: Path, capsys: pytest.CaptureFixture[
 def test_models_that_cannot_be_saved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--save-model must end in .safetensors" in refused(capsys, *SMALL, "--save-model", "net.pt")
     said = refused(capsys, *GRID, "--save-model", "net.safetensors")
-    assert "--save-model must be left out of a grid, which has no model of its own" in said
+    assert "--save-model has no effect in a grid, which has no model of its own" in said
     assert "must be a whole number or none, got 'one'" in refused(capsys, *SMALL, "--seed", "one")
     wild = ["--epsilon", "inf", "--clip", "none", "--method", "fft", "--lr", "1e30"]
     assert finetune.main([*SMALL, *wild, "--save-model", "net.safetensors"]) == 1
