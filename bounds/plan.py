@@ -84,10 +84,10 @@ def parser() -> _options.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    command = parser()
-    args, _ = command.parse(argv)
     with _command.interruptible() as status:
         try:
+            command = parser()
+            args, _ = command.parse(argv)
             from langevin import files, store
 
             try:

@@ -7,13 +7,10 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langevin import _command, _options, _streams
-from langevin.schedule import RECORDS
-from langevin.simulation import Simulation, Start
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from langevin.problem import Problem, Weights
     from langevin.report import Theory
     from langevin.schedule import Schedule
+    from langevin.simulation import Simulation, Start
 
 NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Python, such as
   import bounds, langevin
@@ -32,49 +30,10 @@ NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Py
 _SMALL = 1_000_000
 
 
-@dataclass(frozen=True)
-class Reporting:
-    """Options of the command beside those of `Simulation`.
-
-    Parameters
-    ----------
-    threads : int or None
-        Number of threads (default: all processors).
-    times : int
-        Recorded times, at most one per step.
-    observables : tuple of str
-        Observables to record besides the default ones: alignment preactivation head_alignment test_accuracy
-        knn_accuracy; misaligned distorted dead where the reduction leaves them out.
-    out : str or None
-        file.nc or folder.zarr (default: runs/<what was asked for>.nc).
-    plot : str or None
-        Draw loss, distance and neurons (default: next to the run).
-    bounds : bool
-        Report what the theorems say of the run: bands, privacy, the state of their assumptions.
-    delta : float
-        Delta at which to report epsilon.
-    json : bool
-        Print the report as JSON.
-    quiet : bool
-        Show no progress bar; suppress messages on stderr.
-    resume : bool
-        Resume an interrupted run, to the same bits.
-    """
-
-    threads: int | None = None
-    times: int = RECORDS
-    observables: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME"})
-    out: str | None = None
-    plot: str | None = field(default=None, metadata={"metavar": "FILE", "nargs": "?", "const": ""})
-    bounds: bool = True
-    delta: float = 1e-5
-    json: bool = False
-    quiet: bool = False
-    resume: bool = False
-
-
 def parser() -> _options.Parser:
     """Command line of the simulator."""
+    from langevin.simulation import Reporting, Simulation
+
     p = _options.Parser(
         "python -m langevin.simulate",
         description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, next to "
@@ -123,13 +82,13 @@ class _Done(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     started = time.perf_counter()
-    command = parser()
-    args, _ = command.parse(argv)
-    if "epsilon" in args:
-        command.error(NO_EPSILON)
     job = None
     with _command.interruptible() as status:
         try:
+            command = parser()
+            args, _ = command.parse(argv)
+            if "epsilon" in args:
+                command.error(NO_EPSILON)
             from langevin import store
 
             try:
@@ -151,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 def _job(args: argparse.Namespace) -> _Job:
     """Check what was asked for, as far as that takes no work."""
     from langevin import _validate, store
+    from langevin.simulation import Simulation
 
     simulation = Simulation(**_options.values(Simulation, args))
     out = store.check_target(args.out or _default_out(args, simulation))
@@ -165,6 +125,7 @@ def _simulate(job: _Job) -> _Done:
     """The zeroth-order path, and the paths of the diffusion."""
     from langevin import report
     from langevin.observables import OBSERVABLES
+    from langevin.simulation import Simulation
     from langevin.solvers import Diverged, euler_maruyama, zeroth_order
 
     args, simulation = job.args, job.simulation

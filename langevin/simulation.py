@@ -10,7 +10,7 @@ from langevin._random import generator
 from langevin._validate import FloatArray
 from langevin.observables import OBSERVABLES
 from langevin.problem import ACTIVATIONS, LOSSES, GramWeights, Problem, Weights
-from langevin.schedule import Clipping, Schedule
+from langevin.schedule import RECORDS, Clipping, Schedule
 
 Features = Literal["collapsed", "gaussian"]
 Head = Literal["gaussian", "zero", "prototype"]
@@ -321,3 +321,44 @@ class Simulation:
             v = initial.prototype_head(problem, weights.W, scale * (self.width / len(weights.W)) ** 0.5)
             return GramWeights(weights.W, v, self.width)
         return weights
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Options of ``python -m langevin.simulate`` besides those of `Simulation`.
+
+    Parameters
+    ----------
+    threads : int or None
+        Number of threads (default: all processors).
+    times : int
+        Recorded times, at most one per step.
+    observables : tuple of str
+        Observables to record besides the default ones: alignment preactivation head_alignment test_accuracy
+        knn_accuracy; misaligned distorted dead where the reduction leaves them out.
+    out : str or None
+        file.nc or folder.zarr (default: runs/<what was asked for>.nc).
+    plot : str or None
+        Draw loss, distance and neurons (default: next to the run).
+    bounds : bool
+        Report what the theorems say of the run: bands, privacy, the state of their assumptions.
+    delta : float
+        Delta at which to report epsilon.
+    json : bool
+        Print the report as JSON.
+    quiet : bool
+        Show no progress bar; suppress messages on stderr.
+    resume : bool
+        Resume an interrupted run, to the same bits.
+    """
+
+    threads: int | None = None
+    times: int = RECORDS
+    observables: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME"})
+    out: str | None = None
+    plot: str | None = field(default=None, metadata={"metavar": "FILE", "nargs": "?", "const": ""})
+    bounds: bool = True
+    delta: float = 1e-5
+    json: bool = False
+    quiet: bool = False
+    resume: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from langevin import _options, simulate
-from langevin.simulation import Simulation
+from langevin.simulation import Reporting, Simulation
 
 COMMANDS = ("langevin.simulate", "langevin.sweep", "bounds.plan", "empirical.finetune", "figures.__main__")
 # fields that are no options: what data classes are made of, and ends of --lr-range
@@ -23,13 +23,13 @@ def classes(command: str) -> list[type]:
     """The data classes that a command fills."""
     from bounds.plan import PlanOptions
     from empirical import Grid, Recipe, Setting, Shift
-    from empirical.finetune import GridOptions, OutputOptions, SingleOptions
+    from empirical.finetune_options import GridOptions, OutputOptions, SingleOptions
     from empirical.plan_settings import PlanSettings
     from figures.__main__ import FiguresOptions
     from langevin.sweep import SweepOptions
 
     return {
-        "langevin.simulate": [Simulation, simulate.Reporting],
+        "langevin.simulate": [Simulation, Reporting],
         "langevin.sweep": [SweepOptions],
         "bounds.plan": [PlanOptions, PlanSettings],
         "empirical.finetune": [Setting, Shift, Recipe, Grid, SingleOptions, GridOptions, OutputOptions],
@@ -38,7 +38,8 @@ def classes(command: str) -> list[type]:
 
 
 def parser(command: str) -> _options.Parser:
-    return importlib.import_module(command).parser()
+    name = command.replace("empirical.finetune", "empirical.finetune_options")
+    return importlib.import_module(name).parser()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,11 +63,11 @@ def test_options_and_fields_are_the_same(command):
 
 
 def test_what_is_resolved_is_the_same():
-    from empirical import Recipe, Setting, finetune
+    from empirical import Recipe, Setting, finetune_options
 
-    args, _ = finetune.parser().parse([])
-    assert finetune._setting(args) == Setting()
-    assert finetune._recipe(args) == Recipe()
+    args, _ = finetune_options.parser().parse([])
+    assert finetune_options.setting_of(args) == Setting()
+    assert finetune_options.recipe_of(args) == Recipe()
     args, _ = simulate.parser().parse([])
     assert Simulation(**_options.values(Simulation, args)) == Simulation()
 
