@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -76,7 +77,16 @@ def _toml(value: Any) -> str:
     return str(value).lower()
 
 
-def pair(text: str) -> tuple[str, Any]:
+def reader(word: Any, optional: bool) -> Callable[[str], Any]:
+    """Return a function from a word of the command line to a value of type ``word``."""
+    if typing.get_origin(word) is tuple:
+        return _pair
+    if word not in (int, float):
+        return str
+    return _number_or_none(word) if optional else word
+
+
+def _pair(text: str) -> tuple[str, Any]:
     """Read ``name=value``, where a value that is not JSON is text."""
     name, sign, value = text.partition("=")
     if not name.isidentifier() or not sign:
@@ -87,7 +97,7 @@ def pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def number_or_none(kind: type[int] | type[float]) -> Callable[[str], float | None]:
+def _number_or_none(kind: type[int] | type[float]) -> Callable[[str], float | None]:
     """Return a function that reads a number, or "none" as None."""
 
     def read(text: str) -> float | None:

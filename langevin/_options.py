@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         if word is bool:
             how["action"] = argparse.BooleanOptionalAction if default else "store_true"
         else:
-            how |= {"type": _reader(word, optional), "choices": _choices(field, hint), "nargs": count}
+            how |= {"type": _config.reader(word, optional), "choices": _choices(field, hint), "nargs": count}
             how |= {key: about[key] for key in ("metavar", "nargs", "const") if key in about}
         if "positional" in about:
             # parse says what is missing, as a file may hold it
@@ -166,12 +166,3 @@ def _words(hint: Any) -> tuple[Any, bool, int | str | None]:
     if typing.get_origin(hint) not in (tuple, collections.abc.Sequence):
         return hint, optional, None
     return inner[0], optional, "+" if len(inner) == 1 or inner[1] is ... else len(inner)
-
-
-def _reader(word: Any, optional: bool) -> Callable[[str], Any]:
-    """Function from a word of the command line to its value."""
-    if typing.get_origin(word) is tuple:
-        return _config.pair
-    if word not in (int, float):
-        return str
-    return _config.number_or_none(word) if optional else word
