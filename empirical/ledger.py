@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from empirical.history import History
-from langevin import _validate
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system
-    fcntl = None
+from langevin import _locks, _validate
 
 _FORMAT = 1
 
@@ -209,11 +204,8 @@ class Ledger:
         self.close()
 
     def _lock(self) -> None:
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LedgerError(f"{self._path} is in use by another process: wait for it to end") from None
+        if not _locks.lock(self._descriptor):
+            raise LedgerError(f"{self._path} is in use by another process: wait for it to end")
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self._descriptor < 0 or self._broken:

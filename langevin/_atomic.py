@@ -10,10 +10,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system
-    fcntl = None
+from langevin import _locks
 
 # folders of work under way end so, and hold the folder that is being replaced under this name
 _SUFFIX, _REPLACED = ".writing", ".replaced"
@@ -89,18 +86,15 @@ def clear(target: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """Descriptor of a folder that this process alone holds; None if it cannot."""
-    if fcntl is None:
+    if _locks.fcntl is None:
         return None
-    try:
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        with suppress(OSError):
+            if _locks.lock(descriptor):
+                return descriptor
         os.close(descriptor)
-        return None
-    return descriptor
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin import _foreign, _labels, _validate
+from langevin import _labels, _validate
 from langevin._validate import FloatArray
 
 # how other formats begin, and what they are
@@ -245,9 +245,8 @@ def _parquet_columns(path: Path, label: str) -> _Columns:
             _check_names(path, names, label)
             needed = 8.0 * _COPIES * file.metadata.num_rows * len(names) + 2 * path.stat().st_size
             _validate.memory(needed, f"data file {path}", "take fewer rows or columns")
-            with _foreign.bounded(needed):
-                table = file.read(names, use_threads=False)
-                found = {name: _parquet_values(table.column(name)) for name in names}
+            table = file.read(names, use_threads=False)
+            found = {name: _parquet_values(table.column(name)) for name in names}
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, str(error)) from None
     notes = [f"left out, as pandas kept them as an index: {listed(index)}"] if index else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import tempfile
@@ -21,6 +20,8 @@ SUFFIXES = (".nc", ".zarr")
 _FORMAT = 1
 # the attribute by which damage is found
 _DIGEST = "digest"
+# what follows the end of an HDF5 file, which libraries ignore, before the digest of its bytes
+_SEAL = b"\nsha256 "
 
 
 class StoreError(Exception):
@@ -70,6 +71,8 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
             if target.suffix == ".nc":
                 compressed = {name: {"zlib": True, "complevel": 1} for name in run.data_vars}
                 run.to_netcdf(temporary, engine="netcdf4", encoding=compressed)
+                with temporary.open("ab") as raw:
+                    raw.write(_SEAL + _sha256(np.memmap(temporary, np.uint8, "r")))
             else:
                 _with_texts(run, np.dtypes.StringDType()).to_zarr(temporary, mode="w", consolidated=False)
     except Exception as error:  # netCDF and Zarr raise errors of many kinds
@@ -102,6 +105,20 @@ def digest(run: xr.Dataset) -> str:
         plain = values.dtype.kind in "fiub"
         total.update(np.ascontiguousarray(values).data if plain else _text(values.tolist()))
     return total.hexdigest()
+
+
+def _sha256(content: np.ndarray) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _check_seal(file: Path) -> None:
+    """Refuse a damaged file before a library reads it: HDF5 may never end on one."""
+    content = np.memmap(file, np.uint8, "r")
+    length = len(_SEAL) + 64
+    seal = content[-length:].tobytes()
+    # files of earlier versions have none
+    if seal.startswith(_SEAL) and seal != _SEAL + _sha256(content[:-length]):
+        raise ValueError("it is not what was written: restore it, or make it anew")
 
 
 def _text(value: Any) -> bytes:
@@ -139,17 +156,13 @@ def load(path: str | Path) -> xr.Dataset:
         if source.is_dir():
             _foreign.refuse_links(source)
         else:
+            _check_seal(source)
             _foreign.check_hdf5(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without indexes, which would be read at once, whatever their size
-            opened = functools.partial(
-                xr.open_dataset, source, chunks=None, create_default_indexes=False, **how
-            )
-            with _foreign.bounded(), opened() as run:
-                needed = 2.0 * run.nbytes
-            _validate.memory(needed, f"run {source}", "read what you need of it with xarray")
-            with _foreign.bounded(needed), opened() as run:
+            with xr.open_dataset(source, chunks=None, create_default_indexes=False, **how) as run:
+                _validate.memory(2.0 * run.nbytes, f"run {source}", "read what you need of it with xarray")
                 found = run.load()
         found = _with_texts(found, np.str_)
         found = found.assign_coords({name: found[name] for name in found.coords if name in found.dims})

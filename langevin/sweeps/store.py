@@ -7,16 +7,15 @@ by renaming a whole one, which zarr's local store does and a test asserts. Each 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from langevin import _atomic, _foreign, _locks, store
+from langevin import _atomic, _foreign, _locks, _validate, store
 from langevin._record import versions
 from langevin.store import StoreError
 from langevin.sweeps.grid import Grid, Layout
@@ -200,7 +199,6 @@ class SweepStore:
 
     def write(self, outcomes: Mapping[Place, Outcome]) -> None:
         """Record cells: the data of a chunk, then that they are there."""
-        import psutil
         import xarray as xr
 
         by_chunk: dict[Place, list[Place]] = defaultdict(list)
@@ -213,9 +211,7 @@ class SweepStore:
             corner = [s.start for s in region.values()]
             within = [tuple(i - first for i, first in zip(place, corner, strict=True)) for place in places]
             try:
-                # cells that are computed in threads meanwhile may take what is free
-                opened = xr.open_zarr(self.path, chunks=None, consolidated=False)
-                with _foreign.bounded(psutil.virtual_memory().available), opened as whole:
+                with xr.open_zarr(self.path, chunks=None, consolidated=False) as whole:
                     chunk = whole.isel(region)[[*self.layout.variables, "error", "status"]].load()
                 chunk = chunk.drop_vars(chunk.coords).copy(deep=True)
                 for place, inside in zip(places, within, strict=True):
@@ -245,9 +241,7 @@ class SweepStore:
 
     def close(self) -> None:
         """Let others write."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.close()
 
 
 def matching(path: Path, grid: Grid) -> tuple[Grid, Place]:
@@ -312,22 +306,17 @@ def _chunk(grid: Grid, layout: Layout) -> Place:
     return tuple(reversed(sizes))
 
 
-def _locked(path: Path) -> int | None:
-    """Lock a file beside the store; the system unlocks it when the process ends, however it ends."""
+def _locked(path: Path) -> TextIO:
+    """Lock a file beside the store."""
     beside = path.with_name(f".{path.name}.lock")
     try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        file = beside.open("a")
+        if _locks.lock(file):
+            return file
+        file.close()
     except OSError as error:
         raise StoreError(f"out must be writable, got {str(path)!r}: {error.strerror}") from None
-    try:
-        if not _locks.lock(descriptor):
-            raise StoreError(
-                f"out {str(path)!r} is in use by another sweep: wait for it, or take another out"
-            )
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    raise StoreError(f"out {str(path)!r} is in use by another sweep: wait for it, or take another out")
 
 
 def unfinished(path: str | Path, grid: Grid) -> int:
@@ -349,8 +338,8 @@ def _status(path: Path) -> np.ndarray:
 
     try:
         array = zarr.open_array(path / "status", mode="r", zarr_format=3)
-        with _foreign.bounded(2.0 * array.nbytes):
-            return np.asarray(array[...])
+        _validate.memory(2.0 * array.nbytes, f"status of {path}", "take fewer cells")
+        return np.asarray(array[...])
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 

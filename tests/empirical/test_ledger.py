@@ -15,6 +15,7 @@ import pytest
 from empirical import ledger as module
 from empirical.history import plan
 from empirical.ledger import Ledger, LedgerError, read
+from langevin import _locks
 
 PLAN = plan(1000, 100, delta=1e-4, steps=200, lp_share=0.25, noise_multiplier=4.0, clip=1.0)
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +210,7 @@ def test_refusals(path, tmp_path):
         ledger.claim("fft")
 
 
-@pytest.mark.skipif(module.fcntl is None, reason="no advisory locks here")
+@pytest.mark.skipif(_locks.fcntl is None, reason="no advisory locks here")
 def test_one_writer_at_a_time(path):
     with Ledger.resume(path), pytest.raises(LedgerError, match="in use by another process"):
         Ledger.resume(path)

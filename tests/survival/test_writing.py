@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from langevin import _atomic, store
+from langevin import _atomic, _locks, store
 from tests.survival.outcomes import ROOT
 
 OLD, NEW = (xr.Dataset({"loss": ("time", np.full(4, value))}) for value in (1.0, 2.0))
@@ -19,7 +19,7 @@ OLD, NEW = (xr.Dataset({"loss": ("time", np.full(4, value))}) for value in (1.0,
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from langevin import _atomic, store
+from langevin import _atomic, _locks, store
 from tests.survival.test_writing import NEW
 target, left, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
 real = os.replace
@@ -76,7 +76,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, fault):
     assert os.listdir(tmp_path) == ["note.txt"]
 
 
-@pytest.mark.skipif(_atomic.fcntl is None, reason="no advisory locks here")
+@pytest.mark.skipif(_locks.fcntl is None, reason="no advisory locks here")
 def test_what_another_process_writes_is_left_alone(tmp_path):
     target = tmp_path / "note.txt"
     with _atomic.replacing(target) as path:

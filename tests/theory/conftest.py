@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from langevin import _locks
+
 TABLE = Path(__file__).resolve().parents[2] / "runs" / "tightness.md"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -57,14 +59,9 @@ def replace(path, text):
 
 @contextmanager
 def alone(path):
-    """Hold an exclusive lock, where the system has them."""
+    """Hold an exclusive lock."""
     with path.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _locks.lock(file, wait=True)
         yield
 
 
