@@ -108,7 +108,7 @@ def digest(run: xr.Dataset) -> str:
 
 
 def _sha256(content: np.ndarray) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+    return hashlib.sha256(content.data).hexdigest().encode()
 
 
 def _check_seal(file: Path) -> None:

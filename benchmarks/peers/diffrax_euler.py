@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import diffrax
-import jax
-import lineax
+import diffrax  # pyright: ignore[reportMissingImports]
+import jax  # pyright: ignore[reportMissingImports]
+import lineax  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from benchmarks.contestants import DT, SIGMA, Case

@@ -11,8 +11,8 @@ import time
 from functools import cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import jax  # pyright: ignore[reportMissingImports]
+import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from benchmarks.contestants import CLIP, DT, SIGMA, Case
