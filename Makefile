@@ -40,7 +40,7 @@ test: $(VENV)/.test  ## Run the tests
 test-all: $(VENV)/.test  ## Run the tests and the heavier statistical ones
 	$(BIN)/python -m pytest -n auto -m ''
 
-lint: $(VENV)/.lint $(VENV)/.test $(VENV)/.peers  ## Check style and types
+lint: $(VENV)/.lint $(VENV)/.test  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

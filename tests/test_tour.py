@@ -1,9 +1,7 @@
 """``python -m langevin`` says what there is, and what to type next."""
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,41 +60,6 @@ def test_what_to_type_is_understood(line):
     parser().parse_args(arguments)
 
 
-NOT_IN_A_WHEEL = ("python -m figures", "README", "make ", "pip install -e")
-
-
-@pytest.fixture
-def wheel(tmp_path):
-    """What a wheel holds, in a folder of its own, and an empty folder to work in."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
-    site, empty = tmp_path / "site", tmp_path / "empty"
-    for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
-        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
-    empty.mkdir()
-    return site, empty
-
-
-def run(site: Path, empty: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "80"}
-    code = [sys.executable, *command]
-    return subprocess.run(code, cwd=empty, env=environment, capture_output=True, text=True)
-
-
-def test_of_a_wheel_it_names_what_is_there(wheel):
-    done = run(*wheel, "-m", "langevin")
-    assert done.returncode == 0
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
-    for absent in NOT_IN_A_WHEEL:
-        assert absent not in done.stdout
-        assert absent in TOUR, "the control"
-    commands = set(re.findall(r"python -m ([\w.]+)", done.stdout)) - {"pydoc"}
-    assert commands == set(COMMANDS) - {"figures"}
-    assert all((wheel[0] / f"{name.replace('.', '/')}.py").exists() for name in commands)
-    assert "pip install 'private-finetuning-dynamics[dpsgd]'" in done.stdout
-    (what,) = re.findall(r"python -m (pydoc [\w.]+)", done.stdout)
-    assert "Parameters" in run(*wheel, "-m", *what.split()).stdout
-
-
 def test_of_a_checkout_elsewhere_it_says_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = __main__.tour()
@@ -116,20 +79,6 @@ def test_what_to_install(monkeypatch):
     for package, extra in _install._EXTRAS.items():
         wanted = declared["project"]["optional-dependencies"][extra]
         assert any(re.match(rf"{package}\b", requirement) for requirement in wanted), package
-
-
-def test_help_of_a_wheel_in_an_empty_folder(wheel):
-    for command in sorted(set(COMMANDS) - {"figures"}):
-        done = run(*wheel, "-m", command, "--help")
-        assert (done.returncode, done.stderr) == (0, ""), command
-        assert not any(absent in done.stdout for absent in NOT_IN_A_WHEEL), command
-
-
-@pytest.mark.slow
-def test_a_run_of_a_wheel_in_an_empty_folder(wheel):
-    done = run(*wheel, "-m", "langevin.simulate", "--width", "8", "--time", "0.01", "--paths", "2")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [path.suffix for path in wheel[1].rglob("*.*")] == [".nc"]
 
 
 def test_in_process(capsys):
