@@ -8,8 +8,9 @@ import re
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from langevin._machine import processor
 
 # they override OpenBLAS's choice of kernels and of blocks, and so the speed of every product
 OPENBLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -45,16 +46,6 @@ def take_one_processor() -> None:
     """Confine this process, and what it starts, to one processor: threads beyond one cannot help anyone."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-def processor() -> str:
-    """Model name of the processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def slug() -> str:

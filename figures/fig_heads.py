@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.environment import processor
 from figures import output
 from figures.studies import FOLDER, paths
 from langevin import _streams
+from langevin._machine import processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,12 +88,6 @@ def compute(quick: bool = False) -> xr.Dataset:
     for name, (meaning, units) in meanings.items():
         for prefix, solver in (("", "diffusion"), ("flow_", "zeroth-order flow")):
             values = runs[prefix + name]
-            about = {
-                "long_name": f"{meaning}, {solver}, mean over {seeds} data sets and heads",
-                "units": units,
-            }
-            data[prefix + name] = values.mean("seed").assign_attrs(about)
-            error = values.std("seed", ddof=1) / seeds**0.5
             words = f"{meaning}, {solver}, mean over {seeds} data sets and heads"
             data[prefix + name] = values.mean("seed").assign_attrs(long_name=words, units=units)
             error = values.std("seed", ddof=1) / seeds**0.5

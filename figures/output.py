@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.environment import processor
 from langevin import _atomic, store
+from langevin._machine import processor
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.environment import processor
 from figures.output import ROOT
 from langevin import _streams
+from langevin._machine import processor
 
 if TYPE_CHECKING:
     import xarray as xr

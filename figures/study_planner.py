@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.environment import processor
 from figures.output import ROOT
 from figures.regret import FILE, TASKS, measured
 from langevin import _streams
@@ -24,6 +23,7 @@ from langevin.sweeps import Grid, run_sweep
 from langevin.sweeps.grid import Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import parameters
 from langevin.sweeps.store import FINISHED
+from langevin._machine import processor
 
 if TYPE_CHECKING:
     import xarray as xr

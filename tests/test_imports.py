@@ -38,6 +38,7 @@ FORBIDDEN = {
     "bounds": (*SOLVERS, "empirical", "figures", "torch", "opacus"),
     "langevin": ("bounds", "empirical", "figures", "torch", "opacus"),
     "empirical": ("figures",),
+    "figures": ("benchmarks",),
 }
 # they run on a GPU, and nothing imports them but where that is asked for
 ON_GPU = {"_device.py", "_triton.py"}
@@ -95,6 +96,7 @@ def test_nothing_imports_the_doors(package):
         ("bounds", "from langevin import _engine"),
         ("bounds", "from langevin._record import dataset"),
         ("empirical", "from figures import style"),
+        ("figures", "from benchmarks import environment"),
         ("bounds", "def f():\n    import langevin._kernels"),
         ("langevin", "import bounds.band"),
         ("langevin", "import torch"),
