@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import signal
 import threading
 import traceback
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(str(ROOT / name) for name in ("langevin", "bounds", "empirical", "figures"))
 # of one call; the longest needs a tenth of this
 SECONDS = 300.0
+# of what is random
+TRIALS = int(os.environ.get("SOAK_TRIALS", "1"))
 
 
 class Finding(AssertionError):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +54,6 @@ if __name__ == "__main__":
 """
 # signals before the command listens for them end the interpreter, in its own words
 _STARTED = re.compile(r"^started$", re.MULTILINE)
-
-
-@dataclass
-class Tally:
-    """What was done to a command."""
-
-    interruptions: dict[str, int] = field(default_factory=dict)
-    starts: int = 0
-
-    def count(self, number: signal.Signals) -> None:
-        self.interruptions[number.name] = self.interruptions.get(number.name, 0) + 1
 
 
 @dataclass
@@ -150,7 +139,6 @@ def expect(
 def interrupt(
     command: Command,
     rng: random.Random,
-    tally: Tally,
     seconds: float,
     again: Callable[[], list[str] | None],
     *,
@@ -172,10 +160,7 @@ def interrupt(
         if extra is None:
             return
         number = rng.choice(SIGNALS)
-        tally.starts += 1
         ended = command.run(*extra, after=rng.uniform(0.0, 1.05) * seconds, number=number)
-        if ended.status not in allowed:
-            tally.count(number)
         expect(ended, number, command, allowed=allowed)
         if found := re.search(r"interrupted at ([\d.]+)% of the steps", ended.errors):
             now = float(found[1])
@@ -184,7 +169,6 @@ def interrupt(
                 raise Finding(f"{command} went back from {done} % to {now} %")
             done = now if "kept in" in ended.errors else done
     while (extra := again()) is not None:
-        tally.starts += 1
         expect(command.run(*extra), None, command, allowed=allowed)
 
 
@@ -204,7 +188,7 @@ def same(command: Command, out: str, twin: Path, left: set[str]) -> None:
 # --- the commands -----------------------------------------------------------------------------
 
 
-def simulate(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+def simulate(rng: random.Random, folder: Path, times: int) -> None:
     """A random simulation."""
     linear = rng.random() < 0.4
     data = rng.choice(["separable", "teacher"]) if linear else "separable"
@@ -229,7 +213,6 @@ def simulate(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
         arguments += ["--observables", "alignment", "misaligned"]
     whole = Command("simulate", [*arguments, "--threads", "2"], folder / "whole")
     ended = whole.run()
-    tally.starts += 1
     # a path that leaves the range of numbers is saved, and said to have
     expect(ended, None, whole, allowed=(0, 1))
     cut = Command("simulate", [*arguments, "--threads", rng.choice(["1", "2"])], folder / "cut")
@@ -239,12 +222,11 @@ def simulate(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
             return ["--resume"]
         return None if (cut.folder / out).exists() else []
 
-    interrupt(cut, rng, tally, ended.seconds, again, times=times, allowed=(ended.status,))
+    interrupt(cut, rng, ended.seconds, again, times=times, allowed=(ended.status,))
     same(cut, out, whole.folder / out, {out})
-    return str(cut)
 
 
-def finetune(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+def finetune(rng: random.Random, folder: Path, times: int) -> None:
     """A random fine-tuning."""
     from empirical.ledger import read
 
@@ -258,7 +240,6 @@ def finetune(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     ]
     whole = Command("finetune", arguments, folder / "whole")
     ended = whole.run()
-    tally.starts += 1
     expect(ended, None, whole, allowed=(0, 1))
     cut = Command("finetune", arguments, folder / "cut")
 
@@ -267,17 +248,16 @@ def finetune(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
             return None
         return ["--resume"] if (cut.folder / "run.ckpt").exists() else []
 
-    interrupt(cut, rng, tally, ended.seconds, again, times=times, allowed=(ended.status,))
+    interrupt(cut, rng, ended.seconds, again, times=times, allowed=(ended.status,))
     left = {path.name for path in whole.folder.iterdir()}
     same(cut, "run.nc", whole.folder / "run.nc", left)
     if "run.ckpt.ledger" in left:
         spent, once = (read(c.folder / "run.ckpt.ledger") for c in (cut, whole))
         if spent != once:
             raise Finding(f"{cut}: its ledger says {spent}, its twin's {once}")
-    return str(cut)
 
 
-def grid(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+def grid(rng: random.Random, folder: Path, times: int) -> None:
     """A random grid of fine-tunings."""
     methods = rng.sample(["lp", "fft", "lp-fft", "fft-drop", "bitfit"], rng.choice([1, 2]))
     arguments = [
@@ -287,7 +267,6 @@ def grid(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     ]
     whole = Command("finetune", arguments, folder / "whole")
     ended = whole.run()
-    tally.starts += 1
     expect(ended, None, whole, allowed=(0,))
     cut = Command("finetune", [*arguments, "--workers", rng.choice(["1", "2"])], folder / "cut")
     kept: set[str] = set()
@@ -300,14 +279,13 @@ def grid(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
         kept = now
         return None if (cut.folder / "grid.nc").exists() else []
 
-    interrupt(cut, rng, tally, ended.seconds, again, times=times)
+    interrupt(cut, rng, ended.seconds, again, times=times)
     same(cut, "grid.nc", whole.folder / "grid.nc", {path.name for path in whole.folder.iterdir()})
     if _cells(cut.folder / "cells.jsonl") != _cells(whole.folder / "cells.jsonl"):
         raise Finding(f"{cut}: other cells than those of its undisturbed twin")
-    return str(cut)
 
 
-def sweep(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+def sweep(rng: random.Random, folder: Path, times: int) -> None:
     """A random sweep, of simulations or of fine-tunings."""
     if rng.random() < 0.7:
         sigma, steps = rng.choice([[0.0, 0.5], [0.1, 1e6]]), rng.choice([20, 2000])
@@ -326,7 +304,6 @@ def sweep(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
     whole = Command("sweep", [*how, "--workers", "1", "--threads"], folder / "whole")
     (whole.folder / "grid.toml").write_text(grid)
     ended = whole.run()
-    tally.starts += 1
     expect(ended, None, whole, allowed=(0,))
     workers = rng.choice([["--workers", "1"], ["--workers", "2"], ["--workers", "1", "--threads"]])
     cut = Command("sweep", [*how, *workers], folder / "cut")
@@ -341,14 +318,13 @@ def sweep(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
         kept = now
         return None if now == of else []
 
-    interrupt(cut, rng, tally, ended.seconds, again, times=times)
+    interrupt(cut, rng, ended.seconds, again, times=times)
     runs = [_swept(c.folder / "s.zarr") for c in (whole, cut)]
     if not equal_bits(*runs):
         raise Finding(f"{cut}: other bits than those of its undisturbed twin")
     left = {path.name for path in cut.folder.iterdir()}
     if left != {path.name for path in whole.folder.iterdir()}:
         raise Finding(f"{cut} left {sorted(left)}")
-    return str(cut)
 
 
 def _finished(path: Path) -> tuple[int, int]:
@@ -366,7 +342,7 @@ def _swept(path: Path) -> xr.Dataset:
         return run.load().drop_vars("error")
 
 
-def plan(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
+def plan(rng: random.Random, folder: Path, times: int) -> None:
     """A random plan of a budget, which is made again where it is interrupted."""
     random = np.random.default_rng(rng.randrange(2**32))
     classes, n, d = rng.choice([2, 3, 5]), rng.choice([20, 120]), rng.choice([1, 4, 40])
@@ -383,15 +359,13 @@ def plan(rng: random.Random, folder: Path, tally: Tally, times: int) -> str:
         np.savez(command.folder / "features.npz", **arrays)
     whole, cut = commands
     ended = whole.run()
-    tally.starts += 1
     expect(ended, None, whole, allowed=(0,))
 
     def again() -> list[str] | None:
         return None if (cut.folder / "plan.nc").exists() else []
 
-    interrupt(cut, rng, tally, ended.seconds, again, times=times)
+    interrupt(cut, rng, ended.seconds, again, times=times)
     same(cut, "plan.nc", whole.folder / "plan.nc", {"features.npz", "plan.nc"})
-    return str(cut)
 
 
 def _cells(path: Path) -> set[str]:

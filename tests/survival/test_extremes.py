@@ -12,7 +12,7 @@ import bounds
 from langevin import DPSGD, Diverged, Phase, Problem, Schedule, Weights, euler_maruyama, zeroth_order
 from tests.helpers import random_problem, random_weights
 from tests.survival import cases
-from tests.survival.outcomes import Finding, attempt, finite, ours
+from tests.survival.outcomes import TRIALS, Finding, attempt, finite, ours
 
 
 def survives(seed: int) -> None:
@@ -26,7 +26,7 @@ def survives(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=8)
+@settings(max_examples=8 * TRIALS)
 def test_random_cases(seed):
     survives(seed)
 

@@ -16,7 +16,7 @@ import xarray as xr
 
 from langevin import _arrays, from_npz, store
 from tests.survival import damage
-from tests.survival.outcomes import attempt
+from tests.survival.outcomes import TRIALS, attempt
 
 KINDS = {kind.name: kind for kind in damage.kinds()}
 
@@ -37,9 +37,10 @@ def folder(tmp_path, monkeypatch):
     assert not (tmp_path / Malicious.trace).exists()
 
 
+@pytest.mark.parametrize("trial", range(TRIALS))
 @pytest.mark.parametrize("name", KINDS)
-def test_damaged_files_are_read_right_or_refused(folder, name):
-    kind, rng = KINDS[name], np.random.default_rng(0)
+def test_damaged_files_are_read_right_or_refused(folder, name, trial):
+    kind, rng = KINDS[name], np.random.default_rng(trial)
     path = folder / name
     kind.write(path)
     whole, content, refused = kind.read(path), path.read_bytes(), 0

@@ -1,44 +1,34 @@
-"""A short form of ``python -m tests.soak``."""
+"""Random commands, interrupted at random moments: ``SOAK_TRIALS=100 pytest -n auto -m '' tests/survival``."""
 
+import gc
+import os
+import random
+from typing import Any
+
+import psutil
 import pytest
 
-from langevin import store
-from tests import soak
+from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable, store
+from tests.survival import processes
+from tests.survival.outcomes import TRIALS, Finding
+
+COMMANDS = [
+    processes.simulate,
+    processes.sweep,
+    processes.plan,
+    pytest.param(processes.finetune, marks=pytest.mark.slow),
+    pytest.param(processes.grid, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "trial"),
-    [("simulate", 0), ("simulate", 3), ("sweep", 0), ("plan", 0), ("extremes", 0), ("files", 0)],
-)
-def test_a_short_soak(kind, trial):
-    short = soak.Soak(0, interruptions=2)
-    short.trial(kind, trial)
-    assert not short.report.findings
-    assert short.report.trials[kind] == 1
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupted_command_has_the_results_of_an_undisturbed_one(command, trial, tmp_path):
+    command(random.Random(trial), tmp_path, times=2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["finetune", "grid", "sweep", "plan", "memory"])
-def test_a_longer_soak(kind):
-    short = soak.Soak(0)
-    for trial in range(2):
-        short.trial(kind, trial)
-    assert not short.report.findings
-
-
-def test_one_share_beside_another_method_has_tables(tmp_path, monkeypatch, capsys):
-    """Two arms, of which one alone lies between probing and fine-tuning: found by the soak."""
-    from empirical import finetune
-
-    monkeypatch.chdir(tmp_path)
-    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
-    small = ["--steps", "4", "--widths", "4", "--pretrain-epochs", "1", "--tuning-seeds", "1", "--quiet"]
-    assert finetune.main([*grid, *small]) == 0
-    assert "bitfit" in capsys.readouterr().out
-
-
-def test_a_wrong_bit_is_found(monkeypatch):
-    """Negative control: the soak sees what it looks for, and says so."""
+def test_a_wrong_bit_is_found(monkeypatch, tmp_path):
+    """Negative control."""
     real, loads = store.load, []
 
     def wrong(path):
@@ -49,19 +39,34 @@ def test_a_wrong_bit_is_found(monkeypatch):
         return run
 
     monkeypatch.setattr(store, "load", wrong)
-    short = soak.Soak(0, interruptions=0)
-    short.trial("simulate", 0)
-    (finding,) = short.report.findings
-    assert finding.startswith("--kind simulate --seed 0 --trial 0")
-    assert "other bits" in finding
-    assert "1 finding(s)" in str(short.report)
+    with pytest.raises(Finding, match="other bits"):
+        processes.simulate(random.Random(0), tmp_path, times=0)
 
 
-def test_growing_memory_is_found():
-    short = soak.Soak(0)
-    short.report.memory = [300.0, 301.0, 301.0, 302.0, 301.0]
-    short.grown()
-    assert not short.report.findings
-    short.report.memory = [300.0, 320.0, 340.0, 360.0, 380.0]
-    short.grown()
-    assert "memory grows" in short.report.findings[0]
+@pytest.mark.slow
+def test_a_long_lived_process_does_not_grow(tmp_path):
+    problem = orthogonally_separable(32, 8, rng=0)
+    weights = collapsed_features(problem, 64, rng=0)
+    schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.1, sigma=0.5, clip=1.0)
+    how: dict[str, Any] = dict(dt=1e-3, paths=20, rng=0, reduce="none")
+    process, memory = psutil.Process(os.getpid()), []
+    for _ in range(5):
+        for _ in range(10):
+            run = euler_maruyama(problem, weights, schedule, **how)
+            for suffix in (".nc", ".zarr"):
+                store.load(store.save(run, tmp_path / f"run{suffix}"))
+        gc.collect()
+        memory.append(process.memory_info().rss / 2**20)
+    assert memory[-1] - max(memory[:2]) < 48
+    assert not [file.path for file in process.open_files() if file.path.startswith(str(tmp_path))]
+
+
+def test_one_share_beside_another_method_has_tables(tmp_path, monkeypatch, capsys):
+    """Two arms, of which one alone lies between probing and fine-tuning."""
+    from empirical import finetune
+
+    monkeypatch.chdir(tmp_path)
+    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
+    small = ["--steps", "4", "--widths", "4", "--pretrain-epochs", "1", "--tuning-seeds", "1", "--quiet"]
+    assert finetune.main([*grid, *small]) == 0
+    assert "bitfit" in capsys.readouterr().out
