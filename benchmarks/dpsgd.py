@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks import environment
-from benchmarks.tables import table
+from benchmarks.tables import brief, keep, table
 from empirical.backbones import Classifier, body
 from empirical.gradients import engine, factors
 from empirical.losses import CrossEntropy
 from empirical.privatise import make_private
 from empirical.subsets import adapt, train_only
-from langevin import _atomic
 
-RESULTS = Path(__file__).parent / "results"
 # name, image, options; batch
 SMALL = (
     ("mlp", (1, 8, 8), {"widths": (128, 64)}, 110),
@@ -99,9 +94,7 @@ def main() -> None:
     print(text)
     if not args.quick:
         place = record["machine"]["processor"] if device.type == "cpu" else record["device"]
-        stem = f"dpsgd-{'-'.join(re.findall('[a-z0-9]+', place.lower())[:2])}"
-        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
-        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
+        keep(f"dpsgd-{brief(place)}", record, text)
 
 
 def step(

@@ -48,9 +48,9 @@ def take_one_processor() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def slug() -> str:
-    """The processor's name, fit for a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+def slug(name: str | None = None) -> str:
+    """A machine's name, by default the processor's, fit for a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", (name or processor()).lower()).strip("-")
 
 
 def describe() -> dict[str, Any]:

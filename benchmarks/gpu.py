@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,8 @@ import torch
 from benchmarks import environment
 from benchmarks.contestants import CLIP, DT, SIGMA, Case
 from benchmarks.peers.torchsde_euler import TorchDrift, sde
-from langevin import Schedule, _atomic, euler_maruyama
+from benchmarks.tables import keep, table
+from langevin import Schedule, euler_maruyama
 from langevin._device import DeviceChain, Ensemble
 from langevin._engine import Chain
 
@@ -34,7 +33,6 @@ CASES = (
 )
 PRECISIONS = {"double": np.float64, "single": np.float32}
 TOLERANCES = {"double": 1e-10, "single": 1e-3}
-RESULTS = Path(__file__).parent / "results"
 OURS, OWN, FRESH = "us", "torchsde", "torchsde, fresh draws"
 
 
@@ -80,11 +78,7 @@ def main() -> None:
     text = "\n\n".join(tables(record))
     print("\n" + text)
     if not quick:
-        RESULTS.mkdir(exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
-        path = RESULTS / f"gpu-{slug}.json"
-        _atomic.write_text(path, json.dumps(record, indent=1) + "\n")
-        _atomic.write_text(path.with_suffix(".md"), f"{title(record)}\n\n{text}\n")
+        keep(f"gpu-{environment.slug(record['device'])}", record, f"{title(record)}\n\n{text}")
 
 
 def _kind(like: torch.Tensor) -> dict[str, Any]:
@@ -354,12 +348,6 @@ def title(record: dict[str, Any]) -> str:
     return f"# A step on {record['device']}, {record['started']}\n\n{versions}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(record: dict[str, Any]) -> list[str]:
     """Rates, floor and ratios, and parts, each with its caption."""
     steps, floors, parts = [], [], []
@@ -396,6 +384,7 @@ def tables(record: dict[str, Any]) -> list[str]:
         + table(
             ["d, h, n", "inputs; paths; precision", OURS, OWN, FRESH, f"{OWN} / us", "fresh draws / us"],
             steps,
+            labels=2,
         ),
         "Floor, µs per step and path, and the rates behind it\n\n"
         + table(
@@ -416,9 +405,10 @@ def tables(record: dict[str, Any]) -> list[str]:
                 "torch's",
             ],
             floors,
+            labels=2,
         ),
         "Parts on their own, µs per step and path\n\n"
-        + table(["d, h, n", "inputs; paths; precision", *names, "sum", "whole step"], parts),
+        + table(["d, h, n", "inputs; paths; precision", *names, "sum", "whole step"], parts, labels=2),
     ]
     if "run" in record:
         run = record["run"]

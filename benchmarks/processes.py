@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.tables import table
-from langevin import _atomic
+from benchmarks.tables import brief, keep, table
 
-RESULTS = Path(__file__).parent / "results"
 # body, options, pixels of a side, engine, expected batch
 SMALL = (("conv", {}, 24, "ghost", 256),)
 LARGE = (
@@ -77,9 +74,7 @@ def main() -> None:
     text = tables(record)
     print(text)
     if not args.quick:
-        stem = f"processes-{'-'.join(re.findall('[a-z0-9]+', place.lower())[:2])}"
-        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
-        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
+        keep(f"processes-{brief(place)}", record, text)
 
 
 def start(count: int, case: int, device: str, steps: int) -> dict[str, Any]:

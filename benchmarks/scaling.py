@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment
-from benchmarks.step import RESULTS, keep, one_thread
-from benchmarks.tables import table
+from benchmarks.step import one_thread
+from benchmarks.tables import RESULTS, keep, table
 from langevin import _atomic
 
 PATHS = 4

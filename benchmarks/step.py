@@ -10,19 +10,16 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import environment, floor, tables
-from langevin import _atomic
 
 SHAPES = ((20, 64, 50), (32, 512, 128), (784, 512, 200), (2048, 512, 256))
 PRECISIONS = {"double": np.float64, "single": np.float32}
 TOLERANCES = {"double": 1e-10, "single": 1e-3}
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,7 @@ def main() -> None:
     text = "\n\n".join(tables.tables(record))
     print("\n" + text)
     if not quick:
-        keep(f"step-{environment.slug()}", record, f"{tables.title(record)}\n\n{text}\n")
-
-
-def keep(name: str, record: dict[str, Any], text: str) -> None:
-    """Write a record and its tables."""
-    RESULTS.mkdir(exist_ok=True)
-    _atomic.write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    _atomic.write_text(RESULTS / f"{name}.md", text)
+        tables.keep(f"step-{environment.slug()}", record, f"{tables.title(record)}\n\n{text}\n")
 
 
 def run(effort: Effort) -> dict[str, Any]:

@@ -7,8 +7,6 @@ nothing is kept.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import tempfile
 import time
 from functools import partial
@@ -18,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment
-from benchmarks.tables import table
-from langevin import _atomic
+from benchmarks.tables import brief, keep, table
 from langevin.sweeps import SIMULATIONS, Grid, run_sweep
 from langevin.sweeps.store import SweepStore
 
-RESULTS = Path(__file__).parent / "results"
 # name: fixed parameters
 CELLS: dict[str, dict[str, Any]] = {
     "next to nothing": {"samples": 4, "dim": 2, "width": 4, "time": 0.1, "dt": 0.01, "paths": 1},
@@ -47,9 +43,7 @@ def main() -> None:
     text = tables(record)
     print(text)
     if not quick:
-        stem = f"sweep-{'-'.join(re.findall('[a-z0-9]+', environment.processor().lower())[:2])}"
-        _atomic.write_text(RESULTS / f"{stem}.json", json.dumps(record, indent=1) + "\n")
-        _atomic.write_text(RESULTS / f"{stem}.md", text + "\n")
+        keep(f"sweep-{brief(environment.processor())}", record, text)
 
 
 def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:

@@ -1,12 +1,30 @@
-"""The tables of `benchmarks.step`: a column is a shape and a precision."""
+"""What benchmarks print and keep; the tables of `benchmarks.step`: a column is a shape and a precision."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from langevin import _atomic
+
+RESULTS = Path(__file__).parent / "results"
 US = "us"
 DATA = ("full", "reduced")
+
+
+def keep(name: str, record: dict[str, Any], text: str) -> None:
+    """Write a record and its tables."""
+    RESULTS.mkdir(exist_ok=True)
+    _atomic.write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    _atomic.write_text(RESULTS / f"{name}.md", f"{text.rstrip()}\n")
+
+
+def brief(name: str) -> str:
+    """The first two words of a machine's name, fit for a file name."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower())[:2])
 
 
 def title(record: dict[str, Any]) -> str:
@@ -19,9 +37,9 @@ def title(record: dict[str, Any]) -> str:
     )
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(header: list[str], rows: list[list[str]], labels: int = 1) -> str:
+    """A Markdown table, numbers to the right of the first columns."""
+    lines = [header, [*["---"] * labels, *["---:"] * (len(header) - labels)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment
-from benchmarks.step import keep
-from benchmarks.tables import table
+from benchmarks.tables import keep, table
 
 # inputs, width, samples; steps times paths of about a second on one thread
 RUNS = {(20, 64, 50): (500, 512), (32, 512, 128): (100, 128)}

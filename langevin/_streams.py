@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import io
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     A stream that is closed or full, or whose reader has left, stops no work: results are saved before they
     are printed. Where the command itself succeeds but its standard output is lost, the status is 141 if the
     reader left, as shells have it of a program that SIGPIPE ends, and otherwise 1, with a message. Characters
-    that an encoding lacks are written in other words, and bytes of file names that are no text as they are.
+    that an encoding lacks are written in other words.
     """
     codecs.register_error("plain", _plain)
     for number, name in enumerate(_STREAMS):
@@ -55,10 +54,8 @@ class _Output(io.FileIO):
             except OSError as error:
                 self.error = error
             else:
-                if written is None:  # a pipe that does not block is full
-                    select.select([], [self], [])
-                else:
-                    rest = rest[written:]
+                # nothing, where a pipe that does not block is full
+                rest = rest[written or 0 :]
         return memoryview(data).nbytes
 
 
@@ -96,12 +93,9 @@ def _raw(stream: Any) -> Any:
     return getattr(buffer, "raw", buffer)
 
 
-def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+def _plain(error: UnicodeError) -> tuple[str, int]:
     """Error handler of codecs: another spelling of one character."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
-    if "\udc80" <= character <= "\udcff":
-        # so Python holds a byte of a file name that is no text
-        return bytes([ord(character) - 0xDC00]), error.start + 1
     return _PLAIN.get(character, ascii(character)[1:-1]), error.start + 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +14,11 @@ from numpy.typing import NDArray
 from langevin import _labels, _validate
 from langevin._validate import FloatArray
 
-# how other formats begin, and what they are
-_MAGIC = {
-    b"PK": "a zip archive, as .npz and .xlsx are",
-    b"PAR1": "a .parquet file",
-    b"\x1f\x8b": "compressed",
-}
 # what stands for no number, and for no label: a class may be called None
 _NO_NUMBER = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "<NA>", "null", "NULL", "None", "none", "#N/A")
 _NO_LABEL = ("", "NA", "N/A", "NaN", "nan", "<NA>", "null", "NULL", "#N/A")
-# characters of a line, and columns that a message lists
-_LONGEST, _LISTED = 2**24, 20
+# columns that a message lists
+_LISTED = 20
 # times that a table is in memory while it is read
 _COPIES = 3
 # names and values of the columns, in order, and what was left out; None stands for a missing value, or NaN
@@ -174,16 +167,10 @@ def _csv_columns(path: Path, label: str) -> _Columns:
 
 def _header(path: Path) -> list[str]:
     """Names of the columns, from the first line of a CSV file."""
-    with path.open("rb") as raw:
-        start = raw.read(4096)
-    for magic, what in _MAGIC.items():
-        if start.startswith(magic):
-            raise unreadable(path, f"it is {what}", "name it by what it is, or write text")
-    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise unreadable(path, "it is no text")
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as text:
-            names = next(csv.reader(_lines(path, text), skipinitialspace=True), [])
+            rows = csv.reader(text, skipinitialspace=True)
+            names = next((row for row in rows if any(row)), [])
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
     except csv.Error as error:
@@ -197,15 +184,6 @@ def _header(path: Path) -> list[str]:
             "write it with commas, and with decimal points"
         )
     return names
-
-
-def _lines(path: Path, text: io.TextIOBase) -> Iterator[str]:
-    """Lines of a file, which end."""
-    while line := text.readline(_LONGEST):
-        if len(line) == _LONGEST:
-            raise unreadable(path, f"a line is longer than {_LONGEST} characters")
-        if line.strip():
-            yield line
 
 
 def _fits_csv(path: Path, columns: int) -> None:
@@ -234,9 +212,6 @@ def _parquet_columns(path: Path, label: str) -> _Columns:
             f"data file {str(path)!r} needs pyarrow, which is not installed: pip install pyarrow, or the "
             "extra 'data'"
         ) from None
-    with path.open("rb") as raw:
-        if raw.read(4) != b"PAR1":
-            raise unreadable(path, "it is no .parquet file")
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow

@@ -21,8 +21,6 @@ T = TypeVar("T")
 _LARGEST = 2**53
 # rows of an array that are looked at together
 _ROWS = 2**16
-# what netCDF writes where there is no number
-_MISSING = 15.0 * 2.0**119
 
 
 def number(name: str, value: Any) -> float:
@@ -210,15 +208,15 @@ def array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
     where: tuple[int, ...] = ()
     for first in range(0, len(result), _ROWS):
         rows = result[first : first + _ROWS]
-        unusable = ~np.isfinite(rows) | (rows == _MISSING)
+        unusable = ~np.isfinite(rows)
         if unusable.any() and not bad:
             row, *rest = (int(i) for i in np.argwhere(unusable)[0])
             where = (first + row, *rest)
         bad += int(unusable.sum())
     if bad:
-        what = "netCDF's missing value" if result[where] == _MISSING else result[where]
         raise ValueError(
-            f"{name} must be finite, got {what} at index {where} ({bad} such values): remove or impute them"
+            f"{name} must be finite, got {result[where]} at index {where} ({bad} such values): remove or "
+            "impute them"
         )
     result.flags.writeable = False
     return result

@@ -201,9 +201,6 @@ def _two_classes(
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     remedy = "write it with numpy.savez, without object arrays"
     try:
-        with path.open("rb") as raw:
-            if raw.read(2) != b"PK":
-                raise _tables.unreadable(path, "it is no .npz archive", remedy)
         arrays = _arrays.read(path, ("X", "y", *_OPTIONAL), copies=_COPIES, what="data file")
     except (OSError, _arrays.Damaged) as error:
         raise _tables.unreadable(path, str(error), remedy) from None

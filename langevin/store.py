@@ -39,8 +39,6 @@ def check_target(path: str | Path) -> Path:
     target = _validate.path("out", path)
     if target.suffix not in SUFFIXES:
         raise StoreError(f"out must end in .nc (netCDF) or .zarr, got {str(path)!r}")
-    if target.suffix == ".nc" and not _is_text(str(target)):
-        raise StoreError(f"out must be valid UTF-8 for netCDF, got {str(path)!r}: use another name, or .zarr")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # without a name, where the system can
@@ -51,15 +49,6 @@ def check_target(path: str | Path) -> Path:
     if target.suffix == ".nc" and target.is_dir():
         raise StoreError(f"out must be a file, but {str(path)!r} is a folder")
     return target
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file name has no bytes that are no text."""
-    try:
-        name.encode("utf8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def save(run: xr.Dataset, path: str | Path) -> Path:

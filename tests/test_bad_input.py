@@ -109,10 +109,6 @@ NO_ARRAYS = {
     "masked rows": (lambda: list(MASKED), "no masked values"),
     "a masked entry": (lambda: [[1.0, 2.0], [3.0, np.ma.masked]], "no masked values"),
     "a variable with missing values": (Lazy, "no masked values"),
-    "netCDF's missing value": (
-        lambda: np.array([[1, 2], [3, 9.96921e36]], np.float32),
-        r"netCDF's missing value at index \(1, 1\)",
-    ),
     "dates": (lambda: np.array([["2020", "2021"]] * 2, "M8[Y]"), r"numbers, got datetime64\[Y\]"),
     "spans of time": (lambda: np.array([[1, 2]] * 2, "m8[s]"), r"numbers, got timedelta64\[s\]"),
     "lists of dates": (lambda: [[np.datetime64("2020")] * 2] * 2, r"numbers, got datetime64\[Y\]"),

@@ -53,22 +53,6 @@ def test_damaged_runs_are_refused(tmp_path, content):
         store.load(path)
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
-def test_a_name_that_is_no_text(tmp_path, suffix):
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff") + suffix
-    if suffix == ".nc":
-        with pytest.raises(
-            store.StoreError, match=r"out must be valid UTF-8 for netCDF, got .*use another name"
-        ):
-            store.check_target(name)
-        # the control: netCDF cannot write it
-        with pytest.raises(UnicodeEncodeError):
-            simulate().to_netcdf(name, engine="netcdf4")
-    else:
-        run = simulate()
-        assert store.load(store.save(run, name)).identical(run)
-
-
 def test_bad_targets(tmp_path):
     with pytest.raises(store.StoreError, match="must end in"):
         store.check_target(tmp_path / "run.csv")

@@ -117,32 +117,12 @@ def test_ascii(toy, settings):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"0.5 +- 0.1, epsilon = 1\n", b"talk +-\n")
 
 
-@pytest.mark.parametrize("options", [(), ("-u",)])
-def test_a_pipe_that_does_not_block(tmp_path, options):
-    text = "'line\\n' * 1_000_000"
-    own = f"from langevin import _streams; _streams.run(lambda: print({text}))"
-    # the control: Python's own stream fails, or loses what the pipe does not take at once
-    for code, whole in [(own, True), (f"print({text})", False)]:
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        command = [sys.executable, *options, "-c", code]
-        with subprocess.Popen(
-            command, env=environment(), stdout=writer, stderr=subprocess.DEVNULL
-        ) as process:
-            os.close(writer)
-            with open(reader, "rb") as file:
-                if not whole:
-                    process.wait()
-                lines = file.read().count(b"line")
-        assert (process.returncode == 0 and lines == 1_000_000) == whole
-
-
 def test_other_encodings(tmp_path):
-    code = "from langevin import _streams; _streams.run(lambda: print('± ε 中 \\udcff'))"
+    code = "from langevin import _streams; _streams.run(lambda: print('± ε 中'))"
     for encoding, said in [
-        ("latin-1", b"\xb1 epsilon \\u4e2d \xff\n"),
-        ("utf8", "± ε 中 ".encode() + b"\xff\n"),
-        ("ascii", b"+- epsilon \\u4e2d \xff\n"),
+        ("latin-1", b"\xb1 epsilon \\u4e2d\n"),
+        ("utf8", "± ε 中\n".encode()),
+        ("ascii", b"+- epsilon \\u4e2d\n"),
     ]:
         done = start([sys.executable, "-c", code], tmp_path, PYTHONIOENCODING=encoding)
         assert (done.returncode, done.stdout) == (0, said), encoding
