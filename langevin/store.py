@@ -22,6 +22,7 @@ _FORMAT = 1
 _DIGEST = "digest"
 # what follows the end of an HDF5 file, which libraries ignore, before the digest of its bytes
 _SEAL = b"\nsha256 "
+_CHANGED = "it is not what was written: restore it, or compute it again"
 
 
 class StoreError(Exception):
@@ -101,13 +102,13 @@ def _sha256(content: np.ndarray) -> bytes:
 
 
 def _check_seal(file: Path) -> None:
-    """Refuse a damaged file before a library reads it: HDF5 may never end on one."""
+    """Refuse a damaged file before HDF5 reads it, which may not return from a damaged heap."""
     content = np.memmap(file, np.uint8, "r")
     length = len(_SEAL) + 64
     seal = content[-length:].tobytes()
     # files of earlier versions have none
     if seal.startswith(_SEAL) and seal != _SEAL + _sha256(content[:-length]):
-        raise ValueError("it is not what was written: restore it, or make it anew")
+        raise ValueError(_CHANGED)
 
 
 def _text(value: Any) -> bytes:
@@ -157,7 +158,7 @@ def load(path: str | Path) -> xr.Dataset:
         found = found.assign_coords({name: found[name] for name in found.coords if name in found.dims})
         # runs of earlier versions have none
         if found.attrs.pop(_DIGEST, None) not in (None, digest(found)):
-            raise ValueError("it is not what was written: restore it, or make it anew")
+            raise ValueError(_CHANGED)
     except MemoryError:
         raise
     except Exception as error:  # netCDF and Zarr raise errors of many kinds
@@ -201,7 +202,7 @@ def load_checkpoint(
         stored = json.loads(arrays.pop("config").tobytes())
         about = {name: stored.get(name) for name in ("format", *config)}
         missing = sorted((shapes or {}).keys() - arrays.keys())
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError, _arrays.Damaged) as error:
+    except (OSError, ValueError, KeyError, AttributeError, _arrays.Damaged) as error:
         raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start anew") from error
     for name, value in {"format": _FORMAT, **config}.items():
         if about[name] != value:
