@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.tables import brief, keep, table
+from langevin import _atomic
 
 # body, options, pixels of a side, engine, expected batch
 SMALL = (("conv", {}, 24, "ghost", 256),)
@@ -120,7 +121,8 @@ def work(case: tuple[Any, ...], device: str, steps: int, into: Path) -> None:
     if tuning.first:
         images = float(run.batch[WARM:].sum())
         place = environment.processor() if device == "cpu" else torch.cuda.get_device_name()
-        into.write_text(json.dumps({"images per second": images / (ends[1] - ends[0]), "device": place}))
+        rate = {"images per second": images / (ends[1] - ends[0]), "device": place}
+        _atomic.write_text(into, json.dumps(rate))
     torch.distributed.destroy_process_group()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from empirical.history import History
-from langevin import _locks, _validate
+from langevin import _atomic, _locks, _validate
 
 _FORMAT = 1
 
@@ -92,7 +92,7 @@ class Ledger:
                     ledger._append({"format": _FORMAT, "plan": plan.as_dict()})
                     # in contrast to a rename, this never replaces a ledger that is there
                     os.link(temporary, path)
-                    _sync(path.parent)
+                    _atomic.flush(path.parent)
                 except BaseException:
                     ledger.close()
                     raise
@@ -307,15 +307,6 @@ def _parse(path: Path, data: bytes) -> _State:
     assert state is not None  # there was one line at least
     state.digests = digests
     return state
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

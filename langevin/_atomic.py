@@ -97,25 +97,26 @@ def _lock(folder: Path) -> int | None:
     return None
 
 
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder and all that is in it, to disk."""
-    if path.is_dir():
-        for inner in path.iterdir():
-            _sync(inner)
-        _sync_folder(path)
-        return
-    descriptor = os.open(path, os.O_RDWR)
+def flush(path: Path, flags: int = os.O_RDONLY) -> None:
+    """Bring a file, or a folder's entries, to disk."""
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder and all that is in it, to disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _sync(inner)
+        _sync_folder(path)
+    else:
+        flush(path, os.O_RDWR)
+
+
 def _sync_folder(folder: Path) -> None:
     """Bring a folder's entries to disk, where the system can."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(folder)

@@ -37,11 +37,11 @@ def number(name: str, value: Any) -> float:
     return result
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any, allowed: str = "positive") -> float:
     """Return ``value`` as a float > 0."""
     result = number(name, value)
     if result <= 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return result
 
 
@@ -55,12 +55,7 @@ def non_negative(name: str, value: Any) -> float:
 
 def positive_or_none(name: str, value: Any) -> float | None:
     """Return ``value`` as a float > 0, or None."""
-    if value is None:
-        return None
-    result = number(name, value)
-    if result <= 0:
-        raise ValueError(f"{name} must be positive or None, got {value!r}")
-    return result
+    return None if value is None else positive(name, value, "positive or None")
 
 
 def fraction(name: str, value: Any) -> float:

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import langevin
 from benchmarks import floor, scaling, threads
 from benchmarks.contestants import DT, SIGMA, Case
 from benchmarks.lineup import PEERS, best_paths, lineup, require_same_drift
+from tests.helpers import execute
 
 ROOT = Path(__file__).parents[1]
 TOLERANCES = {np.float64: 1e-10, np.float32: 1e-3}
@@ -140,26 +140,15 @@ def test_the_floor_of_reduced_data_counts_their_triangle():
     assert work.normals == 16 * 8 + 16
 
 
-def test_quick_run_prints_every_table():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", "--quick"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "step / floor" in done.stdout
-    assert done.stdout.count("20, 64, 50 single |") == 5
-
-
-def test_the_quick_run_on_a_device_prints_every_table():
+@pytest.mark.parametrize(
+    ("module", "title", "row", "count"),
+    [
+        ("step", "step / floor", "20, 64, 50 single |", 5),
+        ("gpu", "floor / step", "| 30, 16, 8 | 8; 8; single |", 3),
+    ],
+)
+def test_quick_runs_print_every_table(module, title, row, count):
     pytest.importorskip("torchsde")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--quick"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "floor / step" in done.stdout
-    assert done.stdout.count("| 30, 16, 8 | 8; 8; single |") == 3
+    done = execute([sys.executable, "-m", f"benchmarks.{module}", "--quick"], cwd=ROOT, check=True)
+    assert title in done.stdout
+    assert done.stdout.count(row) == count
