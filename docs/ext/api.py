@@ -1,4 +1,4 @@
-"""A page for each public module: what its package exports first, then the rest of it."""
+"""Generate a page for each public module: first what its package exports, then the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pages import ROOT, docstring, heading, write
 from sphinx.application import Sphinx
 
 PACKAGES = ("langevin", "bounds", "empirical")
-# the commands have a page of their own
+# the commands have a separate page
 DOORS = ("simulate", "sweep", "plan", "finetune")
 
 
 def package_pages(package: str) -> dict[str, str]:
-    """Pages of a package and of its public modules."""
+    """Build the pages of a package and of its public modules."""
     exported = exports(package)
     files = {module_name(path, package): path for path in sorted((ROOT / package).rglob("*.py"))}
     modules = [
@@ -34,25 +34,25 @@ def package_pages(package: str) -> dict[str, str]:
 
 
 def module_name(path: Path, package: str) -> str:
-    """Name of a module within its package; that of ``__init__`` is its folder's."""
+    """Return the name of a module within its package; ``__init__`` has the name of its folder."""
     parts = path.relative_to(ROOT / package).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_page(package: str, module: str, path: Path, exported: list[str]) -> str:
-    """Page of a module; what the package exports is called by its short name."""
+    """Build the page of a module; what the package exports is listed under its short name."""
     name = f"{package}.{module}"
     rest = [f"{name}.{own}" for own in defined(path) if own not in exported]
     title = docstring(path)[0].rstrip(".").replace("`", "``")
     entries = [f"{package}.{own}" for own in exported] + rest
     body = "\n".join(entry(full) for full in entries)
-    # a function of the module's own name takes the place of the module in its package
+    # a function with the module's name replaces the module as an attribute of the package
     module_itself = "" if module in exported else f".. py:module:: {name}\n\n"
     return f"{heading(name)}\n{title}.\n\n{module_itself}.. py:currentmodule:: {package}\n\n{body}"
 
 
 def exports(package: str) -> dict[str, list[str]]:
-    """Names that a package's stub takes from each of its modules."""
+    """Return the names that a package's stub imports from each of its modules."""
     found: dict[str, list[str]] = {}
     for node in ast.parse((ROOT / package / "__init__.pyi").read_text(encoding="utf8")).body:
         if isinstance(node, ast.ImportFrom):
@@ -61,7 +61,7 @@ def exports(package: str) -> dict[str, list[str]]:
 
 
 def defined(path: Path) -> list[str]:
-    """Public classes and functions of a module that have a docstring."""
+    """Return the public classes and functions of a module that have a docstring."""
     return [
         node.name
         for node in ast.parse(path.read_text(encoding="utf8")).body
@@ -72,7 +72,7 @@ def defined(path: Path) -> list[str]:
 
 
 def entry(full: str) -> str:
-    """Directive that documents an object."""
+    """Return the directive that documents an object."""
     owner, _, name = full.rpartition(".")
     value = getattr(importlib.import_module(owner), name)
     if inspect.isclass(value):
@@ -89,6 +89,6 @@ def generate(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Run when the build begins."""
+    """Generate the pages when the build begins."""
     app.connect("builder-inited", generate)
     return {"parallel_read_safe": True}

@@ -1,4 +1,4 @@
-"""A page with what each command says of itself."""
+"""Generate a page with the help text of each command."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def generate(app: Sphinx) -> None:
     found = [door for door in DOORS if source(door).exists()]
     parts = [
         heading("Commands"),
-        "What each command prints for ``--help``. One that succeeds exits with 141 if the reader of its "
-        "output has left, as in ``| head -1``; what it saves is saved.",
+        "This page shows what each command prints for ``--help``. A command that succeeds exits with 141 if "
+        "the reader of its output has left, as in ``| head -1``; its files are saved nevertheless.",
     ]
     for door in found:
         text = subprocess.run(
@@ -43,12 +43,12 @@ def generate(app: Sphinx) -> None:
 
 
 def source(door: str) -> Path:
-    """File that ``python -m`` runs."""
+    """Return the file that ``python -m`` runs."""
     path = ROOT / door.replace(".", "/")
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Run when the build begins."""
+    """Generate the page when the build begins."""
     app.connect("builder-inited", generate)
     return {"parallel_read_safe": True}

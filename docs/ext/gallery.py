@@ -1,4 +1,4 @@
-"""The gallery: every figure and table, made in its quick version when the site is built."""
+"""Generate the gallery: every figure and table, in its quick version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
 
 
 def generate(app: Sphinx) -> None:
-    """Make what is out of date and write ``generated/gallery``."""
+    """Make the figures that are out of date and write ``generated/gallery``."""
     folder = Path(app.srcdir, "generated", "figures")
     command = [sys.executable, "-m", "figures", "--quick", "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -30,7 +30,7 @@ def generate(app: Sphinx) -> None:
 
 
 def page(script: Path, folder: Path) -> str:
-    """Picture or table, what it is made of, caption, how to make it, and the script."""
+    """Build a page: picture or table, version, caption, command and script."""
     name = script.stem
     title, caption = docstring(script)
     versions = output.versions(store.load(folder / f"{name}.nc"))
@@ -38,20 +38,20 @@ def page(script: Path, folder: Path) -> str:
     if versions:
         parts.append(
             f"**This picture is a quick version** ({versions[0]}). The text below describes the full version "
-            f"({versions[1]}): its numbers are not those of this picture."
+            f"({versions[1]}), so its numbers differ from those in this picture."
         )
     parts.append(caption)
     if (folder / f"{name}.gif").exists():
-        parts.append(f".. image:: ../figures/{name}.gif\n   :alt: {title} Moving.")
+        parts.append(f".. image:: ../figures/{name}.gif\n   :alt: {title} Animated.")
     files = [
         f":download:`{text} <../figures/{name}{end}>`"
         for end, text in SUFFIXES.items()
         if (folder / f"{name}{end}").exists()
     ]
     parts += [
-        f"The {'full version' if versions else 'same'}, and the data behind it, are made by",
+        f"This command makes {'the full version' if versions else 'the same'} and the data behind it:",
         f".. code-block:: sh\n\n   python -m figures {name[4:]}",
-        f"Of what is shown: {', '.join(files)}.",
+        f"Downloads of what is shown: {', '.join(files)}.",
         heading("The script", "-"),
         f".. literalinclude:: ../../../figures/{name}.py\n   :language: python",
     ]
@@ -59,18 +59,19 @@ def page(script: Path, folder: Path) -> str:
 
 
 def shown(name: str, folder: Path) -> str:
-    """The figure, or the tables of a Markdown file."""
+    """Return the directive that shows the figure, or the tables of a Markdown file."""
     if (folder / f"{name}.png").exists():
         return f".. image:: ../figures/{name}.png\n   :alt: {name}"
     return f".. include:: ../figures/{name}.md\n   :parser: myst_parser.sphinx_"
 
 
 def index(scripts: list[Path], folder: Path) -> str:
-    """All of them, small, each with its title."""
+    """Build the index: a thumbnail of each, with its title."""
     parts = [
         heading("Gallery"),
-        "Every figure and table comes from one script in ``figures/``. Here they are in quick versions "
-        "where the full ones take long: each page says what it shows. ``make figures`` makes the full ones.",
+        "Every figure and table comes from one script in ``figures/``. The gallery shows quick versions "
+        "where the full ones take long; each page says which it shows. ``make figures`` makes the full "
+        "versions.",
         ".. toctree::\n   :hidden:\n\n" + "".join(f"   {script.stem}\n" for script in scripts),
     ]
     for script in scripts:
@@ -83,6 +84,6 @@ def index(scripts: list[Path], folder: Path) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Run when the build begins."""
+    """Generate the gallery when the build begins."""
     app.connect("builder-inited", generate)
     return {"parallel_read_safe": True}

@@ -1,4 +1,4 @@
-"""Pages that are made when the site is built."""
+"""Helpers for pages that are generated when the site is built."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def heading(text: str, mark: str = "=") -> str:
-    """A reStructuredText heading."""
+    """Return a reStructuredText heading."""
     return f"{text}\n{mark * len(text)}\n"
 
 
 def write(folder: Path, wanted: dict[str, str]) -> None:
-    """Make a folder's pages be those wanted; one that is the same stays as it is, and is not read again."""
+    """Write the wanted pages and delete all others; unchanged pages keep their time, so Sphinx skips them."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in {path.name for path in folder.glob("*.rst")} - set(wanted):
         (folder / stale).unlink()
@@ -25,7 +25,7 @@ def write(folder: Path, wanted: dict[str, str]) -> None:
 
 
 def docstring(source: Path) -> tuple[str, str]:
-    """First line and rest of a module's docstring, without importing it."""
+    """Return the first paragraph and the rest of a module's docstring, without importing it."""
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf8"))) or ""
     first, _, rest = text.partition("\n\n")
     return " ".join(first.split()), rest
