@@ -1,15 +1,16 @@
-"""How far real data and features are from the theory's assumptions, and what becomes of its conclusions.
+"""How far real data and features are from the assumptions, and what this does to the conclusions.
 
-Three pairs of classes of each kind of data, scaled to mean square norm 1, under a two-layer ReLU net
-whose first layer is Gaussian where nothing else is said; data made to meet Assumptions 3.1 and 3.2 of
-the paper stand on top. Pixels and a net's features are not negative, so that all their products across
-classes violate Assumption 3.1; centring them leaves violations of both kinds. Assumption 3.2 holds for
-not one neuron of the real data: 25 to 45 % of the pairs of neuron and sample are on the wrong side of
-the neuron's best cone, where chance gives half. And yet, where inputs are centred, full fine-tuning at
-first pulls down the own-class pre-activation of every neuron with a misaligned head and of none with an
-aligned one, as Theorem 3.3 says under the assumptions; uncentred, of 69 to 93 % and of up to 11 %. What
-fails is Theorem 3.4: after probing for time 1 (clipped, no noise) features still fall in 7 to 30 % of
-the neurons, where theory has none. (New here; the paper assumes and does not measure.)
+Three pairs of classes of each kind of data, scaled to mean square norm 1, in a two-layer
+ReLU network. The first layer is Gaussian unless stated otherwise. The data at the top are generated to
+satisfy Assumptions 3.1 and 3.2 of the paper. Pixels and the features of a network are non-negative, so all
+their products across classes violate Assumption 3.1; centring them leaves violations of both kinds.
+Assumption 3.2 holds for no neuron of the real data: 25 to 45 % of the pairs of neuron and sample are on the
+wrong side of the neuron's best cone, where chance gives half. Nevertheless, where inputs are centred, full
+fine-tuning at first decreases the own-class pre-activation of every neuron with a misaligned head and of
+none with an aligned head, as Theorem 3.3 states under the assumptions. For uncentred inputs it does so in
+69 to 93 % of the misaligned neurons and in up to 11 % of the aligned ones. Theorem 3.4 does fail: after
+probing for time 1 (clipped, no noise) features still decrease in 7 to 30 % of the neurons, where the theory
+gives none. (These measurements are new here; the paper makes the assumptions and does not measure them.)
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The budget: how much of it probing needs by theory, and how much of it serves best.
+"""The budget: how much of it probing needs in theory, and which share works best.
 
-Left, on data and features that meet the assumptions, at fixed noise: a budget is time, so that the share of
-it that aligns every head before full fine-tuning (3.4 and 5.1, re-derived) grows as epsilon falls; above 1 it
-cannot be had. The zeroth-order flow aligns them in less. Neither is the share with the least loss, which is
-another question: full fine-tuning from the start is best, or as good within errors, at every budget, for the
-diffusion as for DP-SGD with Poisson batches. Middle: the final loss over the share, beside the
-sandwich (4b, new) of its zeroth-order approximation: noise lowers the loss of full fine-tuning below it.
-Right: the shares with the highest accuracy on the tasks of the study, whose features do not meet the
-assumptions: as real DP-SGD measured them, and as the planner simulated them with the body's last layer (tasks
-are set apart a little).
+Left: data and features that meet the assumptions, at fixed noise. A budget is then equivalent to time, so
+the share that aligns every head before full fine-tuning (3.4 and 5.1, re-derived) grows as epsilon
+decreases. Shares above 1 are not attainable. The zeroth-order flow aligns the heads in less time. The share
+with the least loss is a different question: full fine-tuning from the start is best, or as good within
+errors, at every budget, both for the diffusion and for DP-SGD with Poisson sampling. Middle: the final loss
+as a function of the share, with the sandwich bounds (4b, new) of its zeroth-order approximation; noise
+lowers the loss of full fine-tuning below them. Right: the shares with the highest accuracy on the tasks of
+the study, whose features do not meet the assumptions, as measured with real DP-SGD and as simulated by the
+planner with the body's last layer (tasks are offset slightly).
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""How the clipping threshold matters at a fixed privacy budget.
+"""The influence of the clipping norm at a fixed privacy budget.
 
-The noise grows with the threshold, so that the zCDP budget and the number of steps stay the same; not in the
-paper, new here. At a fixed time (learning rate times steps) there is a best threshold: below it training
-hardly starts, above it noise wins. With the best time for each threshold, normalised clipping no longer
-depends on it, since threshold and time then count only as a product, and flat clipping does the better the
-smaller the threshold. Distortion that the random head causes (zeroth order) goes away with probing first,
-once the threshold lets the heads align in time; with noise, a quarter of the neurons or more end distorted
-either way. The share of probing that prevents the first kind (3.4, re-derived, in the place of the paper's
-Theorem 5.1) falls as the threshold grows, until it lets everything through. The share of least loss does the
-opposite and goes from none to all, as noise in the few parameters of the head comes to do less harm: what
-prevents distortion is not what minimises the loss. Real DP-SGD on rotated digits (means of four seeds, bars
-of two standard errors; rates chosen by training accuracy) looks alike: with tuned learning rates accuracy
-hardly depends on the threshold over three decades, with one rate it has a sharp peak.
+The noise grows with the clipping norm, so that the zCDP budget and the number of steps stay the same. This
+is not in the paper and is new here. At a fixed time (learning rate times steps) there is a best clipping
+norm: below it training hardly starts, and above it noise dominates. With the best time for each clipping
+norm, normalised clipping no longer depends on it, since clipping norm and time then enter only as a
+product, and flat clipping improves as the clipping norm decreases. The distortion caused by the random head
+(zeroth order) vanishes with probing before full fine-tuning, once the clipping norm lets the heads align in
+time. With noise, a quarter of the neurons or more end distorted with or without probing. The share of
+probing that prevents the first kind of distortion (3.4, re-derived, replaces the paper's Theorem 5.1)
+decreases as the clipping norm grows, until no gradient is clipped. The share of least loss behaves in the
+opposite way and goes from none to all, as noise in the few parameters of the head becomes less harmful:
+what prevents distortion is not what minimises the loss. Real DP-SGD on rotated digits (means of four seeds,
+bars of two standard errors; rates chosen by training accuracy) behaves similarly: with tuned learning
+rates, accuracy hardly depends on the clipping norm over three decades; with one rate it has a sharp peak.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """How far the diffusion is from its zeroth-order approximation.
 
-Mean squared distance of all parameters in linear probing (top) and full fine-tuning (bottom), and how many
-times larger each bound on it is (1 would be exact; bars are two standard errors). Theorem 2.2 is the paper's,
-to the letter; 1a and 1b are new. Its term ``2 n C t`` knows nothing of the noise: where noise is small, or
-time long, it is too large by orders of magnitude. Linear probing does not owe that term at all, and without
-it (1a) the bound is all but exact as soon as the net is wide. In full fine-tuning, 1b along the zeroth-order
-path gains most at late times; at small noise it stays far too large as well. As to the paper's open question
-on width and dimension: in full fine-tuning distance and bounds both grow like the number of parameters, so
-that all bounds approach the truth in wide nets and in many dimensions.
+The figure shows the mean squared distance of all parameters in linear probing (top) and full fine-tuning
+(bottom), and how many times larger each bound on it is (1 would be exact; bars are two standard errors).
+Theorem 2.2 is taken from the paper without change; 1a and 1b are new. The term ``2 n C t`` of Theorem 2.2
+does not depend on the noise: where noise is small or time is long, it is too large by orders of magnitude.
+Linear probing does not need this term, and without it (1a) the bound is almost exact as soon as the network
+is wide. In full fine-tuning, 1b along the zeroth-order path gains most at late times; at small noise it is
+also far too large. The paper leaves the dependence on width and dimension open: in full fine-tuning,
+distance and bounds both grow like the number of parameters, so all bounds approach the true distance in
+wide networks and in high dimensions.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Feature quality along private fine-tuning, and what makes it fall.
+"""Feature quality during private fine-tuning, and why it declines.
 
-Glyphs of new classes, an MLP pre-trained on others, 100 steps of DP-SGD at the learning rates tuned in
-docs/study; means of 20 seeds, bands of one standard error. Above, accuracy of the nearest neighbours by
-the features, beside raw pixels and a random net, and likeness to the pre-trained features: at epsilon
-0.3 DP-FFT loses 4.0 ± 0.2 points and DP-LP-FFT none, whose fine-tuning has a rate four times smaller,
-too. Below, the loss by cause: the same noise under a zero head takes 3.8 ± 0.2 points, the random head
-without noise takes nothing (+0.2 ± 0.1), not even one of four times the default scale (+0.1 ± 0.1). So
-what distorts features here is the noise. The paper's story, in which a random head distorts them first
-and training mends them, does not show: without noise (at the rates of epsilon 1) features get better
-from the start, with the large head after a dip that is no larger than its standard error.
+Glyphs of new classes, an MLP pre-trained on other classes, and 100 steps of DP-SGD at the learning rates
+tuned in docs/study; means of 20 seeds, bands of one standard error. Above: nearest-neighbour accuracy of
+the features, with that of raw pixels and of a random network, and similarity to the pre-trained features.
+At epsilon 0.3 DP-FFT loses 4.0 ± 0.2 points and DP-LP-FFT none; its fine-tuning also has a rate four times
+smaller. Below: the decline by cause. The same noise with a zero head costs 3.8 ± 0.2 points. The random
+head without noise costs nothing (+0.2 ± 0.1), even at four times the default scale (+0.1 ± 0.1). So noise
+distorts the features here. The paper's account, in which a random head first distorts the features and
+training then repairs them, is not observed: without noise (at the rates of epsilon 1) features improve from
+the start, and with the large head after a dip that is no larger than its standard error.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""The new head's start: small, large, zero, or class prototypes.
+"""Initialisation of the new head: small, large, zero, or class prototypes.
 
-Above, full fine-tuning of data and features that meet Assumptions 3.1 and 3.2 (means of 20 data sets,
-bands of one standard error): without noise a head of zeros or of class prototypes distorts no neuron,
-and a Gaussian one the more lastingly the larger it is, as theory says of misaligned heads. Noise
-distorts under every head, least under prototypes; the loss falls fastest under the largest head, which
-distorts most. Below, DP-SGD on digits rotated by 20 degrees, each head tuned with the same trials (20
-seeds, standard errors; the prototypes' noise is paid for with a tenth of the zCDP budget): at epsilon
-0.3 full fine-tuning gains 3.0 ± 1.0 points of accuracy by zeros and 4.6 ± 1.1 by prototypes, paired by
-seed, which makes up for what probing first brings there; at epsilon 1 and 3 no head serves it better
-than the default by more than the standard error. The large head costs 5.0 ± 1.3 points at epsilon 0.3,
-and 11.2 ± 1.1 with probing first. An answer to open question 2 of the paper, new here, on one small
-task.
+Above: full fine-tuning of data and features that meet Assumptions 3.1 and 3.2 (means of 20 data sets, bands
+of one standard error). Without noise, a zero head or a head of class prototypes distorts no neuron. A
+Gaussian head does, and for longer the larger it is, as the theory predicts for misaligned heads. Noise
+causes distortion with every head, least with prototypes. The loss decreases fastest with the largest head,
+which distorts most. Below: DP-SGD on digits rotated by 20 degrees, where each head is tuned with the same
+trials (20 seeds, standard errors; the noise of the prototypes costs a tenth of the zCDP budget). At epsilon
+0.3 full fine-tuning gains 3.0 ± 1.0 points of accuracy with a zero head and 4.6 ± 1.1 with prototypes,
+paired by seed, which offsets the gain of probing first. At epsilon 1 and 3 no head improves on the default
+by more than the standard error. The large head costs 5.0 ± 1.3 points at epsilon 0.3, and 11.2 ± 1.1 with
+probing first. This is an answer to open question 2 of the paper, new here, on one small task.
 """
 
 from __future__ import annotations

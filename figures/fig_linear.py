@@ -1,15 +1,16 @@
-"""Linear nets with their noise, without the approximation.
+"""Linear networks with noise, without the approximation.
 
-Mean square loss above its floor, simulated (solid; shades are two standard errors) and by theory. In linear
-probing the expected loss is known exactly (5a, re-derived, in the place of the paper's Section 5.2). In full
-fine-tuning the unconditional bound (5c, new) stays within a small factor of the simulation where noise is
-small, and rises without limit where it can no longer exclude that the kernel collapses. The localised one
-(5b, re-derived) levels off, but it is about paths that have crossed no level yet, which in the end are few;
-the others do just as well here. Without noise, conserved quantities (4c, new) enclose the loss, after probing
-from its exact end: near the truth from above, far below it from below. Through its Gram matrix (7c, new) a
-net of a hundred billion neurons is simulated like one of ten thousand. The first order in the noise (section
-8, new), an estimate and no bound, is right while ``sigma^2 h`` is small; beyond, noise in so many neurons
-speeds the fall of the loss, by less than the estimate has it.
+The figure shows the mean square loss above its minimum, simulated (solid; shades are two standard errors)
+and by theory. In linear probing the expected loss is known exactly (5a, re-derived, replaces Section 5.2 of
+the paper). In full fine-tuning the unconditional bound (5c, new) stays within a small factor of the
+simulation where noise is small, and grows without limit where it can no longer exclude that the kernel
+collapses. The localised bound (5b, re-derived) levels off, but it applies only to paths that have not yet
+crossed a level, and few of these remain at the end; the other paths perform equally well here. Without
+noise, conserved quantities (4c, new) enclose the loss, starting from its exact value after probing: the
+upper bound is close, the lower bound is far below. Through its Gram matrix (7c, new) a network of a hundred
+billion neurons is simulated like one of ten thousand. The first order in the noise (section 8, new) is an
+estimate and not a bound. It is accurate while ``sigma^2 h`` is small; beyond that, noise in so many neurons
+makes the loss decrease faster, by less than the estimate predicts.
 """
 
 from __future__ import annotations

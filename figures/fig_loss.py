@@ -1,13 +1,14 @@
 """The simulated loss between its bounds.
 
-What is trained changes from column to column, the spread within a class from row to row. The sandwich (4b,
-new here, in the place of Theorems 4.2 and 4.3 of the paper) encloses the zeroth-order loss under clipping:
-closely in narrow classes, loosely in wide ones, where full fine-tuning multiplies the uncertainty. It ends
-where its proof does: where a misaligned neuron may have left its cone, which probing first prevents, or where
-a margin may have reached 1, beyond which the square loss pulls back. It says nothing of the noise: in full
-fine-tuning the diffusion drops below its approximation. The certified interval (1d, new) holds for the
-diffusion's own expected loss; it is useful for a while of probing, and says next to nothing once full
-fine-tuning has begun, since the distance bound behind it grows like ``2 n C t``.
+The columns differ in what is trained, the rows in the spread within a class. The sandwich bounds (4b, new
+here, replace Theorems 4.2 and 4.3 of the paper) enclose the zeroth-order loss under clipping: tightly for
+narrow classes, and loosely for wide classes, where full fine-tuning multiplies the uncertainty. They end
+where their proof does: where a misaligned neuron may have left its cone, which probing first prevents, or
+where a margin may have reached 1, beyond which the residual of the square loss changes sign. They do not
+cover the noise: in full fine-tuning the loss of the diffusion drops below that of its approximation. The
+certified interval (1d, new) holds for the expected loss of the diffusion itself. It is useful for some time
+in probing and says almost nothing once full fine-tuning has begun, because the underlying distance bound
+grows like ``2 n C t``.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Neurons in the plane: a misaligned head distorts features, probing first aligns it.
 
-Above, eight ReLU neurons among two classes of samples (arrows), each in the cone of its class, as
-Assumptions 3.1 and 3.2 of the paper have it; hollow ones start with a head of the wrong sign. Under DP-
-FFT such a neuron moves away from its class until its head has turned, and comes back only in part
-(below, left: to 86 % of its pre-activation, then 88 % at the end); under DP-LP-FFT the head turns while
-features are frozen, and from there on the zeroth-order flow distorts nothing. Theorems 3.3 and 3.4 of
-the paper say so; the lower bound and the probing time after which all heads are aligned are re-derived
-here, and hold for the zeroth-order flow: the flow keeps to both, while of the noisy paths (bands: the
-middle 80 % of 200) many fall below the bound. With the same noise, clipping and total time both
-strategies spend the same budget.
+Above: eight ReLU neurons and two classes of samples (arrows). Each neuron is in the cone of its class, as
+in Assumptions 3.1 and 3.2 of the paper; hollow neurons start with a head of the wrong sign. In DP-FFT such
+a neuron moves away from its class until its head changes sign, and returns only in part (below, left: to 86
+% of its pre-activation, then 88 % at the end). In DP-LP-FFT the head changes sign while the features are
+frozen, and from then on the zeroth-order flow distorts nothing. This agrees with Theorems 3.3 and 3.4 of
+the paper. The lower bound and the probing time after which all heads are aligned are re-derived here and
+hold for the zeroth-order flow. The flow satisfies both; many of the noisy paths (bands: the middle 80 % of
+200) fall below the bound. With the same noise, clipping and total time, both strategies spend the same
+budget.
 """
 
 from __future__ import annotations

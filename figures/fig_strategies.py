@@ -1,7 +1,7 @@
 """Three ways to spend one privacy budget.
 
-Linear probing trains the new head on frozen features; full fine-tuning trains both from a random head on;
-probing first, then full fine-tuning, starts the second phase with a head that is aligned with the features.
+Linear probing trains the new head on frozen features. Full fine-tuning trains both, starting from a random
+head. Probing before full fine-tuning starts the second phase with a head that is aligned with the features.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Accuracy lost by planning the share of the budget, and by fixed rules.
 
-Test accuracy below that of the share that was best in hindsight, on the tasks of the study: for each task
-and budget the one with the highest mean over all other seeds. Means over the seeds and, in the first rows,
-over the tasks, with standard errors over the seeds. A plan is one of `empirical.plan_share` from the training
-images' features, or from the public part's; "last layer" means that the body's last layer is given, too.
+The loss is the test accuracy below that of the share that was best in hindsight, on the tasks of the study:
+for each task and budget, the share with the highest mean over all other seeds. Values are means over the
+seeds and, in the first rows, over the tasks, with standard errors over the seeds. A plan comes from
+`empirical.plan_share`, with the features of the training images or of the public part; "last layer" means
+that the body's last layer is also given.
 """
 
 from __future__ import annotations

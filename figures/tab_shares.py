@@ -1,9 +1,9 @@
 """The best share of the budget for probing: by theory, simulated, and measured.
 
-On the tasks of the study, over the budget epsilon. Theory: the number of classes, each against the rest, of
-whose frozen features the theorems on the share say anything. Simulated: the share with the highest mean
-accuracy over the seeds in the simulations of `empirical.plan_share`. Measured: that of real DP-SGD, with the
-next best and what it lost.
+The tasks are those of the study, for several budgets epsilon. Theory: the number of classes, each against
+the rest, for whose frozen features the theorems on the share give a result. Simulated: the share with the
+highest mean accuracy over the seeds in the simulations of `empirical.plan_share`. Measured: the same for
+real DP-SGD, with the next best share and what it lost.
 """
 
 from __future__ import annotations
