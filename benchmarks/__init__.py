@@ -1,1 +1,1 @@
-"""Timings of a step against the floor of the machine and against the peers; growth; memory; start-up."""
+"""Time a step against the machine's floor and against the peers; measure growth, memory and start-up."""

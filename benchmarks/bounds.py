@@ -1,4 +1,4 @@
-"""Time of bounds over 1000 times at width 512 and 100 samples, against the aim of a second."""
+"""Time bounds over 1000 times at width 512 and 100 samples; the target is one second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMES = np.linspace(0, 1, 1000)
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """A call for each bound."""
+    """Return a call for each bound."""
     separable = orthogonally_separable(100, 20, spread=0.05, rng=0)
     features = collapsed_features(separable, 512, head_scale=0.05, rng=0)
     teacher = linear_teacher(100, 20, activation="linear", rng=0)
@@ -47,7 +47,9 @@ def cases() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    print(f"{environment.processor()}; n = 100, d = 20, h = 512, 1000 times (aim: {AIM:.0f} s)", flush=True)
+    print(
+        f"{environment.processor()}; n = 100, d = 20, h = 512, 1000 times (target: {AIM:.0f} s)", flush=True
+    )
     for name, call in cases().items():
         elapsed = []
         for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The problem that all contestants of a benchmark are given, what is asked of them, and ours."""
+"""Define the problem that all contestants solve, their interface, and our contestant."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from langevin.reduced import Reduction, Request, reduction
 from langevin.schedule import grid
 
 CLIP, SIGMA = 1.0, 0.1
-DT = 2.0**-13  # exact in single precision, too
+DT = 2.0**-13  # also exact in single precision
 HORIZON = 2**30 * DT  # never reached
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A problem of the regression kind: normal inputs of norm about 1, pre-activations about 1."""
+    """A regression problem: normal inputs of norm about 1, pre-activations about 1."""
 
     inputs: int
     width: int
@@ -32,45 +32,45 @@ class Case:
 
     @cached_property
     def problem(self) -> Problem:
-        """Square loss, ReLU."""
+        """Return the problem: square loss, ReLU."""
         rng = np.random.default_rng(0)
         X = rng.standard_normal((self.samples, self.inputs)) / self.inputs**0.5
         return Problem(X, rng.standard_normal(self.samples), "relu", "square")
 
     @cached_property
     def weights(self) -> Weights:
-        """Where all contestants start."""
+        """Return the initial weights of all contestants."""
         rng = np.random.default_rng(1)
         W = rng.standard_normal((self.width, self.inputs))
         return Weights(W, rng.standard_normal(self.width) / self.width**0.5)
 
     @property
     def phase(self) -> Phase:
-        """Full fine-tuning with flat clipping and noise."""
+        """Return the schedule: full fine-tuning with flat clipping and noise."""
         return Phase("fft", HORIZON, SIGMA, CLIP)
 
     @cached_property
     def request(self) -> Request:
-        """What `langevin.euler_maruyama` would be asked for."""
+        """Return the request that `langevin.euler_maruyama` would make."""
         schedule = Schedule([self.phase])
         return Request(self.problem, self.weights, schedule, grid(schedule, DT, [HORIZON]))
 
     def reduction(self, reduce: str) -> Reduction:
-        """What is simulated."""
+        """Return the reduction that is simulated."""
         return reduction(reduce, self.request)
 
     def span(self, reduce: str) -> Span:
-        """Coordinates that the data are given in."""
+        """Return the coordinates of the data."""
         return self.reduction(reduce).span
 
     @cached_property
     def reducible(self) -> bool:
-        """Whether the span is smaller than the input space."""
+        """Tell whether the span is smaller than the input space."""
         return not self.span("auto").trivial
 
     @cached_property
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        """The clipped drift, one sample's gradient after the other."""
+        """Compute the clipped drift, one sample at a time."""
         X, y, W, v = self.problem.X, self.problem.y, self.weights.W, self.weights.v
         drift_W, drift_v = np.zeros_like(W), np.zeros_like(v)
         for x, target in zip(X, y, strict=True):
@@ -85,7 +85,7 @@ class Case:
         return drift_W, drift_v
 
     def error(self, contestant: Contestant) -> float:
-        """Distance of a contestant's drift to `drift`, relative to its norm."""
+        """Return the distance of a contestant's drift from `drift`, relative to its norm."""
         drift_W, drift_v = contestant.drift()
         drift_W = contestant.span.embed(drift_W)
         squared = ((drift_W - self.drift[0]) ** 2).sum() + ((drift_v - self.drift[1]) ** 2).sum()
@@ -99,23 +99,23 @@ class Contestant(Protocol):
     span: Span
 
     def position(self) -> tuple[np.ndarray, np.ndarray]:
-        """``W`` and ``v`` of the first path."""
+        """Return ``W`` and ``v`` of the first path."""
         ...
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        """Drift of the first path where it stands."""
+        """Return the drift of the first path at its current state."""
         ...
 
     def advance(self, steps: int) -> float:
-        """Take steps; return the processor's seconds that they took.
+        """Take steps and return the processor time that they took, in seconds.
 
-        On a quiet machine that is wall time, on a busy one without the time that others had.
+        On a quiet machine this equals wall time; on a busy one it excludes the time of other processes.
         """
         ...
 
 
 class Ours:
-    """The compiled step loop, as a run calls it; ``reduce`` as in `langevin.euler_maruyama`."""
+    """Our compiled step loop, as a run calls it; ``reduce`` as in `langevin.euler_maruyama`."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int) -> None:
         reduced = case.reduction(reduce)
@@ -127,7 +127,7 @@ class Ours:
 
     @property
     def span_inputs(self) -> np.ndarray:
-        """Inputs as the compiled code gets them, without padding."""
+        """Return the inputs as the compiled code gets them, without padding."""
         data = self.chain.data
         return data.X[: data.y.size, : data.inputs]
 

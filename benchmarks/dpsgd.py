@@ -1,7 +1,8 @@
-"""Images per second of DP-SGD by each engine against training without privacy, all in one run.
+"""Measure images per second of DP-SGD for each engine and of non-private training, in one run.
 
-``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor, ``--device cuda``
-models of timm on a GPU; both print a table and keep it in ``benchmarks/results``. ``--quick`` keeps nothing.
+``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor; with
+``--device cuda`` it measures timm models on a GPU. Both print a table and save it in
+``benchmarks/results``. ``--quick`` saves nothing.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ ENGINES = (
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dpsgd", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="smoke run: nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: nothing is saved")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def main() -> None:
                 steps.pop(label, None)
                 case.setdefault("left out", {})[label] = str(error).splitlines()[0][:200]
         times: dict[str, list[float]] = {label: [] for label in steps}
-        # in turns, so that a disturbance of the machine meets all
+        # in turns, so that a disturbance of the machine affects all
         for _ in range(rounds):
             for label, run in steps.items():
                 times[label].append(timed(run, device, seconds))
@@ -108,7 +109,7 @@ def step(
     clip: bool,
     low: bool,
 ) -> Callable[[], None]:
-    """A step of training on one batch: gradients, noise, descent."""
+    """Return a training step on one batch: gradients, noise, descent."""
     model = Classifier(make_private(body(name, shape, **options)), CLASSES)
     may = [p for p in model.parameters() if p.requires_grad]
     if subset == "lora":
@@ -138,7 +139,7 @@ def step(
 
 
 def timed(run: Callable[[], None], device: torch.device, seconds: float) -> float:
-    """Seconds a call, over at least ``seconds``."""
+    """Return seconds per call, measured over at least ``seconds``."""
 
     def now() -> float:
         if device.type == "cuda":
@@ -155,7 +156,7 @@ def timed(run: Callable[[], None], device: torch.device, seconds: float) -> floa
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Images per second, and how many times slower than training without privacy."""
+    """Return a table of images per second and of the slowdown relative to non-private training."""
     cases = record["cases"]
     labels = list(dict.fromkeys(label for case in cases for label in case["images per second"]))
 
@@ -169,8 +170,8 @@ def tables(record: dict[str, Any]) -> str:
     rows = [[label, *(cell(case, label) for case in cases)] for label in labels]
     return (
         f"# DP-SGD on {record['device']}, {record['started']}\n\n"
-        "Images per second, the median of rounds in turns; in brackets how many times slower than training "
-        f"that is not private, in single precision.\n\n{table(header, rows)}"
+        "Images per second: median over rounds in turns. In brackets: slowdown relative to non-private "
+        f"training in single precision.\n\n{table(header, rows)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The machine and the software that a benchmark runs on. Imports no NumPy."""
+"""Describe the machine and the software of a benchmark. This module does not import NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from langevin._machine import processor
 
 # they override OpenBLAS's choice of kernels and of blocks, and so the speed of every product
 OPENBLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-# JAX on the processor, on one thread: NPROC is the size of XLA's pool of threads
+# JAX on the processor with one thread: NPROC is the size of XLA's thread pool
 XLA_SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",
@@ -24,16 +24,16 @@ PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "torch", "torchsde", "jax", "
 
 
 def restart_without_overrides() -> None:
-    """Run this very command again in `clean_environment`, if this is another: libraries read it once."""
+    """Restart this command in `clean_environment` if necessary: libraries read the environment only once."""
     clean = clean_environment()
     if clean == dict(os.environ):
         return
-    print("# started again without overrides, XLA on one thread", flush=True)
+    print("# restarted without overrides, XLA on one thread", flush=True)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], clean)
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what changes the speed of a library, and with `XLA_SETTINGS`."""
+    """Return the environment without variables that change a library's speed, and with `XLA_SETTINGS`."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -43,7 +43,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def take_one_processor() -> None:
-    """Confine this process, and what it starts, to one processor: threads beyond one cannot help anyone."""
+    """Confine this process and its children to one processor, so that extra threads cannot help."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
@@ -54,7 +54,7 @@ def slug(name: str | None = None) -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Machine, processor, versions and BLAS libraries of this process, and the time."""
+    """Return machine, processor, versions and BLAS libraries of this process, and the time."""
     from llvmlite import binding
     from threadpoolctl import threadpool_info
 

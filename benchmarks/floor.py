@@ -1,4 +1,4 @@
-"""How fast this machine does the work that no implementation of a step can leave out, on one thread."""
+"""Measure how fast this machine does the work that every implementation of a step needs, on one thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GEMM_SIZES = (96, 128, 192, 384, 768)
 
 @dataclass
 class Rates:
-    """Best rates seen: flops, normals and bytes a second; bytes by size of the working set."""
+    """Best measured rates: flops, normals and bytes per second; bytes by size of the working set."""
 
     fma: float
     gemm: float
@@ -32,11 +32,11 @@ class Rates:
 
     @property
     def peak(self) -> float:
-        """Flops a second, whichever way reached more."""
+        """Return the higher of the two rates of flops per second."""
         return max(self.fma, self.gemm)
 
     def best(self, other: Rates) -> Rates:
-        """The better of two measurements, rate by rate."""
+        """Return the better of two measurements, rate by rate."""
         return Rates(
             max(self.fma, other.fma),
             max(self.gemm, other.gemm),
@@ -47,7 +47,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step of one path cannot leave out."""
+    """The work that a step of one path cannot avoid."""
 
     flops: float
     normals: int
@@ -56,7 +56,7 @@ class Work:
 
     @classmethod
     def of(cls, X: np.ndarray, width: int, itemsize: int) -> Work:
-        """Of inputs ``X (n, k)``; what is zero up to rounding is not multiplied."""
+        """Return the work for inputs ``X (n, k)``; entries that are zero up to rounding do not count."""
         samples, inputs = X.shape
         entries = int((np.abs(X) > 1e-12 * np.abs(X).max()).sum())
         return cls(
@@ -68,11 +68,11 @@ class Work:
 
     @property
     def working_set(self) -> int:
-        """Bytes of ``W`` and ``Z``."""
+        """Return the bytes of ``W`` and ``Z``."""
         return self.first_layer_bytes + self.activations_bytes
 
     def seconds(self, rates: Rates) -> dict[str, float]:
-        """Time of each part: products, draws, and traffic between caches.
+        """Return the time of each part: products, draws, and traffic between caches.
 
         The products read ``W`` and write ``Z``, the activations read and write ``Z``, the pull-back reads
         it; ``W`` is then updated and written, and noise is added: 4 passes over each.
@@ -85,7 +85,7 @@ class Work:
 
 
 def measure(dtype: type, working_sets: list[int], seconds: float) -> Rates:
-    """Measure all rates once, each for some ``seconds``."""
+    """Measure all rates once, each for about ``seconds``."""
     return Rates(
         _fma_rate(dtype, seconds),
         _gemm_rate(dtype, seconds),
@@ -95,7 +95,7 @@ def measure(dtype: type, working_sets: list[int], seconds: float) -> Rates:
 
 
 def _best_time(call: Callable[[], Any], seconds: float) -> float:
-    """Shortest time of a call among as many as fit, after one that warms up."""
+    """Return the shortest time of a call, among as many as fit, after one warm-up call."""
     call()
     best, end = np.inf, time.perf_counter() + seconds
     while (start := time.perf_counter()) < end or best == np.inf:
@@ -115,9 +115,9 @@ def _vector_bytes() -> int:
 
 
 def _fma_function(dtype: type) -> tuple[Any, int]:
-    """Compile a loop of `CHAINS` independent multiply-adds; return it, and the flops of one turn.
+    """Compile a loop of `CHAINS` independent multiply-adds; return it, and the flops of one iteration.
 
-    Written as LLVM's assembly, since a compiler is free to keep an array's elements out of registers.
+    It is written in LLVM's assembly, because a compiler may keep the elements of an array out of registers.
     """
     if dtype not in _engines:
         number = "double" if dtype is np.float64 else "float"
@@ -213,9 +213,9 @@ def _copy(x, y, times):
 
 
 def _copy_rate(dtype: type, size: int, seconds: float) -> float:
-    """Bytes read and written a second on a working set of ``size`` bytes.
+    """Return the bytes read and written per second on a working set of ``size`` bytes.
 
-    The better of a copy of one half to the other, and of a pass that overwrites it all.
+    This is the better of a copy of one half to the other and a pass that overwrites all of it.
     """
     count = size // np.dtype(dtype).itemsize // 2
     x, y = aligned_zeros((count,), dtype), aligned_zeros((count,), dtype)

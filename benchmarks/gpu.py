@@ -1,7 +1,7 @@
-"""Time a step of many paths on a GPU against its floor and against torchsde there, all in one run.
+"""Time a step of many paths on a GPU against the GPU's floor and torchsde on the same GPU, in one run.
 
-``python -m benchmarks.gpu`` prints tables and keeps them in ``benchmarks/results``; ``--quick`` is a smoke
-run that keeps nothing, and without a GPU goes through the plain form of the step on this processor.
+``python -m benchmarks.gpu`` prints tables and saves them in ``benchmarks/results``. ``--quick`` is a short
+trial run that saves nothing; without a GPU it uses the plain form of the step on this processor.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ OURS, OWN, FRESH = "us", "torchsde", "torchsde, fresh draws"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """Settings that determine how long to measure."""
 
     cases: tuple[tuple[tuple[int, int, int], int, str], ...]
     rounds: int
-    seconds: float  # a contestant and round
-    square: int  # rows of the large product that gives the matrix rate
-    copied: int  # bytes of the copy that gives the bandwidth
+    seconds: float  # per contestant and round
+    square: int  # rows of the large product that determines the matrix rate
+    copied: int  # bytes of the copy that determines the bandwidth
     run: tuple[int, int]  # steps and records of the whole run
 
 
@@ -54,11 +54,11 @@ QUICK = Effort((((20, 64, 50), 8, "none"), ((30, 16, 8), 8, "auto")), 2, 0.01, 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Time a step on a GPU.")
-    parser.add_argument("--quick", action="store_true", help="smoke run: small, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: small sizes, nothing is saved")
     quick = parser.parse_args().quick
     there = torch.cuda.is_available()
     if not there and not quick:
-        parser.error("there is no CUDA GPU here: take --quick")
+        parser.error("no CUDA GPU found: use --quick")
     device = torch.device("cuda" if there else "cpu")
     effort = QUICK if quick else FULL
     torch.set_float32_matmul_precision("highest")
@@ -89,7 +89,7 @@ def _kind(like: torch.Tensor) -> dict[str, Any]:
 
 
 class Ours:
-    """The ensemble that a run on a device steps."""
+    """Our contestant: the ensemble that a run on a device advances."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int, device: torch.device) -> None:
         reduced = case.reduction(reduce)
@@ -171,7 +171,7 @@ class TorchSDE:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds from first to last of what is sent to the device."""
+    """Return the seconds that the device takes for ``work``."""
     if device.type != "cuda":
         start = time.perf_counter()
         work()
@@ -186,7 +186,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def seconds_each(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of one of many in a row, as the device does them: the median of three."""
+    """Return the seconds of one call among many in a row: the median of three measurements."""
     work()
     count = max(1, min(1000, round(seconds / 3 / max(seconds_of(work, device), 1e-6))))
 
@@ -195,7 +195,7 @@ def seconds_each(work: Callable[[], object], device: torch.device, seconds: floa
             work()
 
     if device.type == "cuda":
-        # recorded, so that it is not the launches that are timed
+        # recorded in a graph, so that the launches are not timed
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             all_of_them()
@@ -254,7 +254,7 @@ def measure(
 
 
 def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
-    """Flops a second of the best product, bytes a second of a copy, normals a second of ours and torch's."""
+    """Measure rates per second: flops of the best product, bytes of a copy, our normals and torch's."""
     paths, n, k = e.X.shape
     h, like = e.v.shape[1], _kind(e.theta)
     X, rows = e.X[0].contiguous(), paths * h
@@ -276,7 +276,7 @@ def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
     }
     source = torch.randn(effort.copied // e.theta.element_size(), **like)
     target = torch.empty_like(source)
-    # a kernel's copy: the copy engine's, which a graph would take, is slower
+    # a copy by a kernel: the copy engine, which a graph would use, is slower
     copy = seconds_each(lambda: torch.neg(source, out=target), e.device, effort.seconds)
     found["copy"] = 2 * effort.copied / copy
     found["torch normals"] = source.numel() / seconds_each(source.normal_, e.device, effort.seconds)
@@ -284,7 +284,7 @@ def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
 
 
 def measure_parts(e: Ensemble, effort: Effort) -> dict[str, float]:
-    """Seconds of each part of a step of all paths, on its own."""
+    """Measure the seconds of each part of a step of all paths separately."""
     size = e.theta.shape[1]
     parts = {
         "forward product": e._preactivate,
@@ -297,7 +297,7 @@ def measure_parts(e: Ensemble, effort: Effort) -> dict[str, float]:
 
 
 def whole_run(case: Case, paths: int, effort: Effort) -> dict[str, Any]:
-    """A run as a user starts it, with everything around its steps."""
+    """Time a run as a user starts it, with everything around its steps."""
     steps, records = effort.run
     schedule = Schedule.fft(time=steps * DT, sigma=SIGMA, clip=CLIP)
     times = np.linspace(0, schedule.duration, records)
@@ -331,25 +331,25 @@ def whole_run(case: Case, paths: int, effort: Effort) -> dict[str, Any]:
 
 
 def floor(case: dict[str, Any]) -> tuple[float, float, float]:
-    """Seconds of a step and path: products at their shapes' best rate, at a square one's; traffic."""
+    """Return seconds per step and path: products at their shapes' best rate, at a square's; traffic."""
     flops, rates = case["work"]["flops"], case["rates"]
     shaped = sum(flops / 2 / best(rates, side) for side in ("forward", "backward"))
     return shaped, flops / rates["square"], case["work"]["bytes"] / rates["copy"]
 
 
 def best(rates: dict[str, float], side: str) -> float:
-    """The best rate of a product in any layout."""
+    """Return the best rate of a product in any layout."""
     return max(rate for name, rate in rates.items() if name.startswith(side))
 
 
 def title(record: dict[str, Any]) -> str:
-    """One line on where and when."""
+    """Return a heading with device, time and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in record["machine"]["versions"].items())
     return f"# A step on {record['device']}, {record['started']}\n\n{versions}"
 
 
 def tables(record: dict[str, Any]) -> list[str]:
-    """Rates, floor and ratios, and parts, each with its caption."""
+    """Return the tables of rates, floor and ratios, and parts, each with its caption."""
     steps, floors, parts = [], [], []
     for case in record["cases"]:
         label = [
@@ -380,7 +380,7 @@ def tables(record: dict[str, Any]) -> list[str]:
         )
     names = list(record["cases"][0]["parts"])
     found = [
-        "Path-steps a second: **median** (least to most)\n\n"
+        "Path-steps per second: **median** (minimum to maximum)\n\n"
         + table(
             ["d, h, n", "inputs; paths; precision", OURS, OWN, FRESH, f"{OWN} / us", "fresh draws / us"],
             steps,
@@ -415,7 +415,8 @@ def tables(record: dict[str, Any]) -> list[str]:
         found.append(
             f"A whole run at 784, 512, 200 in double, {run['paths']} paths, {run['steps']} steps, "
             f"{run['records']} records: {run['seconds']:.2f} s, "
-            f"{run['paths'] * run['steps'] / run['seconds']:.3g} path-steps a second; the first in a process "
+            f"{run['paths'] * run['steps'] / run['seconds']:.3g} path-steps per second; "
+            f"the first run of a process takes "
             f"{run['first']:.2f} s"
         )
     return found

@@ -1,4 +1,4 @@
-"""Which contestants a problem brings together, and on how many paths at once each is fastest."""
+"""Choose the contestants for a problem, and the number of paths at which each is fastest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.contestants import Case, Contestant, Ours
 
 US = "us"
 OUR_PATHS = 4
-BATCH_BYTES = 100e6  # more paths than fit in this were never faster
+BATCH_BYTES = 100e6  # more paths than fit into this were never faster
 
 
 def _torchsde(case: Case, dtype: type, reduce: str, paths: int, fresh: bool) -> Contestant:
@@ -42,16 +42,16 @@ def _diffrax(case: Case, dtype: type, reduce: str, paths: int, tree: bool) -> Co
 
 @dataclass(frozen=True)
 class Peer:
-    """How to build a contestant, and what it needs installed."""
+    """How to build a contestant, and which packages it requires."""
 
     build: Callable[[Case, type, str, int], Contestant]
     needs: tuple[str, ...]
-    tuned_by: str = ""  # the peer whose number of paths it takes, if not the one found for itself
+    tuned_by: str = ""  # the peer whose number of paths it uses, if it does not determine its own
     double_only: bool = False
 
     @property
     def installed(self) -> bool:
-        """Whether all that it needs is."""
+        """Tell whether all required packages are installed."""
         return all(find_spec(name) for name in self.needs)
 
 
@@ -67,19 +67,19 @@ PEERS = {
 
 
 def missing() -> list[str]:
-    """Peers that are not installed."""
+    """Return the peers that are not installed."""
     return [name for name, peer in PEERS.items() if not peer.installed]
 
 
 def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -> dict[str, Contestant]:
-    """All contestants, on full and on reduced data where these are fewer: ``"JAX scan, reduced"``.
+    """Return all contestants, on full data and, where smaller, on reduced data: ``"JAX scan, reduced"``.
 
     Parameters
     ----------
     candidates : sequence of int
-        Numbers of paths that peers are tried with, in rising order.
+        Numbers of paths to try with each peer, in increasing order.
     seconds : float
-        How long each try lasts.
+        Duration of each trial.
     """
     contestants: dict[str, Contestant] = {}
     for data, reduce in (("reduced", "auto"), ("full", "none")) if case.reducible else (("full", "none"),):
@@ -95,9 +95,9 @@ def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -
 
 
 def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], seconds: float) -> int:
-    """Number of paths with which a peer is fastest.
+    """Return the number of paths with which a peer is fastest.
 
-    Two slower candidates end the search, and so does a step so long that more paths share nothing.
+    Two slower candidates end the search. So does a step so long that more paths bring no gain.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -118,7 +118,7 @@ def _fitting(case: Case, dtype: type, reduce: str, candidates: Sequence[int]) ->
 
 
 def steps_within(contestant: Contestant, seconds: float) -> int:
-    """Steps that take some ``seconds``, at least 1; warms up, too."""
+    """Return the number of steps that take about ``seconds``, at least 1, after a warm-up."""
     contestant.advance(1)
     steps = 1
     for share in (0.1, 1.0):

@@ -1,4 +1,4 @@
-"""Peak memory of a run of 10^4 paths of width 512, in a process of its own, against the aim of 1 GiB."""
+"""Measure peak memory of a run of 10^4 paths of width 512 in a separate process; the target is 1 GiB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks import environment
 
 AIM = 2**30
 
-# 101 record times, as many steps: most of them in the cheap phase, the same arrays in both
+# 101 record times, 100 steps: most of them in the cheap phase, which uses the same arrays
 RUN = """
 import resource
 from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable
@@ -25,7 +25,7 @@ print(imported, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def peak(paths: int) -> tuple[int, int]:
-    """Peak resident bytes before the run, and over all."""
+    """Return the peak resident bytes before the run, and overall."""
     command = [sys.executable, "-c", RUN.format(paths=paths)]
     done = subprocess.run(command, env=environment.clean_environment(), check=True, stdout=subprocess.PIPE)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -40,7 +40,7 @@ def main() -> None:
         before, after = peak(paths)
         print(
             f"{paths} paths: peak {after / 2**20:.0f} MiB, {before / 2**20:.0f} MiB of it before the run "
-            f"(aim: {AIM / 2**20:.0f} MiB); {time.perf_counter() - start:.0f} s",
+            f"(target: {AIM / 2**20:.0f} MiB); {time.perf_counter() - start:.0f} s",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measure the time of each part of a step."""
 
 # pyright: reportCallIssue=false
 
@@ -36,12 +36,12 @@ def _repeat(part, times, theta, data, rule, scratch):
 
 
 def split(ours: Ours, seconds: float, rounds: int) -> dict[str, float]:
-    """Seconds of each part of a step of one path, medians over rounds; they add up to a step."""
+    """Return the seconds of each part of a step of one path (medians over rounds); they add up to a step."""
     chain, rule = ours.chain, ours.chain.rule(ours.chain.schedule.phases[0])
     theta = ours.chunk.thetas[0].copy()
     measured = np.zeros((5, rounds))
     times = max(1, round(seconds / 2 / ours.advance(1) * ours.paths))
-    for r in range(-1, rounds):  # the first round is to warm up
+    for r in range(-1, rounds):  # the first round is a warm-up
         for part in range(5):
             start = time.process_time()
             _repeat(part, times if r >= 0 else 1, theta, chain.data, rule, ours.scratch)

@@ -1,8 +1,8 @@
-"""Images per second of DP-SGD by one process and by several that train one network together.
+"""Measure images per second of DP-SGD with one process and with several that train one network.
 
-``python -m benchmarks.processes`` starts each count of processes with ``torchrun``, in turns: one thread each
-on this processor, one GPU each with ``--device cuda``. What is timed are whole steps of
-`empirical.train.finetune`. A table is printed and kept in ``benchmarks/results``. ``--quick`` keeps nothing.
+``python -m benchmarks.processes`` starts each number of processes with ``torchrun``, in turns: with one
+thread each on this processor, or with one GPU each with ``--device cuda``. It times whole steps of
+`empirical.train.finetune`, prints a table and saves it in ``benchmarks/results``. ``--quick`` saves nothing.
 """
 
 from __future__ import annotations
@@ -33,13 +33,17 @@ WARM = 4
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu or cuda")
-    p.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="counts to compare")
-    p.add_argument("--steps", type=int, default=24, help=f"of training, the first {WARM} not timed")
-    p.add_argument("--rounds", type=int, default=3, help="of all counts, in turns")
-    p.add_argument("--quick", action="store_true", help="smoke run: nothing kept")
+    p.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes to compare")
+    p.add_argument(
+        "--steps", type=int, default=24, help=f"number of training steps; the first {WARM} are not timed"
+    )
+    p.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds, each with all numbers of processes"
+    )
+    p.add_argument("--quick", action="store_true", help="short trial run: nothing is saved")
     p.add_argument("--case", type=int, help=argparse.SUPPRESS)
     p.add_argument("--into", help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -94,7 +98,7 @@ def start(count: int, case: int, device: str, steps: int) -> dict[str, Any]:
 
 
 def work(case: tuple[Any, ...], device: str, steps: int, into: Path) -> None:
-    """Be one of the processes."""
+    """Run as one of the processes."""
     import torch
 
     from empirical import Recipe, body, glyphs
@@ -127,7 +131,7 @@ def work(case: tuple[Any, ...], device: str, steps: int, into: Path) -> None:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Images per second by number of processes, and how many times those of the first count."""
+    """Return a table of images per second by number of processes, and of the speed-up over the first."""
     cases = record["cases"]
     header = ["processes", *(f"{c['body']}, {c['image']} px, batch {c['batch']}" for c in cases)]
     counts = list(cases[0]["images per second"])
@@ -139,8 +143,8 @@ def tables(record: dict[str, Any]) -> str:
     rows = [[str(count), *(cell(case, count) for case in cases)] for count in counts]
     return (
         f"# DP-SGD in several processes on {record['device']}, {record['started']}\n\n"
-        "Images per second of whole steps, the median of rounds in turns; in brackets how many times those "
-        f"of the first row. Each process has a GPU, or one thread, of its own.\n\n{table(header, rows)}"
+        "Images per second of whole steps: median over rounds in turns. In brackets: ratio to the first row. "
+        f"Each process has its own GPU, or one thread.\n\n{table(header, rows)}"
     )
 
 

@@ -1,7 +1,7 @@
-"""How the cost of a step grows with samples, inputs, width and paths, with fitted exponents.
+"""Measure how the cost of a step grows with samples, inputs, width and paths, and fit exponents.
 
-``python -m benchmarks.scaling`` prints a table and keeps it, with a figure, in ``benchmarks/results``;
-``--quick`` is a smoke run that keeps nothing.
+``python -m benchmarks.scaling`` prints a table and saves it, with a figure, in ``benchmarks/results``.
+``--quick`` is a short trial run that saves nothing.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from benchmarks.tables import RESULTS, keep, table
 from langevin import _atomic
 
 PATHS = 4
-# Okabe and Ito's, told apart by most eyes
+# Okabe and Ito's colours, which most people can distinguish
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
 MARKERS = "os^Dv*"
 
-# seconds to spend -> seconds of a step
+# from seconds to spend to seconds per step
 Timer = Callable[[float], float]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Costs over one size, all else fixed: ``series[name](size)`` prepares a `Timer`.
+    """Costs as a function of one size, all others fixed; ``series[name](size)`` prepares a `Timer`.
 
     Exponents are fitted where the size is within a factor ``fit`` of its largest.
     """
@@ -44,7 +44,7 @@ class Family:
     costs: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, seconds: float, rounds: int) -> None:
-        """Time all series in turn, size by size; medians."""
+        """Time all series in turn, size by size, and keep medians."""
         for size in self.sizes:
             timers = {name: prepare(size) for name, prepare in self.series.items()}
             turns = [{name: timer(seconds) for name, timer in timers.items()} for _ in range(rounds)]
@@ -53,23 +53,23 @@ class Family:
             print(f"# {self.title}: {self.symbol} = {size}", flush=True)
 
     def exponent(self, name: str) -> float:
-        """Slope of the logarithms, over `fitted`."""
+        """Return the slope of the logarithms over `fitted`."""
         first = len(self.sizes) - len(self.fitted)
         return float(np.polyfit(np.log(self.fitted), np.log(self.costs[name][first:]), 1)[0])
 
     @property
     def fitted(self) -> list[int]:
-        """Sizes that the exponents come from."""
+        """Return the sizes that exponents are fitted to."""
         return [size for size in self.sizes if size * self.fit >= self.sizes[-1]]
 
 
-# --- what is timed ---------------------------------------------------------------------------
+# --- measuring -------------------------------------------------------------------------------
 
 
 def steps_of(
     name: str, reduce: str, shape: Callable[[int], tuple[int, int, int]], varies_paths: bool, size: int
 ) -> Timer:
-    """Steps of a contestant of `benchmarks.step`: of a path, or of ``size`` paths where these vary."""
+    """Time steps of a contestant of `benchmarks.step`, with one path or, where paths vary, ``size`` paths."""
     from benchmarks.contestants import Case, Contestant, Ours
     from benchmarks.lineup import PEERS, US, best_paths, steps_within
 
@@ -88,7 +88,7 @@ def steps_of(
 
 
 def whole_run(make: Callable[[int], tuple[Any, Any]], method: str, size: int) -> Timer:
-    """Whole calls of `langevin.euler_maruyama` for ``make(size)``, by the difference of two lengths."""
+    """Time whole calls of `langevin.euler_maruyama` for ``make(size)``, as the difference of two lengths."""
     from benchmarks.contestants import CLIP, DT, SIGMA
     from langevin import Phase, Schedule, euler_maruyama
 
@@ -115,7 +115,7 @@ def whole_run(make: Callable[[int], tuple[Any, Any]], method: str, size: int) ->
 
 
 def linear_net(width: int) -> tuple[Any, Any]:
-    """A linear net of any width on 64 samples in 16 dimensions."""
+    """Return a linear network of any width on 64 samples in 16 dimensions."""
     from langevin import Problem, gaussian_gram
 
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def linear_net(width: int) -> tuple[Any, Any]:
 
 
 def families() -> list[Family]:
-    """All of them, not yet measured."""
+    """Return all families, not yet measured."""
     from benchmarks.lineup import PEERS, US
 
     rivals = [name for name in ("torchsde, fresh draws", "JAX scan") if PEERS[name].installed]
@@ -154,15 +154,15 @@ def families() -> list[Family]:
         Family("inputs, h = 256, n = 64", "d", powers(12), contestants(lambda d: (d, 256, 64), both)),
         Family("width, d = 64, n = 64", "h", powers(12), contestants(lambda h: (64, h, 64), full)),
         Family("paths, 32, 128, 64", "paths", paths, contestants(lambda _: (32, 128, 64), full, True)),
-        Family("linear nets by default, d = 16, n = 64", "h", widths, linear, fit=1e6),
+        Family("linear networks by default, d = 16, n = 64", "h", widths, linear, fit=1e6),
     ]
 
 
-# --- what is shown ---------------------------------------------------------------------------
+# --- reporting -------------------------------------------------------------------------------
 
 
 def report(record: dict[str, Any], measured: Sequence[Family]) -> str:
-    """Exponents, and the cost at the largest size."""
+    """Return the table of exponents and of the cost at the largest size."""
     rows = [
         [
             family.title,
@@ -174,17 +174,17 @@ def report(record: dict[str, Any], measured: Sequence[Family]) -> str:
         for family in measured
         for name in family.costs
     ]
-    header = ["size varied", "contestant", "exponent", "fitted over", "µs a step at the largest"]
+    header = ["size varied", "contestant", "exponent", "fitted over", "µs per step at the largest"]
     return (
         f"# Growth of a step on {record['processor']}, one thread, {record['started']}\n\n"
-        f"Double precision; per path, but where these vary; load at the start {record['load'][0]}\n\n"
+        f"Double precision; per path, except where paths vary; load at the start {record['load'][0]}\n\n"
         + table(header, rows)
         + "\n"
     )
 
 
 def draw(measured: Sequence[Family]) -> Any:
-    """A log-log figure, a panel for each family."""
+    """Draw a log-log figure with a panel for each family."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, -(-len(measured) // 2), figsize=(13, 7.5), layout="constrained")
@@ -196,7 +196,7 @@ def draw(measured: Sequence[Family]) -> Any:
             style = dict(color=COLOURS[number], marker=MARKERS[number], markersize=4, linewidth=1.2)
             ax.loglog(family.sizes, 1e6 * np.array(costs), label=label, **style)
         ax.axvspan(family.fitted[0], family.fitted[-1], color="0.93", zorder=0)
-        unit = "µs a step" if family.symbol == "paths" else "µs a step and path"
+        unit = "µs per step" if family.symbol == "paths" else "µs per step and path"
         ax.set(title=family.title, xlabel=family.symbol, ylabel=unit)
         ax.legend(title="exponent, fitted in grey", fontsize=8, title_fontsize=8, frameon=False)
     return figure
@@ -204,7 +204,7 @@ def draw(measured: Sequence[Family]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Time growth.")
-    parser.add_argument("--quick", action="store_true", help="smoke run: small sizes, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: small sizes, nothing is saved")
     quick = parser.parse_args().quick
     with one_thread():
         record = environment.describe()

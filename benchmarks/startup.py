@@ -1,4 +1,4 @@
-"""Wall time of the whole command for one step, with compiled code to be made and with it at hand."""
+"""Measure the wall time of the whole command for one step, without and with cached compiled code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COMMAND = (
 
 
 def seconds(cache: str) -> tuple[float, float]:
-    """Wall and processor time of a fresh process that takes one step, its compiled code kept in ``cache``.
+    """Return wall and processor time of a new process that takes one step and caches its code in ``cache``.
 
-    On a busy machine the first is longer than it need be.
+    On a busy machine the wall time includes waiting.
     """
     start, before = time.perf_counter(), _processor_seconds()
     subprocess.run(
@@ -45,12 +45,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         cold, busy = seconds(cache)
         print(
-            f"cold: {cold:.1f} s, {busy:.1f} s of it on a processor (aim: {AIMS['cold']:.0f} s)", flush=True
+            f"cold: {cold:.1f} s, {busy:.1f} s of it on a processor (target: {AIMS['cold']:.0f} s)",
+            flush=True,
         )
         walls, processors = zip(*(seconds(cache) for _ in range(WARM_RUNS)), strict=True)
     print(
         f"warm: {statistics.median(walls):.2f} s ({min(walls):.2f} to {max(walls):.2f} s, {WARM_RUNS} runs), "
-        f"{statistics.median(processors):.2f} s of it on a processor (aim: {AIMS['warm']:.0f} s)"
+        f"{statistics.median(processors):.2f} s of it on a processor (target: {AIMS['warm']:.0f} s)"
     )
 
 

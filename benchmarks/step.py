@@ -1,7 +1,7 @@
-"""Time a step against the floor of this machine and against the peers, all in one process on one processor.
+"""Time a step against this machine's floor and against the peers, in one process on one processor.
 
-``python -m benchmarks.step`` prints tables and keeps them in ``benchmarks/results``; ``--quick`` is a smoke
-run that keeps nothing.
+``python -m benchmarks.step`` prints tables and saves them in ``benchmarks/results``. ``--quick`` is a short
+trial run that saves nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TOLERANCES = {"double": 1e-10, "single": 1e-3}
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """Settings that determine how long to measure."""
 
     shapes: tuple[tuple[int, int, int], ...]
     precisions: tuple[str, ...]
-    paths: tuple[int, ...]  # numbers of paths at once that peers are tried with
+    paths: tuple[int, ...]  # numbers of paths to try with each peer
     rounds: int
-    seconds: float  # a contestant and round
-    most: float  # a contestant that has used more than this leaves after two rounds
+    seconds: float  # per contestant and round
+    most: float  # a contestant that has used more than this stops after two rounds
 
 
 FULL = Effort(SHAPES, tuple(PRECISIONS), (1, 2, 4, 8, 16, 32, 64), 7, 0.1, 3.0)
@@ -40,7 +40,7 @@ QUICK = Effort(SHAPES[:1], ("single",), (8,), 2, 0.002, 0.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="Time a step.")
-    parser.add_argument("--quick", action="store_true", help="smoke run: one shape, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: one shape, nothing is saved")
     quick = parser.parse_args().quick
     record = run(QUICK if quick else FULL)
     text = "\n\n".join(tables.tables(record))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def run(effort: Effort) -> dict[str, Any]:
-    """All cases, and where and when they were timed."""
+    """Measure all cases, and record where and when."""
     from benchmarks.contestants import Case
     from benchmarks.lineup import missing
 
@@ -66,7 +66,7 @@ def run(effort: Effort) -> dict[str, Any]:
 
 
 def one_thread() -> threadpool_limits:
-    """One processor and one thread for all: restarts the command if its environment is not fit for that."""
+    """Use one processor and one thread for all; restart the command if its environment prevents that."""
     environment.take_one_processor()
     environment.restart_without_overrides()
     try:

@@ -1,7 +1,7 @@
-"""Cells per second of a sweep over workers, and what a cell costs beside its simulation.
+"""Measure cells per second of a sweep by number of workers, and the overhead of a cell.
 
-``python -m benchmarks.sweep`` prints a table and keeps it in ``benchmarks/results``; with ``--quick``
-nothing is kept.
+``python -m benchmarks.sweep`` prints a table and saves it in ``benchmarks/results``. With ``--quick``
+nothing is saved.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from langevin.sweeps.store import SweepStore
 
 # name: fixed parameters
 CELLS: dict[str, dict[str, Any]] = {
-    "next to nothing": {"samples": 4, "dim": 2, "width": 4, "time": 0.1, "dt": 0.01, "paths": 1},
+    "minimal": {"samples": 4, "dim": 2, "width": 4, "time": 0.1, "dt": 0.01, "paths": 1},
     "small": {"samples": 32, "dim": 8, "width": 128, "time": 0.5, "dt": 1e-3, "paths": 16},
 }
-# workers, threads of one process or processes
+# number of workers; threads of one process, or processes
 PLACES = ((1, True), (2, True), (1, False), (2, False))
 MILLION = 10**6
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smoke run: nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: nothing is saved")
     quick = parser.parse_args().quick
     record: dict[str, Any] = {
         "machine": environment.describe(),
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """Seconds a cell, of the bare function and of sweeps."""
+    """Measure the seconds per cell of the bare function and of sweeps."""
     few = Grid(SIMULATIONS, {"seed": {"count": 3}}, fixed)
     bare, processor = map(
         np.median,
@@ -76,7 +76,7 @@ def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
                 Path(folder, "s.zarr"),
                 workers=workers,
                 threads=threads,
-                # called when workers are there
+                # called when the workers have started
                 dashboard=lambda _, begun=begun: begun.append(time.perf_counter()),
                 progress=partial(_note, begun, used),
             ).close()
@@ -85,9 +85,9 @@ def measure(name: str, fixed: dict[str, Any], quick: bool) -> dict[str, Any]:
                 "workers": workers,
                 "threads": threads,
                 "start and first cell": begun[1] - started,
-                # from the first cell on: processes compile, or read what is compiled, before it
+                # from the first cell on: before it, processes compile or load compiled code
                 "seconds": (begun[-1] - begun[1]) / (count - 1),
-                # of this process: with threads all of it, with processes what sends, gathers and writes
+                # of this process: all work with threads; sending, collecting and writing with processes
                 "processor": (used[-1] - used[0]) / (count - 1),
             }
         )
@@ -100,14 +100,14 @@ def _note(begun: list[float], used: list[float], done: int, of: int) -> None:
 
 
 def timed(call: Any) -> tuple[float, float]:
-    """Seconds, and seconds of the processor, which other load changes less."""
+    """Return wall time and processor time, in seconds; other load affects the latter less."""
     begun, used = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - begun, time.process_time() - used
 
 
 def million(cells: int) -> dict[str, Any]:
-    """What a grid of so many cells costs apart from its cells: to check, to open, to write, to open again."""
+    """Measure the overhead of a grid of ``cells`` cells: to check, to open, to write, to reopen."""
     side = round(cells ** (1 / 3))
     spread = {"from": 0.1, "to": 1.0, "count": side}
     sweep = {"sigma": spread, "clip": spread, "seed": {"count": side}}
@@ -142,10 +142,10 @@ def million(cells: int) -> dict[str, Any]:
         "cells": grid.cells,
         "check": checked,
         "open": opened,
-        "write, a cell": written,
+        "write, per cell": written,
         "open again": again,
-        "files a variable": next(iter(chunks.values())),
-        "bytes a cell": kept.layout.cell_bytes,
+        "files per variable": next(iter(chunks.values())),
+        "bytes per cell": kept.layout.cell_bytes,
     }
 
 
@@ -155,19 +155,19 @@ def _named(workers: int, threads: bool) -> str:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Throughput and overhead; and the grid of a million cells."""
+    """Return the tables of throughput and overhead, and of the grid of a million cells."""
     rows = []
     for case in record["cases"]:
         for sweep in case["sweeps"]:
             each, workers = sweep["seconds"], sweep["workers"]
-            beside = sweep["processor"] - (case["bare processor"] if sweep["threads"] else 0.0)
+            overhead = sweep["processor"] - (case["bare processor"] if sweep["threads"] else 0.0)
             rows.append(
                 [
                     f"{case['cells']}: {1e3 * case['bare']:.3g} ms alone, "
                     f"{1e3 * case['bare processor']:.3g} of the processor",
                     _named(workers, sweep["threads"]),
                     f"{1 / each:.3g}",
-                    f"{1e3 * beside:.2g}",
+                    f"{1e3 * overhead:.2g}",
                     f"{case['bare'] / each / workers:.2f}",
                     f"{sweep['start and first cell']:.2g}",
                 ]
@@ -176,7 +176,7 @@ def tables(record: dict[str, Any]) -> str:
         "cells",
         "workers",
         "cells/s",
-        "processor ms beside a cell",
+        "overhead per cell, processor ms",
         "efficiency",
         "s to the first cell",
     ]
@@ -186,7 +186,7 @@ def tables(record: dict[str, Any]) -> str:
     return (
         f"# Sweeps on {machine['processor']}, {machine['started']}\n\n"
         f"{machine['processors_used']} processors; load at the start {machine['load'][0]}\n\n"
-        f"{table(header, rows)}\n\nA grid of many small cells, apart from computing them, in seconds\n\n"
+        f"{table(header, rows)}\n\nOverhead of a grid of many small cells, in seconds\n\n"
         f"{table(['', ''], lines)}"
     )
 

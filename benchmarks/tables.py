@@ -28,7 +28,7 @@ def brief(name: str) -> str:
 
 
 def title(record: dict[str, Any]) -> str:
-    """Where, when, and on what."""
+    """Return a heading with processor, time and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     architecture = "/".join(sorted({pool["architecture"] or "" for pool in record["blas"]} - {""}))
     return (
@@ -44,7 +44,7 @@ def table(header: list[str], rows: list[list[str]], labels: int = 1) -> str:
 
 
 def tables(record: dict[str, Any]) -> list[str]:
-    """Times, ratios, floor and parts, each with its caption."""
+    """Return the tables of times, ratios, floor and parts, each with its caption."""
     cases = record["cases"]
     columns = [f"{', '.join(map(str, case['shape']))} {case['precision']}" for case in cases]
     names = list(dict.fromkeys(name for case in cases for name in case["contestants"]))
@@ -58,14 +58,14 @@ def tables(record: dict[str, Any]) -> list[str]:
         return lambda case: _ratio(case, f"{name}, {data}", f"{US}, {by}")
 
     return [
-        "µs per step and path: **median** (least to most; paths)\n\n"
+        "µs per step and path: **median** (minimum to maximum; paths)\n\n"
         + grid({name: lambda case, name=name: _times(case, name) for name in names}),
-        "Like for like: how many times as long as us, on the same data\n\n"
+        "Like for like: time of each peer divided by ours, on the same data\n\n"
         + grid({f"{peer}, {data}": ratio(peer, data, data) for data in DATA for peer in peers}),
-        "As they come: peers on the full data over us, who reduce by default\n\n"
+        "Default use: peers on the full data divided by ours on the reduced data\n\n"
         + grid(
             {f"{peer}, full": ratio(peer, "full", "reduced") for peer in peers}
-            | {"the reduction's own share: us, full": ratio(US, "full", "reduced")}
+            | {"effect of the reduction alone: us, full": ratio(US, "full", "reduced")}
         ),
         "Floor of the reduced problem, µs per step and path, and the rates behind it\n\n"
         + grid(
@@ -78,11 +78,11 @@ def tables(record: dict[str, Any]) -> list[str]:
                 "step / floor": lambda case: f"**{_ours(case) / sum(case['floor'].values()):.2f}**",
                 "GFLOP/s: multiply-adds": lambda case: f"{case['rates']['fma'] / 1e9:.0f}",
                 "GFLOP/s: best GEMM": lambda case: f"{case['rates']['gemm'] / 1e9:.0f}",
-                "ns a normal, ours": lambda case: f"{1e9 / case['rates']['normals']:.2f}",
+                "ns per normal, ours": lambda case: f"{1e9 / case['rates']['normals']:.2f}",
                 "GB/s": lambda case: f"{case['rates']['copy'] / 1e9:.0f}",
             }
         ),
-        "Where the time of a step goes\n\n"
+        "Time of each part of a step\n\n"
         + grid(
             {
                 **{
@@ -112,7 +112,7 @@ def _times(case: dict[str, Any], name: str) -> str:
 
 
 def _ratio(case: dict[str, Any], name: str, by: str) -> str:
-    """Ratio of two contestants; where the data cannot be reduced, full data stand for reduced."""
+    """Return the ratio of two contestants; if the data cannot be reduced, full data replace reduced data."""
     contestants = case["contestants"]
     if name not in contestants:
         return "-"

@@ -1,7 +1,7 @@
-"""Path-steps per second of `langevin.euler_maruyama` on one thread and on all processors, in turn.
+"""Measure path-steps per second of `langevin.euler_maruyama` on one thread and on all processors.
 
-``python -m benchmarks.threads`` prints a table and keeps it in ``benchmarks/results``; ``--quick`` is a smoke
-run that keeps nothing.
+``python -m benchmarks.threads`` prints a table and saves it in ``benchmarks/results``. ``--quick`` is a short
+trial run that saves nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import environment
 from benchmarks.tables import keep, table
 
-# inputs, width, samples; steps times paths of about a second on one thread
+# inputs, width, samples; steps times paths that take about a second on one thread
 RUNS = {(20, 64, 50): (500, 512), (32, 512, 128): (100, 128)}
 ROUNDS, QUICK_ROUNDS = 7, 2
 AIM = 1.7
@@ -25,7 +25,7 @@ AIM = 1.7
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description="Time threads.")
-    parser.add_argument("--quick", action="store_true", help="smoke run: little work, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="short trial run: little work, nothing is saved")
     quick = parser.parse_args().quick
     environment.restart_without_overrides()
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, int, int], steps: int, paths: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Wall time of whole runs, on one thread and on several in turn."""
+    """Measure the wall time of whole runs, on one thread and on several in turn."""
     from benchmarks.contestants import CLIP, DT, SIGMA, Case
     from langevin import Schedule, euler_maruyama
 
@@ -78,7 +78,7 @@ def measure(shape: tuple[int, int, int], steps: int, paths: int, threads: int, r
 
 
 def report(record: dict[str, Any]) -> str:
-    """The table, and how busy the machine was."""
+    """Return the table, with the load of the machine."""
     rows = [
         [
             ", ".join(map(str, case["shape"])),
@@ -92,9 +92,9 @@ def report(record: dict[str, Any]) -> str:
     threads = record["threads"]
     return (
         f"# Threads on {record['processor']}, {threads} processors, {record['started']}\n\n"
-        f"Path-steps a second of whole runs, double precision; load at the start {record['load'][0]}, in the "
-        f"table with our own. The aim is {AIM} on two quiet processors.\n\n"
-        + table(["d, h, n", "1 thread", f"{threads} threads", "ratio (least to most)", "load"], rows)
+        f"Path-steps per second of whole runs, double precision. Load at the start: {record['load'][0]}, the "
+        f"load in the table includes our own. The target is {AIM} on two quiet processors.\n\n"
+        + table(["d, h, n", "1 thread", f"{threads} threads", "ratio (minimum to maximum)", "load"], rows)
         + "\n"
     )
 

@@ -313,9 +313,9 @@ def _grid(args: argparse.Namespace, command: argparse.ArgumentParser) -> int:
         from empirical.grid import run_grid
         from empirical.records import Records, RecordsError
         from empirical.weights import WeightsError
+        from langevin._options import values
         from langevin.sweeps import SweepError
         from langevin.sweeps.cluster import hush
-        from langevin._options import values
 
         setting = options.setting_of(args)
         if args.bodies is None:

@@ -1,4 +1,4 @@
-"""All figures and tables: ``python -m figures [topic ...]``, or ``make figures``."""
+"""Make all figures and tables: ``python -m figures [topic ...]``, or ``make figures``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from figures.output import DEFAULT, ROOT
 from langevin import _options, _streams
 
-# each script has one processor
+# each script uses one processor
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def scripts() -> dict[str, str]:
-    """Topics of the figures and tables, with their modules."""
+    """Return the topics of the figures and tables, with their modules."""
     found = sorted(
         path.stem for path in Path(__file__).parent.glob("*_*.py") if path.stem[:4] in ("fig_", "tab_")
     )

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from langevin import Problem, Weights
 
 KINDS = {
-    "synthetic": "made to meet both",
+    "synthetic": "generated to meet both",
     "digits pixels": "digits, pixels",
-    "digits centred": "digits, centred; learnt $W$",
-    "digits net": "digits, net's features",
+    "digits centred": "digits, centred; learned $W$",
+    "digits net": "digits, network features",
     "digits net centred": "... centred",
-    "glyphs net": "glyphs, net's features",
+    "glyphs net": "glyphs, network features",
     "glyphs net centred": "... centred",
-    "glyphs random": "glyphs, random net's",
+    "glyphs random": "glyphs, random network",
     "glyphs random centred": "... centred",
 }
 SETTINGS: output.Settings = {
@@ -48,13 +48,13 @@ SETTINGS: output.Settings = {
 }
 WIDTH, SAMPLES = 128, 200
 LP_TIME, CLIP, DT = 1.0, 1.0, 1e-3
-# of cosines: from the 5th to the 95th in a hundred
+# of cosines: from the 5th to the 95th percentile
 LOW, MIDDLE, HIGH = 0.05, 0.5, 0.95
 WITHIN, ACROSS, PROBED = "#0072b2", "#d55e00", "#009e73"
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Cosines, violations, and what heads and features do, by data and pair of classes."""
+    """Compute cosines, violations, and the behaviour of heads and features, by data and pair of classes."""
     import xarray as xr
 
     import bounds
@@ -93,7 +93,7 @@ MEANINGS = {
     "across": "quantiles of the cosines of samples of different classes",
     "violations": "share of pairs of samples that violate Assumption 3.1, within and across classes",
     "wrong_side": "share of pairs of a neuron and a sample on the wrong side of the neuron's best cone",
-    "collapsed": "share of neurons strictly in a class's cone, as Assumption 3.2 asks for",
+    "collapsed": "share of neurons strictly in a class's cone, as Assumption 3.2 requires",
     "misaligned_fall": "share of neurons with a misaligned head whose own-class pre-activation falls",
     "aligned_fall": "share of neurons with an aligned head whose own-class pre-activation falls",
     "probed_fall": "share of all neurons whose own-class pre-activation falls after linear probing",
@@ -101,7 +101,7 @@ MEANINGS = {
 
 
 def cases(quick: bool) -> Iterator[tuple[str, int, Problem, Weights]]:
-    """Yield each kind's problems: two classes, inputs of mean square norm 1."""
+    """Yield the problems of each kind of data: two classes, inputs of mean square norm 1."""
     from empirical import Setting, Shift, body, embed
     from langevin import Weights as Start
     from langevin import collapsed_features, digits, gaussian_features, gaussian_head, orthogonally_separable
@@ -116,7 +116,7 @@ def cases(quick: bool) -> Iterator[tuple[str, int, Problem, Weights]]:
     for pair, classes in enumerate(((3, 8), (0, 1), (4, 9))[:pairs]):
         problem, weights = digits(classes, WIDTH, rng=pair, cache=False)
         scaled = _problem(problem.X, problem.y)
-        # features learnt on the digits' own scale respond in the same way to any other
+        # features learned at the original scale of the digits respond in the same way at any scale
         norms = np.linalg.norm(weights.W, axis=1, keepdims=True)
         yield "digits centred", pair, scaled, Start(weights.W / norms / WIDTH**0.5, weights.v)
     settings = {
@@ -151,9 +151,9 @@ def _problem(X: np.ndarray, y: np.ndarray) -> Problem:
 
 
 def behaviour(problem: Problem, weights: Weights) -> dict[str, float]:
-    """What theory says of heads and features, looked for: full fine-tuning at once, and after probing.
+    """Check the theory's predictions on heads and features: full fine-tuning at once, and after probing.
 
-    Features fall "at first" if they do in the first step of the zeroth-order flow.
+    Features decrease "at first" if they decrease in the first step of the zeroth-order flow.
     """
     from langevin import Schedule, gradient_flow, zeroth_order
 
@@ -181,7 +181,7 @@ def behaviour(problem: Problem, weights: Weights) -> dict[str, float]:
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
-    """One row a kind of data, one line a pair of classes."""
+    """Plot one row per kind of data and one line per pair of classes."""
     pairs = data.sizes["pair"]
     rows = {}
     for row, kind in enumerate(data.kind.values):
@@ -203,7 +203,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     left.plot([], [], color=WITHIN, label="within a class, theory: > 0")
     left.plot([], [], color=ACROSS, label="across classes, theory: $\\leq$ 0")
     middle.plot([], [], "o", color="black", markersize=2.5, label="theory: 0")
-    right.plot([], [], "o", color=ACROSS, markersize=3.2, label="of those with a misaligned head, theory: 1")
+    right.plot(
+        [], [], "o", color=ACROSS, markersize=3.2, label="of neurons with a misaligned head, theory: 1"
+    )
     right.plot(
         [],
         [],
@@ -211,9 +213,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         color=WITHIN,
         markerfacecolor="white",
         markersize=3.2,
-        label="of those with an aligned head, theory: 0",
+        label="of neurons with an aligned head, theory: 0",
     )
-    right.plot([], [], "x", color=PROBED, markersize=3.2, label="of all, after probing, theory: 0")
+    right.plot([], [], "x", color=PROBED, markersize=3.2, label="of all neurons, after probing, theory: 0")
     left.axvline(0, color="0.5", linewidth=0.7)
     middle.axvline(0.5, color="0.5", linewidth=0.7, linestyle=":")
     left.set(xlabel="cosine of two samples,\nmedian and 5 to 95 %", title="Assumption 3.1", xlim=(-1, 1))
@@ -223,7 +225,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         xlim=(-0.02, 0.52),
     )
     right.set(
-        xlabel="share of neurons whose feature falls\nat first in full fine-tuning",
+        xlabel="share of neurons whose feature decreases\nat first in full fine-tuning",
         title="Conclusions",
         xlim=(0, 1),
     )

@@ -40,7 +40,7 @@ SOURCE = "private, last layer"
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Shares and final losses over the budget."""
+    """Compute shares and final losses for several budgets."""
     import xarray as xr
 
     import bounds
@@ -79,7 +79,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def _losses(problem: Any, weights: Any, time: float, shares: np.ndarray, quick: bool) -> xr.Dataset:
-    """Final losses at one budget: the diffusion's, DP-SGD's, and the sandwich of zeroth order."""
+    """Compute final losses at one budget: diffusion, DP-SGD, and sandwich bounds at zeroth order."""
     import xarray as xr
 
     import bounds
@@ -119,7 +119,7 @@ def _losses(problem: Any, weights: Any, time: float, shares: np.ndarray, quick: 
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Needed and best shares; utility curves; the tasks."""
+    """Plot minimum and best shares, utility curves, and the tasks."""
     left, middle, right = ax.flat
     left.axhspan(1, 10, color="0.9", linewidth=0)
     left.text(0.97, 0.97, "not attainable", transform=left.transAxes, fontsize=6, ha="right", va="top")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from langevin.schedule import Clipping
 
 SAMPLES, DIM, WIDTH, SPREAD, TEST = 32, 16, 64, 0.4, 200
-# zCDP of the whole, and full-batch steps
+# zCDP of a whole run, and the number of full-batch steps
 RHO, STEPS = 0.2, 100
 CLIPS = 10.0 ** np.arange(-2, 1.5, 0.5)
 TIMES = 10.0 ** np.arange(-2.5, 3.5, 0.5)
@@ -40,7 +40,7 @@ TIME = 1.0
 SHARES = np.array([0.0, 0.2, 0.4, 0.7, 1.0])
 STRATEGIES = {"FFT": 0.0, "LP-FFT": 0.4, "LP": 1.0}
 CLIPPINGS: tuple[Clipping, ...] = ("flat", "normalised")
-# the real one: steps of Poisson-sampled DP-SGD at learning rates in multiples of 1 / clip, or at one rate
+# real DP-SGD: Poisson-sampled steps at learning rates in multiples of 1 / clip, or at one rate
 EPSILON, ROTATION, RATE = 1.0, 20.0, 0.3
 DIGIT_CLIPS = 10.0 ** np.arange(-2, 2.5, 0.5)
 RATES = np.array([0.03, 0.1, 0.3, 1.0])
@@ -48,12 +48,12 @@ METHODS: dict[Method, str] = {"fft": "FFT", "lp-fft": "LP-FFT", "lp": "LP"}
 
 
 def sigma(clip: float, time: float) -> float:
-    """Noise that spends the budget in a time."""
+    """Return the noise that spends the budget in a given time."""
     return clip * (time / (4 * RHO)) ** 0.5
 
 
 def schedule(clip: float, time: float, share: float, clipping: Clipping) -> Schedule:
-    """Phases in whole steps, with the noise that the budget asks for."""
+    """Return a schedule of whole steps, with the noise that the budget requires."""
     probing, dt = round(share * STEPS), time / STEPS
     return Schedule.lp_fft(
         lp_time=probing * dt,
@@ -65,8 +65,8 @@ def schedule(clip: float, time: float, share: float, clipping: Clipping) -> Sche
 
 
 def grid(quick: bool) -> dict[str, Any]:
-    """Values of all that is varied."""
-    # thresholds and times in the same steps, so that their products are on the grid
+    """Return the values of everything that is varied."""
+    # clipping norms and times have the same ratios, so that their products are on the grid
     thin = 2 if quick else 1
     return {
         "threshold": CLIPS[::thin],
@@ -94,7 +94,7 @@ SETTINGS = _settings()
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Simulated losses, accuracies, distortion and shares over the threshold, and real accuracies."""
+    """Compute simulated losses, accuracies, distortion and shares by clipping norm, and real accuracies."""
     import xarray as xr
 
     at = grid(quick)
@@ -180,7 +180,7 @@ def _digits(at: dict[str, Any], quick: bool) -> dict[str, Any]:
 
             fixed[m, k] = [cell["test_accuracy"] for cell in cells(RATE)]
             found = [cells(rate / clip) for rate in rates]
-            # not chosen by what is shown
+            # selected by training accuracy, not by the test accuracy that is shown
             best = max(found, key=lambda row: sum(cell["train_accuracy"] for cell in row))
             tuned[m, k] = [cell["test_accuracy"] for cell in best]
     entries = {}
@@ -194,7 +194,7 @@ def _digits(at: dict[str, Any], quick: bool) -> dict[str, Any]:
 
 
 def least(loss: xr.DataArray, error: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of least loss, and how far below and above it losses are the same within two standard errors."""
+    """Return the share of least loss, and the range around it with equal loss within two standard errors."""
     share = loss.share.values
     mean, deviation = (values.transpose("threshold", "share").values for values in (loss, error))
     rows, best = np.arange(len(mean)), mean.argmin(1)
@@ -206,7 +206,7 @@ def least(loss: xr.DataArray, error: xr.DataArray) -> tuple[np.ndarray, np.ndarr
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Top: loss at one time and at the best one, accuracy; bottom: distortion, LP share, digits."""
+    """Plot loss at one time and at the best time, accuracy (top); distortion, LP share, digits (bottom)."""
     one, best, accuracy, distortion, share, digits = ax.flat
     now = data.sel(time=TIME)
     place = data.loss.argmin("time")
@@ -232,11 +232,11 @@ def draw(ax: Any, data: xr.Dataset) -> None:
         title=f"flat clipping, time {TIME:g}", ylabel="distorted neurons / all", ylim=(-0.02, 0.85)
     )
 
-    share.plot(data.threshold, now.least_share, "k", label="needed (3.4)")
+    share.plot(data.threshold, now.least_share, "k", label="required (3.4)")
     for k, clipping in enumerate(CLIPPINGS):
         d = now.sel(clipping=clipping)
         middle, around = least(d.loss, d.error)
-        # apart, to be told apart
+        # offset, so that they can be distinguished
         x = data.threshold * (1.08, 0.92)[k]
         style: Any = {"color": ("C3", "C4")[k], "marker": "os"[k], "linestyle": "-" if k == 0 else "--"}
         share.errorbar(x, middle, around, linewidth=1, label=f"least loss, {clipping}", **style)
@@ -254,7 +254,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     for a in ax.flat:
         a.set_xscale("log")
         if a in ax[1]:
-            a.set_xlabel("clipping threshold $C$")
+            a.set_xlabel("clipping norm $C$")
     for a in (one, distortion, share, digits):
         a.legend(fontsize=6, loc="best" if a is one else ("lower right" if a is digits else "upper right"))
 

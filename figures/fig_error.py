@@ -41,7 +41,7 @@ MEANING = {
     "dim": ("input dimension $d$", "1"),
 }
 METHODS = ("lp", "fft")
-# label and line of each bound, and where it says something of its own
+# label and line of each bound, and the methods for which it differs from the others
 KINDS: dict[Kind, tuple[str, str, str, tuple[str, ...]]] = {
     "paper": ("Theorem 2.2 (the paper's)", "C1", ":", METHODS),
     "monotone": ("1a (new)", "C2", "--", ("lp",)),
@@ -55,7 +55,7 @@ SETTINGS: output.Settings = {"paths": (24, 128)} | {
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Distances and bounds: over time, and at one time over noise, width and input dimension."""
+    """Compute distances and bounds: over time, and at one time over noise, width and input dimension."""
     import xarray as xr
 
     paths = output.chosen(SETTINGS, quick)["paths"]
@@ -89,7 +89,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 def _case(
     method: str, times: Any, paths: int, *, sigma: float, width: int, dim: int
 ) -> tuple[xr.DataArray, np.ndarray]:
-    """Squared distances ``(path, time)`` and bounds ``(kind, time)``."""
+    """Return squared distances ``(path, time)`` and bounds ``(kind, time)``."""
     import bounds
     from langevin import collapsed_features, euler_maruyama, orthogonally_separable
 
@@ -105,7 +105,7 @@ def _case(
 
 
 def _entries(sweep: str, squared: np.ndarray, bound: np.ndarray) -> dict[str, Any]:
-    """Variables of one sweep: ``squared (method, path, x)``, ``bound (method, kind, x)``."""
+    """Return the variables of one sweep: ``squared (method, path, x)``, ``bound (method, kind, x)``."""
     units = {"units": "parameter^2"}
     error = squared.std(1, ddof=1) / squared.shape[1] ** 0.5
     return {
@@ -120,7 +120,7 @@ def _entries(sweep: str, squared: np.ndarray, bound: np.ndarray) -> dict[str, An
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Top: linear probing; bottom: full fine-tuning. Left: distances; the others: bounds over distances."""
+    """Plot linear probing (top) and full fine-tuning (bottom): distances (left), bounds over distances."""
     for row, method in zip(ax, METHODS, strict=True):
         d = data.sel(trained=method)
         own = {

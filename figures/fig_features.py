@@ -48,7 +48,7 @@ HEADS = {"default": "", "large": ", large head"}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Means over seeds with standard errors; changes since the start by cause."""
+    """Compute means over seeds with standard errors, and changes since the start by cause."""
     import xarray as xr
 
     from empirical import causes
@@ -59,7 +59,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     count = runs.sizes["seed"] ** 0.5
     data = xr.Dataset(attrs={"machine": runs.attrs["machine"]})
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
-    change.attrs = {"long_name": "change of the accuracy by neighbours since the start", "units": "1"}
+    change.attrs = {"long_name": "change of the nearest-neighbour accuracy since the start", "units": "1"}
     for name, values in {**runs.data_vars, "change": change}.items():
         meaning = values.attrs["long_name"]
         data[name] = values.mean("seed").assign_attrs(long_name=meaning, units="1")
@@ -80,12 +80,12 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def _controls(end: str) -> tuple[str, str, str]:
-    """Names of a run, of the same with a head of zeros, and of the same without noise."""
+    """Return the names of a run, of the same run with a zero head, and of the same run without noise."""
     return f"fft{end}", "fft, zero head", f"fft{end}, no noise"
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
-    """Above: quality over steps; below: its change by cause."""
+    """Plot quality over steps (above) and its change by cause (below)."""
     steps = data.step.values
     low, high = data.epsilon.values[[0, -1]]
 
@@ -99,16 +99,16 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             at, style = data.sel(epsilon=epsilon, run=name), {"lp": (0, (1, 1))}.get(name, "-")
             band(ax, at.knn_accuracy, at.knn_accuracy_error, colour, label=label, linestyle=style)
         ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--", label="raw pixels")
-        # far below
-        ax.plot([], [], " ", label=f"random net: {kinds['random']:.2f}")
-        ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="accuracy by neighbours")
+        # far below the axis
+        ax.plot([], [], " ", label=f"random network: {kinds['random']:.2f}")
+        ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="nearest-neighbour accuracy")
     axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0.0, 0.1))
     for epsilon, style in ((low, "-"), (high, "--")):
         for name, (_, colour) in METHODS.items():
             at = data.sel(epsilon=epsilon, run=name)
             label = f"$\\varepsilon$ = {epsilon:g}" if name == "fft" else None
             band(axes[0, 2], at.cka, at.cka_error, colour, linestyle=style, label=label)
-    axes[0, 2].set(title="likeness to the pre-trained", ylabel="CKA")
+    axes[0, 2].set(title="similarity to the pre-trained", ylabel="CKA")
     axes[0, 2].legend(loc="lower left")
     for ax, head in zip(axes[1, :2], data["head"].values, strict=True):
         at = data.sel(epsilon=low, head=head)

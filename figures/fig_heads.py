@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from langevin import Problem
 
-# study, label, colour and line
+# study, label, colour and line style
 HEADS: dict[str, tuple[str, str, str, str]] = {
     "small": ("heads-small", "Gaussian / 4", "#56b4e9", "-"),
     "default": ("digits-rotated", "Gaussian", "#0072b2", "-"),
@@ -44,7 +44,7 @@ READS = paths(study for study, *_ in HEADS.values())
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Simulated loss and distortion by head; accuracies of the committed studies by head."""
+    """Compute simulated loss and distortion, and accuracies of the committed studies, by head."""
     import numpy as np
     import xarray as xr
 
@@ -112,7 +112,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def start(head: str, problem: Problem, W: np.ndarray, seed: int) -> np.ndarray:
-    """A head by its name in `HEADS`; the Gaussian ones of a seed differ in scale alone."""
+    """Return a head by its name in `HEADS`; the Gaussian heads of a seed differ only in scale."""
     from langevin import gaussian_head, prototype_head, zero_head
 
     if head == "zero":
@@ -124,7 +124,7 @@ def start(head: str, problem: Problem, W: np.ndarray, seed: int) -> np.ndarray:
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
-    """Above: simulation where theory applies; below: DP-SGD on digits."""
+    """Plot simulation where the theory applies (above) and DP-SGD on digits (below)."""
     time = data.time.values
     panels = (
         ("flow_distorted", "distorted neurons", "zeroth-order flow"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from langevin.problem import Problem, Weights
 
 SAMPLES, DIM, WIDTH, TIME = 32, 2, 64, 0.05
-# root mean square norms of the first layer and of the head: the kernel starts far from 0
+# root mean square norms of the first layer and of the head; with these the kernel starts far from 0
 SCALE, HEAD = 4.0, 0.05
 LP_SIGMAS, FFT_SIGMAS, ORDER_SIGMAS = (0.05, 0.2, 0.8), (0.02, 0.1, 0.3), (0.003, 0.01, 0.03)
 LP_TIME = 0.1 * TIME
@@ -42,7 +42,7 @@ TIMES, LATE = np.linspace(0, TIME, 51), np.linspace(0, STOPPED_TIME, 51)
 
 
 def setting(width: int = WIDTH) -> tuple[Problem, Weights]:
-    """Regression on a linear teacher, from Gaussian features and a small head."""
+    """Return regression on a linear teacher, from Gaussian features and a small head."""
     from langevin import gaussian_gram, linear_teacher
 
     problem = linear_teacher(SAMPLES, DIM, activation="linear", rng=0)
@@ -51,7 +51,7 @@ def setting(width: int = WIDTH) -> tuple[Problem, Weights]:
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Mean losses above the floor, beside exact values, bounds and estimates."""
+    """Compute mean losses above the minimum, with exact values, bounds and estimates."""
     import xarray as xr
 
     paths, steps = output.chosen(SETTINGS, quick).values()
@@ -76,7 +76,7 @@ def _entry(dims: str, values: Any, what: str, units: str = "loss") -> tuple[Any,
 
 
 def _floor() -> float:
-    """Loss that no weights remove."""
+    """Return the minimum of the loss over all weights."""
     problem, _ = setting()
     beta = np.linalg.lstsq(problem.X, problem.y)[0]
     return float(problem.losses(problem.X @ beta).sum())
@@ -85,7 +85,7 @@ def _floor() -> float:
 def _mean(
     width: int, schedule: Schedule, times: Any, paths: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss above the floor, and its standard error."""
+    """Return the mean loss above the minimum, and its standard error."""
     from langevin import euler_maruyama
 
     dt = schedule.duration / steps
@@ -122,7 +122,7 @@ def _tuning(paths: int, steps: int) -> dict[str, Any]:
 
 
 def _stopped(paths: int, steps: int) -> dict[str, Any]:
-    """Losses of all paths and of those that have crossed no level of `bounds.localised_loss`.
+    """Compute losses of all paths and of those that have crossed no level of `bounds.localised_loss`.
 
     A chain of single neurons: the levels are of the weights, which runs do not record.
     """
@@ -132,7 +132,7 @@ def _stopped(paths: int, steps: int) -> dict[str, Any]:
     random = np.random.default_rng(1)
     X, target = problem.X, problem.X.T @ problem.y
     H, floor = X.T @ X, _floor()
-    # any net with this Gram matrix will do
+    # any network with this Gram matrix gives the same law
     W, v = np.zeros((paths, WIDTH, DIM)), np.zeros((paths, WIDTH))
     W[:, : len(weights.W)], v[:, : len(weights.v)] = weights.W, weights.v
     dt = STOPPED_TIME / steps
@@ -144,7 +144,7 @@ def _stopped(paths: int, steps: int) -> dict[str, Any]:
         least = np.linalg.eigvalsh(gram)[:, 0] + head
         trace = (gram * H).sum((1, 2)) + head * np.trace(H)
         if step == 0:
-            # the levels that localised_loss takes by default
+            # the default levels of localised_loss
             kappa, most = least[0] / 2, 2 * trace[0]
         going &= (least >= kappa) & (trace <= most)
         beta = (v[:, None] @ W)[:, 0]
@@ -191,7 +191,7 @@ def _wide(paths: int, steps: int) -> dict[str, Any]:
     rows = []
     for width in WIDTHS.astype(int).tolist():
         mean, error = _mean(width, schedule, [WIDE_TIME], paths, steps)
-        # with the error of the simulation's steps
+        # this includes the discretisation error of the simulation
         zeroth = zeroth_order(*setting(width), schedule, times=[WIDE_TIME], dt=dt).loss.values - _floor()
         first = bounds.first_order_loss(*setting(width), schedule, [WIDE_TIME]).correction
         rows.append([mean / zeroth, error / zeroth, 1 + first / zeroth])
@@ -224,7 +224,7 @@ def _order(paths: int, steps: int) -> dict[str, Any]:
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Top: probing, full fine-tuning, stopped paths; bottom: no noise, width, first order."""
+    """Plot probing, full fine-tuning, stopped paths (top); no noise, width, first order (bottom)."""
     lp, fft, stopped, flow, wide, order = ax.flat
 
     def simulated(a: Any, x: Any, name: str, colour: str, label: str, **at: int) -> None:
@@ -239,7 +239,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
         lp.plot(data.time, data.lp_exact[k], "k--", linewidth=0.8, label=None if k else "exact (5a)")
         fft.plot(data.time, data.fft_upper[k], f"C{k}--", linewidth=1, label=None if k else "bound (5c)")
         fft.plot(data.time, data.fft_first[k], "k:", linewidth=0.8, label=None if k else "first order")
-    lp.set(title="linear probing, exact", yscale="log", ylabel="loss above its floor")
+    lp.set(title="linear probing, exact", yscale="log", ylabel="loss above its minimum")
     fft.set(title="full fine-tuning, unconditional bound", yscale="log", ylim=(1e-4, 1e4))
 
     stopped.plot(data.late, data.all_mean, "C3", label="all paths")
@@ -254,7 +254,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
             data.time, low, high, color=f"C{k}", alpha=0.25, linewidth=0, label=f"{name}, bounds (4c)"
         )
         flow.plot(data.time, data.flow[k], color=f"C{k}", label=name)
-    flow.set(title="no noise", yscale="log", ylim=(1e-6, 40), ylabel="loss above its floor")
+    flow.set(title="no noise", yscale="log", ylim=(1e-6, 40), ylabel="loss above its minimum")
 
     simulated(wide, data.width, "wide", "C0", "simulated")
     wide.plot(data.width, data.wide_first, "k:", label="first order")

@@ -34,7 +34,7 @@ BACK = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def cases() -> dict[str, tuple[Any, Schedule]]:
-    """Loss and schedule by name; the square loss takes less time to its floor."""
+    """Return loss and schedule by name; the square loss reaches its minimum in less time."""
     noise = {"sigma": SIGMA, "clip": CLIP}
     return {
         "LP": ("logistic", Schedule.lp(time=1.0, **noise)),
@@ -45,7 +45,7 @@ def cases() -> dict[str, tuple[Any, Schedule]]:
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Losses of the diffusion and of its zeroth-order approximation, and their bounds."""
+    """Compute losses of the diffusion and of its zeroth-order approximation, and their bounds."""
     import xarray as xr
 
     rows = [
@@ -111,7 +111,7 @@ def _panel(loss: Any, schedule: Schedule, spread: float, quick: bool) -> xr.Data
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """A row a spread, a column a case."""
+    """Plot one row per spread and one column per case."""
     for i, j in np.ndindex(ax.shape):
         a, panel = ax[i, j], data.isel(spread=i, case=j)
         t = panel.time

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from langevin import Problem, Schedule, Weights
 
-# degrees: class means, samples about them; neurons about their class's mean, and signs of their heads
+# in degrees: class means and samples around them; neurons around the mean of their class; signs of heads
 MEANS, SPREAD, SAMPLES = {1: 22.5, -1: 157.5}, 8.0, 5
 NEURONS, ALIGNED = (-33.0, -8.0, 12.0, 53.0), (-1, 1, 1, -1)
 HEAD = 0.35
@@ -37,7 +37,7 @@ STRATEGY = {"DP-FFT": "#009e73", "DP-LP-FFT": "#cc79a7"}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Paths of features and heads, of the zeroth-order flow and of the diffusion."""
+    """Compute paths of features and heads, of the zeroth-order flow and of the diffusion."""
     import xarray as xr
 
     import bounds
@@ -93,7 +93,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def scene() -> tuple[Problem, Weights]:
-    """Data and weights that satisfy Assumptions 3.1 and 3.2, every second neuron's head misaligned."""
+    """Return data and weights that satisfy Assumptions 3.1 and 3.2; every second neuron is misaligned."""
     from langevin import Problem, Weights
 
     X = np.concatenate([_unit(mean + np.linspace(-SPREAD, SPREAD, SAMPLES)) for mean in MEANS.values()])
@@ -112,7 +112,7 @@ def walk(
     path: int = 0,
     dt: float = DT,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features and heads along a path of `euler_maruyama`'s full chain, or of the flow where there is no key.
+    """Return features and heads along a path of `euler_maruyama`'s full chain, or of the flow without a key.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _unit(degrees: np.ndarray) -> np.ndarray:
 
 
 def _own_preactivation(problem: Problem, W: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Mean of ``w_j . x`` over the neuron's own class; shape (..., h)."""
+    """Return the mean of ``w_j . x`` over the neuron's own class; shape (..., h)."""
     means = np.stack([problem.X[problem.y == s].mean(0) for s in classes])
     return (W * means).sum(-1)
 
@@ -165,7 +165,7 @@ def _describe(data: xr.Dataset, paths: int) -> None:
         "labels": ("labels y_i", "1"),
         "classes": ("class s_j whose cone a neuron starts in", "1"),
         "misaligned": ("whether s_j v_j < 0 at the start", "1"),
-        "guaranteed": ("what the pre-activation cannot fall below, by bounds.distortion", "1"),
+        "guaranteed": ("lower bound of the pre-activation, by bounds.distortion", "1"),
         "alignment_time": (
             "probing time after which all heads are aligned, by bounds.alignment_time",
             "time",
@@ -180,7 +180,7 @@ def _describe(data: xr.Dataset, paths: int) -> None:
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
-    """Above: neurons in the plane; below: own-class pre-activation and heads over time."""
+    """Plot neurons in the plane (above), own-class pre-activation and heads over time (below)."""
     for ax, strategy in zip(axes[0], data.strategy.values, strict=True):
         part = data.sel(strategy=strategy)
         draw_plane(ax, data, strategy)
@@ -210,7 +210,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 
 def draw_curves(axes: Any, data: xr.Dataset) -> None:
-    """Own-class pre-activation and heads of the misaligned neurons, with what theory says of them."""
+    """Plot own-class pre-activation and heads of the misaligned neurons, with the theory's bounds."""
     for ax, name in zip(axes, ("preactivation", "head"), strict=True):
         for strategy, colour in STRATEGY.items():
             part = data.sel(strategy=strategy)
@@ -230,7 +230,7 @@ def draw_curves(axes: Any, data: xr.Dataset) -> None:
 
 
 def draw_plane(ax: Any, data: xr.Dataset, title: str, reach: float = 2.0) -> None:
-    """Cones and samples."""
+    """Plot cones and samples."""
     angles = np.degrees(np.arctan2(*data.inputs.values.T[::-1]))
     for s, colour in CLASS.items():
         own, other = angles[data.labels.values == s], angles[data.labels.values != s]
@@ -258,7 +258,7 @@ def draw_plane(ax: Any, data: xr.Dataset, title: str, reach: float = 2.0) -> Non
 
 
 def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
-    """Neurons at a moment, and where they have been, hollow while misaligned; the curves, and the moment."""
+    """Plot neurons at one time with their past, hollow while misaligned, and the curves at that time."""
     k = round(progress * (data.sizes["time"] - 1))
     now = float(data.time[k])
     draw_curves(axes[1], data)

@@ -20,7 +20,7 @@ FROZEN, TRAINED, HEAD = "0.85", "#0072b2", "#d55e00"
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Shares of the budget on probing, by strategy."""
+    """Return the share of the budget for probing, by strategy."""
     import xarray as xr
 
     return xr.Dataset(
@@ -31,7 +31,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """One row a strategy: what trains over the budget."""
+    """Plot one row per strategy: what trains as the budget is spent."""
     for row, (name, share) in enumerate(zip(data.strategy.values, data.lp_share.values, strict=True)):
         for layer, colours in (("features $W$", (FROZEN, TRAINED)), ("head $v$", (HEAD, HEAD))):
             y = -row + (0.18 if layer[0] == "h" else -0.18)

@@ -1,9 +1,10 @@
-"""From the script of a figure or a table to its files: data, PDF and PNG, or Markdown and LaTeX.
+"""Turn the script of a figure or table into files: data, PDF and PNG, or Markdown and LaTeX.
 
 A script ``figures/fig_<topic>.py`` has ``compute(quick)``, which returns the data, and ``draw(ax, data)``,
-which draws them and computes nothing; ``animate(ax, data, progress)``, if it moves. Its ``main`` is `run`.
-What a quick version has less of is in its table ``SETTINGS``; the data keep it, for captions to quote.
-A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` in the place of ``draw``, and `run_table`.
+which plots them and computes nothing. An animated figure also has ``animate(ax, data, progress)``. Its
+``main`` calls `run`. Its table ``SETTINGS`` lists the counts that a quick version reduces; the data record
+them, so that captions can quote them. A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` instead of
+``draw``, and calls `run_table`.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ ROOT = Path(__file__).resolve().parents[1]
 STYLE = Path(__file__).with_name("style.mplstyle")
 DEFAULT = Path("build/figures")
 PACKAGES = ("langevin", "bounds", "empirical", "figures")
-# they draw and keep what others compute
+# these plot and save what other modules compute
 _KEEPING = ("figures", "figures.output", "figures.__main__")
-# names of functions that do not change what is computed begin so
+# prefixes of functions that do not affect the data
 _DRAWING = ("draw", "animate", "tabulate", "main")
 FRAMES, SECONDS = 60, 6.0
 
-# by what is counted: how many there are in the quick version, and in full
+# the count of each item in the quick version and in the full version
 Settings = Mapping[str, tuple[int, int]]
 
 
 def chosen(settings: Settings, quick: bool) -> dict[str, int]:
-    """How many there are of what a quick version has less of."""
+    """Return the counts of the quick or of the full version."""
     return {name: values[0 if quick else 1] for name, values in settings.items()}
 
 
 def versions(data: xr.Dataset) -> tuple[str, str] | None:
-    """What data are made of, in words, and what the full version is made of; None if they are the same.
+    """Describe the counts of the data and of the full version in words; None if they are the same.
 
     Examples
     --------
@@ -80,31 +81,31 @@ def run(
     animate: Callable[[Any, xr.Dataset, float], None] | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """Compute what is out of date, draw it, and keep data, PDF and PNG.
+    """Compute what is out of date, plot it, and save data, PDF and PNG.
 
-    Data are computed anew if the script's code (but for its drawing), a module of this project that they were
-    computed with, or a file that they were read from has changed; comments and docstrings do not count, nor
-    do functions whose names begin with ``draw``, ``animate``, ``tabulate`` or ``main``.
+    Data are recomputed if the code of the script, a module of this project that they were computed with, or a
+    file that they were read from has changed. Comments and docstrings do not count. In the script, neither do
+    functions whose names begin with ``draw``, ``animate``, ``tabulate`` or ``main``.
 
     Parameters
     ----------
     script : str
         The script's ``__file__``.
     compute : callable
-        From ``quick``, whether a coarse version will do, to the data. The same call gives the same data.
+        Takes ``quick``, whether to compute a coarse version, and returns the data. It is deterministic.
     draw : callable
-        Draws data into axes: one, or an array of the shape ``panels``.
+        Plots data into axes: a single one, or an array of shape ``panels``.
     size : (float, float)
         Width and height in inches.
     panels : (int, int)
         Rows and columns of axes.
     settings : mapping, optional
-        Of what ``compute`` makes less in the quick version, see `chosen`.
+        The counts that ``compute`` reduces in the quick version, see `chosen`.
     reads : iterable of str
-        Committed files, relative to the project's folder, that data are read from.
+        Committed files that data are read from, relative to the project's folder.
     animate : callable, optional
-        Draws what is to be seen at ``progress``, from 0 to 1, into axes like those of ``draw``; the frames
-        become a GIF beside the figure.
+        Plots the frame at ``progress``, from 0 to 1, into axes like those of ``draw``. The frames become a
+        GIF next to the figure.
     argv : list of str, optional
 
     Returns
@@ -130,9 +131,9 @@ def run_table(
     reads: Iterable[str] = (),
     argv: list[str] | None = None,
 ) -> int:
-    """Compute what is out of date, and keep data, Markdown and LaTeX; parameters as those of `run`.
+    """Compute what is out of date, and save data, Markdown and LaTeX; parameters as in `run`.
 
-    ``tabulate`` turns data into a table. The data's attribute ``machine`` stands below it.
+    ``tabulate`` turns data into a table. The attribute ``machine`` of the data is printed below the table.
     """
 
     def write(data: xr.Dataset, files: list[Path]) -> None:
@@ -187,7 +188,7 @@ def render(
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
 ) -> Any:
-    """Draw data in the style of this folder and save the figure, whole or not at all, always the same bytes.
+    """Plot data in the style of this folder and save the figure atomically, always with the same bytes.
 
     Returns
     -------
@@ -220,7 +221,7 @@ def animation(
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
 ) -> None:
-    """Draw `FRAMES` frames, a third of them of quick data, into a GIF of `SECONDS` that repeats itself."""
+    """Write `FRAMES` frames (a third of that for quick data) into a looping GIF of `SECONDS`."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
@@ -234,12 +235,12 @@ def animation(
             animate(axes, data, number / (count - 1))
             figure.canvas.draw()
             pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
-            # one palette for all: else colours flicker
+            # with one palette for all frames, colours do not flicker
             frames.append(
                 pixels.quantize(64, palette=frames[0] if frames else None, dither=Image.Dither.NONE)
             )
         plt.close(figure)
-    # the end is looked at for a while
+    # hold the last frame
     durations = [round(1000 * SECONDS / count)] * (count - 1) + [1500]
     with _atomic.replacing(file) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -253,14 +254,14 @@ def _parser(name: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=f"python -m figures.{name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--quick", action="store_true", help="a coarse version, in seconds")
-    p.add_argument("--force", action="store_true", help="compute anew what is up to date")
-    p.add_argument("--out", default=str(DEFAULT), metavar="FOLDER", help="where data and figure go")
+    p.add_argument("--quick", action="store_true", help="make a coarse version, in seconds")
+    p.add_argument("--force", action="store_true", help="recompute what is up to date")
+    p.add_argument("--out", default=str(DEFAULT), metavar="FOLDER", help="folder for data and figure")
     return p
 
 
 def _kept(target: Path, script: str, quick: bool, reads: Iterable[str]) -> xr.Dataset | None:
-    """The data on disk, if they are what would be computed."""
+    """Return the data on disk if they are what would be computed."""
     if not target.exists():
         return None
     try:
@@ -273,13 +274,13 @@ def _kept(target: Path, script: str, quick: bool, reads: Iterable[str]) -> xr.Da
 
 
 def _drawn(files: Iterable[Path], sources: Iterable[Path]) -> bool:
-    """Whether all files are there and newer than what they are drawn from."""
+    """Tell whether all files exist and are newer than their sources."""
     newest = max(source.stat().st_mtime for source in sources)
     return all(file.exists() and file.stat().st_mtime >= newest for file in files)
 
 
 def _code(script: str, reads: Iterable[str], names: Iterable[str] | None = None) -> dict[str, str]:
-    """Digests of the script, of the files that it reads, and of modules: those named, else those in use."""
+    """Return digests of the script, the files it reads, and the modules in ``names`` or in use."""
     found = {"script": _digest(Path(script), _DRAWING)}
     found |= {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:16] for name in reads}
     for name in sorted(sys.modules if names is None else names):
@@ -292,7 +293,7 @@ def _code(script: str, reads: Iterable[str], names: Iterable[str] | None = None)
 
 
 def _digest(source: Path, without: Iterable[str] = ()) -> str:
-    """Digest of a module's code, whatever its comments, docstrings and layout."""
+    """Return a digest of a module's code that ignores comments, docstrings and layout."""
     tree = ast.parse(source.read_text(encoding="utf8"))
     tree.body = [node for node in tree.body if not str(getattr(node, "name", "")).startswith(tuple(without))]
     for node in ast.walk(tree):

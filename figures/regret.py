@@ -27,32 +27,32 @@ def measured(task: str) -> xr.DataArray:
 
 
 def accuracies() -> xr.DataArray:
-    """Measured test accuracy by task, share, budget and seed."""
+    """Return the measured test accuracy by task, share, budget and seed."""
     import xarray as xr
 
     return xr.concat([measured(task) for task in TASKS], "task").assign_coords(task=list(TASKS))
 
 
 def planned() -> xr.Dataset:
-    """The committed plans."""
+    """Load the committed plans."""
     from langevin import store
 
     return store.load(ROOT / FILE)
 
 
 def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
-    """Accuracy lost by each plan and each of `RULES` against hindsight, by task, budget and seed.
+    """Return the accuracy lost by each plan and each of `RULES` against hindsight, by task, budget and seed.
 
-    Hindsight takes, for each task and budget, the share with the highest mean over all *other* seeds: the
-    best that one could have known. It may be worse than a rule on a single seed.
+    Hindsight takes, for each task and budget, the share with the highest mean over all *other* seeds, which
+    is the best choice that could have been known. It may be worse than a rule on a single seed.
 
     Parameters
     ----------
     found : DataArray
         Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``.
     plans : DataArray
-        Planned shares, among those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN where
-        there is no plan.
+        Planned shares, a subset of those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN
+        where there is no plan.
     """
     import xarray as xr
 
@@ -69,9 +69,9 @@ def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
 
 
 def mean_and_error(values: xr.DataArray) -> xr.Dataset:
-    """Mean over all but the rule, and its standard error over the seeds: tasks and budgets are fixed.
+    """Return the mean over all but the rule, and its standard error over the seeds (tasks and budgets fixed).
 
-    Of the seeds of which all tasks and budgets are there; ``seeds`` counts them.
+    Only seeds with all tasks and budgets are used; ``seeds`` counts them.
     """
     import xarray as xr
 
@@ -83,7 +83,7 @@ def mean_and_error(values: xr.DataArray) -> xr.Dataset:
 
 
 def ahead(values: xr.DataArray) -> xr.Dataset:
-    """How much more each fixed rule loses than each plan, paired by seed, over all tasks and budgets."""
+    """Return how much more each fixed rule loses than each plan, by seed, over all tasks and budgets."""
     import xarray as xr
 
     plans = values.drop_sel(rule=list(RULES))

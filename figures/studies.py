@@ -19,7 +19,7 @@ _DEVICES = {"cpu": "a processor", "cuda": "a GPU"}
 
 
 def paths(names: Iterable[str]) -> list[str]:
-    """Files of studies, relative to the project's folder."""
+    """Return the files of studies, relative to the project's folder."""
     return [f"{FOLDER}/{name}.nc" for name in names]
 
 
@@ -62,7 +62,7 @@ def collect(names: Iterable[str]) -> xr.Dataset:
         "mean": "mean test accuracy over the seeds",
         "standard_error": "standard error of the mean",
         "seeds": "number of seeds",
-        "differs": f"1: the mean is not that of {REFERENCE} (paired t-test at 5 % for the study, Holm)",
+        "differs": f"1: the mean differs from that of {REFERENCE} (paired t-test at 5 % for the study, Holm)",
     }
     for name, meaning in meanings.items():
         data[name].attrs = {"long_name": meaning, "units": "1"}

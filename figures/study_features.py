@@ -1,4 +1,4 @@
-"""Features along private fine-tunings of glyphs: ``python -m figures.study_features``, some 15 minutes.
+"""Measure features during private fine-tuning on glyphs: ``python -m figures.study_features``, 15 minutes.
 
 It writes docs/study/features.nc, which `figures.fig_features` reads.
 """
@@ -22,7 +22,7 @@ SEEDS, EPOCHS = 20, 3
 LARGE = 4.0
 MEASURES = ("knn_accuracy", "cka", "test_accuracy")
 BASELINES = ("pixels", "random", "pretrained")
-# method, changes of the recipe; without noise: epsilon = inf
+# method and changes of the recipe; epsilon = inf means without noise
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lp": ("lp", {}),
     "fft": ("fft", {}),

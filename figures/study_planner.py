@@ -1,4 +1,4 @@
-"""Plans for the tasks of the study: ``python -m figures.study_planner``, about an hour on two cores.
+"""Make plans for the tasks of the study: ``python -m figures.study_planner``, about an hour on two cores.
 
 It writes docs/study/planner.nc, which `figures.tab_regret` compares with what was measured there.
 Run it again to resume.
@@ -19,11 +19,11 @@ import numpy as np
 from figures.output import ROOT
 from figures.regret import FILE, TASKS, measured
 from langevin import _streams
+from langevin._machine import processor
 from langevin.sweeps import Grid, run_sweep
 from langevin.sweeps.grid import Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import parameters
 from langevin.sweeps.store import FINISHED
-from langevin._machine import processor
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -20,7 +20,7 @@ STUDIES = ("resnet18", "mobilenet", "vit")
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Means and standard errors of the committed studies."""
+    """Collect means and standard errors of the committed studies."""
     return studies.collect(STUDIES)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Means and standard errors by task and budget, and over all of either."""
+    """Compute means and standard errors by task and budget, over all tasks, and over all budgets."""
     import xarray as xr
 
     values = regret.lost(regret.accuracies(), regret.planned().share)
@@ -42,7 +42,7 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def tabulate(data: xr.Dataset) -> Table:
-    """A row a task and rule, a column a budget."""
+    """Return a table with one row per task and rule and one column per budget."""
     from empirical.tables import Table, number
 
     rows = []

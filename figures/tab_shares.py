@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Shares by task and budget; the theory on the features of seed 0."""
+    """Compute shares by task and budget; the theory uses the features of seed 0."""
     import xarray as xr
 
     found, plans = regret.accuracies(), regret.planned()
@@ -50,12 +50,12 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 
 def _theory_says(task: str) -> int:
-    """Number of classes for which a minimum or a loss-optimal share is stated."""
+    """Return the number of classes for which the theory gives a minimum or a loss-optimal share."""
     from empirical.planner import plan_share
     from figures.study_planner import inputs
 
     X, y, *_ = inputs(task, 0, "private features")
-    # what is stated depends on the features alone
+    # the theory's result depends only on the features
     plan = plan_share(X, y, epsilon=1.0, delta=1e-4, steps=4, draws=2, tuning_draws=1)
     valid = [
         any(m.valid for m in a.minimum) or any(c.valid for c in a.crossovers) for a in plan.theory.values()
@@ -64,7 +64,7 @@ def _theory_says(task: str) -> int:
 
 
 def tabulate(data: xr.Dataset) -> Table:
-    """A row a task and a source, a column a budget."""
+    """Return a table with one row per task and source and one column per budget."""
     from empirical.tables import Table, number
 
     rows = []

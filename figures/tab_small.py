@@ -22,7 +22,7 @@ STUDIES = ("digits-rotated", "digits-dimmed", "glyphs")
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Means and standard errors of the committed studies."""
+    """Collect means and standard errors of the committed studies."""
     return studies.collect(STUDIES)
 
 

@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "generated" not in page.parts),
-    *sorted((ROOT / "docs").rglob("*.py")),
+    *(
+        module
+        for folder in ("docs", "figures", "benchmarks")
+        for module in sorted((ROOT / folder).rglob("*.py"))
+    ),
 ]
 # what to avoid, and what to write instead
 PHRASES = {

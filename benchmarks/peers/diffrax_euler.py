@@ -1,6 +1,6 @@
-"""diffrax's Euler solver under ``jit``, constant steps, the end alone saved.
+"""diffrax's Euler solver under ``jit``, with constant steps; only the end is saved.
 
-- The state is JAX's of `jax_scan`; the diffusion is a multiple of the identity, which costs one product.
+- The state is that of `jax_scan`. The diffusion is a multiple of the identity, which costs one product.
 - Without derivatives `ForwardMode` is the cheapest loop: neither checkpoints nor a bound on steps.
 - Two sources of noise: `UnsafeBrownianPath`, which draws fresh increments, and `VirtualBrownianTree`.
 """
@@ -18,12 +18,12 @@ import numpy as np
 from benchmarks.contestants import DT, SIGMA, Case
 from benchmarks.peers.jax_scan import JaxDrift
 
-# a tree is as deep as a run of so many steps needs, even if fewer are timed
+# the tree is as deep as a run of this many steps requires, even if fewer are timed
 TREE_STEPS = 1024
 
 
 class Diffrax:
-    """``diffeqsolve`` on a batch of paths; with ``tree`` the increments are of one Brownian path."""
+    """``diffeqsolve`` on a batch of paths; with ``tree`` the increments belong to one Brownian path."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int, tree: bool) -> None:
         self.paths, self.tree, self.calls = paths, tree, 0
@@ -39,7 +39,7 @@ class Diffrax:
             return self.model.unpack(jax.jit(lambda state: self.model(state))(self.state))
 
     def advance(self, steps: int) -> float:
-        """The first call compiles, and counts it."""
+        """Compile on the first call, which counts the compilation."""
         self.calls += 1
         with self.model.precision():
             end, horizon = (self.model.dtype(count * DT) for count in (steps, max(steps, TREE_STEPS)))

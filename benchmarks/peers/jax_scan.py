@@ -1,8 +1,8 @@
 """A loop in plain JAX: one compiled ``lax.scan`` over the steps.
 
-- The state of all paths is two flat arrays: draws over rows of few elements would not be vectorised.
+- The state of all paths is two flat arrays, because draws over short rows would not be vectorised.
 - The generator is threefry, the fastest of JAX's on a processor.
-- With ``draws`` in single precision a double state gets draws of 23 bits, at half the price.
+- With ``draws`` in single precision, a double-precision state gets draws of 23 bits at half the cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.contestants import CLIP, DT, SIGMA, Case
 
 
 class JaxDrift:
-    """Clipped drift of ``paths`` ReLU nets under the square loss, flat clipping over all parameters."""
+    """Clipped drift of ``paths`` ReLU networks under the square loss, flat clipping over all parameters."""
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int) -> None:
         self.paths, self.clip, self.dtype, self.span = paths, CLIP, dtype, case.span(reduce)
@@ -34,7 +34,7 @@ class JaxDrift:
             )
 
     def precision(self) -> Any:
-        """JAX knows no double precision unless told."""
+        """Enable double precision, which JAX disables by default."""
         return jax.enable_x64(self.dtype is np.float64)
 
     def unpack(self, state: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""Per-sample gradients by ``torch.func``, the way that DP-SGD is mostly written, in Opacus for one.
+"""Per-sample gradients with ``torch.func``, the usual form of DP-SGD, for example in Opacus.
 
-- Samples are taken in groups whose gradients stay in the second-level cache.
-- Noise is the cheapest there is: fresh draws, added in place.
+- Samples are processed in groups whose gradients fit into the second-level cache.
+- The noise is the cheapest available: fresh draws, added in place.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TorchVmap:
             of_W = of_W.flatten(2)
             norms = torch.hypot(torch.linalg.vector_norm(of_W, dim=2), torch.linalg.vector_norm(of_v, dim=2))
             factors = (self.clip / norms).clamp_(max=1).unsqueeze(2)
-            # one path: a transposed product is the faster
+            # for one path, a transposed product is faster
             total = torch.mv(of_W[0].T, factors[0, :, 0]) if self.paths == 1 else of_W.mT @ factors
             drift_W -= total.view_as(self.W)
             drift_v -= (of_v.mT @ factors).squeeze(2)

@@ -1,8 +1,8 @@
-"""torchsde's Euler solver, with the drift written for it as well as torch allows.
+"""torchsde's Euler solver, with the drift written as well as torch allows.
 
-- It works in place, in buffers that are kept.
-- A row of the state is a neuron, ``(w_j, v_j)``, and the rows of all paths are torchsde's batch: so the
-  products read the state and write the drift where they lie, without copies.
+- It works in place, in buffers that are reused.
+- A row of the state is a neuron, ``(w_j, v_j)``, and the rows of all paths are torchsde's batch. So the
+  products read the state and write the drift in place, without copies.
 - Two sources of noise: torchsde's own, and plain fresh increments, which are cheaper.
 - The allocator keeps freed memory, see `keep_freed_memory`.
 """
@@ -21,7 +21,7 @@ from benchmarks.contestants import CLIP, DT, SIGMA, Case
 
 
 class TorchDrift:
-    """Clipped drift of ``paths`` ReLU nets under the square loss, flat clipping over all parameters."""
+    """Clipped drift of ``paths`` ReLU networks under the square loss, flat clipping over all parameters."""
 
     def __init__(self, X: np.ndarray, y: np.ndarray, width: int, clip: float, paths: int, dtype: type):
         samples, self.inputs = X.shape
@@ -36,7 +36,7 @@ class TorchDrift:
         self.out = torch.empty((paths * width, self.inputs + 1), dtype=self.dtype)
 
     def pack(self, W: np.ndarray, v: np.ndarray) -> torch.Tensor:
-        """The same start for all paths, shape (paths h, k + 1)."""
+        """Return the initial state, the same for all paths; shape (paths h, k + 1)."""
         return torch.tensor(np.column_stack([W, v]), dtype=self.dtype).repeat(self.paths, 1)
 
     def unpack(self, state: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +70,8 @@ class TorchDrift:
 class TorchSDE:
     """``sdeint(method="euler")`` on a batch of paths.
 
-    With ``fresh`` the increments are drawn when asked for and forgotten, which is as cheap as it gets;
-    else they come from torchsde's own `BrownianInterval`, told of ``dt`` as its manual advises.
+    With ``fresh`` the increments are drawn on request and not stored, which is the cheapest way. Otherwise
+    they come from torchsde's own `BrownianInterval`, which gets ``dt`` as its manual advises.
     """
 
     def __init__(self, case: Case, dtype: type, reduce: str, paths: int, fresh: bool) -> None:
@@ -88,11 +88,11 @@ class TorchSDE:
         return self.model.unpack(self.model(self.state))
 
     def advance(self, steps: int) -> float:
-        """Counts neither torchsde's checks before the first step nor the making of its noise's tree."""
+        """Count neither torchsde's checks before the first step nor the construction of its noise tree."""
         import torchsde
 
         like, end = self.state, steps * DT
-        # otherwise NumPy's, which no seed of torch's reaches
+        # otherwise the seed comes from NumPy, which torch's seed does not control
         entropy = int(torch.randint(2**31, ()))
         source: Any = (
             (lambda ta, tb: torch.randn_like(like).mul_(float(tb - ta) ** 0.5))
@@ -125,7 +125,7 @@ def sde(model: TorchDrift) -> Any:
 
 
 def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> Any:
-    """The same Brownian motion, which notes when it is first asked and how often."""
+    """The same Brownian motion, which records when it is first called and how often."""
 
     class Timed:
         dtype, device, shape = like.dtype, like.device, like.shape
@@ -142,7 +142,7 @@ def _timed(source: Callable[[Any, Any], torch.Tensor], like: torch.Tensor) -> An
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what torch frees: else temporaries may be mapped and zeroed anew at each step."""
+    """Make glibc keep memory that torch frees; otherwise each step may map and zero temporaries."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3
