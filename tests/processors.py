@@ -1,7 +1,7 @@
-"""Tests under another processor's arithmetic: ``python -m tests.processors old --threads 4 tests/theory``.
+"""Run tests with another processor's arithmetic: ``python -m tests.processors old --threads 4 tests/theory``.
 
-Compilers, BLAS and vectorised functions choose their code by the processor, which therefore decides how
-results are rounded. This tells them to take the code of another one. All other arguments go to pytest.
+Compilers, BLAS and vectorised functions choose their code for the processor, so the processor determines
+how results are rounded. This command makes them use the code for another one. Other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PROCESSORS: dict[str, dict[str, str]] = {
         "OPENBLAS_CORETYPE": "Haswell",
     },
     "zen": {"NUMBA_CPU_NAME": "znver1", "OPENBLAS_CORETYPE": "Zen"},
-    # where there is AVX-512
+    # requires AVX-512
     "skylake": {"NUMBA_CPU_NAME": "skylake-avx512", "OPENBLAS_CORETYPE": "SkylakeX"},
 }
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def environment(processor: str, threads: int | None = None) -> dict[str, str]:
-    """Variables that make libraries compute as a processor does; code compiled for it is kept apart."""
+    """Return variables that make libraries compute as a processor does; compiled code has its own cache."""
     found = dict(PROCESSORS[processor])
     if processor == "old":
         from numpy._core import _multiarray_umath as numpy_code  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ def environment(processor: str, threads: int | None = None) -> dict[str, str]:
         there = [name for name in numpy_code.__cpu_dispatch__ if numpy_code.__cpu_features__[name]]
         found["NPY_DISABLE_CPU_FEATURES"] = " ".join(there)
     if found:
-        # those of the named processor, not of this one
+        # features of the named processor, not of this one
         found["NUMBA_CPU_FEATURES"] = ""
         found["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"numba-{processor}")
     if threads:
@@ -55,7 +55,7 @@ def environment(processor: str, threads: int | None = None) -> dict[str, str]:
 
 
 def described() -> str:
-    """Whose arithmetic this process has, and what of that was asked for."""
+    """Describe the arithmetic of this process, and which part of it was requested."""
     import llvmlite.binding
     import numpy  # noqa: F401
     import threadpoolctl
@@ -68,7 +68,7 @@ def described() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run pytest in such an environment; its exit status."""
+    """Run pytest in such an environment and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.processors", description=(__doc__ or "").split("\n\n")[0]
     )

@@ -1,4 +1,4 @@
-"""Bad input is refused by name, with its value and a remedy; nothing becomes a NaN curve."""
+"""Bad input is refused with its name, value and a remedy; it never becomes a curve of NaN."""
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 

@@ -72,11 +72,11 @@ def test_contestants_take_the_same_steps(name):
     assert abs(scaled.std() - 1) < 0.05
     assert abs(scaled.mean()) < 0.07
     assert abs((1.1 * scaled).std() - 1) > 0.05
-    # after 16 steps, of which 15 were asked for at once
+    # after 16 steps, 15 of which were requested at once
     assert abs((end_W - W).std() / (SIGMA * (2 * DT) ** 0.5) - 4) < 0.2
 
 
-def test_missing_peers_stay_out(monkeypatch):
+def test_missing_peers_are_skipped(monkeypatch):
     monkeypatch.setattr("benchmarks.lineup.find_spec", lambda name: None)
     assert set(lineup(Case(30, 16, 8), np.float64, (1,), 0.0)) == {"us, reduced", "us, full"}
 
@@ -114,7 +114,7 @@ def test_exponents_come_from_large_sizes():
 @pytest.mark.parametrize("method", ["fft", "lp"])
 def test_whole_runs_are_timed(monkeypatch, method):
     assert scaling.whole_run(scaling.linear_net, method, 16)(1e-3) > 0
-    # by a clock that a run moves on by half a second, and a step of a path by a hundredth
+    # a run advances this clock by half a second, and a step of a path by a hundredth
     clock = [0.0]
 
     def simulated(problem, weights, schedule, *, dt, paths, **_):

@@ -1,4 +1,4 @@
-"""Synthetic data have the properties that they are named for; digits; users' files."""
+"""Synthetic data have the properties in their names; digits; users' files."""
 
 import os
 import pickle
@@ -39,7 +39,7 @@ def test_assumption_3_1_holds(seed):
     assert (G[~same] <= 1e-15).all()
 
 
-def test_a_larger_spread_would_break_it():
+def test_a_larger_spread_violates_it():
     with pytest.raises(ValueError, match=r"spread must lie in \[0, 0\.4142\)"):
         orthogonally_separable(spread=0.42)
     with pytest.raises(ValueError, match="angle must lie in"):
@@ -66,7 +66,7 @@ def test_collapsed_features_of_other_data_are_refused():
         collapsed_features(problem, 4)
 
 
-def test_linear_teacher_is_learnt_by_a_linear_head():
+def test_a_linear_head_learns_the_linear_teacher():
     problem = linear_teacher(200, 5, noise=0.1, rng=0)
     residual = problem.y - problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
     assert residual.std() == pytest.approx(0.1, rel=0.15)
@@ -87,13 +87,13 @@ def test_heads():
         prototype_head(Problem(problem.X, np.ones(20)), W)
 
 
-def test_digits_start_from_features_that_were_learnt(tmp_path, monkeypatch):
+def test_digits_start_from_learned_features(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     problem, weights = digits((3, 8), width=64)
     assert problem.dim == 64
     assert problem.X_test is not None
     assert len(problem.X_test) == pytest.approx(0.2 * (problem.samples + len(problem.X_test)), abs=1)
-    # the features are those of the public task: even and odd digits are told apart faster with them than
+    # the features come from the public task: they separate even and odd digits faster than
     # with the random features that the pre-training started from, at equal mean square
     images, labels = load_digits(return_X_y=True)
     public = ~np.isin(labels, (3, 8))
@@ -106,7 +106,7 @@ def test_digits_start_from_features_that_were_learnt(tmp_path, monkeypatch):
         return float(zeroth_order(task, start, Schedule.lp(time=0.1), dt=1e-3, times=[0.1]).loss[0])
 
     assert probed(weights.W) < 0.8 * probed(gaussian_features(64, 64, scale=1.0, rng=0))
-    # the second call reads the cache, a damaged cache is made anew
+    # the second call reads the cache; a damaged cache is replaced
     (cached,) = (tmp_path / "private-finetuning-dynamics").glob("digits-*.npy")
     assert (digits((3, 8), width=64)[1].W == weights.W).all()
     cached.write_bytes(cached.read_bytes()[:1000])
@@ -122,8 +122,8 @@ def test_without_a_home_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digits_of_the_private_classes_do_not_touch_the_features():
-    """The scaling and the features come from the other eight digits alone."""
+def test_private_classes_do_not_affect_the_features_of_digits():
+    """The scaling and the features come only from the other eight digits."""
     first = digits((3, 8), width=16, cache=False)[1].W
     second = digits((8, 3), width=16, cache=False)[1].W
     assert (first == second).all()
@@ -154,7 +154,7 @@ class Malicious:
 @pytest.mark.parametrize(
     "kind", ["missing", "truncated", "pickle", "pickled array", "no y", "text", "folder"]
 )
-def test_bad_files_are_refused_by_name(tmp_path, kind):
+def test_bad_files_are_refused_with_their_name(tmp_path, kind):
     path = tmp_path / "data.npz"
     good = {"X": np.ones((2, 2)), "y": np.array([1.0, -1.0])}
     if kind == "truncated":
@@ -174,7 +174,7 @@ def test_bad_files_are_refused_by_name(tmp_path, kind):
         from_npz(path)
 
 
-def test_a_decompression_bomb_is_not_followed(tmp_path):
+def test_a_decompression_bomb_is_refused(tmp_path):
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("X.npy", b"\0" * 1000)

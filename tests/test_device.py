@@ -1,4 +1,4 @@
-"""The step loop of the GPU: its plain form on this processor, and all of it where there is a GPU."""
+"""The step loop of the GPU: its plain form on this processor, and the whole loop if there is a GPU."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What the README and the documentation show runs, and what they link to is there."""
+"""The code in the README and the documentation runs, and their links lead to existing files."""
 
 import os
 import re
@@ -15,37 +15,37 @@ PAGES = {
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "generated" not in page.parts
 }
-# commands that are not run here, and why
+# commands that are not run here, with the reason
 NOT_HERE = {
     "make install": "it sets up an environment",
     "make simulate": "the continuous integration runs it",
     "make test": "the continuous integration runs it",
     ". .venv/bin/activate": "the tests run in an environment of their own",
 }
-# what takes minutes to hours is made small by what is added to it: of an option given twice the last counts
+# options that shorten slow commands: of an option given twice, the last value counts
 SMALLER = {
     "docs/study/README.md": "--data glyphs --size 24 --images 200 --body mlp --batch 50 --methods lp lp-fft "
     "--shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 --pretrain-epochs 1 "
     "--device cpu --workers 1",
 }
-# of these nothing is run
+# blocks in these languages are not run
 SILENT = {"text", "bibtex"}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and text of each fenced block that is no directive, in order."""
+    """Return language and text of each fenced block that is not a directive, in order."""
     found = re.findall(r"^```([^\n`]*)\n(.*?)^```", text, re.M | re.S)
     return [(language, block) for language, block in found if not language.startswith("{")]
 
 
 def commands(block: str) -> list[str]:
-    """Commands of a shell block; a backslash continues a line, a comment is none."""
+    """Return the commands of a shell block; a backslash continues a line, and comments are skipped."""
     lines = block.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def program(text: str, smaller: str = "") -> str:
-    """A page as a Python program: its blocks in order, all Python in one namespace."""
+    """Turn a page into a Python program: its blocks in order, all Python in one namespace."""
     parts = ["import subprocess"]
     for language, block in blocks(text):
         if language == "python":
@@ -59,7 +59,7 @@ def program(text: str, smaller: str = "") -> str:
 
 
 def run(text: str, folder: Path, smaller: str = "") -> str:
-    """What a page prints when it runs in an empty folder."""
+    """Run a page in an empty folder and return what it prints."""
     file = folder / "page.py"
     file.write_text(program(text, smaller), encoding="utf8")
     environment = os.environ | {
@@ -73,10 +73,10 @@ def run(text: str, folder: Path, smaller: str = "") -> str:
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page.read_text())])
-def test_what_a_page_shows_runs(tmp_path, name):
+def test_code_blocks_of_a_page_run(tmp_path, name):
     text = PAGES[name].read_text(encoding="utf8")
     unknown = {language for language, _ in blocks(text)} - {"python", "sh"} - SILENT
-    assert not unknown, "a block in no language that is run: take python, sh, or text for what is only read"
+    assert not unknown, "unknown language of a block: use python or sh, or text for a block that is not run"
     out = run(text, tmp_path, SMALLER.get(name, ""))
     if name == "README.md":
         assert "zeroth-order loss enclosed: True" in out
@@ -90,12 +90,12 @@ def test_what_a_page_shows_runs(tmp_path, name):
         ("```sh\npython -m langevin.simulate --no-such-option\n```\n", "CalledProcessError"),
     ],
 )
-def test_a_page_that_does_not_run_is_seen(tmp_path, page, error):
+def test_a_page_that_fails_is_detected(tmp_path, page, error):
     with pytest.raises(AssertionError, match=error):
         run(page, tmp_path)
 
 
-def test_targets_of_make_are_there():
+def test_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text()
     for name, page in PAGES.items():
         for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page.read_text(), re.M):
@@ -103,7 +103,7 @@ def test_targets_of_make_are_there():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_and_pictures_are_there(name):
+def test_links_and_pictures_exist(name):
     text = re.sub(r"```.*?```", "", PAGES[name].read_text(encoding="utf8"), flags=re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, _ = target.partition("#")

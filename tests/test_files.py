@@ -1,4 +1,4 @@
-"""The one door for data: what files hold, whatever their format, and what is wrong with them."""
+"""Reading users' data: the content of files in every format, and errors in them."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ KINDS = np.array(["Barolo", "Grignolino", "Barbera"])
 
 
 def wine() -> pd.DataFrame:
-    """Wine with text labels in the middle, and a column with a space in its name."""
+    """Return the wine data with text labels in the middle, and a column with a space in its name."""
     data: Any = load_wine(as_frame=True)
     frame = data.data.rename(columns={"alcohol": "alcohol content"})
     frame.insert(3, LABEL, KINDS[data.target])
@@ -61,13 +61,13 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_holds_the_same(name):
+def test_all_formats_give_the_same_data(name):
     WRITERS[name](name)
     found = files.read(name) if name.endswith(".npz") else files.read(name, LABEL)
     np.testing.assert_allclose(found.arrays["X"], FEATURES.to_numpy(), rtol=1e-15)
     assert found.arrays["y"].tolist() == FRAME[LABEL].tolist()
     assert found.features == (() if name.endswith(".npz") else tuple(FEATURES.columns))
-    # row numbers would tell the classes of sorted rows
+    # row numbers would reveal the classes of sorted rows
     assert len(found.notes) == (name.split()[0] in ("with", "read", "shuffled.parquet"))
 
 
@@ -86,7 +86,7 @@ def test_labels_of_a_table_keep_their_kind():
         ("1,True\n2,False\n", "b", ("False", "True")),
         ("1,3\n2,10\n", "i", ("3", "10")),
         ("1,2.0\n2,1\n", "f", ("1", "2")),
-        # a class may be called so; pandas alone would take it for missing
+        # this is a valid name of a class, but pandas would treat it as missing
         ("1,None\n2,some\n", "U", ("None", "some")),
     ):
         y = files.read(text(head + rows)).arrays["y"]
@@ -94,7 +94,7 @@ def test_labels_of_a_table_keep_their_kind():
         assert classes("y", y)[0] == names
 
 
-def test_truth_values_and_spaces_in_tables():
+def test_booleans_and_spaces_in_tables():
     found = files.read(text('a, "b, c", my label\n\n1.5, True, x\n2, False, y\n'), "my label")
     assert found.features == ("a", "b, c")
     assert found.arrays["X"].tolist() == [[1.5, 1.0], [2.0, 0.0]]
@@ -133,7 +133,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_with_a_table_is_named(case):
+def test_errors_in_a_table_are_named(case):
     content, message = CASES[case]
     Path("data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as raised:
@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_table_is_named(case):
     assert message in str(raised.value)
 
 
-def test_what_is_no_such_file_is_named():
+def test_files_of_another_kind_are_named():
     Path("folder.csv").mkdir()
     for path, message in (
         (
@@ -170,7 +170,7 @@ PARQUET = {
 
 
 @pytest.mark.parametrize("case", PARQUET)
-def test_what_is_wrong_with_a_parquet_file_is_named(case):
+def test_errors_in_a_parquet_file_are_named(case):
     frame, message, column = PARQUET[case]
     frame.to_parquet("data.parquet")
     with pytest.raises(ValueError) as raised:
@@ -179,7 +179,7 @@ def test_what_is_wrong_with_a_parquet_file_is_named(case):
     assert repr(column) in str(raised.value)
 
 
-def test_damaged_parquet_is_read_right_or_refused():
+def test_damaged_parquet_is_read_correctly_or_refused():
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -203,7 +203,7 @@ def test_damaged_parquet_is_read_right_or_refused():
 
 
 @pytest.mark.parametrize("name", ["wine.npz", "wine.csv", "wine.parquet"])
-def test_what_does_not_fit_is_refused_before_it_is_read(name, monkeypatch):
+def test_files_that_exceed_memory_are_refused_before_reading(name, monkeypatch):
     WRITERS[name](name)
     label = "y" if name.endswith(".npz") else LABEL
     assert files.read(name, label).arrays["X"].shape == (178, 13)
@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(name, monkeypatch):
         files.read(name, label)
 
 
-def test_without_pyarrow_it_is_named(monkeypatch):
+def test_missing_pyarrow_is_named(monkeypatch):
     FRAME.to_parquet("wine.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match="needs pyarrow, which is not installed: pip install pyarrow"):
@@ -246,7 +246,7 @@ def test_two_classes_of_any_kind_become_signs(y, names):
     assert from_npz("data.npz")[0].y.tolist() == found.problem.y.tolist()
 
 
-def test_targets_of_a_regression_stay():
+def test_targets_of_a_regression_are_unchanged():
     path = text("a,price\n1,0\n2,1\n3,0.5\n", "prices.csv")
     found = from_file(path, label="price", loss="square")
     assert found.problem.y.tolist() == [0, 1, 0.5]
@@ -335,13 +335,13 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("kind", ALIKE)
-def test_text_of_any_kind_is_the_list_of_the_same_text(kind):
+def test_text_of_any_kind_equals_a_list_of_the_same_text(kind):
     names, numbers = classes("y", ALIKE[kind])
     assert names == ("cat", "dog")
     assert numbers.tolist() == [1, 0, 1]
 
 
-def test_numbers_of_pandas_are_numbers():
+def test_pandas_numbers_are_accepted():
     for values in (pd.Series([2, 10, 2], dtype="Int64"), pd.Series([2, 10, 2], dtype="category")):
         assert classes("y", values)[0] == ("2", "10")
     assert classes("y", pd.Series([True, False], dtype="boolean"))[0] == ("False", "True")
@@ -380,6 +380,6 @@ def test_missing_labels_are_refused_by_name_and_index(kind):
         (np.array([1j]), "got shape"),
     ],
 )
-def test_labels_that_are_none_are_refused(labels, message):
+def test_invalid_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         plain("y", labels)

@@ -1,4 +1,4 @@
-"""The limits of the tests: a hang is found, a process that a busy machine keeps waiting is none."""
+"""The limits of the tests detect a hang, but not a process that merely waits on a busy machine."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ PIPE = subprocess.PIPE
 SPINNING, SLEEPING = "while True: pass", "import time; time.sleep(1000)"
 
 
-def test_what_a_process_says_and_how_it_ends():
+def test_output_and_exit_status_of_a_process():
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     done = execute([sys.executable, "-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
@@ -33,7 +33,7 @@ def test_a_limit_counts_processor_time_and_elapsed_time(monkeypatch):
     monkeypatch.setattr(helpers.time, "monotonic", lambda: clock["elapsed"])
     monkeypatch.setattr(helpers, "processor_time", lambda pid: clock["used"])
     limit = Limit(10.0)
-    # kept waiting by others
+    # waiting for other processes
     clock["elapsed"] += 35.0
     assert limit.left == 5.0
     # many threads at once
@@ -45,12 +45,12 @@ def test_a_limit_counts_processor_time_and_elapsed_time(monkeypatch):
     assert limit.left == 0.0
 
 
-def test_waiting_for_what_comes_and_for_what_never_comes():
+def test_waiting_for_a_condition_that_holds_and_one_that_never_does():
     began = time.process_time()
     assert until(lambda: "found" if time.process_time() > began + 1e-3 else "") == "found"
     with pytest.raises(AssertionError, match="never came"):
         until(lambda: False, seconds=0.01)
-    # what ends without it is not waited for
+    # if the process ends first, waiting stops
     program = [sys.executable, "-c", "print('gone')"]
     with (
         subprocess.Popen(program, stdout=PIPE, text=True) as process,

@@ -1,4 +1,4 @@
-"""Compiled code on disk: kept, damaged, stale, and where nothing can be written."""
+"""Compiled code on disk: cached, damaged, stale, and in folders that are not writable."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def above(x):
 
 @dataclass
 class Code:
-    """A module of compiled functions; each call loads it as a new process does."""
+    """Return a module of compiled functions; each call loads it as a new process does."""
 
     source: Path
 
@@ -64,12 +64,12 @@ def code(tmp_path, monkeypatch):
 
 
 def compiled(function) -> tuple[int, int]:
-    """How many signatures came from disk, and how many were compiled."""
+    """Return how many signatures came from disk, and how many were compiled."""
     stats = function.stats
     return sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
 
 
-def test_it_is_kept_for_the_next_process(code):
+def test_code_is_cached_for_the_next_process(code):
     first = code().above
     assert (first(3.0), compiled(first)) == (2.5, (0, 1))
     second = code().above
@@ -91,7 +91,7 @@ def test_damage_is_replaced(code, suffix, seed):
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-def test_a_cut_file_is_compiled_again(code, monkeypatch, suffix):
+def test_a_truncated_file_is_compiled_again(code, monkeypatch, suffix):
     code().above(3.0)
     (file,) = code.files(suffix)
     for length in (0, 1, file.stat().st_size // 2, file.stat().st_size - 1):
@@ -147,8 +147,8 @@ def test_all_sources_are_stamped():
         assert "from numba import njit" not in path.read_text(encoding="utf8"), path
 
 
-def test_nothing_writable_is_said_once(code, tmp_path):
-    # files where the folders would be: read-only for root as well
+def test_nothing_writable_warns_once(code, tmp_path):
+    # files instead of the folders: not writable even for root
     (code.source.parent / "__pycache__").write_text("")
     (tmp_path / "home").write_text("")
     module = code()
@@ -158,7 +158,7 @@ def test_nothing_writable_is_said_once(code, tmp_path):
     assert len(caught) == 1
 
 
-def test_worker_processes_do_not_repeat_it(code, monkeypatch, tmp_path):
+def test_worker_processes_do_not_repeat_the_warning(code, monkeypatch, tmp_path):
     (code.source.parent / "__pycache__").write_text("")
     (tmp_path / "home").write_text("")
     monkeypatch.setattr(_jit, "parent_process", object)
@@ -166,7 +166,7 @@ def test_worker_processes_do_not_repeat_it(code, monkeypatch, tmp_path):
     assert code().above(3.0) == 2.5
 
 
-def test_a_read_only_package_brings_its_code_along(code, monkeypatch, tmp_path):
+def test_a_read_only_package_includes_its_compiled_code(code, monkeypatch, tmp_path):
     code().above(3.0)
     (tmp_path / "home").write_text("")
 
@@ -178,7 +178,7 @@ def test_a_read_only_package_brings_its_code_along(code, monkeypatch, tmp_path):
     assert (function(3.0), compiled(function)) == (2.5, (1, 0))
 
 
-def test_a_full_disk_is_no_reason_to_fail(code, monkeypatch):
+def test_a_full_disk_is_not_an_error(code, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -188,7 +188,7 @@ def test_a_full_disk_is_no_reason_to_fail(code, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["file", "missing", "below a file"])
-def test_a_named_folder(code, monkeypatch, tmp_path, kind):
+def test_a_given_folder(code, monkeypatch, tmp_path, kind):
     named = tmp_path / "named"
     if kind != "missing":
         named.write_text("")

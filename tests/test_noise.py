@@ -57,7 +57,7 @@ def test_moments_and_distribution(precision):
         z = ((x**k).mean() - moment) / np.sqrt(variance / x.size)
         assert abs(z) < 4, (k, z)
     assert stats.kstest(x, "norm").pvalue > 1e-4
-    # negative control: a standard deviation that is off by half a percent is seen
+    # negative control: a standard deviation that is off by half a percent is detected
     assert stats.kstest(1.005 * x, "norm").pvalue < 1e-4
 
 
@@ -78,12 +78,12 @@ def test_streams_are_uncorrelated():
         for a, b in ((base, other), (base**2 - 1, other**2 - 1)):
             z = (a * b).mean() / (a * b).std() * np.sqrt(size)
             assert abs(z) < 4.5
-    # negative control: a correlation of 2 % is seen
+    # negative control: a correlation of 2 % is detected
     mixed = 0.02 * base + others[0]
     assert abs((base * mixed).mean() / (base * mixed).std() * np.sqrt(size)) > 4.5
 
 
-def test_draws_do_not_depend_on_how_many_are_asked_for():
+def test_draws_do_not_depend_on_how_many_are_requested():
     assert (noise.normals((1, 2), 3, 4, 10) == noise.normals((1, 2), 3, 4, 1000)[:10]).all()
 
 

@@ -1,4 +1,4 @@
-"""Strong and weak order of Euler-Maruyama, measured; means and variances against the exact solution."""
+"""Measured strong and weak order of Euler-Maruyama; means and variances against the exact solution."""
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ def test_weak_order_one():
         loss = run.loss.values[:, 0]
         error = loss.std() / paths**0.5
         assert abs(loss.mean() - chain_loss(problem, weights, A, sigma, time / steps, steps)) < 4 * error
-        # negative control: the bias stands out of the noise
+        # negative control: the bias is significant
         assert abs(loss.mean() - exact) > 4 * error
     bias = [chain_loss(problem, weights, A, sigma, time / n, n) - exact for n in (256, 512, 1024)]
     # the expansion's next term, of relative size dt lambda
@@ -146,7 +146,7 @@ def test_linear_probing_has_the_exact_expected_loss(reduce):
     ]
     # discretisation: dt * lambda_max / 2 relative, well below the standard errors
     assert np.abs(z(sigma)).max() < 4
-    # negative control: a noise that is 10 % off is seen
+    # negative control: noise that is 10 % off is detected
     assert np.abs(z(1.1 * sigma)).max() > 4
     assert np.abs(z(sigma / 1.1)).max() > 4
 
@@ -199,12 +199,12 @@ def test_the_adaptive_solution_is_that_of_solve_ivp():
 
 
 def test_a_stiff_flow_is_solved():
-    """Linear probing far beyond its fastest time scale, and a ReLU flow that takes Euler 1e7 steps."""
+    """Linear probing far beyond its fastest time scale, and a ReLU flow that would need 1e7 Euler steps."""
     problem = orthogonally_separable(16, 4, loss="square", rng=0)
     weights = collapsed_features(problem, 16, rng=1)
     schedule = Schedule.lp(time=400.0, clip=1.0)
     ode = zeroth_order(problem, weights, schedule, times=[200.0, 400.0]).loss
-    # any step below the stability limit ends at the same place; this one's error there is far below 1e-3
+    # any step below the stability limit gives the same end; the error of this one is far below 1e-3
     euler = zeroth_order(problem, weights, schedule, times=[200.0, 400.0], dt=0.01).loss
     np.testing.assert_allclose(ode, euler, rtol=1e-3)
     steep = Problem(30 * problem.X, problem.y, loss="square")
@@ -212,7 +212,7 @@ def test_a_stiff_flow_is_solved():
     ode = zeroth_order(steep, weights, Schedule.fft(time=2000.0, clip=1.0), times=times)
     euler = zeroth_order(steep, weights, Schedule.fft(time=0.1, clip=1.0), times=times[:2], dt=1e-6).loss
     np.testing.assert_allclose(ode.loss[:2], euler, rtol=1e-4)
-    # the samples are fitted, and stay so
+    # the samples are fitted and remain so
     assert float(ode.loss[2]) < 1e-9
     assert ode.attrs["estimated_error"] < 1e-5
 

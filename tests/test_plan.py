@@ -28,7 +28,7 @@ def write(path, **arrays):
     return str(path)
 
 
-def test_a_package_that_is_not_there_is_named(tmp_path):
+def test_a_missing_package_is_named(tmp_path):
     np.savez(tmp_path / "features.npz", X=np.eye(8), y=np.arange(8) % 2)
     script = (
         "import sys\nsys.modules['dp_accounting'] = None\n"
@@ -73,7 +73,7 @@ def test_it_plans_saves_and_draws(tmp_path, features):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_has_no_number_where_theory_has_none(tmp_path, capsys):
+def test_json_has_null_where_the_theory_gives_no_number(tmp_path, capsys):
     # three classes on features that are all positive: assumption 3.1 fails, and 3.2
     y = np.array(["cat", "dog", "eel"])[np.arange(60) % 3]
     path = write(tmp_path / "f.npz", y=y)
@@ -90,7 +90,7 @@ def test_json_has_no_number_where_theory_has_none(tmp_path, capsys):
     assert said["failure"] is None
 
 
-def test_the_same_seed_plans_the_same(features, capsys):
+def test_the_same_seed_gives_the_same_plan(features, capsys):
     plans = []
     for seed in ("3", "3", "4"):
         assert main([str(features), *FEW, "--json", "--no-theory", "--seed", seed]) == 0
@@ -99,7 +99,7 @@ def test_the_same_seed_plans_the_same(features, capsys):
     assert plans[0] != plans[2]
 
 
-def test_a_delta_that_protects_nothing_is_said(features, capsys):
+def test_a_delta_without_protection_is_reported(features, capsys):
     assert main([str(features), *FEW, "--delta", "0.1", "--no-theory"]) == 0
     assert "warning       delta should be below 1 / samples" in capsys.readouterr().out
 
@@ -178,7 +178,7 @@ def test_features_beyond_the_range_of_numbers_exit_with_1(tmp_path, capsys):
         (b"PK\x03\x04 cut short", "cannot be read"),
     ],
 )
-def test_files_that_are_none(tmp_path, capsys, content, message):
+def test_invalid_files(tmp_path, capsys, content, message):
     path = tmp_path / "f.npz"
     if content is not None:
         path.write_bytes(content)

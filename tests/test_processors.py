@@ -1,4 +1,4 @@
-"""The arithmetic of another processor is another arithmetic, and is said to be."""
+"""The arithmetic of another processor is used and reported."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ print(described())
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names are those of x86")
-def test_libraries_take_the_code_of_the_processor_that_is_named():
+def test_libraries_use_the_code_of_the_named_processor():
     env = os.environ | environment("old", threads=3)
     first, second = execute([sys.executable, "-c", ROUNDED], env=env, check=True).stdout.splitlines()
     assert first == "DEFAULT generic none"

@@ -11,7 +11,7 @@ from langevin import Problem, Schedule, Weights, euler_maruyama, zeroth_order
 from langevin.reduced import Span
 from tests.helpers import random_problem, random_weights
 
-# n < d: four dimensions are invisible
+# n < d: four dimensions are orthogonal to the data
 PROBLEM = random_problem(7, n=3, d=7)
 WEIGHTS = random_weights(7, h=4, d=7, scale=0.5)
 SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.4, sigma=0.4, clip=1.0)
@@ -32,7 +32,7 @@ def simulate(problem: Problem, weights: Weights, schedule: Schedule, reduce: str
 
 
 def statistics(run: xr.Dataset) -> dict[str, np.ndarray]:
-    """What is compared: path by path, at two times and their change, so that joint laws count."""
+    """Return the statistics to compare by path, at two times and their change, so that joint laws count."""
     rows: dict[str, np.ndarray] = {}
     for name in ("loss", "displacement", "squared_distance"):
         rows[f"{name} early"] = run[name].values[:, 0]
@@ -51,13 +51,13 @@ def smallest_pvalue(a: xr.Dataset, b: xr.Dataset) -> float:
     return min(1.0, len(first) * min(test.pvalue for test in tests))
 
 
-def test_reduced_and_full_runs_have_one_law():
+def test_reduced_and_full_runs_have_the_same_law():
     full = simulate(PROBLEM, WEIGHTS, SCHEDULE, "none", 1)
     reduced = simulate(PROBLEM, WEIGHTS, SCHEDULE, "auto", 2)
     assert smallest_pvalue(full, reduced) > 1e-3
 
 
-def test_wrong_laws_are_told_apart():
+def test_wrong_laws_are_detected():
     """Negative controls: noise 10 % off, one invisible dimension more."""
     full = simulate(PROBLEM, WEIGHTS, SCHEDULE, "none", 1)
     louder = Schedule.lp_fft(lp_time=0.1, fft_time=0.4, sigma=0.44, clip=1.0)
@@ -117,7 +117,7 @@ def test_span_with_other_points():
     np.testing.assert_allclose(span.basis.T @ span.basis, np.eye(5), atol=1e-13)
     for rows in (X, others):
         np.testing.assert_allclose(span.embed(span.coordinates(rows)), rows, atol=1e-12)
-    # points that lie in the span already add nothing
+    # points that are already in the span add nothing
     assert Span.of(X, 2 * X[:1]).dim == 3
 
 

@@ -1,4 +1,4 @@
-"""Section 7: what is simulated in place of a chain has its law, and a law that is a tenth off is seen."""
+"""Section 7: a reduction has the law of its chain, and a law that is a tenth off is detected."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,7 @@ LEVEL = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """A chain and the reduction that stands for it."""
+    """A chain and the reduction that replaces it."""
 
     reduce: str
     method: str
@@ -48,7 +48,7 @@ class Case:
         if self.reduce == "collapsed":
             y = np.where(np.arange(6) % 3, 1.0, -1.0)
             return Problem(y[:, None] * np.array([0.6, -0.2, 0.5]), y, **kinds)
-        # more dimensions than samples: something lies outside the span, too
+        # more dimensions than samples: part of the weights lies outside the span
         return random_problem(3, n=4, d=6, **kinds)
 
     @property
@@ -56,7 +56,7 @@ class Case:
         return random_weights(3, h=self.width, d=self.problem.dim, scale=0.3)
 
     def run(self, reduce: str, rng: int, noise: float = 1.0, paths: int = PATHS) -> xr.Dataset:
-        # what noise does to the loss has to show, but unclipped paths with a square loss may escape
+        # the effect of noise on the loss must be visible, but unclipped paths with a square loss may diverge
         sigma = noise * (0.2 if self.clip is None and self.loss == "square" else 0.5)
         phases = [
             Phase(method, 0.2, sigma, self.clip, self.clipping)  # pyright: ignore[reportArgumentType]
@@ -132,14 +132,14 @@ def energy(a: xr.Dataset, b: xr.Dataset) -> float:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_law(case):
+def test_the_laws_agree(case):
     full, short = case.run("none", 1), case.run(case.reduce, 2)
     assert ks(full, short) > LEVEL
     assert energy(full, short) > LEVEL
 
 
 @pytest.mark.parametrize("case", [LINEAR[0], LINEAR[3], LINEAR[5], KERNEL[0], COLLAPSED[2]], ids=str)
-def test_louder_noise_is_told_apart(case):
+def test_stronger_noise_is_detected(case):
     full, louder = case.run("none", 1), case.run(case.reduce, 2, noise=1.1)
     assert ks(full, louder) < LEVEL
     assert energy(full, louder) < LEVEL
@@ -156,13 +156,13 @@ def with_more(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
 
 
 @pytest.mark.parametrize("case", [LINEAR[0], LINEAR[3], LINEAR[5], COLLAPSED[2]], ids=str)
-def test_more_degrees_of_freedom_are_told_apart(case, monkeypatch):
+def test_more_degrees_of_freedom_are_detected(case, monkeypatch):
     full = case.run("none", 1)
     with_more(monkeypatch, "folded")
     assert energy(full, case.run(case.reduce, 2)) < LEVEL
 
 
-def test_more_degrees_of_freedom_show_in_the_loss(monkeypatch):
+def test_more_degrees_of_freedom_affect_the_loss(monkeypatch):
     case, paths = LINEAR[0], 60_000
     full = case.run("none", 1, paths=paths)
     assert ks(full, case.run("gram", 2, paths=paths)) > LEVEL
@@ -171,8 +171,8 @@ def test_more_degrees_of_freedom_show_in_the_loss(monkeypatch):
 
 
 @pytest.mark.parametrize("case", [KERNEL[0], LINEAR[0]], ids=str)
-def test_more_hidden_dimensions_are_told_apart(case, monkeypatch):
-    """They show in distances alone."""
+def test_more_hidden_dimensions_are_detected(case, monkeypatch):
+    """They affect only distances."""
     full = case.run("none", 1)
     with_more(monkeypatch, "hidden")
     assert energy(full, case.run(case.reduce, 2)) < LEVEL
@@ -182,8 +182,8 @@ def test_more_hidden_dimensions_are_told_apart(case, monkeypatch):
 
 
 def gram_matrices(weights: Weights, paths: int = 20_000, steps: int = 10) -> np.ndarray:
-    """``M`` at the end of a chain without drift, shape (paths, q, q), total noise 1 a parameter."""
-    # so short that their gradient is nothing, in four directions
+    """``M`` at the end of a chain without drift, shape (paths, q, q), total noise 1 per parameter."""
+    # inputs so short that their gradient vanishes, in four directions
     problem = Problem(1e-160 * np.eye(4), np.ones(4), "linear", "square")
     schedule = Schedule.fft(time=1.0, sigma=0.5**0.5)
     W, v, _ = end_states(problem, weights, schedule, dt=1.0 / steps, paths=paths, rng=5, reduce="gram")
@@ -196,7 +196,7 @@ def test_moments_of_the_gram_matrix(width):
     """Noncentral Wishart: mean, variances and the fluctuation's independence of width."""
     rng = np.random.default_rng(width)
     rows = min(width, 5)
-    # at 10^9 neurons, a start that their noise does not drown
+    # at 10^9 neurons, initial weights that exceed the noise
     size = max(1.0, (width / 40) ** 0.5)
     W, v = size * rng.standard_normal((rows, 4)), size * rng.standard_normal(rows)
     weights = GramWeights(W, v, width)

@@ -1,4 +1,4 @@
-"""Which reduction is taken, when one is refused, and what all share: bits, rounding, records."""
+"""The choice and refusal of reductions, and their common properties: bits, rounding, records."""
 
 import json
 from dataclasses import replace
@@ -75,11 +75,11 @@ def equal_bits(a: xr.Dataset, b: xr.Dataset) -> bool:
         ("span", LINEAR, FFT, {"noise_dt": 0.005}),
         ("collapsed", COLLAPSED, FFT, {}),
         ("gram", COLLAPSED, LP_FFT, {"weights": random_weights(1, h=1000, d=3)}),
-        # no fewer neurons would be simulated
+        # this would not reduce the number of neurons
         ("span", LINEAR, FFT, {"weights": random_weights(1, h=4, d=6)}),
     ],
 )
-def test_the_cheapest_that_serves_is_taken(expected, problem, schedule, kinds):
+def test_the_cheapest_sufficient_reduction_is_used(expected, problem, schedule, kinds):
     found = run(problem, schedule, **kinds)
     assert taken(found) == expected
     assert ("misaligned" in found) == (expected in ("none", "span"))
@@ -121,7 +121,7 @@ def test_a_reduction_that_does_not_apply_is_refused_with_its_reason(case):
         run(problem, schedule, reduce=name, **kinds)
 
 
-def test_weights_without_neurons_are_refused_where_neurons_are_needed():
+def test_weights_without_neurons_are_refused_if_neurons_are_required():
     gram = GramWeights(np.eye(6), np.ones(6), 99)
     with pytest.raises(ValueError, match="weights must hold single neurons for activation 'relu'"):
         run(RELU, FFT, gram)
@@ -147,7 +147,7 @@ def test_weights_without_neurons_are_refused_where_neurons_are_needed():
 
 
 @pytest.mark.parametrize("schedule", [FFT, LP])
-def test_a_start_beyond_the_range_of_doubles_is_said_so(schedule):
+def test_initial_weights_beyond_the_range_of_doubles_are_reported(schedule):
     weights = Weights(np.full((300, 6), 1e200), np.full(300, 1e200))
     with (
         np.errstate(all="ignore"),
@@ -259,7 +259,7 @@ def test_divergence_is_named():
 
 @pytest.mark.parametrize("schedule", [LP, FFT])
 def test_a_hundred_thousand_inputs(schedule):
-    """Nothing of the size of their square is made."""
+    """No array of the size of their square is allocated."""
     rng = np.random.default_rng(0)
     problem = Problem(rng.standard_normal((3, 10**5)) / 300, [1, -1, 1])
     found = run(problem, schedule, random_weights(0, h=4, d=10**5, scale=0.01))
@@ -285,13 +285,13 @@ def test_weights_are_read_in_blocks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("problem", "schedule"), [(RELU, LP), (LINEAR, LP_FFT)])
-def test_a_memory_map_stays_one(tmp_path, problem, schedule):
+def test_a_memory_map_is_not_copied(tmp_path, problem, schedule):
     weights = weights_of(problem)
     np.save(tmp_path / "W.npy", weights.W)
     mapped = Weights(np.load(tmp_path / "W.npy", mmap_mode="r"), weights.v)
     assert isinstance(mapped.W.base, np.memmap) or isinstance(mapped.W, np.memmap)
     assert equal_bits(run(problem, schedule, mapped), run(problem, schedule, weights))
-    # what can be written to is copied
+    # a writable array is copied
     assert not np.shares_memory(Weights(weights.W, weights.v).W, weights.W)
 
 
@@ -311,7 +311,7 @@ def test_a_billion_neurons(schedule):
     assert taken(found) == ("kernel" if schedule is LP else "gram")
     noise = sum(2 * sigma**2 * p.time * h * (7 if p.method == "fft" else 1) for p in schedule)
     squared = found.squared_distance.values[:, 0] / noise
-    # two clipped drifts pull apart by 2 n C t at most, which is little beside so much noise
+    # two clipped drifts differ by 2 n C t at most, which is small compared with the noise
     pull = 2 * problem.samples * 1.0 * 0.2 / noise**0.5
     tolerance = 4.5 * squared.std() / 400**0.5 + 2 * pull + pull**2
     assert abs(squared.mean() - 1) < tolerance
@@ -344,18 +344,18 @@ def test_blocks_of_one_class():
     np.testing.assert_allclose(short.loss, full.loss, rtol=1e-6)
 
 
-def test_blocks_end_where_a_neuron_may_leave_its_cone():
+def test_blocks_end_when_a_neuron_may_leave_its_cone():
     problem = orthogonally_separable(12, 4, rng=1)
     weights = collapsed_features(problem, 50, head_scale=1.0, rng=1)
     with pytest.raises(ValueError, match="'blocks' does not all along: neurons may leave the cones"):
         zeroth_order(problem, weights, Schedule.fft(time=2.0), reduce="blocks")
-    # and some do: a linear net in place of each class would be wrong
+    # and some do: a linear network for each class would be wrong
     full = zeroth_order(problem, weights, Schedule.fft(time=2.0), observables=["preactivation"])
     assert taken(full) in ("none", "span")
     assert (full.preactivation[-1] * full.own_class <= 0).any() or (full.dead[-1] > 0)
 
 
-def test_blocks_know_that_normalised_clipping_makes_gradients_longer():
+def test_blocks_allow_for_longer_gradients_with_normalised_clipping():
     """Every head of a class misaligned: only time, times the largest clipping factor, bounds the clock."""
     problem = orthogonally_separable(8, 3, spread=0.4, rng=69)
     W = collapsed_features(problem, 4, spread=0.99, scale=0.3, rng=69).W

@@ -36,7 +36,7 @@ def test_poisson_dpsgd_has_the_same_mean_step_and_dp_noise():
 
 
 @pytest.mark.parametrize("sampling", [{}, {"sample_rate": 0.1, "samples": 300}])
-def test_the_map_goes_both_ways(sampling):
+def test_the_map_is_invertible(sampling):
     dpsgd = DPSGD(0.3, 1.7, 0.9, 120, **sampling)
     back = DPSGD.from_phase(dpsgd.phase("fft"), dt=dpsgd.dt, **sampling)
     assert back.learning_rate == pytest.approx(dpsgd.learning_rate)
@@ -52,7 +52,7 @@ def test_no_map_without_flat_clipping():
         DPSGD(0.1, 1.0, 1.0, 5, sample_rate=0.1)
 
 
-def test_lp_fft_leaves_out_empty_phases():
+def test_lp_fft_omits_empty_phases():
     assert [p.method for p in Schedule.lp_fft(lp_time=0.0, fft_time=1.0)] == ["fft"]
     assert [p.method for p in Schedule.lp_fft(lp_time=1.0, fft_time=0.0)] == ["lp"]
     with pytest.raises(ValueError, match="must be positive"):
@@ -81,7 +81,7 @@ def test_grid_counts_steps():
 
 
 def test_a_phase_change_falls_on_its_step():
-    """Two phases of different clip: the run is that of the phases one after the other."""
+    """Two phases with different clipping: the run equals the two phases run in sequence."""
     problem, weights = random_problem(0), random_weights(0)
     both = Schedule([Phase("fft", 0.3, clip=0.1), Phase("fft", 0.2, clip=3.0)])
     middle = gradient_flow(problem, weights, Schedule([both.phases[0]]), dt=0.1)

@@ -1,4 +1,4 @@
-"""The built documentation: whole, without warnings, and readable without a network."""
+"""The built documentation is complete, has no warnings, and needs no network."""
 
 import re
 import subprocess
@@ -10,13 +10,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# what a page loads on its own; a link that a reader follows may go anywhere
+# what a page loads by itself; links may lead anywhere
 LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("link", "href")}
 LATEX = re.compile(r"\\(frac|sigma|lambda|sum|sqrt|le|ge|alpha|theta|norm|E|text|tilde)\b|\$\$|\\[(\[]")
 
 
 class Page(HTMLParser):
-    """Anchors, links, what is loaded, and the text that is neither code nor a formula's source."""
+    """The anchors, links, loaded files, and text (without code and sources of formulas) of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect what a tag names, links to and loads."""
+        """Collect the anchors, links and loaded files of a tag."""
         for name, value in attrs:
             if name in ("id", "name") and value:
                 self.anchors.add(value)
@@ -42,7 +42,7 @@ class Page(HTMLParser):
             self._silent += 1
 
     def handle_endtag(self, tag: str) -> None:
-        """Listen again after code."""
+        """Resume collecting text after code."""
         if tag in ("code", "pre", "script", "style", "annotation"):
             self._silent -= 1
 
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 def faults(site: Path) -> list[str]:
-    """Broken links, what is loaded from elsewhere, and LaTeX that was not rendered."""
+    """List broken links, files loaded from other hosts, and LaTeX that was not rendered."""
     pages = {path: Page(path.read_text(encoding="utf8")) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
@@ -99,17 +99,17 @@ def test_the_site(tmp_path):
         (r"<p>\frac{1}{2}</p>", "shows"),
     ],
 )
-def test_a_fault_is_seen(tmp_path, body, fault):
+def test_a_fault_is_detected(tmp_path, body, fault):
     (tmp_path / "index.html").write_text(f"<html><body id='top'>{body}</body></html>")
     assert any(fault in text for text in faults(tmp_path))
 
 
-def test_what_is_sound_passes(tmp_path):
+def test_a_correct_page_passes(tmp_path):
     (tmp_path / "index.html").write_text(r'<p id="a">x</p><a href="#a">y</a><code>\frac</code>')
     assert faults(tmp_path) == []
 
 
-def test_style_and_renderer_of_formulas_are_of_one_version():
+def test_style_and_renderer_of_formulas_have_the_same_version():
     katex = pytest.importorskip("sphinxcontrib.katex")
     sheet = (ROOT / "docs" / "_static" / "katex" / "katex.min.css").read_text()
     assert f'content:"{katex.katex_version}"' in sheet

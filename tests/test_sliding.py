@@ -1,4 +1,4 @@
-"""The zeroth-order flow where neurons of a ReLU net cross hyperplanes of samples, or slide along them."""
+"""The zeroth-order flow when ReLU neurons cross hyperplanes of samples or slide along them."""
 
 from __future__ import annotations
 

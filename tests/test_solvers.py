@@ -1,4 +1,4 @@
-"""What a run promises: the same bits, the exact invariants, the theorems, and what a grid does."""
+"""The guarantees of a run: the same bits, exact invariants, the theorems, and the time grid."""
 
 import signal
 import threading

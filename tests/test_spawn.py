@@ -1,4 +1,4 @@
-"""Scripts that start worker processes: which can, and what the others are told."""
+"""Scripts that start worker processes: which are accepted, and the message for the others."""
 
 import subprocess
 import sys

@@ -85,7 +85,7 @@ WAIT = _engine.wait
 # seven paths on two threads wait at least four times
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, after, threads):
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch, after, threads):
     whole = simulate()
     monkeypatch.setattr(_engine, "_CALL_SECONDS", 1e-9)
     checkpoint = tmp_path / "run.unfinished"
@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, afte
     assert not checkpoint.exists()
 
 
-def test_an_interruption_in_full_fine_tuning_keeps_what_lies_outside_the_span(tmp_path, monkeypatch):
+def test_an_interruption_in_full_fine_tuning_keeps_the_part_outside_the_span(tmp_path, monkeypatch):
     whole = simulate()
     asked: list[bool] = []
     reached, halted = threading.Event(), threading.Event()
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch, changes, 
     assert path.exists()
 
 
-def test_what_differs_is_named_alone(tmp_path, monkeypatch):
+def test_only_differences_are_named(tmp_path, monkeypatch):
     path = tmp_path / "c"
     interrupted(path, monkeypatch)
     other = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.4, clip=1.0)
@@ -245,12 +245,12 @@ def texts() -> xr.Dataset:
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
-def test_text_comes_back_and_no_type_of_it_is_unstable(tmp_path, suffix):
+def test_text_is_restored_with_a_stable_type(tmp_path, suffix):
     # a warning would fail this
     found = store.load(store.save(texts(), tmp_path / f"run{suffix}"))
     assert found.identical(texts())
     assert found.stage.dtype == texts().stage.dtype
-    # from one kind of file to the other, too
+    # also from one kind of file to the other
     for other in (".nc", ".zarr"):
         assert store.load(store.save(found, tmp_path / f"again{other}")).identical(texts())
 

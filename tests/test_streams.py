@@ -1,4 +1,4 @@
-"""What becomes of a command whose standard streams are closed, full, left by their reader, or ASCII."""
+"""Commands whose standard streams are closed, full, abandoned by their reader, or ASCII."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(command: list[str], folder: Path, redirected: str = "", **more: str):
-    """Run a command under a shell that redirects its streams; ``OUT`` there is what nobody reads."""
+    """Run a command under a shell that redirects its streams; nobody reads ``OUT``."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -71,7 +71,7 @@ def toy(tmp_path):
     return work
 
 
-def test_as_it_should_be(toy):
+def test_ordinary_streams(toy):
     done = toy()
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (
         0,
@@ -141,7 +141,7 @@ def test_a_program_without_a_console_can_ask_for_progress(monkeypatch):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_every_command_asks_no_more_of_its_streams(tmp_path, door):
+def test_every_command_handles_closed_streams(tmp_path, door):
     command = [sys.executable, "-m", door, "--help"]
     for redirected, status in [("2>&-", 0), ("OUT", 141), (">&- 2>&-", 0)]:
         done = start(command, tmp_path, redirected)
@@ -149,7 +149,7 @@ def test_every_command_asks_no_more_of_its_streams(tmp_path, door):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_every_command_says_what_it_is_in_any_terminal(tmp_path, door):
+def test_every_command_prints_its_help_in_any_terminal(tmp_path, door):
     command = [sys.executable, "-m", door, "--help"]
     for columns in ("0", "1"):
         done = start(command, tmp_path, COLUMNS=columns, TERM="", PYTHONIOENCODING="ascii")

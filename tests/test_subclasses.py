@@ -1,4 +1,4 @@
-"""Subclasses that override what solvers and bounds have their own copy of are refused, never ignored."""
+"""Subclasses that override code which solvers and bounds reimplement are refused, never ignored."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import pytest
 from langevin import GramWeights, Phase, Problem, Schedule, Weights, euler_maruyama
 from tests.survival.test_arguments import CALLS
 
-# of the callables that take a problem, those that draw weights from its samples alone
+# callables that take a problem and only draw weights from its samples
 DRAW = ("collapsed_features", "gaussian_gram", "prototype_head")
 
 
@@ -40,7 +40,7 @@ PAIRS = [(c, n) for c, (_, given) in CALLS.items() if c not in DRAW for n in DER
 
 
 @pytest.mark.parametrize(("call", "name"), PAIRS)
-def test_they_are_refused_wherever_they_enter(call, name):
+def test_they_are_refused_everywhere(call, name):
     function, arguments = CALLS[call]
     derive, message = DERIVED[name]
     with pytest.raises(TypeError, match=f"{name} must not override {message} does"):
@@ -71,7 +71,7 @@ def test_phases_and_gram_weights_count_too():
         CALLS["sandwich"][0](**{**arguments, "weights": narrow(given.W, given.v, 10)})
 
 
-def test_subclasses_that_only_add_are_taken():
+def test_subclasses_that_only_add_are_accepted():
     @dataclass(frozen=True, eq=False, init=False)
     class Named(Problem):
         name: str = ""

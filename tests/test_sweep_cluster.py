@@ -1,4 +1,4 @@
-"""Sweeps on a real scheduler and real workers, on the loopback interface: a kill loses nothing finished."""
+"""Sweeps on a real scheduler and real workers, on the loopback interface: a kill loses no finished cell."""
 
 import json
 import os

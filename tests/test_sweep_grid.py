@@ -1,4 +1,4 @@
-"""What a grid is: read, checked as a whole, and described."""
+"""Grids: reading, complete checks, and description."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_a_file_is_read(tmp_path):
     assert list(grid.labels("classes")) == ["3 8", "1 7"]
     values = grid.values((2, 1, 1, 1))
     assert (values["sigma"], values["clip"], values["classes"], values["seed"]) == (10.0, None, (1, 7), 6)
-    # 1 is a number for a float, and it is one
+    # 1 is valid for a float and becomes one
     assert isinstance(values["time"], float)
     layout = grid.kind.layout(grid)
     assert list(layout.variables) == ["loss", "loss_standard_error", "accuracy", "accuracy_standard_error"]
@@ -53,19 +53,19 @@ def test_a_file_is_read(tmp_path):
         (FINETUNINGS, {"lr": [0.1, 1], "method": ["lp"]}, {"lp_lr": 1}, "lr"),
     ],
 )
-def test_what_no_cell_reads_is_not_swept(tmp_path, monkeypatch, kind, sweep, fixed, idle):
+def test_a_parameter_without_effect_is_not_swept(tmp_path, monkeypatch, kind, sweep, fixed, idle):
     monkeypatch.chdir(tmp_path)
     np.savez("mine.npz", X=np.eye(3), y=np.array([1, -1, 1]), W=np.ones((5, 3)))
     with pytest.raises(ValueError, match=f"cannot sweep '{idle}': no cell uses it"):
         Grid(kind, sweep, fixed)
 
 
-def test_what_one_cell_reads_is_swept():
+def test_a_parameter_with_effect_on_one_cell_is_swept():
     assert Grid(FINETUNINGS, {"rank": [2, 4], "method": ["lora", "fft"]}).cells == 4
 
 
 @pytest.mark.parametrize("kind", [SIMULATIONS, FINETUNINGS], ids=lambda kind: kind.name)
-def test_no_dimension_is_called_as_what_is_recorded(kind):
+def test_dimensions_and_recorded_variables_have_different_names(kind):
     axes = [parameter.axis for parameter in kind.parameters.values()]
     assert len(set(axes)) == len(axes)
     assert not set(axes) & {"path", "time", "neuron", "record", "status", "error", *OBSERVABLES, *measures()}
@@ -83,13 +83,13 @@ def test_no_dimension_is_called_as_what_is_recorded(kind):
         ('kind = "simulate"\nsweep = 3', "sweep must be a table, got 3"),
     ],
 )
-def test_a_file_that_is_no_grid_is_refused(tmp_path, text, message):
+def test_a_file_that_is_not_a_grid_is_refused(tmp_path, text, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         read(tmp_path, text)
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"grid must be a TOML file, got .*No such file"):
         Grid.read(tmp_path / "grid.toml", KINDS)
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ('data = ["teacher"]\n[record]\nvariables = ["accuracy"]', "needs labels -1 and +1"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_first_cell(tmp_path, sweep, message):
+def test_impossible_values_are_refused_before_the_first_cell(tmp_path, sweep, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         read(tmp_path, f'kind = "simulate"\n[sweep]\n{sweep}')
     assert message in str(caught.value)
@@ -143,7 +143,7 @@ def test_neurons_need_one_width(tmp_path):
     assert grid.kind.layout(grid).variables["alignment"].dims == ("path", "time", "neuron")
 
 
-def test_times_that_differ_have_no_dimension_of_their_own():
+def test_times_that_differ_have_no_separate_dimension():
     # half a step does not divide alike
     grid = Grid(SIMULATIONS, {"time": [0.1, 0.2], "lp_share": [0.5, 1.0]}, {"dt": 0.01}, {"times": 3})
     dims, times, _ = grid.kind.layout(grid).coords["time"]

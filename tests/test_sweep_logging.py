@@ -1,4 +1,4 @@
-"""Sweeps leave logging as it was, and do not tell others' handlers what Dask does."""
+"""Sweeps leave logging unchanged, and do not pass Dask's messages to other handlers."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Sweeps in this process and in processes of its own: bits, resumption, failures, the command."""
+"""Sweeps in this process and in worker processes: bits, resumption, failures, the command."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The store of a sweep: whole at any moment, of one sweep and one writer, growing, never trusted blindly."""
+"""The store of a sweep: always consistent, one sweep and one writer, extensible, and verified."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def load(path) -> xr.Dataset:
 
 
 def require_right(path):
-    """What is marked finished is right, and the rest is empty."""
+    """Check that cells marked finished are correct and the rest is empty."""
     run = load(path)
     for place in np.ndindex(run.status.shape):
         a, seed = float(run.a[place[0]]), int(run.seed[place[1]])
@@ -47,7 +47,7 @@ def require_right(path):
         )
 
 
-def test_cells_are_written_and_found_again(tmp_path):
+def test_cells_are_written_and_read(tmp_path):
     path = tmp_path / "s.zarr"
     with opened(path) as kept:
         assert kept.left().tolist() == [0, 1, 2, 3, 4, 5]
@@ -59,7 +59,7 @@ def test_cells_are_written_and_found_again(tmp_path):
     assert run.error.values[1, 2] == "it failed: é"
     assert json.loads(json.dumps(run.attrs["sweep"]))["sweep"] == {"a": [1.0, 2.0], "seed": [0, 1, 2]}
     require_right(path)
-    # what failed is tried again
+    # failed cells are tried again
     with opened(path) as kept:
         assert kept.left().tolist() == [0, 2, 3, 4, 5]
         kept.write({(1, 2): outcome(kept.grid, (1, 2))})
@@ -68,7 +68,7 @@ def test_cells_are_written_and_found_again(tmp_path):
     assert unfinished(path, Grid(TOYS, SWEEP)) == 4
 
 
-def test_chunks_are_full_and_cells_come_chunk_by_chunk(tmp_path, monkeypatch):
+def test_chunks_are_full_and_cells_are_ordered_by_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "CHUNK_BYTES", 4 * 24)
     with opened(tmp_path / "s.zarr", {"a": {"from": 1, "to": 4, "count": 4}, "seed": {"count": 5}}) as kept:
         array = zarr.open_array(kept.path / "x", mode="r")
@@ -97,7 +97,7 @@ def test_a_grid_may_grow(tmp_path, monkeypatch, halfway):
     run = load(path)
     assert (run.status.sel(a=0.5, seed=7), run.status.sel(a=2.0, seed=2), int(run.status.sum())) == (1, 1, 4)
     require_right(path)
-    # the first grid lacks what there is now
+    # the first grid lacks values that the store has now
     with (
         pytest.raises(StoreError, match=r"its sweep\.a has the value 0\.5, which"),
         opened(path),
@@ -117,7 +117,7 @@ def test_a_grid_may_grow(tmp_path, monkeypatch, halfway):
         ),
     ],
 )
-def test_the_store_of_another_sweep_is_refused_by_what_differs(tmp_path, how, message):
+def test_the_store_of_another_sweep_is_refused_with_the_difference(tmp_path, how, message):
     path = tmp_path / "s.zarr"
     fill(path, [(0, 0)])
     with pytest.raises(StoreError, match=f"belongs to another sweep: {message}"), opened(path, **how):
@@ -126,7 +126,7 @@ def test_the_store_of_another_sweep_is_refused_by_what_differs(tmp_path, how, me
     grid = Grid(TOYS, how.get("sweep", SWEEP), how.get("fixed", {}), record)
     with pytest.raises(StoreError, match=message):
         unfinished(path, grid)
-    # what no result depends on may differ
+    # settings without effect on results may differ
     with opened(path, fixed={"trace": "elsewhere"}) as kept:
         assert len(kept.left()) == 5
 
@@ -140,7 +140,7 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "zarr", "no json", "another json", "no status"])
-def test_what_is_no_sweep_is_refused(tmp_path, what):
+def test_a_store_without_a_sweep_is_refused(tmp_path, what):
     path = tmp_path / "s.zarr"
     if what == "folder":
         path.mkdir()
@@ -170,7 +170,7 @@ def test_links_out_of_a_store_are_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"x", None])
-def test_a_damaged_chunk_is_seen(tmp_path, content):
+def test_a_damaged_chunk_is_detected(tmp_path, content):
     path = tmp_path / "s.zarr"
     fill(path, [(0, 0)])
     for name in ("x", "status"):
@@ -184,8 +184,8 @@ def test_a_damaged_chunk_is_seen(tmp_path, content):
 
 # two coordinates, the data, the status
 @pytest.mark.parametrize("moment", range(4))
-def test_whatever_stops_a_write_nothing_wrong_is_marked_finished(tmp_path, monkeypatch, moment):
-    """An error in place of each write of a file in turn."""
+def test_a_failed_write_marks_nothing_wrong_as_finished(tmp_path, monkeypatch, moment):
+    """Raise an error instead of each write of a file in turn."""
     from zarr.storage import _local
 
     path = tmp_path / "s.zarr"

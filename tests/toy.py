@@ -1,4 +1,4 @@
-"""A kind of sweep whose cells do what a test wants: leave a trace, wait, fail, die."""
+"""A kind of sweep for tests, whose cells leave a trace, wait, fail or die on demand."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def expected(a: float, b: int, seed: int, size: int = 3) -> np.ndarray:
 def script(
     out: Path, sweep: dict[str, Any], *, fixed: Any = None, record: Any = None, **how: Any
 ) -> list[str]:
-    """A command that runs a sweep of toys, and says what became of it."""
+    """Run a sweep of toys as a command, and print its result."""
     lines = (
         "import sys, logging",
         "from tests.toy import TOYS",
