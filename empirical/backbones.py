@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -19,7 +19,8 @@ from empirical import ambient
 from langevin import _validate
 from langevin._random import RNG, generator
 
-Activation = Literal["relu", "linear"]
+# modules of the activations of `langevin.model.activations`
+ACTIVATIONS = {"relu": nn.ReLU, "linear": nn.Identity, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 _VISION = "install the extra 'vision', with a torch version that torchvision supports"
 
@@ -186,7 +187,7 @@ def mlp(
     shape: Sequence[int],
     widths: Sequence[int] = (128,),
     *,
-    activation: Activation = "relu",
+    activation: str = "relu",
     bias: bool = True,
     rng: RNG = 0,
 ) -> Body:
@@ -199,7 +200,7 @@ def mlp(
     >>> mlp((1, 8, 8), (16, 4)).features
     4
     """
-    _validate.choice("activation", activation, ("relu", "linear"))
+    _validate.choice("activation", activation, ACTIVATIONS)
     sizes = [math.prod(_sizes("shape", shape)), *_sizes("widths", widths)]
     entries = sum(a * b for a, b in itertools.pairwise(sizes))
     _validate.memory(4.0 * entries, f"an MLP of widths {list(widths)}", "use smaller widths")
@@ -207,14 +208,14 @@ def mlp(
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
-            if activation == "relu":
-                layers.append(nn.ReLU())
+            if activation != "linear":
+                layers.append(ACTIVATIONS[activation]())
     options = {"activation": activation, "bias": bool(bias)}
     return Body(*layers, features=sizes[-1], made=made_by("mlp", shape, sizes[1:], options))
 
 
 @ambient.ordinary()
-def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activation | None = None) -> Body:
+def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: str | None = None) -> Body:
     """One layer on top of frozen features, ``phi(W x)``, without biases: the network that plans simulate.
 
     Parameters
@@ -223,7 +224,7 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
         Of an image; (1, 1, d) for feature vectors.
     W : array_like, shape (h, d), optional
         Weights to start from; by default the identity, so that probing is of the features as they are.
-    activation : {"relu", "linear"}, optional
+    activation : {"relu", "linear", "gelu", "tanh"}, optional
         By default "relu" with ``W``, otherwise "linear".
 
     Examples
@@ -239,13 +240,11 @@ def layer(shape: Sequence[int], W: ArrayLike | None = None, *, activation: Activ
         start = torch.tensor(_validate.array("W", W, 2), dtype=torch.float32)
     if start.shape[1] != inputs:
         raise ValueError(f"W must have a column for each of the {inputs} features, got {start.shape[1]}")
-    chosen = _validate.choice(
-        "activation", activation or ("linear" if W is None else "relu"), ("relu", "linear")
-    )
+    chosen = _validate.choice("activation", activation or ("linear" if W is None else "relu"), ACTIVATIONS)
     # no random number is drawn
     dense = nn.utils.skip_init(nn.Linear, inputs, len(start), bias=False)
     dense.weight = nn.Parameter(start)
-    layers = [nn.Flatten(), dense, *([nn.ReLU()] if chosen == "relu" else [])]
+    layers = [nn.Flatten(), dense, *([] if chosen == "linear" else [ACTIVATIONS[chosen]()])]
     # with other weights, an mlp of one width
     made = made_by("mlp", shape, (len(start),), {"activation": chosen, "bias": False})
     return Body(*layers, features=len(start), made=made)

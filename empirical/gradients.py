@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from empirical.backbones import Body, Classifier
+from empirical.backbones import ACTIVATIONS, Body, Classifier
 from empirical.hooks import Ghost, PerSample, joined, row_norms
 from empirical.losses import Loss
 from empirical.recipe import Engine
 from empirical.subsets import Adapter, Mask
+from langevin.model import activations
 from langevin.schedule import Clipping
+
+# derivatives of the activations in a chain
+_SLOPES: dict[type[nn.Module], Any] = {
+    module: activations.ACTIVATIONS[name].tensor_slope for name, module in ACTIVATIONS.items()
+}
 
 
 class Gradients(Protocol):
@@ -65,7 +71,7 @@ def engine(model: nn.Module, loss: Loss, kind: Engine, *, masks: Mask | None = N
     if kind == "closed" and layers is None:
         raise ValueError(
             f"engine must not be 'closed' for {type(model).__name__}, which is not a chain of linear layers "
-            "and ReLUs: use 'ghost'"
+            "and known activations: use 'ghost'"
         )
     if kind == "ghost" and masks:
         raise ValueError(
@@ -113,7 +119,7 @@ def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
-    """Layers of a network that is a chain of linear layers and ReLUs on flat inputs; None otherwise.
+    """Layers of a chain of linear layers and known activations on flat inputs; None for other networks.
 
     Only exact types count: a subclass may have its own ``forward``, and a hook may change a layer's input or
     output.
@@ -136,7 +142,7 @@ def _links(model: nn.Module) -> list[nn.Module] | None:
         return None if len(known) < len(inner) else list(itertools.chain.from_iterable(known))
     if kind is nn.Flatten and (model.start_dim, model.end_dim) == (1, -1):
         return [model]
-    if kind in (nn.Linear, nn.ReLU, nn.Identity):
+    if kind is nn.Linear or (kind in _SLOPES and getattr(model, "approximate", "none") == "none"):
         return [model]
     if kind is Adapter and type(model.base) is nn.Linear:
         return None if any(map(_changed, model.children())) else [model]
@@ -191,8 +197,8 @@ class ClosedForm:
                 square += self._linear(base, delta, a)
                 if deeper:
                     delta = delta @ base.weight + inner @ down.weight
-            elif isinstance(layer, nn.ReLU) and deeper:
-                delta = delta * (a > 0)
+            elif type(layer) in _SLOPES and deeper:
+                delta = delta * _SLOPES[type(layer)](a)
             elif isinstance(layer, nn.Flatten) and deeper:
                 delta = delta.view_as(a)
         return square.sqrt()

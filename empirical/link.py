@@ -17,7 +17,7 @@ from empirical import ambient
 from empirical.backbones import Classifier, mlp
 from empirical.gradients import Gradients, engine, factors
 from empirical.images import Images
-from empirical.losses import Logistic, Loss, Square
+from empirical.losses import Loss, Scalar
 from empirical.streams import Streams
 from langevin import _validate, noise
 from langevin._random import RNG, generator
@@ -35,7 +35,8 @@ def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
     ----------
     weights : Weights
         With neurons; a Gram matrix alone does not determine them.
-    activation : {"relu", "linear"}
+    activation : str
+        Of `empirical.backbones.ACTIVATIONS`.
 
     Examples
     --------
@@ -170,7 +171,7 @@ def run_schedule(
     random = generator(rng, "noise")
     key = noise.key(random)
     streams = Streams(random)
-    loss: Loss = Logistic() if problem.loss == "logistic" else Square()
+    loss = Scalar(problem.loss)
     x, y = torch.tensor(problem.X), torch.tensor(problem.y)
     found = {"loss": np.full((paths, len(steps.record_steps)), np.nan)}
     if problem.classification:

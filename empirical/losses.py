@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from langevin import _validate
+from langevin.model.losses import LOSSES
+
 
 class Loss(Protocol):
     """A loss of outputs ``(n, outputs)`` and targets ``(n,)``."""
@@ -40,27 +43,26 @@ class CrossEntropy:
         return outputs.argmax(1) == targets
 
 
-class Logistic:
-    """``log(1 + exp(-y f))`` of one output, for labels -1 and +1."""
+class Scalar:
+    """A loss of `langevin.model.losses` of one output.
+
+    Raises
+    ------
+    ValueError
+        If the loss has no form for tensors.
+    """
+
+    def __init__(self, name: str) -> None:
+        _validate.choice("loss", name, [n for n, loss in LOSSES.items() if loss.tensor_value is not None])
+        self._loss = LOSSES[name]
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.softplus(-targets * outputs[:, 0])
+        assert self._loss.tensor_value is not None
+        return self._loss.tensor_value(outputs[:, 0], targets)
 
     def slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (-targets * torch.sigmoid(-targets * outputs[:, 0]))[:, None]
-
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return targets * outputs[:, 0] > 0
-
-
-class Square:
-    """``(f - y)^2 / 2`` of one output."""
-
-    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs[:, 0] - targets) ** 2 / 2
-
-    def slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs - targets[:, None]
+        assert self._loss.tensor_residual is not None
+        return self._loss.tensor_residual(outputs[:, 0], targets)[:, None]
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets * outputs[:, 0] > 0

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from empirical import subsets
-from empirical.backbones import Classifier, convnet, mlp
+from empirical.backbones import ACTIVATIONS, Classifier, convnet, mlp
 from empirical.gradients import ClosedForm, Ghost, Plain, chain, engine, factors
-from empirical.losses import CrossEntropy, Logistic, Loss, Square
+from empirical.losses import CrossEntropy, Loss, Scalar
+from langevin.model.losses import LOSSES
 
 CLASSES = 3
 SHAPE = (1, 8, 8)
@@ -109,10 +110,10 @@ def test_clipped_sum_is_that_of_a_loop_over_samples(net: str, kind: str, subset:
     assert max((a - b).abs().max() for a, b in zip(wrong, sums, strict=True)) > 1e-4
 
 
-@pytest.mark.parametrize("loss", [Logistic(), Square()])
-@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("loss", [Scalar(name) for name in LOSSES])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_losses_of_one_output(loss: Loss, activation: str) -> None:
-    body = mlp((5,), (4,), activation=activation, bias=False, rng=0)  # type: ignore[arg-type]
+    body = mlp((5,), (4,), activation=activation, bias=False, rng=0)
     model = Classifier(body, 1).double()
     random = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(7, 5, generator=random, dtype=torch.float64)
@@ -154,7 +155,8 @@ def test_clipped_norms_never_exceed_the_threshold(clipping: str) -> None:
 def test_engines_are_chosen_by_the_network() -> None:
     assert isinstance(engine(classifier("mlp"), CrossEntropy(), "auto", clip=True), ClosedForm)
     assert isinstance(engine(classifier("conv"), CrossEntropy(), "auto", clip=True), Ghost)
-    assert chain(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Tanh())) is None
+    assert chain(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.SiLU())) is None
+    assert chain(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.GELU("tanh"))) is None
     assert chain(nn.Sequential(nn.Flatten(2), nn.Linear(2, 2))) is None
 
 

@@ -110,7 +110,7 @@ def test_pairs_fill_the_square() -> None:
         [
             [np.log(recipe.lp_lr / grid.lowest) / scale, np.log(recipe.lr / grid.lowest) / scale]
             for recipe in grid.candidates(arm, 1.0)
-            if recipe.lp_lr
+            if recipe.lp_lr and recipe.lr
         ]
     )
     # four by four squares; on the diagonal alone, 12 of 16 would be empty

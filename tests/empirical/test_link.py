@@ -12,6 +12,8 @@ from empirical.backbones import Classifier, convnet, mlp
 from empirical.data import digits
 from empirical.link import from_torch, problem_of, run_schedule, to_torch
 from langevin import Phase, Problem, Schedule, Weights, euler_maruyama
+from langevin.model.activations import ACTIVATIONS
+from langevin.model.losses import LOSSES
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(9, 4))
@@ -27,10 +29,10 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-@pytest.mark.parametrize("loss", ["logistic", "square"])
-@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_full_batch_is_euler_maruyama_step_by_step(schedule: Schedule, loss: str, activation: str) -> None:
-    problem = Problem(X, Y, activation, loss)  # type: ignore[arg-type]
+    problem = Problem(X, Y, activation, loss)
     times = np.linspace(0, 0.2, 21)
     options: dict[str, Any] = dict(dt=0.01, paths=2, times=times)
     simulated = euler_maruyama(problem, WEIGHTS, schedule, rng=5, reduce="none", **options)

@@ -240,18 +240,18 @@ def test_what_limits_a_plan_is_said(monkeypatch):
 
 
 def test_the_command_is_the_recipe(capsys):
-    from empirical.finetune import _recipe, parser
+    from empirical import finetune_options as options
 
     X, y = clusters(each=20)
     for shares in ([0.0, 0.5], [0.5, 0.75], [0.75, 1.0]):
         found = plan_share(X, y, epsilon=1.0, steps=20, **{**CALM, "shares": shares})
         words = found.command.split()
         assert words[:3] == ["python", "-m", "empirical.finetune"]
-        args = parser().parse_args(words[3:])
+        args = options.parser().parse_args(words[3:])
         defaults = {"lp_share": None, "lp_lr": None, "drop": 1.0}
         for name, value in defaults.items():
             setattr(args, name, getattr(args, name, value))
-        there, here = _recipe(args), found.recipe
+        there, here = options.recipe_of(args), found.recipe
         assert there.lr == pytest.approx(here.lr, rel=1e-5)
         assert [s.steps for s in there] == [s.steps for s in here]
         for name in ("method", "lp_share", "steps", "batch", "epsilon", "delta", "clip"):
