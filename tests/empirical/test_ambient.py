@@ -216,7 +216,7 @@ class Packed(nn.Module):
         (lambda: torch.jit.script(plain()), "scripted or traced one for the whole: pass the module that it"),
         (lambda: torch.jit.trace(plain(), torch.zeros(2, *SHAPE)), "scripted or traced one for the whole"),
         (lambda: chain(torch.jit.script(nn.Linear(36, 8))), "scripted or traced one at '1'"),
-        (lambda: chain(nn.LazyLinear(8)), "got '1.weight' without: call it on images once"),
+        (lambda: chain(nn.LazyLinear(8)), "got the lazy '1.weight': call it on images once"),
         (on_meta, "got '1.weight' on the device 'meta': load its weights"),
         (computed, "got 'extra' of Body for the whole: compute it in forward"),
         (sparse, "must be dense, got '1.weight' of torch.sparse_coo"),
