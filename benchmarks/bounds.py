@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 import bounds
-from benchmarks import environment
+from benchmarks.harness import environment
 from langevin import (
     Schedule,
     collapsed_features,
@@ -18,7 +18,7 @@ from langevin import (
     linear_teacher,
     orthogonally_separable,
 )
-from langevin.problem import Weights
+from langevin.model.weights import Weights
 
 AIM, ROUNDS = 1.0, 5
 TIMES = np.linspace(0, 1, 1000)

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment
-from benchmarks.tables import brief, keep, table
-from empirical.backbones import Classifier, body
-from empirical.gradients import engine, factors
-from empirical.losses import CrossEntropy
-from empirical.privatise import make_private
-from empirical.subsets import adapt, train_only
+from benchmarks.harness import environment
+from benchmarks.harness.tables import brief, keep, table
+from empirical.networks.bodies import Classifier
+from empirical.networks.by_name import body
+from empirical.networks.private import make_private
+from empirical.networks.subsets import adapt, train_only
+from empirical.train.gradients.engine import engine
+from empirical.train.gradients.plain import factors
+from empirical.train.losses import CrossEntropy
 
 # name, image, options; batch
 SMALL = (

@@ -10,19 +10,18 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import environment
-from benchmarks.contestants import CLIP, DT, SIGMA, Case
-from benchmarks.peers.torchsde_euler import TorchDrift, sde
-from benchmarks.tables import keep, table
+from benchmarks.harness import environment
+from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
+from benchmarks.harness.gpu import Effort, Ours, TorchSDE, kind
+from benchmarks.harness.gpu_tables import FRESH, OURS, OWN, tables, title
+from benchmarks.harness.tables import keep
 from langevin import Schedule, euler_maruyama
-from langevin._device import DeviceChain, Ensemble
-from langevin._engine import Chain
+from langevin.engine.gpu.ensemble import Ensemble
 
 # inputs, width, samples; paths; reduction
 CASES = (
@@ -33,20 +32,6 @@ CASES = (
 )
 PRECISIONS = {"double": np.float64, "single": np.float32}
 TOLERANCES = {"double": 1e-10, "single": 1e-3}
-OURS, OWN, FRESH = "us", "torchsde", "torchsde, fresh draws"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Settings that determine how long to measure."""
-
-    cases: tuple[tuple[tuple[int, int, int], int, str], ...]
-    rounds: int
-    seconds: float  # per contestant and round
-    square: int  # rows of the large product that determines the matrix rate
-    copied: int  # bytes of the copy that determines the bandwidth
-    run: tuple[int, int]  # steps and records of the whole run
-
 
 FULL = Effort(CASES, 5, 0.25, 8192, 2**31, (4000, 101))
 QUICK = Effort((((20, 64, 50), 8, "none"), ((30, 16, 8), 8, "auto")), 2, 0.01, 256, 2**20, (20, 3))
@@ -79,95 +64,6 @@ def main() -> None:
     print("\n" + text)
     if not quick:
         keep(f"gpu-{environment.slug(record['device'])}", record, f"{title(record)}\n\n{text}")
-
-
-def _kind(like: torch.Tensor) -> dict[str, Any]:
-    return dict(dtype=like.dtype, device=like.device)
-
-
-# --- contestants -----------------------------------------------------------------------------
-
-
-class Ours:
-    """Our contestant: the ensemble that a run on a device advances."""
-
-    def __init__(self, case: Case, dtype: type, reduce: str, paths: int, device: torch.device) -> None:
-        reduced = case.reduction(reduce)
-        self.paths, self.device, self.span = paths, device, reduced.span
-        chain = Chain.build(case.request, reduced, dtype, key=(1, 2))
-        self.chain = DeviceChain.of(chain, device, 1)
-        self.ensemble = self._start(self.chain)
-
-    def _start(self, chain: DeviceChain) -> Ensemble:
-        ensemble = Ensemble(chain, chain.start(0, self.paths), np.full(self.paths, -1))
-        ensemble.enter(0)
-        return ensemble
-
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        still: Any = replace(self.chain.without_noise(), grid=replace(self.chain.grid, dt=1.0))
-        ensemble = self._start(still)
-        ensemble.advance(1)
-        moved = ensemble.theta[-1].cpu().numpy() - self.chain.records.origin
-        drift_W, drift_v = self.chain.layout.unpack(moved)
-        return drift_W.astype(np.float64), drift_v.astype(np.float64)
-
-    def advance(self, steps: int) -> None:
-        self.ensemble.advance(steps)
-
-    def finite(self) -> bool:
-        return bool((self.ensemble.diverged < 0).all())
-
-
-class Drift(TorchDrift):
-    """The peer's drift on a device."""
-
-    def __init__(self, device: torch.device, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value.to(device))
-
-
-class TorchSDE:
-    """torchsde's Euler solver on the same batch of paths, with its own noise or fresh draws."""
-
-    def __init__(
-        self, case: Case, dtype: type, reduce: str, paths: int, device: torch.device, fresh: bool
-    ) -> None:
-        self.paths, self.fresh, self.span = paths, fresh, case.span(reduce)
-        X, W = (self.span.coordinates(rows) for rows in (case.problem.X, case.weights.W))
-        self.model = Drift(device, X, case.problem.y, case.width, CLIP, paths, dtype)
-        self.state = self.model.pack(W, case.weights.v).to(device)
-
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.model.unpack(self.model(self.state).cpu())
-
-    def advance(self, steps: int) -> None:
-        import torchsde
-
-        y, end = self.state, steps * DT
-
-        class Fresh:
-            shape, dtype, device = y.shape, y.dtype, y.device
-            levy_area_approximation = "none"
-
-            def __call__(
-                self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-            ) -> Any:
-                return torch.randn_like(y).mul_(DT**0.5)
-
-        source: Any = (
-            Fresh() if self.fresh else torchsde.BrownianInterval(0.0, end, y.shape, dt=DT, **_kind(y))
-        )
-        times = torch.tensor([0.0, end], dtype=torch.float64)
-        with torch.no_grad():
-            self.state = torchsde.sdeint(sde(self.model), y, times, bm=source, method="euler", dt=DT)[-1]
-
-    def finite(self) -> bool:
-        return bool(torch.isfinite(self.state).all())
-
-
-# --- measuring -------------------------------------------------------------------------------
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -256,7 +152,7 @@ def measure(
 def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
     """Measure rates per second: flops of the best product, bytes of a copy, our normals and torch's."""
     paths, n, k = e.X.shape
-    h, like = e.v.shape[1], _kind(e.theta)
+    h, like = e.v.shape[1], kind(e.theta)
     X, rows = e.X[0].contiguous(), paths * h
     W, Z = torch.randn(rows, k, **like), torch.randn(rows, n, **like)
     WT, ZT = W.T.contiguous(), Z.T.contiguous()
@@ -325,101 +221,6 @@ def whole_run(case: Case, paths: int, effort: Effort) -> dict[str, Any]:
     }
     print(json.dumps(result), flush=True)
     return result
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def floor(case: dict[str, Any]) -> tuple[float, float, float]:
-    """Return seconds per step and path: products at their shapes' best rate, at a square's; traffic."""
-    flops, rates = case["work"]["flops"], case["rates"]
-    shaped = sum(flops / 2 / best(rates, side) for side in ("forward", "backward"))
-    return shaped, flops / rates["square"], case["work"]["bytes"] / rates["copy"]
-
-
-def best(rates: dict[str, float], side: str) -> float:
-    """Return the best rate of a product in any layout."""
-    return max(rate for name, rate in rates.items() if name.startswith(side))
-
-
-def title(record: dict[str, Any]) -> str:
-    """Return a heading with device, time and versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["machine"]["versions"].items())
-    return f"# A step on {record['device']}, {record['started']}\n\n{versions}"
-
-
-def tables(record: dict[str, Any]) -> list[str]:
-    """Return the tables of rates, floor and ratios, and parts, each with its caption."""
-    steps, floors, parts = [], [], []
-    for case in record["cases"]:
-        label = [
-            ", ".join(map(str, case["shape"])),
-            f"{case['inputs']}; {case['paths']}; {case['precision']}",
-        ]
-        seconds = {name: c["seconds"] for name, c in case["contestants"].items()}
-        ours = seconds[OURS]
-        spread = [f"({1 / c['most']:.3g} to {1 / c['least']:.3g})" for c in case["contestants"].values()]
-        steps.append(
-            label
-            + [f"**{1 / s:.3g}** {between}" for s, between in zip(seconds.values(), spread, strict=True)]
-            + [f"{seconds[name] / ours:.1f}" for name in (OWN, FRESH)]
-        )
-        shaped, square, traffic = floor(case)
-        rates = case["rates"]
-        floors.append(
-            label
-            + [f"{1e6 * x:.3g}" for x in (shaped, square, traffic, ours)]
-            + [f"**{max(shaped, traffic) / ours:.2f}**", f"{max(square, traffic) / ours:.2f}"]
-            + [f"{x / 1e12:.1f}" for x in (best(rates, "forward"), best(rates, "backward"), rates["square"])]
-            + [f"{rates['copy'] / 1e12:.2f}"]
-            + [f"{case['work']['normals'] / case['parts']['noise'] / 1e9:.0f}"]
-            + [f"{rates['torch normals'] / 1e9:.0f}"]
-        )
-        parts.append(
-            label + [f"{1e6 * x:.3g}" for x in (*case["parts"].values(), sum(case["parts"].values()), ours)]
-        )
-    names = list(record["cases"][0]["parts"])
-    found = [
-        "Path-steps per second: **median** (minimum to maximum)\n\n"
-        + table(
-            ["d, h, n", "inputs; paths; precision", OURS, OWN, FRESH, f"{OWN} / us", "fresh draws / us"],
-            steps,
-            labels=2,
-        ),
-        "Floor, µs per step and path, and the rates behind it\n\n"
-        + table(
-            [
-                "d, h, n",
-                "inputs; paths; precision",
-                "products",
-                "at the square's rate",
-                "traffic",
-                "step",
-                "floor / step",
-                "at the square's rate",
-                "TFLOP/s: forward",
-                "backward",
-                "square",
-                "TB/s",
-                "10⁹ normals/s: ours",
-                "torch's",
-            ],
-            floors,
-            labels=2,
-        ),
-        "Parts on their own, µs per step and path\n\n"
-        + table(["d, h, n", "inputs; paths; precision", *names, "sum", "whole step"], parts, labels=2),
-    ]
-    if "run" in record:
-        run = record["run"]
-        found.append(
-            f"A whole run at 784, 512, 200 in double, {run['paths']} paths, {run['steps']} steps, "
-            f"{run['records']} records: {run['seconds']:.2f} s, "
-            f"{run['paths'] * run['steps'] / run['seconds']:.3g} path-steps per second; "
-            f"the first run of a process takes "
-            f"{run['first']:.2f} s"
-        )
-    return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import environment
+from benchmarks.harness import environment
 
 AIM = 2**30
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import environment
-from benchmarks.tables import brief, keep, table
-from langevin import _atomic
+from benchmarks.harness import environment
+from benchmarks.harness.tables import brief, keep, table
+from langevin.store import atomic
 
 # body, options, pixels of a side, engine, expected batch
 SMALL = (("conv", {}, 24, "ghost", 256),)
@@ -102,8 +102,8 @@ def work(case: tuple[Any, ...], device: str, steps: int, into: Path) -> None:
     import torch
 
     from empirical import Recipe, body, glyphs
-    from empirical.parallel import join
-    from empirical.train import FineTuning
+    from empirical.devices.parallel import join
+    from empirical.train.fine_tuning import FineTuning
 
     name, options, size, kind, batch = case
     device = join(device)
@@ -126,7 +126,7 @@ def work(case: tuple[Any, ...], device: str, steps: int, into: Path) -> None:
         images = float(run.batch[WARM:].sum())
         place = environment.processor() if device == "cpu" else torch.cuda.get_device_name()
         rate = {"images per second": images / (ends[1] - ends[0]), "device": place}
-        _atomic.write_text(into, json.dumps(rate))
+        atomic.write_text(into, json.dumps(rate))
     torch.distributed.destroy_process_group()
 
 

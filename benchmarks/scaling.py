@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks.harness import environment
+from benchmarks.harness.tables import RESULTS, keep, table
 from benchmarks.step import one_thread
-from benchmarks.tables import RESULTS, keep, table
-from langevin import _atomic
+from langevin.store import atomic
 
 PATHS = 4
 # Okabe and Ito's colours, which most people can distinguish
@@ -70,8 +70,8 @@ def steps_of(
     name: str, reduce: str, shape: Callable[[int], tuple[int, int, int]], varies_paths: bool, size: int
 ) -> Timer:
     """Time steps of a contestant of `benchmarks.step`, with one path or, where paths vary, ``size`` paths."""
-    from benchmarks.contestants import Case, Contestant, Ours
-    from benchmarks.lineup import PEERS, US, best_paths, steps_within
+    from benchmarks.harness.contestants import Case, Contestant, Ours
+    from benchmarks.peers.lineup import PEERS, US, best_paths, steps_within
 
     make: Any = Ours if name == US else PEERS[name].build
     build = partial(make, Case(*shape(size)), np.float64, reduce)
@@ -89,7 +89,7 @@ def steps_of(
 
 def whole_run(make: Callable[[int], tuple[Any, Any]], method: str, size: int) -> Timer:
     """Time whole calls of `langevin.euler_maruyama` for ``make(size)``, as the difference of two lengths."""
-    from benchmarks.contestants import CLIP, DT, SIGMA
+    from benchmarks.harness.contestants import CLIP, DT, SIGMA
     from langevin import Phase, Schedule, euler_maruyama
 
     problem, weights = make(size)
@@ -125,7 +125,7 @@ def linear_net(width: int) -> tuple[Any, Any]:
 
 def families() -> list[Family]:
     """Return all families, not yet measured."""
-    from benchmarks.lineup import PEERS, US
+    from benchmarks.peers.lineup import PEERS, US
 
     rivals = [name for name in ("torchsde, fresh draws", "JAX scan") if PEERS[name].installed]
 
@@ -231,7 +231,7 @@ def main() -> None:
     if not quick:
         name = f"scaling-{environment.slug()}"
         keep(name, record, text)
-        with _atomic.replacing(RESULTS / f"{name}.png") as temporary:
+        with atomic.replacing(RESULTS / f"{name}.png") as temporary:
             draw(measured).savefig(temporary, dpi=120)
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import environment
+from benchmarks.harness import environment
 
 AIMS = {"cold": 15.0, "warm": 2.0}
 WARM_RUNS = 5

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks import environment, floor, tables
+from benchmarks.harness import environment, floor, tables
 
 SHAPES = ((20, 64, 50), (32, 512, 128), (784, 512, 200), (2048, 512, 256))
 PRECISIONS = {"double": np.float64, "single": np.float32}
@@ -51,8 +51,8 @@ def main() -> None:
 
 def run(effort: Effort) -> dict[str, Any]:
     """Measure all cases, and record where and when."""
-    from benchmarks.contestants import Case
-    from benchmarks.lineup import missing
+    from benchmarks.harness.contestants import Case
+    from benchmarks.peers.lineup import missing
 
     with one_thread():
         record = environment.describe() | {"missing": missing()}
@@ -83,9 +83,9 @@ def one_thread() -> threadpool_limits:
 
 def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     """Check all contestants, then time them in turn; seconds per step and path."""
-    from benchmarks.contestants import Ours
-    from benchmarks.lineup import US, lineup, require_same_drift, steps_within
-    from benchmarks.parts import split
+    from benchmarks.harness.contestants import Ours
+    from benchmarks.harness.parts import split
+    from benchmarks.peers.lineup import US, lineup, require_same_drift, steps_within
 
     dtype = PRECISIONS[precision]
     contestants = lineup(case, dtype, effort.paths, effort.seconds / 4)

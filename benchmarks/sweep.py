@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
-from benchmarks.tables import brief, keep, table
+from benchmarks.harness import environment
+from benchmarks.harness.tables import brief, keep, table
 from langevin.sweeps import SIMULATIONS, Grid, run_sweep
 from langevin.sweeps.store import SweepStore
 

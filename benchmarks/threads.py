@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
-from benchmarks.tables import keep, table
+from benchmarks.harness import environment
+from benchmarks.harness.tables import keep, table
 
 # inputs, width, samples; steps times paths that take about a second on one thread
 RUNS = {(20, 64, 50): (500, 512), (32, 512, 128): (100, 128)}
@@ -29,7 +29,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     environment.restart_without_overrides()
 
-    from langevin._engine import available_threads
+    from langevin.support.threads import available_threads
 
     record = environment.describe() | {"threads": available_threads(), "cases": []}
     print(json.dumps(record, indent=1), flush=True)
@@ -44,7 +44,7 @@ def main() -> None:
 
 def measure(shape: tuple[int, int, int], steps: int, paths: int, threads: int, rounds: int) -> dict[str, Any]:
     """Measure the wall time of whole runs, on one thread and on several in turn."""
-    from benchmarks.contestants import CLIP, DT, SIGMA, Case
+    from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
     from langevin import Schedule, euler_maruyama
 
     case, end = Case(*shape), steps * DT

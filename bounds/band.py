@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin import _validate
-from langevin._validate import FloatArray
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Band:
         reason: str,
         source: str,
     ) -> None:
-        t = np.array(_validate.array("times", times, 1))
+        t = np.array(validate.array("times", times, 1))
         valid = _along("valid", valid, t, bool)
         fields = {"times": t, "valid": valid}
         for name, values in (("lower", lower), ("upper", upper)):
@@ -94,7 +94,7 @@ class Band:
 def _along(name: str, values: ArrayLike, times: FloatArray, kind: type = float) -> np.ndarray:
     """Return an array of the shape of ``times``."""
     try:
-        given = _validate.plain(name, values)
+        given = validate.plain(name, values)
         if given.dtype.kind not in "fiubO":
             raise TypeError(f"got {given.dtype}")
         return np.array(np.broadcast_to(given.astype(kind), times.shape))

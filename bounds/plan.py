@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langevin import _command, _options, _streams
+from langevin.support import options, signals, streams
+from langevin.support.command import as_option, fail, missing, plot_target
 
 if TYPE_CHECKING:
-    from empirical.planner import SharePlan
-    from langevin.files import DataFile
+    from empirical.planning.share_plan import SharePlan
+    from langevin.data.files import DataFile
 
 PROGRAM = "python -m bounds.plan"
 # where the function calls an argument otherwise
@@ -62,11 +63,11 @@ class PlanOptions:
     quiet: bool = False
 
 
-def parser() -> _options.Parser:
+def parser() -> options.Parser:
     """Command line of the planner."""
-    from empirical.plan_settings import PlanSettings
+    from empirical.planning.settings import PlanSettings
 
-    p = _options.Parser(
+    p = options.Parser(
         PROGRAM,
         "FILE --epsilon EPSILON [option ...]",
         description="How much of a privacy budget should go to linear probing before full fine-tuning, asked "
@@ -84,26 +85,28 @@ def parser() -> _options.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    with _command.interruptible() as status:
+    with signals.interruptible() as status:
         try:
             command = parser()
             args, _ = command.parse(argv)
-            from langevin import files, store
+            from langevin.data import files
+            from langevin.store import errors
+            from langevin.store.files import check_target
 
             try:
-                out = None if args.out is None else store.check_target(args.out)
-                plot = None if args.plot is None else _command.plot_target(args.plot)
+                out = None if args.out is None else check_target(args.out)
+                plot = None if args.plot is None else plot_target(args.plot)
                 file = files.read(args.features, args.label)
                 plan, warned = _planned(args, file)
-            except (ValueError, TypeError, MemoryError, store.StoreError) as error:
-                command.error(_command.as_option(command, str(error), NAMES))
+            except (ValueError, TypeError, MemoryError, errors.StoreError) as error:
+                command.error(as_option(command, str(error), NAMES))
             except ImportError as error:
-                command.error(_command.missing(error))
+                command.error(missing(error))
             except ArithmeticError as error:
-                return _command.fail(command, str(error))
+                return fail(command, str(error))
             failure = _save(args, plan, out, plot)
             _print(args, plan, file, [*warned, *file.notes], failure)
-            return 0 if failure is None else _command.fail(command, failure)
+            return 0 if failure is None else fail(command, failure)
         except KeyboardInterrupt:
             print("\ninterrupted; nothing is kept", file=sys.stderr)
             return status()
@@ -111,10 +114,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, list[str]]:
     """The plan, and what was warned of on the way."""
-    from empirical.plan_settings import PlanSettings
-    from empirical.planner import plan_share
+    from empirical.planning.plan import plan_share
+    from empirical.planning.settings import PlanSettings
 
-    settings = _options.values(PlanSettings, args)
+    settings = options.values(PlanSettings, args)
     with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
         warnings.simplefilter("always", UserWarning)
         plan = plan_share(**file.arrays, **settings, rng=args.seed, progress=progress)
@@ -122,24 +125,25 @@ def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, list[
 
 
 def _cost(args: argparse.Namespace) -> str:
-    from empirical.plan_report import privacy
+    from empirical.planning.report import privacy
 
     return privacy(args.data_are == "private")
 
 
 def _save(args: argparse.Namespace, plan: SharePlan, out: Path | None, plot: Path | None) -> str | None:
     """Save the runs and draw the plan, where asked; return what failed."""
-    from empirical import plan_report
-    from langevin import store
+    from empirical.planning import figure
+    from langevin.store import errors
+    from langevin.store.files import save
 
     try:
         if out is not None:
             run = plan.to_dataset()
             run.attrs |= {"command": json.dumps(vars(args)), "privacy of the plan": _cost(args)}
-            store.save(run, out)
+            save(run, out)
         if plot is not None:
-            plan_report.draw(plan, plot)
-    except (store.StoreError, OSError) as error:
+            figure.draw(plan, plot)
+    except (errors.StoreError, OSError) as error:
         return str(error)
     return None
 
@@ -147,7 +151,7 @@ def _save(args: argparse.Namespace, plan: SharePlan, out: Path | None, plot: Pat
 def _print(
     args: argparse.Namespace, plan: SharePlan, file: DataFile, warned: list[str], failure: str | None
 ) -> None:
-    from empirical import plan_report
+    from empirical.planning.report import text
 
     fine_tune, cost = plan.command_for(args.features, args.label), _cost(args)
     if args.json:
@@ -155,7 +159,7 @@ def _print(
         report |= {"features": list(file.features), "warnings": warned, "failure": failure}
         print(json.dumps(_plain(report), indent=2, allow_nan=False))
         return
-    print(plan_report.text(plan, fine_tune, verbose=args.verbose))
+    print(text(plan, fine_tune, verbose=args.verbose))
     print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in warned), sep="\n")
     if not args.verbose:
         print(f"{'':14}--verbose: theory, noise, every share and notes; --json: all of it")
@@ -185,4 +189,4 @@ def _bar(quiet: bool) -> Iterator[Callable[[int], None]]:
 
 
 if __name__ == "__main__":
-    _streams.run(main)
+    streams.run(main)

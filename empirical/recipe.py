@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from empirical.history import History, plan, release
-from langevin import _validate
-from langevin.schedule import CLIPPINGS, Clipping
+from empirical.privacy.history import History, plan, release
+from langevin.model.schedule import CLIPPINGS, Clipping
+from langevin.support import validate
 
 Method = Literal["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"]
 Subset = Literal["head", "all", "lora", "bias", "sparse"]
@@ -164,26 +164,26 @@ class Recipe:
     engine: Engine = "auto"
 
     def __post_init__(self) -> None:
-        _validate.choice("method", self.method, METHODS)
-        _validate.choice("clipping", self.clipping, CLIPPINGS)
-        _validate.choice("head", self.head, HEADS)
-        _validate.choice("selection", self.selection, SELECTIONS)
-        _validate.choice("engine", self.engine, ENGINES)
+        validate.choice("method", self.method, METHODS)
+        validate.choice("clipping", self.clipping, CLIPPINGS)
+        validate.choice("head", self.head, HEADS)
+        validate.choice("selection", self.selection, SELECTIONS)
+        validate.choice("engine", self.engine, ENGINES)
         numbers = dict(
-            steps=_validate.integer("steps", self.steps, 1),
-            batch=_validate.positive("batch", self.batch),
-            epsilon=math.inf if _unbounded(self.epsilon) else _validate.positive("epsilon", self.epsilon),
-            delta=_validate.positive("delta", self.delta),
-            clip=_validate.positive_or_none("clip", self.clip),
-            stabiliser=_validate.positive("stabiliser", self.stabiliser),
-            lr=_validate.positive_or_none("lr", self.lr),
-            lp_lr=_validate.positive_or_none("lp_lr", self.lp_lr),
-            drop=_validate.positive("drop", self.drop),
-            momentum=_validate.fraction("momentum", self.momentum),
-            head_scale=_validate.positive("head_scale", self.head_scale),
-            prototype_share=_validate.positive("prototype_share", self.prototype_share),
-            rank=_validate.integer("rank", self.rank, 1),
-            density=_validate.positive("density", self.density),
+            steps=validate.integer("steps", self.steps, 1),
+            batch=validate.positive("batch", self.batch),
+            epsilon=math.inf if _unbounded(self.epsilon) else validate.positive("epsilon", self.epsilon),
+            delta=validate.positive("delta", self.delta),
+            clip=validate.positive_or_none("clip", self.clip),
+            stabiliser=validate.positive("stabiliser", self.stabiliser),
+            lr=validate.positive_or_none("lr", self.lr),
+            lp_lr=validate.positive_or_none("lp_lr", self.lp_lr),
+            drop=validate.positive("drop", self.drop),
+            momentum=validate.fraction("momentum", self.momentum),
+            head_scale=validate.positive("head_scale", self.head_scale),
+            prototype_share=validate.positive("prototype_share", self.prototype_share),
+            rank=validate.integer("rank", self.rank, 1),
+            density=validate.positive("density", self.density),
         )
         for name, value in numbers.items():
             object.__setattr__(self, name, value)
@@ -212,7 +212,7 @@ class Recipe:
         fixed = {"lp": 1.0, "fft": 0.0}.get(self.method)
         if self.lp_share is None:
             return {"lp": 1.0, "lp-fft": 0.5}.get(self.method, 0.0)
-        share = _validate.fraction("lp_share", self.lp_share)
+        share = validate.fraction("lp_share", self.lp_share)
         if fixed is not None and share != fixed:
             raise ValueError(f"lp_share must be {fixed:g} for {self.method!r}, got {share:g}: use 'lp-fft'")
         if 0 < share < 1 and round(share * self.steps) in (0, self.steps):
@@ -320,7 +320,7 @@ def _unbounded(epsilon: Any) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _calibrated(history: History, epsilon: float, prototype_share: float | None) -> History:
-    from empirical.accounting import calibrate
+    from empirical.privacy.calibrate import calibrate
 
     shares = None
     if prototype_share is not None:

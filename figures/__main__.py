@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from figures import output
 from figures.output import DEFAULT, ROOT
-from langevin import _options, _streams
+from langevin.support import options, streams
 
 # each script uses one processor
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -19,10 +20,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 def scripts() -> dict[str, str]:
     """Return the topics of the figures and tables, with their modules."""
-    found = sorted(
-        path.stem for path in Path(__file__).parent.glob("*_*.py") if path.stem[:4] in ("fig_", "tab_")
-    )
-    return {name[4:]: f"figures.{name}" for name in found}
+    return {path.stem[4:]: f"figures.{path.parent.name}.{path.stem}" for path in output.scripts()}
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,9 @@ class FiguresOptions:
     jobs: int = os.cpu_count() or 1
 
 
-def parser() -> _options.Parser:
+def parser() -> options.Parser:
     """Command line of the figures."""
-    p = _options.Parser(
+    p = options.Parser(
         "python -m figures", "[option ...] [topic ...]", epilog=f"Topics: {', '.join(scripts())}."
     )
     p.add("figures", (FiguresOptions, "topics quick force out jobs"))
@@ -91,4 +89,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _streams.run(main)
+    streams.run(main)

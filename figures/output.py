@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _atomic, store
-from langevin._machine import processor
+from langevin.store import atomic, errors
+from langevin.store.files import check_target, load, save
+from langevin.support.machine import processor
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from empirical.tables import Table
+    from empirical.studies.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -158,7 +159,7 @@ def _run(
     args = _parser(name).parse_args(argv)
     started = time.perf_counter()
     try:
-        target = store.check_target(Path(args.out, f"{name}.nc"))
+        target = check_target(Path(args.out, f"{name}.nc"))
         data = None if args.force else _kept(target, script, args.quick, reads)
         computed = data is None
         if data is None:
@@ -167,11 +168,11 @@ def _run(
             for version, quick in (("drawn", args.quick), ("full", False)):
                 data.attrs[version] = json.dumps(chosen(settings, quick))
             data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
-            store.save(data, target)
+            save(data, target)
         files = [target.with_suffix(suffix) for suffix in suffixes]
         if computed or not _drawn(files, [target, Path(script), STYLE]):
             write(data, files)
-    except store.StoreError as error:
+    except errors.StoreError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     how = "computed" if computed else "kept"
@@ -207,7 +208,7 @@ def render(
             )
         for file in files:
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
-            with _atomic.replacing(file) as temporary:
+            with atomic.replacing(file) as temporary:
                 figure.savefig(temporary, metadata={dated: None} if dated else None)
         plt.close(figure)
     return figure
@@ -242,12 +243,12 @@ def animation(
         plt.close(figure)
     # hold the last frame
     durations = [round(1000 * SECONDS / count)] * (count - 1) + [1500]
-    with _atomic.replacing(file) as temporary:
+    with atomic.replacing(file) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def _write(file: Path, text: str) -> None:
-    _atomic.write_text(file, text)
+    atomic.write_text(file, text)
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
@@ -260,15 +261,21 @@ def _parser(name: str) -> argparse.ArgumentParser:
     return p
 
 
+def scripts() -> list[Path]:
+    """Return the scripts of all figures and tables: figures first, then by name."""
+    found = Path(__file__).parent.glob("*/*_*.py")
+    return sorted((p for p in found if p.stem[:4] in ("fig_", "tab_")), key=lambda p: p.stem)
+
+
 def _kept(target: Path, script: str, quick: bool, reads: Iterable[str]) -> xr.Dataset | None:
     """Return the data on disk if they are what would be computed."""
     if not target.exists():
         return None
     try:
-        data = store.load(target)
+        data = load(target)
         code = json.loads(data.attrs["code"])
         same = bool(data.attrs["quick"]) == quick and code == _code(script, reads, code)
-    except (store.StoreError, KeyError, ValueError):
+    except (errors.StoreError, KeyError, ValueError):
         return None
     return data if same else None
 

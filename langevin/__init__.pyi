@@ -1,6 +1,5 @@
-from .data import digits, linear_teacher, orthogonally_separable
-from .files import from_file, from_npz
-from .initial import (
+from .data.files import from_file, from_npz
+from .data.initial import (
     collapsed_features,
     gaussian_features,
     gaussian_gram,
@@ -8,9 +7,15 @@ from .initial import (
     prototype_head,
     zero_head,
 )
-from .problem import GramWeights, Problem, Weights
-from .schedule import DPSGD, Phase, Schedule
-from .solvers import Diverged, Interrupted, euler_maruyama, gradient_flow, zeroth_order
+from .data.scikit import digits
+from .data.synthetic import linear_teacher, orthogonally_separable
+from .model.dpsgd import DPSGD
+from .model.problem import Problem
+from .model.schedule import Phase, Schedule
+from .model.weights import GramWeights, Weights
+from .solvers.diffusion import euler_maruyama
+from .solvers.errors import Diverged, Interrupted
+from .solvers.zeroth import gradient_flow, zeroth_order
 
 __all__ = [
     "DPSGD",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from langevin import _install, _streams
+from langevin.support import install, streams
 
 _TOUR = """\
 Training dynamics of private fine-tuning: what DP-SGD does to a pre-trained
@@ -48,11 +48,11 @@ _WHEEL = """\
 
 def tour() -> str:
     """The tour of what there is here: a checkout has more than an installed wheel."""
-    root = _install.checkout()
+    root = install.checkout()
     return _TOUR.format(
         figures="" if root is None else _FIGURES,
-        dpsgd=_install.command("dpsgd"),
-        where="" if root is None or _install.is_current(root) else f", in {root}",
+        dpsgd=install.command("dpsgd"),
+        where="" if root is None or install.is_current(root) else f", in {root}",
         reading=_WHEEL if root is None else _CHECKOUT,
     )
 
@@ -72,4 +72,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _streams.run(main)
+    streams.run(main)

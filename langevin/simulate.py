@@ -10,17 +10,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from langevin import _command, _options, _streams
+from langevin.store import rescue
+from langevin.support import options, signals, streams
+from langevin.support.command import as_option, fail, plot_target, refuse_idle
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from langevin import report
-    from langevin.files import FileProblem
-    from langevin.problem import Problem, Weights
-    from langevin.report import Theory
-    from langevin.schedule import Schedule
-    from langevin.simulation import Simulation, Start
+    from langevin.data.files import FileProblem
+    from langevin.model.problem import Problem
+    from langevin.model.schedule import Schedule
+    from langevin.model.weights import Weights
+    from langevin.simulation import facts
+    from langevin.simulation.config import Simulation, Start
+    from langevin.simulation.facts import Theory
 
 NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Python, such as
   import bounds, langevin
@@ -30,11 +33,11 @@ NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Py
 _SMALL = 1_000_000
 
 
-def parser() -> _options.Parser:
+def parser() -> options.Parser:
     """Command line of the simulator."""
-    from langevin.simulation import Reporting, Simulation
+    from langevin.simulation.config import Reporting, Simulation
 
-    p = _options.Parser(
+    p = options.Parser(
         "python -m langevin.simulate",
         description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, next to "
         "its zeroth-order approximation, and report what happens to loss, features and head.",
@@ -83,19 +86,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     started = time.perf_counter()
     job = None
-    with _command.interruptible() as status:
+    with signals.interruptible() as status:
         try:
             command = parser()
             args, _ = command.parse(argv)
             if "epsilon" in args:
                 command.error(NO_EPSILON)
-            from langevin import store
+            from langevin.store import errors
 
             try:
                 job = _job(args)
                 done = _simulate(job)
-            except (ValueError, TypeError, MemoryError, ImportError, store.StoreError) as error:
-                command.error(_command.as_option(command, str(error), {"rng": "seed"} | command.renamed))
+            except (ValueError, TypeError, MemoryError, ImportError, errors.StoreError) as error:
+                command.error(as_option(command, str(error), {"rng": "seed"} | command.renamed))
             return _finish(command, job, done, started)
         except KeyboardInterrupt as error:
             # a solver says where it was
@@ -109,30 +112,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def _job(args: argparse.Namespace) -> _Job:
     """Check what was asked for, as far as that takes no work."""
-    from langevin import _validate, store
-    from langevin.simulation import Simulation
+    from langevin.simulation.config import Simulation
+    from langevin.store import files
+    from langevin.support import validate
 
-    simulation = Simulation(**_options.values(Simulation, args))
-    out = store.check_target(args.out or _default_out(args, simulation))
-    plot = None if args.plot is None else _command.plot_target(args.plot or out.with_suffix(".png"))
+    simulation = Simulation(**options.values(Simulation, args))
+    out = files.check_target(args.out or _default_out(args, simulation))
+    plot = None if args.plot is None else plot_target(args.plot or out.with_suffix(".png"))
     checkpoint = _checkpoint(out, args.resume)
-    _validate.integer("times", args.times, 2)
-    _validate.fraction("delta", args.delta)
+    validate.integer("times", args.times, 2)
+    validate.fraction("delta", args.delta)
     return _Job(args, simulation, out, plot, checkpoint)
 
 
 def _simulate(job: _Job) -> _Done:
     """The zeroth-order path, and the paths of the diffusion."""
-    from langevin import report
-    from langevin.observables import OBSERVABLES
-    from langevin.simulation import Simulation
-    from langevin.solvers import Diverged, euler_maruyama, zeroth_order
+    from langevin.model.observables import OBSERVABLES
+    from langevin.simulation import facts
+    from langevin.simulation.config import Simulation
+    from langevin.solvers.diffusion import euler_maruyama
+    from langevin.solvers.errors import Diverged
+    from langevin.solvers.zeroth import zeroth_order
 
     args, simulation = job.args, job.simulation
     start = simulation.start(args.observables)
-    _command.refuse_idle(simulation.idle, simulation, Simulation())
+    refuse_idle(simulation.idle, simulation, Simulation())
     schedule = simulation.schedule
-    _talk(args, f"{report.problem_line(start.problem, _named(args.data, start.file))}\n{schedule}")
+    _talk(args, f"{facts.problem_line(start.problem, _named(args.data, start.file))}\n{schedule}")
     times = schedule.default_times(min(args.times, simulation.steps + 1))
     given = (start.problem, start.weights, schedule)
     same: dict[str, Any] = dict(dt=args.dt, times=times, precision=args.precision, reduce=args.reduce)
@@ -163,20 +169,22 @@ def _simulate(job: _Job) -> _Done:
 
 def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: float) -> int:
     """Save the run, report it, and return the exit status."""
-    from langevin import report, store
-    from langevin._engine import shielded
+    from langevin.simulation import facts, figure
+    from langevin.simulation import text as simulation_text
+    from langevin.store import checkpoints, errors
+    from langevin.support.signals import shielded
 
     args, run = job.args, done.run
     run.attrs["command"] = json.dumps(vars(args))
     with shielded():
         try:
-            saved, failure_to_save = _command.save(run, job.out)
-        except store.StoreError as error:
+            saved, failure_to_save = rescue.save(run, job.out)
+        except errors.StoreError as error:
             kept = f"the run is kept in {job.checkpoint}: once that is fixed, --resume saves it"
-            return _command.fail(command, f"{error}; {kept}")
-        store.remove_checkpoint(job.checkpoint)
+            return fail(command, f"{error}; {kept}")
+        checkpoints.remove_checkpoint(job.checkpoint)
     subject, refused = _subject(job, done)
-    said = report.build(subject)
+    said = facts.build(subject)
     if refused:
         said["bounds"] = refused
     if done.start.file is not None:
@@ -188,20 +196,20 @@ def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: f
     said["failure"] = done.failure or failure_to_save
     if job.plot is not None:
         try:
-            report.draw(subject, job.plot)
+            figure.draw(subject, job.plot)
             said["plot"] = str(job.plot)
         except OSError as error:
             said["failure"] = said["failure"] or f"plot {job.plot} could not be written: {error}"
-    print(json.dumps(said, indent=2, allow_nan=False) if args.json else report.text(said))
-    return _command.fail(command, said["failure"]) if said["failure"] else 0
+    print(json.dumps(said, indent=2, allow_nan=False) if args.json else simulation_text.text(said))
+    return fail(command, said["failure"]) if said["failure"] else 0
 
 
-def _subject(job: _Job, done: _Done) -> tuple[report.Subject, str | None]:
+def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
     """What the report is about, and why theory says nothing, if it was asked."""
-    from langevin import report
+    from langevin.simulation import facts
 
     args, start, schedule = job.args, done.start, job.simulation.schedule
-    subject = report.Subject(
+    subject = facts.Subject(
         start.problem,
         start.weights,
         schedule,
@@ -275,7 +283,7 @@ def _theory(
     args: argparse.Namespace, problem: Problem, weights: Weights, schedule: Schedule, times: Any
 ) -> Theory:
     import bounds
-    from langevin.report import Theory
+    from langevin.simulation.facts import Theory
 
     given = (problem, weights, schedule, times)
     names: dict[Any, str] = {"paper": "Theorem 2.2 of the paper", "monotone": "sharper in LP (1a, new)"}
@@ -306,4 +314,4 @@ def _talk(args: argparse.Namespace, text: str) -> None:
 
 
 if __name__ == "__main__":
-    _streams.run(main)
+    streams.run(main)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langevin import _command, _options, _streams
+from langevin.support import options, signals, streams
+from langevin.support.command import fail, missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,9 +60,9 @@ class SweepOptions:
     quiet: bool = False
 
 
-def parser() -> _options.Parser:
+def parser() -> options.Parser:
     """Command line of sweeps."""
-    p = _options.Parser(
+    p = options.Parser(
         PROGRAM,
         "[option ...] grid.toml",
         description="Compute all combinations of the parameters that grid.toml sweeps, each once, into one "
@@ -82,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
 
     out = None
-    with _command.interruptible() as status:
+    with signals.interruptible() as status:
         try:
-            from langevin.store import StoreError
+            from langevin.store.errors import StoreError
             from langevin.sweeps import Grid, SweepError, run_sweep
             from langevin.sweeps.cluster import hush
             from langevin.sweeps.store import unfinished
@@ -107,21 +108,21 @@ def main(argv: list[str] | None = None) -> int:
                         dashboard=dashboard,
                     )
             except ImportError as error:
-                command.error(_command.missing(error))
+                command.error(missing(error))
             except (ValueError, TypeError, MemoryError) as error:
                 command.error(str(error))
             except StoreError as error:
                 # of a disk that fills, less of what was asked for
                 if "could not be written" in str(error):
-                    return _command.fail(command, str(error))
+                    return fail(command, str(error))
                 command.error(str(error))
             except SweepError as error:
-                return _command.fail(command, f"{error}; repeat the command to resume")
+                return fail(command, f"{error}; repeat the command to resume")
             said = _report(run, grid, left, time.perf_counter() - started)
             said["saved"] = str(out)
             _print(args, said)
             lost = said["cells"] - said["finished"]
-            return _command.fail(command, f"{lost} of {said['cells']} cells failed") if lost else 0
+            return fail(command, f"{lost} of {said['cells']} cells failed") if lost else 0
         except KeyboardInterrupt:
             there = out is not None and out.exists()
             kept = (
@@ -140,7 +141,7 @@ def _simulations() -> Kind:
 
 
 def _finetunings() -> Kind:
-    from empirical.sweeps import FINETUNINGS
+    from empirical.studies.sweeps import FINETUNINGS
 
     return FINETUNINGS
 
@@ -225,4 +226,4 @@ def _bar(args: argparse.Namespace, cells: int) -> Iterator[tuple[Progress, Any]]
 
 
 if __name__ == "__main__":
-    _streams.run(main)
+    streams.run(main)

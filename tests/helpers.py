@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from langevin import Problem, Schedule, Weights, _engine, noise
-from langevin._span import Span
+from langevin import Problem, Schedule, Weights
+from langevin.engine import noise
+from langevin.engine.chain import Chain
+from langevin.engine.reductions.choose import reduction
+from langevin.engine.reductions.request import Request
+from langevin.engine.reductions.span import Span
 from langevin.model.losses import LOSSES
-from langevin.reduced import Request, reduction
-from langevin.schedule import grid
+from langevin.model.steps import grid
+from langevin.support import threads
 
 # limits find hangs, and nothing else: what takes longest needs a tenth of this on a machine of two processors
 SECONDS = 1800.0
@@ -51,10 +55,10 @@ def end_states(
     draws = 1 if noise_dt is None else round(dt / noise_dt)
     request = Request(problem, weights, schedule, cut)
     reduced = reduction(reduce, request)
-    chain = _engine.Chain.build(request, reduced, np.float64, noise.key(rng), draws)
+    chain = Chain.build(request, reduced, np.float64, noise.key(rng), draws)
     results = chain.observer.empty(paths, per_neuron=False)
     chunk, scratch = chain.start(0, paths), chain.scratch()
-    with _engine.one_blas_thread():
+    with threads.one_blas_thread():
         while chunk.step < cut.steps:
             chain.advance(chunk, results, scratch, chain.stops(chunk.step))
     states = [chain.layout.unpack(theta) for theta in chunk.thetas]

@@ -15,7 +15,7 @@ import jax  # pyright: ignore[reportMissingImports]
 import lineax  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from benchmarks.contestants import DT, SIGMA, Case
+from benchmarks.harness.contestants import DT, SIGMA, Case
 from benchmarks.peers.jax_scan import JaxDrift
 
 # the tree is as deep as a run of this many steps requires, even if fewer are timed

@@ -15,7 +15,7 @@ import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from benchmarks.contestants import CLIP, DT, SIGMA, Case
+from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
 
 
 class JaxDrift:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.func import grad, vmap
 
-from benchmarks.contestants import CLIP, DT, SIGMA, Case
+from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
 
 _GROUP_BYTES = 2**21
 _FEWEST_SAMPLES = 16

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contestants import CLIP, DT, SIGMA, Case
+from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
 
 
 class TorchDrift:

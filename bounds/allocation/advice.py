@@ -16,8 +16,9 @@ from bounds.band import Band
 from bounds.features.assumptions import Assumptions, check_assumptions
 from bounds.features.blocks import decouple
 from bounds.support.covers import ANY, Covers, declares
-from langevin import _validate
-from langevin.problem import Problem, Weights
+from langevin.model.problem import Problem
+from langevin.model.weights import Weights
+from langevin.support import validate
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +156,8 @@ def split_advice(
     """
     if not weights:
         raise ValueError("weights must hold one or more Weights, got none")
-    sigma, clip = _validate.positive("sigma", sigma), _validate.positive("clip", clip)
-    time = _validate.positive("time", time)
+    sigma, clip = validate.positive("sigma", sigma), validate.positive("clip", clip)
+    time = validate.positive("time", time)
     # the budget that buys this time at this noise: the share is of the time
     rho = clip**2 * time / (4 * sigma**2)
     curves, reasons = _curves(problem, weights, sigma=sigma, clip=clip, time=time, shares=shares)

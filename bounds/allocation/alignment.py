@@ -11,9 +11,10 @@ from bounds.features.distortion import RELU
 from bounds.loss.enclosure import enclose
 from bounds.support.covers import declares
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.weights import Weights
+from langevin.support import validate
 
 ALIGNMENT = "re-derived; in the place of Theorem 3.4 of [1]"
 ALIGNED = replace(RELU, fft=())
@@ -90,7 +91,7 @@ def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = N
     (1.2, True)
     """
     require_moderate(problem, weights, clip=clip, pairs=True)
-    clip = _validate.positive_or_none("clip", clip)
+    clip = validate.positive_or_none("clip", clip)
     blocks, reason = decouple(problem, weights)
     reason = ALIGNED.refuses(problem) or reason
     if reason:

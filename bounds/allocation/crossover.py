@@ -14,9 +14,10 @@ from bounds.features.blocks import MARGINS, collapsed
 from bounds.support.covers import declares
 from bounds.support.numeric import root
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase
+from langevin.model.weights import Weights
+from langevin.support import validate
 
 CROSSOVER = "new (6b)"
 
@@ -87,8 +88,8 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
     ('lp-helps-above', True)
     """
     require_moderate(problem, weights, clip=clip, time=time, pairs=True)
-    time = _validate.positive("time", time)
-    clip = _validate.positive_or_none("clip", clip)
+    time = validate.positive("time", time)
+    clip = validate.positive_or_none("clip", clip)
     block, reason = collapsed(problem, weights)
     if block is None:
         return Crossover("", np.nan, np.nan, False, reason)

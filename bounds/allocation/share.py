@@ -10,9 +10,10 @@ import numpy as np
 from bounds.allocation.alignment import ALIGNED, alignment_time
 from bounds.privacy.neighbours import Neighbours, sensitivity
 from bounds.support.covers import declares
-from langevin import _validate
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase
+from langevin.model.weights import Weights
+from langevin.support import validate
 
 SHARE = "re-derived; in the place of Theorem 5.1 of [1]"
 
@@ -31,7 +32,7 @@ def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = 
     >>> budget_time(rho=0.02, sigma=5.0, clip=1.0)
     2.0
     """
-    rho, sigma = _validate.positive("rho", rho), _validate.positive("sigma", sigma)
+    rho, sigma = validate.positive("rho", rho), validate.positive("sigma", sigma)
     gap = sensitivity(Phase("lp", 1.0, sigma, clip), neighbours)
     time = 4 * rho * (sigma / gap) * (sigma / gap)
     if not 0 < time < math.inf:

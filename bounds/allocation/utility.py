@@ -19,10 +19,11 @@ from bounds.loss.sandwich import sandwich
 from bounds.privacy.neighbours import Neighbours
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 SHARES = 21
 BOUNDS: dict[str, Callable[..., Band]] = {
@@ -133,13 +134,13 @@ def utility_curve(
         if clip is None:
             raise ValueError("clip must be positive with a budget rho, got None: give time instead")
         time = budget_time(rho, sigma, clip, neighbours)
-    total = _validate.positive("time", time)
-    r = np.linspace(0, 1, SHARES) if shares is None else _validate.array("shares", shares, 1)
+    total = validate.positive("time", time)
+    r = np.linspace(0, 1, SHARES) if shares is None else validate.array("shares", shares, 1)
     if r.min() < 0 or r.max() > 1 or (np.diff(r) <= 0).any():
         raise ValueError(f"shares must rise within [0, 1], got {r.min():g} to {r.max():g}")
-    tolerance = _validate.non_negative("tolerance", tolerance)
-    for name in _validate.sequence("bounds", bounds, str):
-        _validate.choice("bounds", name, BOUNDS)
+    tolerance = validate.non_negative("tolerance", tolerance)
+    for name in validate.sequence("bounds", bounds, str):
+        validate.choice("bounds", name, BOUNDS)
     curves: dict[str, Band] = {}
     reasons: dict[str, str] = {}
     for name in bounds:

@@ -11,14 +11,16 @@ from numpy.typing import ArrayLike
 
 from bounds.band import Band, nowhere
 from bounds.distance.flow import Flow, State
-from bounds.loss.norms import pull
 from bounds.support.covers import ALL, ANY, CLIPPED, Covers, declares
+from bounds.support.growth import pull
 from bounds.support.phases import probing_first, until
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 Kind = Literal["paper", "monotone", "lambert", "ode"]
 
@@ -93,7 +95,7 @@ def approximation_error(
     True
     """
     require_moderate(problem, weights, schedule)
-    _validate.choice("kind", kind, KINDS)
+    validate.choice("kind", kind, KINDS)
     t = record_times(schedule, times)
     covers = COVERS[kind]
     reason = covers.refuses(problem)
@@ -229,7 +231,7 @@ def lipschitz_error(
     array([0.5])
     """
     require_moderate(problem, weights, schedule)
-    rate = 2 * _validate.number("constant", constant)
+    rate = 2 * validate.number("constant", constant)
     t = record_times(schedule, times)
     e = np.zeros(len(t))
     with np.errstate(over="ignore"):

@@ -14,9 +14,10 @@ from scipy.integrate import RK45
 
 from bounds.support.covers import ANY, Covers
 from bounds.support.numeric import patient
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
 
 COVERS = Covers(ANY, ("relu", "linear"))
 RTOL, ATOL = 1e-8, 1e-10

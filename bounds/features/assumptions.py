@@ -11,8 +11,9 @@ import numpy as np
 from bounds.features.blocks import NO_NEURONS, ROUNDOFF
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.ranges import require_moderate
-from langevin._validate import FloatArray
-from langevin.problem import GramWeights, Problem, Weights
+from langevin.model.problem import Problem
+from langevin.model.weights import GramWeights, Weights
+from langevin.support.validate import FloatArray
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WORST = 5

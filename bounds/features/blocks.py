@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bounds.support.covers import Covers
-from langevin._validate import FloatArray
-from langevin.problem import GramWeights, Problem, Weights
+from langevin.model.problem import Problem
+from langevin.model.weights import GramWeights, Weights
+from langevin.support.validate import FloatArray
 
 ROUNDOFF = 1e-12
 """Inner products below this share of the norms' product count as zero."""

@@ -12,10 +12,11 @@ from bounds.features.blocks import COVERS as BLOCKS
 from bounds.features.blocks import MARGINS, ROUNDOFF, Block, decouple, fft_obstacle
 from bounds.support.covers import Covers, declares
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
 from langevin.model.activations import ACTIVATIONS
-from langevin.problem import Problem, Weights
+from langevin.model.problem import Problem
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 DISTORTION = "re-derived, sharp form new; in the place of Theorem 3.3 of [1]"
 RELU = replace(BLOCKS, activations=("relu",))
@@ -120,7 +121,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     array([0.2  , 0.046])
     """
     require_moderate(problem, weights, clip=clip, pairs=True)
-    clip = _validate.positive_or_none("clip", clip)
+    clip = validate.positive_or_none("clip", clip)
     h = len(weights.v)
     no, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
     probability = 1 - 0.5**weights.width
@@ -223,7 +224,7 @@ def drift_of_expectation(problem: Problem, weights: Weights, *, clip: float | No
     """
     require_moderate(problem, weights, clip=clip)
     DRIFT.require(problem)
-    clip = _validate.positive_or_none("clip", clip)
+    clip = validate.positive_or_none("clip", clip)
     X = problem.X
     pre = X @ weights.W.T
     norms = problem.gradient_norms(weights, "fft")

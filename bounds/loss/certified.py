@@ -16,11 +16,13 @@ from bounds.loss.norms import expected_norm
 from bounds.support.covers import declares
 from bounds.support.phases import probing_first, until
 from bounds.support.ranges import require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 Base = Literal["flow", "sandwich"]
 
@@ -71,7 +73,7 @@ def certified_loss(
     (True, True)
     """
     require_moderate(problem, weights, schedule)
-    _validate.choice("base", base, BASES)
+    validate.choice("base", base, BASES)
     t = record_times(schedule, times)
     good = COVERS.phases(schedule)
     valid = until(schedule, t, good, start=True)

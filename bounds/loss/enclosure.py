@@ -12,9 +12,11 @@ from scipy.integrate import RK45
 from bounds.features.blocks import COVERS, MARGINS, Block, decouple, fft_obstacle
 from bounds.support.numeric import patient
 from bounds.support.ranges import require_moderate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
 
 LARGEST = 300.0
 """Cap of ``sqrt(G) S``: margins beyond exp(300) have no loss left."""

@@ -10,10 +10,12 @@ from bounds.distance.flow import span
 from bounds.loss.rates import imbalance
 from bounds.support.covers import Covers, declares
 from bounds.support.ranges import SMALLEST, require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 LOCALISED = "re-derived, localised (5b); in the place of Section 5.2 of [1]"
 FFT = "new (5c)"
@@ -91,8 +93,8 @@ def localised_loss(
     head = float(weights.v @ weights.v)
     least = float(np.linalg.eigvalsh(W.T @ W)[0]) + head
     total = float(((X @ W.T) ** 2).sum()) + head * float((X**2).sum())
-    kappa = least / 2 if kappa is None else _validate.positive("kappa", kappa)
-    trace = 2 * total if trace is None else _validate.positive("trace", trace)
+    kappa = least / 2 if kappa is None else validate.positive("kappa", kappa)
+    trace = 2 * total if trace is None else validate.positive("trace", trace)
     phase = schedule.phases[0]
     if least < kappa or total > trace or kappa <= 0:
         return nowhere(t, f"the start is beyond the levels kappa={kappa:g}, trace={trace:g}", LOCALISED)

@@ -15,10 +15,12 @@ from bounds.features.blocks import MARGINS, collapsed
 from bounds.support.covers import Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.ranges import require_moderate
-from langevin._validate import FloatArray
 from langevin.model.losses import LOSSES
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
 
 SOURCE = "new (section 8), an estimate"
 LOW_RANK = Covers(("square",), ("linear",), lp=("none",), fft=("none",))

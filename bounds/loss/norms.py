@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike
 
 from bounds.band import Band, nowhere
 from bounds.support.covers import Covers, declares
+from bounds.support.growth import pull
 from bounds.support.phases import until
 from bounds.support.ranges import SMALLEST, require_moderate
-from langevin import _validate
-from langevin._validate import FloatArray
-from langevin.model.losses import LOSSES
-from langevin.problem import Method, Problem, Weights
-from langevin.schedule import Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 NORM = "new (sections 0 and 5b)"
 NORMS = Covers(("logistic", "square", "huber"), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"))
@@ -60,14 +62,6 @@ def expected_norm(
         upper += (pull(problem, phase.method) + noise) * time
     valid = until(schedule, t, NORMS.phases(schedule))
     return Band(t, 0.0, upper, valid, NORMS.refuses_phases(schedule), NORM)
-
-
-def pull(problem: Problem, method: Method) -> float:
-    """Largest growth of ``||theta||^2`` by the drift: ``theta . grad f`` is ``2 f``, in probing ``f``."""
-    growth = LOSSES[problem.loss].growth
-    if growth is None:
-        raise ValueError(f"problem.loss must have a growth constant, got {problem.loss!r}: add it to LOSSES")
-    return (4 if method == "fft" else 2) * float(growth(problem.y).sum())
 
 
 @declares(NORM_TAIL)
@@ -121,11 +115,11 @@ def norm_tail(
     """
     from scipy.stats import ncx2
 
-    _validate.original("schedule", schedule, Schedule)
+    validate.original("schedule", schedule, Schedule)
     require_moderate(problem, weights, schedule)
     NORM_TAIL.require(problem)
-    _validate.choice("over", over, ("time", "path"))
-    time = _validate.positive("time", time)
+    validate.choice("over", over, ("time", "path"))
+    time = validate.positive("time", time)
     if time > schedule.duration:
         raise ValueError(f"time must be at most the schedule's {schedule.duration:g}, got {time:g}")
     phase = schedule.phases[0]
@@ -139,7 +133,7 @@ def norm_tail(
         raise ValueError(f"time must leave noise beside the weights, got {time:g}: take a longer one")
     start = size / variance
     given: Any = [level] if np.isscalar(level) else level
-    levels = _validate.array("level", given, 1)
+    levels = validate.array("level", given, 1)
     x = (levels[0] if np.isscalar(level) else levels) / variance
     if over == "time":
         return np.asarray(ncx2.sf(x, freedom, start))

@@ -10,9 +10,11 @@ from bounds.loss.rates import probe
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.phases import until
 from bounds.support.ranges import require_moderate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
 
 LP = "re-derived (5a); in the place of Section 5.2 of [1]"
 PROBING = Covers(("square",), ANY, lp=("none",), fft=())

@@ -14,9 +14,11 @@ from bounds.support.covers import ANY, Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.phases import probing_first, until
 from bounds.support.ranges import require_moderate
-from langevin._validate import FloatArray
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
 
 RATES = "re-derived, clipped form new (4a); in the place of Theorem 4.2 of [1]"
 CONSERVED = "new (4c); in the place of Theorem 4.3 and Section 5.2 of [1]"

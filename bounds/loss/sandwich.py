@@ -9,8 +9,10 @@ from bounds.band import Band, nowhere
 from bounds.features.blocks import COVERS
 from bounds.loss.enclosure import enclose
 from bounds.support.covers import declares
-from langevin.problem import Problem, Weights
-from langevin.schedule import Schedule, record_times
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.steps import record_times
+from langevin.model.weights import Weights
 
 SOURCE = "new (4b); in the place of Theorems 4.2 and 4.3 of [1]"
 

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from bounds.privacy.gaussian import gdp_delta, gdp_epsilon, validate_delta
 from bounds.privacy.neighbours import Neighbours, sensitivity
 from bounds.support.numeric import root
-from langevin import _validate
-from langevin._validate import FloatArray
-from langevin.schedule import Phase, Schedule
+from langevin.model.schedule import Phase, Schedule
+from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 
 def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
@@ -45,7 +45,7 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     0.02
     """
     total = 0.0
-    for phase in _validate.original("schedule", schedule, Schedule):
+    for phase in validate.original("schedule", schedule, Schedule):
         gap = sensitivity(phase, neighbours)
         if phase.sigma == 0.0:
             return math.inf
@@ -87,7 +87,7 @@ def renyi(schedule: Schedule, orders: ArrayLike, *, neighbours: Neighbours = "ad
     >>> renyi(Schedule.fft(time=2.0, sigma=5.0, clip=1.0), [2, 16])
     array([0.04, 0.32])
     """
-    alpha = _validate.array("orders", orders, 1)
+    alpha = validate.array("orders", orders, 1)
     if not (alpha > 1).all():
         raise ValueError(f"orders must all exceed 1, got {alpha.min()}")
     return alpha * zcdp(schedule, neighbours=neighbours)
@@ -168,8 +168,8 @@ def calibrate(
     >>> round(target.phases[0].sigma, 3)
     3.731
     """
-    _validate.choice("solve", solve, ("sigma", "time", "clip"))
-    epsilon = _validate.positive("epsilon", epsilon)
+    validate.choice("solve", solve, ("sigma", "time", "clip"))
+    epsilon = validate.positive("epsilon", epsilon)
     delta = validate_delta(delta)
     mu = gdp(schedule, neighbours=neighbours)
     if math.isinf(mu):

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from bounds.privacy.gaussian import gdp_delta, gdp_epsilon
 from bounds.privacy.neighbours import NEIGHBOURS, Neighbours
-from langevin import _validate
-from langevin.schedule import DPSGD
+from langevin.model.dpsgd import DPSGD
+from langevin.support import validate
 
 
 def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-remove") -> float:
     """``mu`` of full-batch DP-SGD: ``sqrt(K)/nu`` a phase, twice that if a sample is replaced.
 
     Exact, by composition of Gaussian mechanisms [2]_, and what `gdp` says of the phase that a
-    `langevin.schedule.DPSGD` maps to.
+    `langevin.model.dpsgd.DPSGD` maps to.
 
     Raises
     ------
@@ -37,9 +37,9 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
     ...
     ValueError: sample_rate must be None to read privacy off the diffusion, got 0.1: ...
     """
-    _validate.choice("neighbours", neighbours, NEIGHBOURS)
+    validate.choice("neighbours", neighbours, NEIGHBOURS)
     mu = []
-    for phase in [phases] if isinstance(phases, DPSGD) else _validate.sequence("phases", phases, DPSGD):
+    for phase in [phases] if isinstance(phases, DPSGD) else validate.sequence("phases", phases, DPSGD):
         if not phase.privacy_carries_over:
             raise ValueError(
                 f"sample_rate must be None to read privacy off the diffusion, got {phase.sample_rate}: "

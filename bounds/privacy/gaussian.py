@@ -7,7 +7,7 @@ import math
 from scipy.special import erfcx, log_ndtr, ndtri
 
 from bounds.support.numeric import root
-from langevin import _validate
+from langevin.support import validate
 
 # below it, the two terms of a Gaussian mechanism's delta cancel to fewer than ten digits
 _SMALL = 1e-3
@@ -27,7 +27,7 @@ def gdp_delta(mu: float, epsilon: float) -> float:
     >>> round(gdp_delta(1.0, 1.0), 6)
     0.126937
     """
-    epsilon, mu = _validate.non_negative("epsilon", epsilon), _mu(mu)
+    epsilon, mu = validate.non_negative("epsilon", epsilon), _mu(mu)
     if mu == 0.0:
         return 0.0
     if math.isinf(mu):
@@ -93,12 +93,12 @@ def gdp_epsilon(mu: float, delta: float) -> float:
 
 def _mu(mu: float) -> float:
     """Return ``mu`` as a number from 0 to infinity."""
-    return math.inf if isinstance(mu, float) and mu == math.inf else _validate.non_negative("mu", mu)
+    return math.inf if isinstance(mu, float) and mu == math.inf else validate.non_negative("mu", mu)
 
 
 def validate_delta(delta: float) -> float:
     """Return ``delta`` if it lies between 0 and 1."""
-    delta = _validate.positive("delta", delta)
+    delta = validate.positive("delta", delta)
     if delta >= 1:
         raise ValueError(f"delta must be below 1, got {delta}")
     return delta

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from bounds.privacy.neighbours import Neighbours, sensitivity
-from langevin import _validate
-from langevin.schedule import Phase
+from langevin.model.schedule import Phase
+from langevin.support import validate
 
 
 def last_iterate_gdp(
@@ -69,17 +69,17 @@ def last_iterate_gdp(
     >>> round(gdp(Schedule.lp(time=100.0, sigma=5.0, clip=1.0)), 3)
     1.414
     """
-    decay = _validate.positive("weight_decay", weight_decay)
-    sigma, lp_time = _validate.positive("sigma", sigma), _validate.positive("lp_time", lp_time)
-    fft_time = _validate.non_negative("fft_time", fft_time)
+    decay = validate.positive("weight_decay", weight_decay)
+    sigma, lp_time = validate.positive("sigma", sigma), validate.positive("lp_time", lp_time)
+    fft_time = validate.non_negative("fft_time", fft_time)
     gap = sensitivity(Phase("lp", lp_time, sigma, clip), neighbours)
     if dt is not None:
-        dt = _validate.positive("dt", dt)
+        dt = validate.positive("dt", dt)
         if smoothness is None:
             raise ValueError(
                 "smoothness must be given with dt, got None: the chain needs dt <= 2/(lambda + M)"
             )
-        smoothness = _validate.positive("smoothness", smoothness)
+        smoothness = validate.positive("smoothness", smoothness)
         if smoothness < decay:
             raise ValueError(f"smoothness must be at least weight_decay={decay:g}, got {smoothness:g}")
         if dt > 2 / (decay + smoothness):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from langevin import _validate
-from langevin.schedule import Phase
+from langevin.model.schedule import Phase
+from langevin.support import validate
 
 Neighbours = Literal["add-remove", "replace"]
 NEIGHBOURS = ("add-remove", "replace")
@@ -22,7 +22,7 @@ def sensitivity(phase: Phase, neighbours: Neighbours = "add-remove") -> float:
     ValueError
         Without clipping: the sensitivity is infinite, no noise gives privacy.
     """
-    _validate.choice("neighbours", neighbours, NEIGHBOURS)
+    validate.choice("neighbours", neighbours, NEIGHBOURS)
     if phase.clip is None:
         raise ValueError(
             f"clip must be positive for privacy, got None in the phase '{phase}': "

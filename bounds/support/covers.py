@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from langevin.problem import Problem
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
 
 F = TypeVar("F", bound=Callable)
 

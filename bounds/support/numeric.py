@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from scipy.optimize import brentq
 
-from langevin._validate import FloatArray
+from langevin.support.validate import FloatArray
 
 
 def root(function: Callable[[float], float], low: float, high: float, xtol: float = 1e-15) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin._validate import FloatArray
-from langevin.schedule import Schedule
+from langevin.model.schedule import Schedule
+from langevin.support.validate import FloatArray
 
 
 def until(schedule: Schedule, t: FloatArray, good: list[bool], *, start: bool = False) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from langevin import _validate
-from langevin.problem import Problem, Weights, require_compatible
-from langevin.schedule import Schedule
+from langevin.model.problem import Problem, require_compatible
+from langevin.model.schedule import Schedule
+from langevin.model.weights import Weights
+from langevin.support import validate
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Products of ten such numbers are doubles still; no data or training is near these ends."""
@@ -33,14 +34,14 @@ def require_moderate(
     arrays = {"problem.X": problem.X, "problem.y": problem.y, "weights.W": weights.W, "weights.v": weights.v}
     sizes = {name: max(float(array.max()), -float(array.min())) for name, array in arrays.items()}
     if schedule is not None:
-        _validate.original("schedule", schedule, Schedule)
+        validate.original("schedule", schedule, Schedule)
     for phase in schedule or ():
         for name in ("time", "clip", "stabiliser"):
             _require(name, getattr(phase, name), "take another unit of time or of loss")
         # less noise than can be squared is none
         _require("sigma", max(phase.sigma, SMALLEST), "take another unit of time or of loss")
     for name, number in numbers.items():
-        _require(name, None if number is None else _validate.number(name, number), "take another unit")
+        _require(name, None if number is None else validate.number(name, number), "take another unit")
     for name, size in sizes.items():
         _require(f"the largest entry of {name}", size, "rescale inputs, targets or weights")
     n, h = problem.samples, len(weights.v)
@@ -49,7 +50,7 @@ def require_moderate(
         apart = problem.activation == "relu" and problem.classification
         positive = int((problem.y > 0).sum()) if apart else n
         entries += 7 * (positive**2 + (n - positive) ** 2)
-    _validate.memory(
+    validate.memory(
         8.0 * entries,
         f"a bound for {n} samples in {problem.dim} dimensions and {h} neurons",
         "take fewer samples or neurons",

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from figures import output
-from langevin import store
+from langevin.store.files import load
 
 SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
 
@@ -23,7 +23,7 @@ def generate(app: Sphinx) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ExtensionError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
-    scripts = sorted((ROOT / "figures").glob("fig_*.py")) + sorted((ROOT / "figures").glob("tab_*.py"))
+    scripts = output.scripts()
     pages = {f"{script.stem}.rst": page(script, folder) for script in scripts}
     pages["index.rst"] = index(scripts, folder)
     write(Path(app.srcdir, "generated", "gallery"), pages)
@@ -33,7 +33,7 @@ def page(script: Path, folder: Path) -> str:
     """Build a page: picture or table, version, caption, command and script."""
     name = script.stem
     title, caption = docstring(script)
-    versions = output.versions(store.load(folder / f"{name}.nc"))
+    versions = output.versions(load(folder / f"{name}.nc"))
     parts = [heading(title.rstrip(".")), shown(name, folder)]
     if versions:
         parts.append(
@@ -53,7 +53,7 @@ def page(script: Path, folder: Path) -> str:
         f".. code-block:: sh\n\n   python -m figures {name[4:]}",
         f"Downloads of what is shown: {', '.join(files)}.",
         heading("The script", "-"),
-        f".. literalinclude:: ../../../figures/{name}.py\n   :language: python",
+        f".. literalinclude:: ../../../{script.relative_to(ROOT)}\n   :language: python",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from langevin import _install
-from langevin._engine import Deferred, deaf_children, shielded
+from langevin.support import install
+from langevin.support.signals import Deferred, deaf_children, shielded
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -27,7 +27,7 @@ def client(count: int, threads: bool, scheduler: str | None) -> Iterator[Client]
         from distributed import Client
     except ImportError:
         raise ValueError(
-            f"workers require Dask, which is not installed: {_install.command('sweep')}"
+            f"workers require Dask, which is not installed: {install.command('sweep')}"
         ) from None
     cluster = None
     with logging_from(logging.WARNING):

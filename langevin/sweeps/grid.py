@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from langevin import _validate
+from langevin.support import validate
 from langevin.sweeps.parameters import Parameter, label, parameters, plain, require_known
 
 Values = dict[str, Any]
@@ -96,7 +96,7 @@ class Grid:
     Parameters
     ----------
     kind : Kind
-        `langevin.sweeps.SIMULATIONS`, or `empirical.sweeps.FINETUNINGS`.
+        `langevin.sweeps.SIMULATIONS`, or `empirical.studies.sweeps.FINETUNINGS`.
     sweep : mapping
         For each swept parameter a list of values; or ``{"count": 5, "start": 0}`` for consecutive integers;
         or ``{"from": 0.1, "to": 10, "count": 5, "spacing": "log"}``, including both ends.
@@ -129,7 +129,8 @@ class Grid:
         known = getattr(self.kind, "parameters", None)
         if known is None:
             raise TypeError(
-                f"kind must be langevin.sweeps.SIMULATIONS or empirical.sweeps.FINETUNINGS, got {self.kind!r}"
+                "kind must be langevin.sweeps.SIMULATIONS or empirical.studies.sweeps.FINETUNINGS, "
+                f"got {self.kind!r}"
             )
         self._check_names(known)
         axes = {name: _axis(known[name], given) for name, given in self.sweep.items()}
@@ -143,7 +144,7 @@ class Grid:
             require_known("[record]", self.record, options)
             read = {name: options[name].read(value) for name, value in self.record.items()}
             object.__setattr__(self, "record", self.kind.record(**read))
-        _validate.instance("record", self.record, self.kind.record)
+        validate.instance("record", self.record, self.kind.record)
         self._check_combinations()
 
     def _check_names(self, known: Mapping[str, Parameter]) -> None:
@@ -202,7 +203,7 @@ class Grid:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"grid must be a TOML file, got {str(path)!r}: {error}") from None
         require_known("the grid", table, ("kind", "out", "fixed", "sweep", "record"))
-        kind = kinds[_validate.choice("kind", table.get("kind"), kinds)]()
+        kind = kinds[validate.choice("kind", table.get("kind"), kinds)]()
         out = table.get("out")
         if out is not None and not isinstance(out, str):
             raise TypeError(f"out must be a string, got {out!r}")
@@ -300,7 +301,7 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
     name = f"sweep.{parameter.name}"
     if isinstance(given, Mapping):
         require_known(name, given, ("count", "start", "from", "to", "spacing"))
-        count = _validate.integer(f"{name}.count", given.get("count"), 1)
+        count = validate.integer(f"{name}.count", given.get("count"), 1)
         if count > _MOST_CELLS:
             raise ValueError(f"{name}.count must be at most {_MOST_CELLS}, got {count}: use several sweeps")
         if "from" in given or "to" in given:
@@ -308,7 +309,7 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
             given = _spread(name, given, count)
         else:
             require_known(name, given, ("count", "start"))
-            start = _validate.integer(f"{name}.start", given.get("start", 0), 0)
+            start = validate.integer(f"{name}.start", given.get("start", 0), 0)
             given = range(start, start + count)
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
         raise TypeError(f"{name} must be a non-empty list, or a table with count, got {given!r}")
@@ -325,12 +326,12 @@ def _axis(parameter: Parameter, given: Any) -> tuple[Any, ...]:
 
 
 def _spread(name: str, given: Mapping[str, Any], count: int) -> list[float]:
-    spacing = _validate.choice(f"{name}.spacing", given.get("spacing", "linear"), ("linear", "log"))
-    low, high = (_validate.number(f"{name}.{end}", given.get(end)) for end in ("from", "to"))
+    spacing = validate.choice(f"{name}.spacing", given.get("spacing", "linear"), ("linear", "log"))
+    low, high = (validate.number(f"{name}.{end}", given.get(end)) for end in ("from", "to"))
     if count < 2:
         raise ValueError(f"{name}.count must be at least 2 with from and to, got {count}")
     if spacing == "log":
-        low, high = _validate.positive(f"{name}.from", low), _validate.positive(f"{name}.to", high)
+        low, high = validate.positive(f"{name}.from", low), validate.positive(f"{name}.to", high)
     values = np.geomspace(low, high, count) if spacing == "log" else np.linspace(low, high, count)
     return values.tolist()
 

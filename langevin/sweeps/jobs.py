@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
-from langevin._engine import one_blas_thread, shielded
-from langevin._record import versions
-from langevin._spawn import require_importable_main
+from langevin.engine.record import versions
+from langevin.support.signals import shielded
+from langevin.support.spawn import require_importable_main
+from langevin.support.threads import one_blas_thread
 from langevin.sweeps import cluster
 from langevin.sweeps.cluster import SweepError
 

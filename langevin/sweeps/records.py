@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from langevin import _locks
+from langevin.store import locks
 from langevin.sweeps.jobs import Outcome
 from langevin.sweeps.parameters import plain
 
@@ -63,7 +63,7 @@ class Records:
         except OSError as error:
             raise self._error(f"cannot be written: {error.strerror}") from None
         try:
-            if not _locks.lock(self._file):
+            if not locks.lock(self._file):
                 raise self._error("is in use by another process: take another file")
             self._read()
         except BaseException:

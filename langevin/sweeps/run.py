@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin import _validate
-from langevin._engine import Deferred, available_threads, shielded
+from langevin.support import validate
+from langevin.support.signals import Deferred, shielded
+from langevin.support.threads import available_threads
 from langevin.sweeps import store
 from langevin.sweeps.grid import Grid, Kind, Layout, Values
 from langevin.sweeps.jobs import Finished, Jobs, Outcome, Pool
@@ -100,14 +101,14 @@ def run_sweep(
         raise ValueError(
             f"scheduler={scheduler!r} has its own workers: remove it, or remove workers and threads"
         )
-    count = available_threads() if workers is None else _validate.integer("workers", workers, 1)
+    count = available_threads() if workers is None else validate.integer("workers", workers, 1)
     pool = Pool(count, threads=threads, scheduler=scheduler, dashboard=dashboard)
     with contextlib.closing(SweepStore(out, grid)) as kept, pool:
         left = kept.left()
         store.require_room(kept.path, len(left), kept.layout)
         if len(left) and scheduler is None:
             needed = max(kept.grid.kind.memory(v, kept.grid.record) for v in kept.grid.combinations())
-            _validate.memory(
+            validate.memory(
                 count * needed,
                 f"a cell for each of {count} workers",
                 "take fewer workers, or record less of each cell",

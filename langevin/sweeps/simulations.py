@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from langevin import _validate
-from langevin.files import is_file
-from langevin.observables import OBSERVABLES
-from langevin.schedule import grid as step_grid
-from langevin.simulation import Simulation
+from langevin.data.files import is_file
+from langevin.model.observables import OBSERVABLES
+from langevin.model.steps import grid as step_grid
+from langevin.simulation.config import Simulation
+from langevin.support import validate
 from langevin.sweeps.grid import Grid, Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import parameters
 
@@ -29,7 +29,7 @@ class Recorded:
     Parameters
     ----------
     variables : tuple of str
-        Of `langevin.observables.OBSERVABLES`.
+        Of `langevin.model.observables.OBSERVABLES`.
     times : int
         Number of recorded times, equally spaced.
     paths : {"mean", "all"}
@@ -44,13 +44,13 @@ class Recorded:
         if not self.variables or len(set(self.variables)) < len(self.variables):
             raise ValueError(f"variables must be different ones, got {list(self.variables)}")
         for name in self.variables:
-            _validate.choice("variables", name, OBSERVABLES)
-        _validate.integer("times", self.times, 2)
-        _validate.choice("paths", self.paths, ("mean", "all"))
+            validate.choice("variables", name, OBSERVABLES)
+        validate.integer("times", self.times, 2)
+        validate.choice("paths", self.paths, ("mean", "all"))
 
 
 class Simulations(Kind):
-    """Grids over the parameters of `langevin.simulation.Simulation`."""
+    """Grids over the parameters of `langevin.simulation.config.Simulation`."""
 
     name = "simulate"
     # a dimension and a recorded variable cannot share a name
@@ -123,7 +123,8 @@ class Simulations(Kind):
 
     def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:
         """Simulate; keep a diverged run up to its last finite step."""
-        from langevin.solvers import Diverged, euler_maruyama
+        from langevin.solvers.diffusion import euler_maruyama
+        from langevin.solvers.errors import Diverged
 
         simulation, error = Simulation(**values), None
         problem, weights, *_ = simulation.start(record.variables)
@@ -165,7 +166,7 @@ def _times(grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     swept = [name for name in grid.sweep if name in _TIMING]
     rows = []
     lengths = math.prod(len(grid.sweep[name]) for name in swept)
-    _validate.memory(16.0 * lengths * grid.record.times, "the times of a sweep", "record fewer of them")
+    validate.memory(16.0 * lengths * grid.record.times, "the times of a sweep", "record fewer of them")
     for values in grid.combinations(swept):
         simulation = Simulation(**values)
         schedule = simulation.schedule

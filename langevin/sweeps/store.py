@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from langevin import _atomic, _foreign, _locks, _validate, store
-from langevin._record import versions
-from langevin.store import StoreError
+from langevin.engine.record import versions
+from langevin.store import atomic, locks, untrusted
+from langevin.store.errors import StoreError
+from langevin.store.files import check_target
+from langevin.support import validate
 from langevin.sweeps.grid import Grid, Layout
 
 if TYPE_CHECKING:
@@ -63,12 +65,12 @@ class SweepStore:
     """
 
     def __init__(self, path: str | Path, grid: Grid) -> None:
-        self.path = store.check_target(path)
+        self.path = check_target(path)
         if self.path.suffix != ".zarr":
             raise StoreError(f"out must end in .zarr for a sweep, got {str(path)!r}")
         self._lock = _locked(self.path)
         try:
-            _atomic.clear(self.path)
+            atomic.clear(self.path)
             if self.path.exists():
                 grid, self._chunk = matching(self.path, grid)
             else:
@@ -89,7 +91,7 @@ class SweepStore:
         import zarr
 
         try:
-            with _atomic.replacing(self.path) as new:
+            with atomic.replacing(self.path) as new:
                 group = zarr.create_group(new, attributes=self._attrs(about))
                 for name in self._expected():
                     self._add(group, name)
@@ -254,7 +256,7 @@ def matching(path: Path, grid: Grid) -> tuple[Grid, Place]:
     """
     about = _json(grid.as_dict())
     try:
-        _foreign.refuse_links(path)
+        untrusted.refuse_links(path)
         attrs = json.loads((path / "zarr.json").read_text())["attributes"]
         stored, chunk = attrs["sweep"], tuple(attrs["chunk"])
         pairs = [(name, stored[name], about[name]) for name in ("format", "kind")]
@@ -311,7 +313,7 @@ def _locked(path: Path) -> TextIO:
     beside = path.with_name(f".{path.name}.lock")
     try:
         file = beside.open("a")
-        if _locks.lock(file):
+        if locks.lock(file):
             return file
         file.close()
     except OSError as error:
@@ -338,7 +340,7 @@ def _status(path: Path) -> np.ndarray:
 
     try:
         array = zarr.open_array(path / "status", mode="r", zarr_format=3)
-        _validate.memory(2.0 * array.nbytes, f"status of {path}", "take fewer cells")
+        validate.memory(2.0 * array.nbytes, f"status of {path}", "take fewer cells")
         return np.asarray(array[...])
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from figures import fig_budget
+from figures.theory import fig_budget
 
 
 @pytest.fixture(scope="module")

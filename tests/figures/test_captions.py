@@ -13,10 +13,12 @@ import pytest
 import xarray as xr
 
 import langevin
-from figures import fig_assumptions, fig_features, fig_heads, output
+from figures import output
 from figures.__main__ import scripts
-from figures.study_features import FILE
-from langevin import store
+from figures.study import fig_features, fig_heads
+from figures.study.study_features import FILE
+from figures.theory import fig_assumptions
+from langevin.store import files
 from tests.helpers import random_problem, random_weights
 
 SIMULATED = ("budget", "clipping", "error", "heads", "linear", "loss")
@@ -57,7 +59,7 @@ def test_features_are_measured_as_said(monkeypatch):
     assert caught.value.args == (measured,)
     assert list(output.chosen(fig_features.SETTINGS, True).values()) == list(measured.values())
     # in full: the committed study
-    runs = store.load(output.ROOT / FILE)
+    runs = files.load(output.ROOT / FILE)
     setting = json.loads(runs.attrs["setting"])
     full = output.chosen(fig_features.SETTINGS, False)
     assert (runs.sizes["seed"], int(runs.step[-1])) == (full["seeds"], full["steps of DP-SGD"])
@@ -118,7 +120,7 @@ def test_a_page_of_the_gallery_says_which_version_it_shows(monkeypatch, tmp_path
         data = xr.Dataset(attrs={"quick": int(quick)})
         for version, coarse in (("drawn", quick), ("full", False)):
             data.attrs[version] = json.dumps(output.chosen(fig_heads.SETTINGS, coarse))
-        store.save(data, tmp_path / "fig_heads.nc")
+        files.save(data, tmp_path / "fig_heads.nc")
         text = gallery.page(script, tmp_path)
         assert ("This picture is a quick version" in text) == quick
         assert ("data sets: 2, paths of each: 4" in text) == quick

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import bounds
-from figures import fig_clipping
+from figures.theory import fig_clipping
 
 
 @pytest.fixture(scope="module")

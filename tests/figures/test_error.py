@@ -2,7 +2,7 @@
 
 import pytest
 
-from figures import fig_error
+from figures.theory import fig_error
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from figures import fig_assumptions as figure
+from figures.theory import fig_assumptions
 from langevin import Weights, collapsed_features, orthogonally_separable
 
 
 @pytest.fixture(scope="module")
 def data():
-    return figure.compute(quick=True)
+    return fig_assumptions.compute(quick=True)
 
 
 def test_data_made_to_meet_the_assumptions(data):
@@ -38,5 +38,5 @@ def test_features_fall_by_the_sign_of_their_head():
     own = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)
     for wrong in (2, 5):
         v = own * np.where(np.arange(8) < wrong, -0.1, 0.1)
-        found = figure.behaviour(problem, Weights(weights.W, v))
+        found = fig_assumptions.behaviour(problem, Weights(weights.W, v))
         assert (found["misaligned_fall"], found["aligned_fall"], found["probed_fall"]) == (1, 0, 0)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures import fig_features as figure
-from figures.study_features import RUNS
+from figures.study import fig_features
+from figures.study.study_features import RUNS
 
 
 @pytest.fixture(scope="module")
 def data():
-    return figure.compute()
+    return fig_features.compute()
 
 
 def test_the_noise_distorts_and_the_head_does_not(data):
@@ -43,8 +43,8 @@ def test_each_cause_is_read_from_its_own_control(monkeypatch, tmp_path):
         grid.attrs["long_name"] = "accuracy"
         return xr.Dataset({"knn_accuracy": grid}, attrs={"machine": "none"})
 
-    monkeypatch.setattr(figure, "measure", fake)
-    end = figure.compute(quick=True).isel(step=-1, epsilon=0)
+    monkeypatch.setattr(fig_features, "measure", fake)
+    end = fig_features.compute(quick=True).isel(step=-1, epsilon=0)
     found = {
         name: (-100 * end[name]).round(6).values.tolist() for name in ("total", "from_noise", "from_head")
     }

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from figures import fig_heads as figure
+from figures.study import fig_heads
 from langevin import collapsed_features, orthogonally_separable
 
 
 @pytest.fixture(scope="module")
 def data():
-    return figure.compute(quick=True)
+    return fig_heads.compute(quick=True)
 
 
 def test_aligned_heads_distort_nothing_without_noise(data):
@@ -43,7 +43,7 @@ def test_what_the_caption_says_of_dpsgd(data):
 def test_heads():
     problem = orthogonally_separable(20, 4, rng=0)
     W = collapsed_features(problem, 8, rng=0).W
-    made = {head: figure.start(head, problem, W, 3) for head in figure.HEADS}
+    made = {head: fig_heads.start(head, problem, W, 3) for head in fig_heads.HEADS}
     assert np.allclose(made["large"], 16 * made["small"])
     assert not made["zero"].any()
     own = np.where(np.arange(8) % 2 == 0, 1, -1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from figures import fig_linear
+from figures.theory import fig_linear
 from langevin import Schedule, zeroth_order
 
 STEPS = 500

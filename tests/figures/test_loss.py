@@ -2,7 +2,7 @@
 
 import pytest
 
-from figures import fig_loss
+from figures.theory import fig_loss
 
 
 @pytest.fixture(scope="module")

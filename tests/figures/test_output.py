@@ -113,7 +113,7 @@ TABLE = '''
 
 import xarray as xr
 
-from empirical.tables import Table
+from empirical.studies.tables import Table
 from figures import output
 
 
@@ -166,8 +166,10 @@ def test_an_animation(script, tmp_path):
 
 def test_digests_follow_the_project_and_the_files_read():
     path = Path(output.__file__)
-    found = output._code(str(path), ["constraints.txt"], ["langevin.store", "figures.studies", "numpy"])
-    assert set(found) == {"script", "constraints.txt", "langevin.store", "figures.studies"}
+    found = output._code(
+        str(path), ["constraints.txt"], ["langevin.store.files", "figures.study.studies", "numpy"]
+    )
+    assert set(found) == {"script", "constraints.txt", "langevin.store.files", "figures.study.studies"}
     del found["constraints.txt"]
     assert output._code(str(path), [], found) == found
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures import regret
+from figures.study import regret
 
 SHARES = [0.0, 0.5, 1.0]
 

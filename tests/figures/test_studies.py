@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from empirical.tables import paired
-from figures import studies, tab_small
-from langevin import store
+from empirical.studies.tables import paired
+from figures.study import studies, tab_small
+from langevin.store import files
 
 
 def grid(tmp_path, name, arms, epsilons, **setting):
@@ -21,7 +21,7 @@ def grid(tmp_path, name, arms, epsilons, **setting):
         {"arm": arms, "method": ("arm", arms), "share": ("arm", np.zeros(len(arms))), "epsilon": epsilons},
         {"setting": json.dumps({"device": "cpu"} | setting)},
     )
-    store.save(run, tmp_path / f"{name}.nc")
+    files.save(run, tmp_path / f"{name}.nc")
 
 
 def test_studies_side_by_side(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_what_the_caption_of_small_networks_says():
     assert (ahead.sel(epsilon=[0.1, 0.3]) > 0).all()
     assert (ahead.sel(epsilon=8) < data.standard_error.sel(arm="lp", epsilon=8)).all()
     for name in tab_small.STUDIES:
-        run = store.load(studies.ROOT / studies.FOLDER / f"{name}.nc")
+        run = files.load(studies.ROOT / studies.FOLDER / f"{name}.nc")
         better = [(found := paired(run, other)).significant & (found["mean"] > 0) for other in ("lp", "fft")]
         both = (better[0] & better[1]).sel(
             arm=[arm for arm in run.arm.values if str(arm).startswith("lp-fft")]

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from figures import regret, study_planner
-from langevin import store
+from figures.study import regret, study_planner
+from langevin.store import files
 
 
 def test_plans_are_resumed_and_saved_like_the_committed_ones(
@@ -28,13 +28,13 @@ def test_plans_are_resumed_and_saved_like_the_committed_ones(
     out = tmp_path / "plans.nc"
     monkeypatch.setattr(sys, "argv", ["study", "--seeds", "2", "--workers", "1", "--out", str(out)])
     assert study_planner.main() == 1
-    assert store.load(out).share.isnull().sum() == 6 * 5
+    assert files.load(out).share.isnull().sum() == 6 * 5
     failing.clear()
     computed.clear()
     assert study_planner.main() == 0
     # those that failed alone
     assert computed == [("public features", 0)] * 6
-    run, committed = store.load(out), regret.planned().isel(seed=slice(2))
+    run, committed = files.load(out), regret.planned().isel(seed=slice(2))
     assert run.sizes == committed.sizes
     for name, variable in run.variables.items():
         assert (variable.dims, variable.attrs) == (committed[name].dims, committed[name].attrs)

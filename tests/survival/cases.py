@@ -20,7 +20,7 @@ from langevin import (
     orthogonally_separable,
     zeroth_order,
 )
-from langevin.reduced import REDUCTIONS
+from langevin.engine.reductions.choose import REDUCTIONS
 
 SIZES = (1.0, 1.0, 1.0, 0.0, 1e-6, 1e6, 1e-28, 1e28, 1e-150, 1e150, 1e-300, 1e300)
 OBSERVABLES = (

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from langevin import Schedule, euler_maruyama, files, from_npz, store
+from langevin import Schedule, euler_maruyama, from_npz
+from langevin.data import files
+from langevin.store import checkpoints
+from langevin.store.files import load, save
 from tests.helpers import random_problem, random_weights
 
 GRID = """
@@ -66,12 +69,12 @@ class Kind:
 
 def kinds() -> list[Kind]:
     """All kinds of files."""
-    from empirical.ledger import Ledger
-    from empirical.ledger import read as read_ledger
+    from empirical.networks.weights import load_weights, save_weights
+    from empirical.privacy.ledger import Ledger
+    from empirical.privacy.ledger import read as read_ledger
     from empirical.recipe import Recipe
-    from empirical.records import Cell, Records
-    from empirical.setting import Setting
-    from empirical.weights import load_weights, save_weights
+    from empirical.studies.cells import Cell, Records
+    from empirical.studies.setting import Setting
 
     problem, weights = random_problem(0, n=5, d=3), random_weights(0, d=3)
     schedule = Schedule.fft(time=0.2, sigma=0.3, clip=1.0)
@@ -99,7 +102,7 @@ def kinds() -> list[Kind]:
         return [value.detach().numpy() for value in module.state_dict().values()]
 
     def write_ledger(path: Path) -> None:
-        from tests.empirical.test_ledger import PLAN
+        from tests.empirical.privacy.test_ledger import PLAN
 
         with Ledger.create(path, PLAN) as ledger:
             ledger.claim("lp", 20)
@@ -117,7 +120,7 @@ def kinds() -> list[Kind]:
     same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))  # noqa: E731
 
     def read_grid(path: Path) -> Any:
-        from empirical.sweeps import FINETUNINGS
+        from empirical.studies.sweeps import FINETUNINGS
         from langevin.sweeps import SIMULATIONS, Grid
 
         grid, out = Grid.read(path, {"simulate": lambda: SIMULATIONS, "finetune": lambda: FINETUNINGS})
@@ -128,11 +131,13 @@ def kinds() -> list[Kind]:
         Kind("grid.toml", lambda p: p.write_text(GRID), read_grid, lambda a, b: True),
         Kind("data.npz", write_npz, read_npz, same),
         Kind("features.npz", write_npz, lambda p: list(files.read(p).arrays.values()), same),
-        Kind("run.nc", lambda p: store.save(run, p), store.load, lambda a, b: a.identical(b)),
+        Kind("run.nc", lambda p: save(run, p), load, lambda a, b: a.identical(b)),
         Kind(
             "checkpoint",
-            lambda p: store.save_checkpoint(p, config, arrays),
-            lambda p: list(store.load_checkpoint(p, config, {"steps": (5,), "scalars": (-1,)}).values()),
+            lambda p: checkpoints.save_checkpoint(p, config, arrays),
+            lambda p: list(
+                checkpoints.load_checkpoint(p, config, {"steps": (5,), "scalars": (-1,)}).values()
+            ),
             same,
         ),
         Kind("body.npz", lambda p: save_weights(p, net()), read_weights, same),

@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from langevin import _atomic, store
+from langevin.store import atomic, files
 from tests.helpers import Limit, finish
+from tests.langevin.solvers.test_solvers import equal_bits
 from tests.survival.outcomes import ROOT, Finding
-from tests.test_solvers import equal_bits
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # saves itself five times a second; the command is what the user types, but for that
@@ -29,25 +29,25 @@ PROGRAM = """
 import contextlib, sys
 name, args = sys.argv[1], sys.argv[2:]
 if name == "simulate":
-    from langevin import solvers
+    from langevin.solvers import diffusion as module
     from langevin.simulate import main
 elif name == "finetune":
-    import empirical.train as solvers
+    from empirical.train import fine_tuning as module
     from empirical.finetune import main
 elif name == "sweep":
     from langevin.sweep import main
 else:
     from bounds.plan import main
 if name in ("simulate", "finetune"):
-    solvers._AUTOSAVE_SECONDS = 0.2
-from langevin import _command
-interruptible = _command.interruptible
+    module._AUTOSAVE_SECONDS = 0.2
+from langevin.support import signals
+interruptible = signals.interruptible
 @contextlib.contextmanager
 def announced():
     with interruptible() as status:
         print("started", file=sys.stderr, flush=True)
         yield status
-_command.interruptible = announced
+signals.interruptible = announced
 # processes that this one starts import it again
 if __name__ == "__main__":
     sys.exit(main(args))
@@ -174,11 +174,11 @@ def interrupt(
 
 def same(command: Command, out: str, twin: Path, left: set[str]) -> None:
     """Require the twin's bits, and no other files than ``left``."""
-    if not equal_bits(store.load(command.folder / out), store.load(twin)):
+    if not equal_bits(files.load(command.folder / out), files.load(twin)):
         raise Finding(f"{command}: other bits than those of its undisturbed twin")
     # a process killed right after its file took its place leaves an empty folder to the next write
     for name in left:
-        _atomic.clear(command.folder / name)
+        atomic.clear(command.folder / name)
     # and one killed while it makes a ledger, the beginning of one
     found = {path.name for path in command.folder.iterdir() if not path.name.startswith(".run.ckpt.ledger.")}
     if found != left:
@@ -228,7 +228,7 @@ def simulate(rng: random.Random, folder: Path, times: int) -> None:
 
 def finetune(rng: random.Random, folder: Path, times: int) -> None:
     """A random fine-tuning."""
-    from empirical.ledger import read
+    from empirical.privacy.ledger import read
 
     method = rng.choice(["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"])
     arguments = [

@@ -19,8 +19,8 @@ from langevin import (
     Weights,
     collapsed_features,
     orthogonally_separable,
-    store,
 )
+from langevin.store import files
 from tests.survival.outcomes import TRIALS, attempt
 
 JUNK = [
@@ -107,7 +107,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gaussian_head": (langevin.gaussian_head, dict(width=4, scale=1.0, rng=0)),
     "zero_head": (langevin.zero_head, dict(width=4)),
     "prototype_head": (langevin.prototype_head, dict(problem=RELU, W=WEIGHTS.W, scale=1.0)),
-    "store.load": (store.load, dict(path="nowhere.nc")),
+    "store.load": (files.load, dict(path="nowhere.nc")),
     "approximation_error": (bounds.approximation_error, dict(_run, kind="ode")),
     "lipschitz_error": (bounds.lipschitz_error, dict(_run, constant=1.0)),
     "norm_tail": (

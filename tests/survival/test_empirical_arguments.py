@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import empirical
 from empirical import Recipe, Setting, Shift, Style
-from empirical.planner import plan_share
+from empirical.planning.plan import plan_share
 from langevin.sweeps import SIMULATIONS, Grid
 from tests.survival.outcomes import TRIALS, attempt
 from tests.survival.test_arguments import VALUES, try_anything

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from langevin import _arrays, store
+from langevin.store import errors, files, npz
 from tests.survival import damage
 from tests.survival.outcomes import TRIALS, attempt
 
@@ -84,7 +84,7 @@ def test_arrays_that_declare_more_than_they_hold_are_refused(folder, shape):
 
 def test_an_archive_of_nothing_is_read(folder):
     np.savez(folder / "empty.npz")
-    assert _arrays.read(folder / "empty.npz") == {}
+    assert npz.read(folder / "empty.npz") == {}
 
 
 def test_runs_that_declare_more_than_memory_are_refused(folder):
@@ -93,11 +93,11 @@ def test_runs_that_declare_more_than_memory_are_refused(folder):
         file.createVariable("time", "f8", ("time",), zlib=True, chunksizes=(2**20,))
     assert (folder / "run.nc").stat().st_size < 10**5
     with pytest.raises(MemoryError, match="GiB are free"):
-        store.load("run.nc")
+        files.load("run.nc")
 
 
 def saved(folder):
-    return store.save(xr.Dataset({"loss": ("time", np.ones(3))}), folder / "run.zarr")
+    return files.save(xr.Dataset({"loss": ("time", np.ones(3))}), folder / "run.zarr")
 
 
 def test_zarr_does_not_follow_links(folder):
@@ -107,8 +107,8 @@ def test_zarr_does_not_follow_links(folder):
     shutil.copy(chunk, elsewhere)
     chunk.unlink()
     chunk.symlink_to(elsewhere)
-    with pytest.raises(store.StoreError, match="links to other places"):
-        store.load(path)
+    with pytest.raises(errors.StoreError, match="links to other places"):
+        files.load(path)
 
 
 def test_netcdf_does_not_refer_to_other_files(folder):
@@ -130,8 +130,8 @@ def test_netcdf_does_not_refer_to_other_files(folder):
         with h5py.File(f"{name}.nc", "w") as file:
             file.create_dataset("time", data=np.arange(4.0)).make_scale("time")
             add(file)
-        with pytest.raises(store.StoreError, match="refers to other files"):
-            store.load(f"{name}.nc")
+        with pytest.raises(errors.StoreError, match="refers to other files"):
+            files.load(f"{name}.nc")
     # negative control: without looking, what is elsewhere is read
     with xr.open_dataset("raw.nc", engine="netcdf4") as run:
         np.testing.assert_array_equal(run.loss, np.arange(4.0))
@@ -139,28 +139,28 @@ def test_netcdf_does_not_refer_to_other_files(folder):
 
 def test_netcdf_that_would_hang_the_library_is_refused(folder):
     """Damage is found before HDF5 reads it: objects of length 0 in a global heap never end."""
-    path = store.save(xr.Dataset({"loss": ("time", np.ones(3))}, {"time": np.arange(3)}), folder / "run.nc")
+    path = files.save(xr.Dataset({"loss": ("time", np.ones(3))}, {"time": np.arange(3)}), folder / "run.nc")
     raw = bytearray(path.read_bytes())
     first = raw.index(b"GCOL") + 16
     raw[first : first + 16] = bytes(16)
     path.write_bytes(raw)
-    with pytest.raises(store.StoreError, match="not what was written"):
-        store.load(path)
+    with pytest.raises(errors.StoreError, match="not what was written"):
+        files.load(path)
 
 
 def test_netcdf_without_a_digest_of_the_file_is_read(folder):
     """As earlier versions wrote it."""
     run = xr.Dataset({"loss": ("time", np.ones(3))}, {"time": np.arange(3)})
-    path = store.save(run, folder / "run.nc")
+    path = files.save(run, folder / "run.nc")
     content = path.read_bytes()
-    path.write_bytes(content[: content.rindex(store._SEAL)])
-    xr.testing.assert_identical(store.load(path), run)
+    path.write_bytes(content[: content.rindex(files._SEAL)])
+    xr.testing.assert_identical(files.load(path), run)
 
 
 def test_netcdf_of_the_classic_format_is_read(folder):
     run = xr.Dataset({"loss": ("time", np.ones(3))})
     run.to_netcdf("classic.nc", engine="netcdf4", format="NETCDF3_64BIT")
-    xr.testing.assert_identical(store.load("classic.nc"), run)
+    xr.testing.assert_identical(files.load("classic.nc"), run)
 
 
 @pytest.mark.parametrize("codecs", [{"compressor": {"id": "pickle"}}, {"filters": [{"id": "pickle"}]}])
@@ -173,22 +173,22 @@ def test_zarr_with_codecs_that_unpickle_is_refused(folder, codecs, dtype):
     (array / ".zarray").write_text(json.dumps({"compressor": None, "filters": None, **about, **codecs}))
     (array / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["path"]}))
     (array / "0").write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(store.StoreError, match="no readable run"):
-        store.load(folder / "old.zarr")
+    with pytest.raises(errors.StoreError, match="no readable run"):
+        files.load(folder / "old.zarr")
 
 
 def test_changed_numbers_of_a_run_are_found(folder):
     """What no checksum of netCDF or Zarr tells."""
-    for path in (saved(folder), store.save(xr.Dataset({"loss": ("time", np.ones(3))}), folder / "run.nc")):
-        run = store.load(path)
+    for path in (saved(folder), files.save(xr.Dataset({"loss": ("time", np.ones(3))}), folder / "run.nc")):
+        run = files.load(path)
         opened: dict[str, Any] = {"engine": "netcdf4"}
         if path.suffix == ".zarr":
             opened = {"engine": "zarr", "consolidated": False}
         with xr.open_dataset(path, **opened) as raw:
             changed = raw.load()
-        assert changed.attrs["digest"] == store.digest(run)
+        assert changed.attrs["digest"] == files.digest(run)
         changed.loss[0] += 1e-15
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         changed.to_netcdf(path) if path.suffix == ".nc" else changed.to_zarr(path, consolidated=False)
-        with pytest.raises(store.StoreError, match="not what was written"):
-            store.load(path)
+        with pytest.raises(errors.StoreError, match="not what was written"):
+            files.load(path)

@@ -8,7 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable, store
+from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable
+from langevin.store import files
 from tests.survival import processes
 from tests.survival.outcomes import TRIALS, Finding
 
@@ -29,7 +30,7 @@ def test_an_interrupted_command_has_the_results_of_an_undisturbed_one(command, t
 
 def test_a_wrong_bit_is_found(monkeypatch, tmp_path):
     """Negative control."""
-    real, loads = store.load, []
+    real, loads = files.load, []
 
     def wrong(path):
         run = real(path)
@@ -38,7 +39,7 @@ def test_a_wrong_bit_is_found(monkeypatch, tmp_path):
             run.loss[0, 0] += 1e-12
         return run
 
-    monkeypatch.setattr(store, "load", wrong)
+    monkeypatch.setattr(files, "load", wrong)
     with pytest.raises(Finding, match="other bits"):
         processes.simulate(random.Random(0), tmp_path, times=0)
 
@@ -54,7 +55,7 @@ def test_a_long_lived_process_does_not_grow(tmp_path):
         for _ in range(10):
             run = euler_maruyama(problem, weights, schedule, **how)
             for suffix in (".nc", ".zarr"):
-                store.load(store.save(run, tmp_path / f"run{suffix}"))
+                files.load(files.save(run, tmp_path / f"run{suffix}"))
         gc.collect()
         memory.append(process.memory_info().rss / 2**20)
     assert memory[-1] - max(memory[:2]) < 48

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from langevin import _atomic, _locks, store
+from langevin.store import atomic, checkpoints, errors, files, locks
 from tests.survival.outcomes import ROOT
 
 OLD, NEW = (xr.Dataset({"loss": ("time", np.full(4, value))}) for value in (1.0, 2.0))
@@ -19,8 +19,8 @@ OLD, NEW = (xr.Dataset({"loss": ("time", np.full(4, value))}) for value in (1.0,
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from langevin import _atomic, _locks, store
-from tests.survival.test_writing import NEW
+from langevin import store
+from langevin.store import atomic
 target, left, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
 real = os.replace
 def replace(source, destination):
@@ -31,7 +31,7 @@ def replace(source, destination):
     real(source, destination)
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-_atomic.os.replace = replace
+atomic.os.replace = replace
 store.save(NEW, target)
 """
 
@@ -42,14 +42,14 @@ store.save(NEW, target)
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_at_a_rename_leaves_one_run_or_the_other(tmp_path, suffix, renames, when):
-    target = store.save(OLD, tmp_path / f"run{suffix}")
+    target = files.save(OLD, tmp_path / f"run{suffix}")
     code = [sys.executable, "-c", CHILD, str(target), str(renames), when]
     done = subprocess.run(code, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert store.load(target).loss.values.tolist() in ([1.0] * 4, [2.0] * 4)
+    assert files.load(target).loss.values.tolist() in ([1.0] * 4, [2.0] * 4)
     # the next write removes what is left
-    store.save(NEW, target)
-    assert store.load(target).identical(NEW)
+    files.save(NEW, target)
+    assert files.load(target).identical(NEW)
     assert os.listdir(tmp_path) == [target.name]
 
 
@@ -62,10 +62,10 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, fault):
         raise OSError(28, "No space left on device")
 
     if fault == "on the disk":
-        monkeypatch.setattr(_atomic.os, "fsync", full)
+        monkeypatch.setattr(atomic.os, "fsync", full)
 
     def write():
-        with _atomic.replacing(target) as path:
+        with atomic.replacing(target) as path:
             path.write_text("new")
             if fault == "in the block":
                 full()
@@ -76,13 +76,13 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, fault):
     assert os.listdir(tmp_path) == ["note.txt"]
 
 
-@pytest.mark.skipif(_locks.fcntl is None, reason="no advisory locks here")
+@pytest.mark.skipif(locks.fcntl is None, reason="no advisory locks here")
 def test_what_another_process_writes_is_left_alone(tmp_path):
     target = tmp_path / "note.txt"
-    with _atomic.replacing(target) as path:
+    with atomic.replacing(target) as path:
         path.write_text("mine")
         # as another writer of the same name would
-        _atomic.clear(target)
+        atomic.clear(target)
         assert path.exists()
         other = tmp_path / ".note.txt.user"
         other.mkdir()
@@ -91,8 +91,8 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
 
 
 def test_nothing_is_written_but_through_the_one_door():
-    """Every place that makes a file of results does so by `langevin._atomic`, or appends to a log."""
-    appends = {"empirical/ledger.py", "langevin/sweeps/records.py"}
+    """Every place that makes a file of results does so by `langevin.store.atomic`, or appends to a log."""
+    appends = {"empirical/privacy/ledger.py", "langevin/sweeps/records.py"}
     doors = ("write_text(", "write_bytes(", "os.replace(", "mkstemp(", "savefig(", "np.save", ".to_netcdf(")
     found = set()
     for package in ("langevin", "bounds", "empirical", "figures", "benchmarks"):
@@ -100,11 +100,11 @@ def test_nothing_is_written_but_through_the_one_door():
             lines = source.read_text(encoding="utf8").splitlines()
             # examples write where they are tried
             text = "\n".join(line for line in lines if not line.lstrip().startswith((">>> ", "... ")))
-            if any(door in text for door in doors) and "_atomic" not in text:
+            if any(door in text for door in doors) and "atomic" not in text:
                 found.add(str(source.relative_to(ROOT)))
-    assert found <= appends | {"langevin/_atomic.py"}, found
+    assert found <= appends | {"langevin/store/atomic.py"}, found
 
 
 def test_a_checkpoint_that_could_not_be_written_is_said_so(tmp_path):
-    with pytest.raises(store.StoreError, match="could not be written"):
-        store.save_checkpoint(Path("/proc/nowhere/c"), {}, {})
+    with pytest.raises(errors.StoreError, match="could not be written"):
+        checkpoints.save_checkpoint(Path("/proc/nowhere/c"), {}, {})

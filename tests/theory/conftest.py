@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langevin import _locks
+from langevin.store import locks
 
 TABLE = Path(__file__).resolve().parents[2] / "runs" / "tightness.md"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -61,7 +61,7 @@ def replace(path, text):
 def alone(path):
     """Hold an exclusive lock."""
     with path.open("w") as file:
-        _locks.lock(file, wait=True)
+        locks.lock(file, wait=True)
         yield
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 
 import bounds
 from bounds.distance.approximation import KINDS
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import Weights
 from tests.theory import reference, strategies
 
 TIMES = 9

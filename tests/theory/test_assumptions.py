@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bounds
-from langevin.problem import Problem, Weights
+from langevin.model.problem import Problem
+from langevin.model.weights import Weights
 from tests.theory import strategies
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bounds
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import Weights
 from tests.theory import reference, strategies
 
 

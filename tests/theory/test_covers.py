@@ -14,8 +14,9 @@ from bounds.support.covers import ALL, ANY, Covers, declares, table
 from langevin.model import activations, losses
 from langevin.model.activations import ACTIVATIONS, Activation
 from langevin.model.losses import LOSSES, Loss
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import Weights
 from tests.theory import reference, strategies
 
 WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])

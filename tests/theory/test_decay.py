@@ -7,8 +7,9 @@ import pytest
 
 import bounds
 from bounds.loss.rates import imbalance
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import Weights
 from tests.theory import reference, strategies
 
 TIMES = 17

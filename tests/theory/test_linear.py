@@ -8,8 +8,9 @@ import pytest
 
 import bounds
 from langevin.model.losses import OMEGA
-from langevin.problem import Problem, Weights
-from langevin.schedule import Phase, Schedule
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import Weights
 from tests.theory import reference, strategies
 
 PATHS = 600

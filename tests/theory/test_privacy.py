@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 import bounds
-from langevin.schedule import DPSGD, Phase, Schedule
+from langevin.model.dpsgd import DPSGD
+from langevin.model.schedule import Phase, Schedule
 
 accounting = pytest.importorskip("dp_accounting")
 

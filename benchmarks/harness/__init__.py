@@ -1,0 +1,1 @@
+"""What is timed, how, and its tables."""

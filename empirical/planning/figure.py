@@ -1,0 +1,80 @@
+"""A plan as a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bounds.allocation.advice import Advice
+from empirical.planning.share_plan import SharePlan, standard_error
+from langevin.store import atomic
+
+_SIMULATED, _CHOSEN, _GOOD, _THEORY = "#0072b2", "#e69f00", "#009e73", "0.4"
+
+
+def draw(plan: SharePlan, path: Path) -> None:
+    """Draw accuracy and loss over the share, with what theory says of two classes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an old one stays.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
+    good, chosen = np.isin(plan.shares, plan.as_good), plan.recommended
+    for ax, values, name in zip(
+        axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
+    ):
+        mean, error = values.mean(1), standard_error(values)
+        # from the largest mark at the bottom to the smallest on top: none hides another
+        marks = {"marker": "o", "linestyle": "", "zorder": 3}
+        ax.plot(plan.share, mean[chosen], color=_CHOSEN, markersize=13, label="recommended", **marks)
+        ring = {"color": _GOOD, "markerfacecolor": "white", "markersize": 8.5}
+        if ax is axes[0]:
+            ax.plot(plan.shares[good], mean[good], label="not worse than the best", **ring, **marks)
+        ax.errorbar(
+            plan.shares,
+            mean,
+            error,
+            color=_SIMULATED,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            zorder=4,
+            label="simulated",
+        )
+        ax.set(xlabel="share of the budget for linear probing", ylabel=name)
+    if len(plan.theory) == 1:
+        _draw_theory(axes, next(iter(plan.theory.values())))
+    for ax in axes:
+        ax.legend(fontsize=6.5, frameon=False)
+    figure.suptitle(f"epsilon {plan.epsilon:g}: recommended lp share {plan.share:g}", fontsize=9)
+    try:
+        with atomic.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+    finally:
+        plt.close(figure)
+
+
+def _draw_theory(axes: Any, advice: Advice) -> None:
+    mean, _ = advice.minimum_share
+    if mean <= 1:
+        axes[0].axvline(mean, color=_THEORY, linestyle=":", label="aligns every head (3.4)")
+    rows = advice.samples
+    for name, band in advice.curves.items():
+        if band.valid.any() and np.nanmin(band.upper) < advice.start:
+            axes[1].fill_between(
+                band.times,
+                band.lower / rows,
+                band.upper / rows,
+                color=_THEORY,
+                alpha=0.3,
+                label=f"{name}, without noise, at probing's rate",
+            )

@@ -1,0 +1,123 @@
+"""What a plan starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from empirical.data.splits import held_out
+from empirical.planning.settings import Activation
+from empirical.planning.stand_in import StandIn
+from langevin.data import labels as data_labels
+from langevin.support import validate
+from langevin.support.validate import FloatArray
+
+if TYPE_CHECKING:
+    pass
+
+# rows and entries of W that a simulation has at most, rows and heads that theory has
+_ROWS, _ENTRIES, THEORY_ROWS, THEORY_HEADS = 4096, 2**16, 256, 4
+
+
+class Inputs(NamedTuple):
+    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done."""
+
+    net: StandIn
+    names: tuple[str, ...]
+    rows: int
+    trained: int
+    notes: tuple[str, ...]
+
+
+def prepare_inputs(
+    X: ArrayLike,
+    y: ArrayLike,
+    W: ArrayLike | None,
+    v: ArrayLike | None,
+    X_test: ArrayLike | None,
+    y_test: ArrayLike | None,
+    activation: Activation | None,
+    random: np.random.Generator,
+) -> Inputs:
+    """Check the arrays, and make a net of them that a simulation can afford."""
+    features, (names, labels) = validate.array("X", X, 2), numbered_classes(y)
+    validate.same_length("X", features, "y", labels)
+    rows, notes = len(labels), []
+    if (X_test is None) != (y_test is None):
+        raise ValueError("X_test and y_test must be given together: one of them is None")
+    if X_test is None or y_test is None:
+        test, train = held_out(names, labels, random)
+        held, held_labels = features[test], labels[test]
+        features, labels = features[train], labels[train]
+        notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
+    else:
+        held = validate.array("X_test", X_test, 2)
+        _same_columns("X_test", held, features)
+        _, held_labels = data_labels.classes("y_test", y_test, names)
+        validate.same_length("X_test", held, "y_test", held_labels)
+    trained = len(labels)
+    if trained > _ROWS:
+        kept = random.permutation(trained)[:_ROWS]
+        notes.append(f"simulated on {_ROWS} of {trained} training samples")
+        features, labels = features[kept], labels[kept]
+    if activation is None:
+        activation = "linear" if W is None and features.min() < 0 else "relu"
+        if activation == "linear":
+            notes.append("some features are negative: full fine-tuning is a linear map of them")
+    layer, head = _start(features, W, v, len(names))
+    if W is None:
+        notes.append(
+            "without W, full fine-tuning is a layer on top of the features, none below them: where the body "
+            "has to change, too much probing is planned"
+        )
+    features, held, layer, cut = _cut(features, held, layer)
+    net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
+    return Inputs(net, names, rows, trained, (*notes, *cut))
+
+
+def _start(
+    X: FloatArray, W: ArrayLike | None, v: ArrayLike | None, classes: int
+) -> tuple[FloatArray, FloatArray | None]:
+    """First layer and head at the start."""
+    layer = np.eye(X.shape[1]) if W is None else validate.array("W", W, 2)
+    _same_columns("W", layer, X)
+    head = None if v is None else validate.array("v", v, 1 if classes == 2 else 2)
+    shape = (len(layer),) if classes == 2 else (classes, len(layer))
+    if head is not None and head.shape != shape:
+        raise ValueError(f"v must have the shape {shape}, got {head.shape}")
+    return layer, head
+
+
+def _same_columns(name: str, values: FloatArray, X: FloatArray) -> None:
+    if values.shape[1] != X.shape[1]:
+        raise ValueError(f"{name} must have as many columns as X, got {values.shape[1]} and {X.shape[1]}")
+
+
+def numbered_classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """Names of the classes, sorted, and the number of each sample's."""
+    names, numbers = data_labels.classes("y", y)
+    if len(names) < 2:
+        raise ValueError(f"y must hold two or more classes, got {len(names)}: {', '.join(names)}")
+    if len(names) > len(numbers) / 2:
+        raise ValueError(
+            f"y must hold two samples or more of each class, got {len(names)} different values among "
+            f"{len(numbers)}: give more samples; for regression there is no plan"
+        )
+    return names, numbers
+
+
+def _cut(
+    X: FloatArray, X_test: FloatArray, W: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, list[str]]:
+    """The same net in the leading principal directions of its inputs, as many as a simulation can afford."""
+    most = max(1, _ENTRIES // len(W))
+    if X.shape[1] <= most:
+        return X, X_test, W, []
+    from sklearn.utils.extmath import randomized_svd
+
+    _, sizes, basis = randomized_svd(X, min(most, len(X)), random_state=0)
+    kept = float((sizes**2).sum() / max((X**2).sum(), 1e-300))
+    note = f"simulated in {len(basis)} of {X.shape[1]} directions, which hold {kept:.1%} of the inputs' size"
+    return X @ basis.T, X_test @ basis.T, W @ basis.T, [note]

@@ -1,0 +1,208 @@
+"""What a plan says, as text and as a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from bounds.allocation.advice import Advice
+from empirical.planning.share_plan import SharePlan, standard_error
+from empirical.studies.tables import Table
+
+# that are listed
+_CLASSES = 12
+COST = (
+    "a plan read off private data is itself a release: it costs privacy that is NOT accounted for here, and "
+    "share and rates are chosen on it"
+)
+
+
+def privacy(private: bool) -> str:
+    """What the plan itself costs."""
+    if private:
+        return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
+    return f"the data are taken to be public, so that the plan costs none; {COST}"
+
+
+def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
+    """A report: the verdict, what it rests on, and with ``verbose`` all that was found.
+
+    Parameters
+    ----------
+    plan : SharePlan
+    command : str
+        What runs the recommended plan.
+    verbose : bool
+    """
+    lines = _verdict(plan, command)
+    if verbose:
+        lines += _details(plan)
+    else:
+        lines += [("caveats" if i == 0 else "", line) for i, line in enumerate(plan.caveats)]
+    return "\n".join(f"{name:14}{line}".rstrip() for name, line in lines)
+
+
+def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
+    history, (accuracy, error) = plan.history, plan.expected
+    shown = ", ".join(plan.classes[:_CLASSES]) + (", ..." if len(plan.classes) > _CLASSES else "")
+    lengths = ", then ".join(f"{phase['method']} for {phase['steps']} steps" for phase in plan.phases)
+    return [
+        ("recommended", f"lp share {plan.share:g}: {lengths}; {_flatness(plan)}"),
+        ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),
+        ("command", command),
+        *_elsewhere(plan),
+        ("classes", f"{len(plan.classes)}: {shown}"),
+        (
+            "budget",
+            f"epsilon {plan.epsilon:g} at delta {history.delta:g} for {history.samples} samples, one added "
+            f"or removed; {history.steps} steps of an expected batch of {plan.batch:g}",
+        ),
+    ]
+
+
+def _elsewhere(plan: SharePlan) -> list[tuple[str, str]]:
+    """How the command differs from the plan, where its file has not as many samples to train on."""
+    samples = plan.history.samples
+    if plan.trained == samples:
+        return []
+    return [
+        (
+            "",
+            f"trains on {plan.trained} samples of this file, in batches of the plan's sampling rate; for "
+            f"{samples} private samples take --batch {plan.batch:.10g} and their file",
+        )
+    ]
+
+
+def _details(plan: SharePlan) -> list[tuple[str, str]]:
+    return [
+        *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
+        *_theory(plan.theory),
+        ("simulation", plan.simulated),
+        *(("", line) for line in _shares(plan).text().splitlines()),
+        ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches;"),
+        ("", "the errors leave out which samples are held out, and that rates are chosen on fewer draws"),
+        ("loss", f"lowest at share {plan.loss_share:g}, which is another question than accuracy"),
+        *(("notes" if i == 0 else "", line) for i, line in enumerate(plan.notes)),
+    ]
+
+
+def _flatness(plan: SharePlan) -> str:
+    others = [f"{share:g}" for share in plan.as_good if share != plan.share]
+    if not others:
+        flat = "every other share was worse, beyond the noise of the comparison"
+    elif len(others) == len(plan.shares) - 1:
+        flat = "no other share was worse beyond the noise of the comparison: it hardly matters"
+    else:
+        flat = f"no worse beyond the noise of the comparison: {', '.join(others)}"
+    best = plan.shares[plan.best]
+    if best == plan.share:
+        return flat
+    return f"the largest within one standard error of {best:g}, the most accurate; {flat}"
+
+
+def _shares(plan: SharePlan) -> Table:
+    lost, error = plan.deficit
+    rows = []
+    for k, share in enumerate(plan.shares):
+        values, losses = plan.accuracy[k], plan.loss[k]
+        rates = [f"{plan.lp_lr:.3g}" if share > 0 else "-", f"{plan.lr[k]:.3g}" if share < 1 else "-"]
+        rows.append(
+            [
+                f"{share:g}",
+                f"{values.mean():.3f} ± {standard_error(values):.3f}",
+                "-" if k == plan.best else f"{lost[k]:.3f} ± {error[k]:.3f}",
+                f"{losses.mean():.3g} ± {standard_error(losses):.1g}",
+                *rates,
+            ]
+        )
+    header = ["lp share", "held-out accuracy", "lost to the best", "training loss", "lp rate", "fft rate"]
+    return Table(header, rows)
+
+
+def _phases(plan: SharePlan) -> Iterable[str]:
+    for phase in plan.phases:
+        yield (
+            f"{phase['method']}: {phase['steps']} steps, learning rate {phase['learning rate']:.3g}, noise "
+            f"multiplier {phase['noise multiplier']:.4g}, sample rate {phase['sample rate']:.4g}, clip "
+            f"{phase['clip']:g}"
+        )
+    yield "multiplier by the PRV and PLD accountants; rates of mean gradients, best in the simulation"
+
+
+def _theory(theory: Any) -> list[tuple[str, str]]:
+    """What the theorems say; of one class against the rest, in ranges over the classes."""
+    if not theory:
+        return [("theory", "not asked")]
+    found = list(theory.values())
+    if len(found) == 1:
+        (advice,) = found
+        lines = [("assumptions", line) for line in str(advice.assumptions).splitlines()]
+    else:
+        lines = [("assumptions", f"of each of {len(found)} classes against the rest:"), *_ranges(found)]
+    lines += [("minimum share", said) for said in _distinct(_minimum(advice) for advice in found)]
+    lines += [("loss-optimal", said) for said in _distinct(advice.loss_optimal[1] for advice in found)]
+    lines += [("loss bounds", said) for said in _distinct(_bounds(advice) for advice in found)]
+    return [(name if i == 0 or name != lines[i - 1][0] else "", line) for i, (name, line) in enumerate(lines)]
+
+
+def _distinct(sayings: Iterable[str]) -> list[str]:
+    """Different sayings, with how many classes each is of where they differ."""
+    said = list(sayings)
+    counts = {text: said.count(text) for text in said}
+    if len(counts) == 1:
+        return list(counts)
+    return [f"{text} ({count} of {len(said)} classes)" for text, count in counts.items()]
+
+
+def _ranges(found: list[Advice]) -> list[tuple[str, str]]:
+    def span(values: Iterable[float]) -> str:
+        part = np.array(list(values))
+        return f"{np.nanmin(part):.1%} to {np.nanmax(part):.1%}"
+
+    def of(count: int) -> str:
+        return f"{count or 'none'} of {len(found)} classes"
+
+    states = [advice.assumptions for advice in found]
+    separable = sum(state.separability.holds for state in states)
+    collapsed = sum(state.collapse is not None and state.collapse.holds for state in states)
+    pairs = span(state.separability.violations for state in states)
+    neurons = span(state.collapse.violations for state in states if state.collapse is not None)
+    return [
+        ("assumptions", f"3.1 holds for {of(separable)}; pairs that violate it: {pairs}"),
+        ("assumptions", f"3.2 holds for {of(collapsed)}; neurons that violate it: {neurons}"),
+    ]
+
+
+def _minimum(advice: Advice) -> str:
+    bad = next((found.reason for found in advice.minimum if not found.valid), "")
+    if bad:
+        return f"theory does not say (3.4, 5.1): {bad}"
+    mean, error = advice.minimum_share
+    attained = np.mean([found.attainable for found in advice.minimum])
+    spread = "" if math.isnan(error) else f" ± {error:.2g} over {len(advice.minimum)} heads"
+    text = f"{mean:.3g}{spread} aligns every head before full fine-tuning, at probing's rate (3.4, 5.1)"
+    if attained == 1:
+        return text
+    return f"{text}: NOT attainable" + (f" for {1 - attained:.0%} of the heads" if attained else "")
+
+
+def _bounds(advice: Advice) -> str:
+    useful = []
+    for name, band in advice.curves.items():
+        upper = np.where(band.valid, band.upper, np.inf)
+        k = int(upper.argmin())
+        if upper[k] < advice.start:
+            where = (
+                "" if band.valid.all() else f", valid at {int(band.valid.sum())} of {band.valid.size} shares"
+            )
+            useful.append(
+                f"{name} ({band.source}) is least, {upper[k]:.3g}, at share {band.times[k]:g}{where}"
+            )
+    if useful:
+        return f"{'; '.join(useful)}; {advice.start:.3g} at the start; sums over {advice.samples} samples"
+    why = advice.reasons.get("sandwich", "those that apply are above the loss at the start")
+    return f"none says anything: {why}"

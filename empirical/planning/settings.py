@@ -1,0 +1,107 @@
+"""Settings of a plan: budget, length and batch of DP-SGD, shares to compare, and how much to simulate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from langevin.support import validate
+
+# of the net that is simulated
+Activation = Literal["relu", "linear"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What `plan_share` is asked for; its fields are options of ``python -m bounds.plan``.
+
+    Parameters
+    ----------
+    epsilon : float
+        Budget of the whole training; neighbours differ by one sample added or removed.
+    delta : float
+        Delta at which epsilon is meant, below 1/samples.
+    clip : float
+        Per-sample gradient norm threshold.
+    samples : int or None
+        Number of private samples; by default as many as there are rows.
+    steps : int
+        Number of steps of DP-SGD, both phases together.
+    batch : float or None
+        Expected batch size; by default a tenth of the samples.
+    shares : sequence of float
+        Shares of the budget for linear probing to compare, each rounded to whole steps.
+    activation : {"relu", "linear"} or None
+        Activation of the layer; by default linear where there is no W and a feature is negative, as the ReLU
+        would change the features, otherwise relu. A linear map on top of features adds nothing to what a head
+        can tell apart.
+    draws : int
+        Largest number of simulated runs for each share.
+    tuning_draws : int
+        Number of simulated runs for each trial of a learning rate.
+    resolution : float
+        Stop drawing once each share's difference in accuracy from the best is known to within this standard
+        error, or is four of its standard errors.
+    theory : bool
+        Evaluate what the theorems say.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On values out of range.
+
+    Examples
+    --------
+    >>> PlanSettings(epsilon=1.0).shares
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    clip: float = 1.0
+    samples: int | None = None
+    steps: int = 100
+    batch: float | None = None
+    shares: Sequence[float] = field(default=(0.0, 0.25, 0.5, 0.75, 1.0), metadata={"metavar": "SHARE"})
+    activation: Activation | None = None
+    draws: int = 128
+    tuning_draws: int = 8
+    resolution: float = 0.005
+    theory: bool = True
+
+    def __post_init__(self) -> None:
+        found = dict(
+            epsilon=validate.positive("epsilon", self.epsilon),
+            clip=validate.positive("clip", self.clip),
+            steps=validate.integer("steps", self.steps, 1),
+            draws=validate.integer("draws", self.draws, 2),
+            tuning_draws=validate.integer("tuning_draws", self.tuning_draws, 1),
+            resolution=validate.non_negative("resolution", self.resolution),
+            samples=None if self.samples is None else validate.integer("samples", self.samples, 1),
+            batch=validate.positive_or_none("batch", self.batch),
+        )
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+        if not 1e-300 <= self.clip <= 1e300:
+            raise ValueError(
+                f"clip must lie in [1e-300, 1e300], so that rates are numbers, got {self.clip:g}"
+            )
+        if self.activation is not None:
+            validate.choice("activation", self.activation, ACTIVATIONS)
+        validate.instance("theory", self.theory, bool)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of probing for each share, increasing."""
+        given = validate.array("shares", self.shares, 1).tolist()
+        for share in given:
+            validate.fraction("shares", share)
+        found = sorted({round(share * self.steps) for share in given})
+        if len(found) < 2:
+            raise ValueError(
+                f"shares must be two or more that differ by a step of {self.steps}, got {given}: give "
+                "others, or more steps"
+            )
+        return found

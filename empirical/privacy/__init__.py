@@ -1,0 +1,1 @@
+"""Accounting: histories of mechanisms, what they spend, and the ledger."""

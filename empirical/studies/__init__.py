@@ -1,0 +1,1 @@
+"""Settings, grids and tables of fine-tunings."""

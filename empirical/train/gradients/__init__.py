@@ -1,0 +1,1 @@
+"""Engines of per-sample gradients, clipped and summed."""

@@ -1,0 +1,192 @@
+"""Per-sample gradients from Opacus's hooks on layers: ghost clipping, or all gradients in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections import ChainMap
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from empirical._opacus import (
+    GradSampleModule,
+    GradSampleModuleFastGradientClipping,
+    create_or_accumulate_grad_sample,
+    ft_compute_per_sample_gradient,
+    promote_current_grad_sample,
+)
+from empirical.networks.subsets import Mask
+from empirical.train.gradients.plain import joined, row_norms
+from empirical.train.losses import Loss
+
+
+class Ghost:
+    """Opacus's ghost clipping: norms in a first backward pass, the weighted sum in a second."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self._loss, self._model = loss, model
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self._module = _GhostModule(model, loss_reduction="sum")
+        self._losses: Tensor | None = None
+
+    def norms(self, x: Tensor, y: Tensor) -> Tensor:
+        try:
+            self._losses = self._loss.value(self._module(x), y)
+            self._module.enable_hooks()
+            with _quietly():
+                torch.autograd.grad(self._losses.sum(), self.params, retain_graph=True)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"engine must not be 'ghost' for a network with a layer that is called twice ({error}): use "
+                "'hooks'"
+            ) from None
+        return joined(
+            (p._norm_sample.detach().double() for p in self.params),  # type: ignore[attr-defined]
+            self._losses.dtype,
+        )
+
+    def parts(self) -> list[Tensor | None]:
+        """Norms over each parameter, for the batch that `norms` saw; None if there are none."""
+        return [getattr(p, "_norm_sample", None) for p in self.params]
+
+    def total(self, factors: Tensor | None) -> list[Tensor]:
+        assert self._losses is not None
+        self._module.disable_hooks()
+        weighted = self._losses if factors is None else factors * self._losses
+        with _quietly():
+            sums = torch.autograd.grad(weighted.sum(), self.params)
+        self._module.enable_hooks()
+        self._losses = None
+        return list(sums)
+
+    def close(self) -> None:
+        self._module.to_standard_module()
+        _forget(self._model)
+
+
+def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """Norms of a linear layer's per-sample gradients, for inputs with any number of axes."""
+    a = activations[0].to(backprops.dtype)
+    found: dict[Tensor, Tensor] = {}
+    if backprops.ndim > 2:
+        # any axes between the first and the last count tokens
+        a, backprops = a.flatten(1, -2), backprops.flatten(1, -2)
+    if layer.weight.requires_grad:
+        if backprops.ndim == 2:
+            found[layer.weight] = row_norms(backprops) * row_norms(a)
+        elif 2 * a.shape[1] ** 2 > layer.weight.numel():
+            found[layer.weight] = row_norms(backprops.transpose(1, 2) @ a)
+        else:
+            of_delta, of_a = backprops @ backprops.transpose(1, 2), a @ a.transpose(1, 2)
+            square = (of_delta * of_a).sum((1, 2), dtype=torch.float64)
+            found[layer.weight] = square.clamp(min=0).sqrt()
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = row_norms(backprops if backprops.ndim == 2 else backprops.sum(1))
+    return found
+
+
+class _GhostModule(GradSampleModuleFastGradientClipping):
+    """Opacus's module, with norms that are summed in double precision."""
+
+    NORM_SAMPLERS: ClassVar[Any] = ChainMap(
+        {nn.Linear: _linear_norms}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
+    )
+
+    def capture_backprops_hook(
+        self,
+        module: nn.Module,
+        _forward_input: Any,
+        forward_output: Any,
+        loss_reduction: str,
+        batch_first: bool,
+    ) -> None:
+        if not self.hooks_enabled or type(module) in self.NORM_SAMPLERS:
+            super().capture_backprops_hook(
+                module, _forward_input, forward_output, loss_reduction, batch_first
+            )
+            return
+        # as Opacus has it, but for the norm
+        activations, backprops = self.rearrange_grad_samples(
+            module=module,
+            backprops=forward_output[0].detach(),
+            loss_reduction=loss_reduction,
+            batch_first=batch_first,
+        )
+        sampler: Any = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
+        for p, sample in sampler(module, activations, backprops).items():
+            create_or_accumulate_grad_sample(
+                param=p,
+                grad_sample=sample,
+                max_batch_len=module.max_batch_len,  # type: ignore[arg-type]
+            )
+        for p in (p for p in module.parameters() if p.requires_grad):
+            p._forward_counter -= 1  # type: ignore[attr-defined]
+            if p._forward_counter == 0:  # type: ignore[attr-defined]
+                promote_current_grad_sample(p)
+                p._norm_sample = row_norms(p.grad_sample)  # type: ignore[attr-defined]
+                p.grad_sample = None  # type: ignore[attr-defined]
+        if not module.activations and hasattr(module, "max_batch_len"):
+            del module.max_batch_len
+
+
+class PerSample:
+    """Per-sample gradients, all in memory at once: by Opacus's hooks, or by functorch."""
+
+    def __init__(self, model: nn.Module, loss: Loss, masks: Mask, *, functorch: bool = False) -> None:
+        self._loss, self._model, self._masks = loss, model, masks
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self._module = GradSampleModule(model, loss_reduction="sum", force_functorch=functorch)
+
+    def norms(self, x: Tensor, y: Tensor) -> Tensor:
+        with _quietly():
+            losses = self._loss.value(self._module(x), y)
+            torch.autograd.grad(losses.sum(), self.params)
+        samples = list(self._samples())
+        return joined(map(row_norms, samples), samples[0].dtype)
+
+    def _samples(self) -> Iterable[Tensor]:
+        """Per-sample gradients of each parameter, masked, in single precision at least."""
+        for p in self.params:
+            sample: Tensor = p.grad_sample  # type: ignore[attr-defined]
+            if sample.dtype not in (torch.float32, torch.float64):
+                sample = sample.float()
+            yield sample * self._masks[p] if p in self._masks else sample
+
+    def parts(self) -> list[Tensor | None]:
+        """Norms over each parameter, for the batch that `norms` saw; None if there are none."""
+        samples = [getattr(p, "grad_sample", None) for p in self.params]
+        return [
+            None if g is None else row_norms(g * self._masks[p] if p in self._masks else g)
+            for p, g in zip(self.params, samples, strict=True)
+        ]
+
+    def total(self, factors: Tensor | None) -> list[Tensor]:
+        sums = [g.sum(0) if factors is None else torch.tensordot(factors, g, 1) for g in self._samples()]
+        for p in self.params:
+            p.grad_sample = None  # type: ignore[attr-defined]
+        return sums
+
+    def close(self) -> None:
+        self._module.to_standard_module()
+        _forget(self._model)
+
+
+def _forget(model: nn.Module) -> None:
+    """Remove what Opacus left on parameters and, after an unfinished pass, on layers."""
+    for p in model.parameters():
+        for name in ("grad_sample", "_norm_sample", "_forward_counter"):
+            if hasattr(p, name):
+                delattr(p, name)
+    for layer in model.modules():
+        # a layer may have children or methods of the same name
+        own = vars(layer)
+        if type(own.get("activations")) is list:
+            del own["activations"]
+            own.pop("max_batch_len", None)
+
+
+def _quietly() -> warnings.catch_warnings:
+    """Suppress warnings about hooks of a first layer, whose inputs need no gradients."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -1,0 +1,126 @@
+"""Two of scikit-learn's digits, with features pre-trained on the others."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from langevin.data.initial import gaussian_features, gaussian_head
+from langevin.model.problem import Problem
+from langevin.model.schedule import Schedule
+from langevin.model.weights import Weights
+from langevin.store import atomic
+from langevin.support import validate
+from langevin.support.rng import RNG, generator
+from langevin.support.validate import FloatArray
+
+# pre-training on the public digits: even against odd, to a plateau of the accuracy
+_PRETRAINING_TIME, _PRETRAINING_DT = 0.4, 1e-3
+_TEST_SHARE = 0.2
+
+
+def digits(
+    classes: tuple[int, int] = (3, 8),
+    width: int = 512,
+    *,
+    activation: str = "relu",
+    loss: str = "logistic",
+    head_scale: float | None = None,
+    rng: RNG = 0,
+    cache: bool = True,
+) -> tuple[Problem, Weights]:
+    """Two of scikit-learn's digits, and features pre-trained on the other eight.
+
+    The eight public digits pre-train a network of the same width on a task of their own, even against odd,
+    by the noiseless gradient flow of the logistic loss. Its head is discarded for a Gaussian one. Inputs are
+    centred and scaled by the public digits alone. A fifth of the private digits is held out. The features are
+    learnt, but need not suit the private digits: random ones of the same size often probe better.
+
+    Parameters
+    ----------
+    classes : pair of int
+        The private digits, labelled -1 and +1.
+    width : int
+        ``h``.
+    activation, loss
+        As in `Problem`; the pre-training uses the same activation.
+    head_scale : float, optional
+        ``beta`` of the new head; ``1 / sqrt(width)`` by default.
+    rng : int, Generator or None
+        Draws the pre-training's start, the split and the new head.
+    cache : bool
+        Keep the pre-trained features in the user's cache folder.
+
+    Returns
+    -------
+    problem : Problem
+        With held-out points.
+    weights : Weights
+    """
+    pair = tuple(validate.sequence("classes", classes, int))
+    if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(range(10)):
+        raise ValueError(f"classes must be two different digits from 0 to 9, got {pair!r}")
+    width = validate.integer("width", width, 1)
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    private = np.isin(labels, pair)
+    mean = images[~private].mean(axis=0)
+    scale = np.sqrt(((images[~private] - mean) ** 2).sum(axis=1).mean())
+    X = (images - mean) / scale
+
+    random = generator(rng, "digits")
+    start = Weights(
+        gaussian_features(width, X.shape[1], scale=(X.shape[1] / width) ** 0.5, rng=random),
+        gaussian_head(width, rng=random),
+    )
+    public = Problem(X[~private], np.where(labels[~private] % 2 == 0, 1.0, -1.0), activation)
+    W = _pretrained(public, start, cache)
+
+    y = np.where(labels[private] == pair[1], 1.0, -1.0)
+    order = random.permutation(len(y))
+    held_out, train = np.split(order, [round(_TEST_SHARE * len(y))])
+    problem = Problem(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out])
+    return problem, Weights(W, gaussian_head(width, head_scale, rng=random))
+
+
+def _cache_folder() -> Path | None:
+    """Where features are kept, unless there is no home."""
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("private-finetuning-dynamics")
+    except RuntimeError:
+        return None
+    # earlier versions of platformdirs take a folder called "~" in the current one
+    return folder if folder.is_absolute() else None
+
+
+def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
+    """Features after pre-training, from the cache if they are there."""
+    from langevin.solvers.zeroth import gradient_flow
+
+    schedule = Schedule.fft(time=_PRETRAINING_TIME)
+    folder = _cache_folder() if cache else None
+    if folder is None:
+        return gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
+    content = hashlib.sha256(repr((schedule, _PRETRAINING_DT, public.activation)).encode())
+    for array in (public.X, public.y, start.W, start.v):
+        content.update(array.tobytes())
+    path = folder / f"digits-{content.hexdigest()[:16]}.npy"
+    try:
+        W = np.load(path, allow_pickle=False)
+        if W.shape == start.W.shape and np.isfinite(W).all():
+            return W
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: made anew
+    W = gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path) as temporary:
+            np.save(temporary, W, allow_pickle=False)
+    except OSError:
+        pass  # a cache that cannot be written is no reason to fail
+    return W

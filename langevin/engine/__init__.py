@@ -1,0 +1,1 @@
+"""The engine: chains of paths, their noise, results and reductions."""

@@ -1,0 +1,192 @@
+"""The Euler-Maruyama chain of one path, in chunks of paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from langevin.engine.kernels.types import Records, Rule, Scratch
+from langevin.engine.layout import aligned_zeros
+from langevin.engine.observer import Observer
+from langevin.engine.reductions.request import Reduction, Request
+from langevin.engine.results import Chunk, Results
+from langevin.engine.system import System
+from langevin.model.schedule import Phase, Schedule
+from langevin.model.steps import Grid
+from langevin.support.threads import one_blas_thread
+
+# a call into compiled code lasts about this long: the delay of an interruption
+_CALL_SECONDS = 0.1
+# states of a chunk take at most this, unless one path takes more
+_CHUNK_BYTES = 2**25
+# a cautious rate, to cut calls; nothing else depends on it
+_FLOPS = 2e10
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(System):
+    """What all paths of a run share: a system, its steps, records and noise.
+
+    ``key`` is the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left out,
+    which gives the zeroth-order approximation on the same grid, to the last bit.
+    """
+
+    grid: Grid
+    observer: Observer
+    key: tuple[int, int]
+    draws: int = 1
+    noisy: bool = True
+
+    @classmethod
+    def build(
+        cls,
+        request: Request,
+        reduction: Reduction,
+        dtype: type,
+        key: tuple[int, int] = (0, 0),
+        draws: int = 1,
+    ) -> Chain:
+        """Lay out a reduction of the chain that was requested."""
+        grid = request.grid
+        assert grid is not None
+        system = System.build(request, reduction, dtype)
+        observer = Observer.of(system, request.observables, grid.times, grid.record_steps)
+        scale = _hidden_scale(request.schedule, grid, reduction.hidden_method)
+        records = observer.records._replace(complement_dim=reduction.hidden, complement_scale=scale)
+        return cls(
+            **vars(system), grid=grid, observer=replace(observer, records=records), key=key, draws=draws
+        )
+
+    def without_noise(self) -> Chain:
+        """The zeroth-order approximation on the same grid."""
+        return replace(self, noisy=False, observer=self.observer.without_noise())
+
+    def with_reference(self, states: np.ndarray) -> Chain:
+        """The same chain, recording the distance to ``states (m, size)``."""
+        return replace(self, observer=self.observer.with_reference(states))
+
+    @property
+    def records(self) -> Records:
+        """What the step loop writes records by."""
+        return self.observer.records
+
+    def rule(self, phase: Phase) -> Rule:
+        """A phase in the compiled code's form."""
+        number = self.layout.dtype
+        sigma = phase.sigma if self.noisy else 0.0
+        return (
+            super()
+            .rule(phase)
+            ._replace(
+                dt=number(self.grid.dt),
+                noise=number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
+                draws=self.draws,
+                folded=self.reduction.folded if self.noisy else 0,
+            )
+        )
+
+    def step_seconds(self) -> float:
+        """Rough time of a step of one path, to cut work into calls."""
+        samples, inputs = self.data.X.shape
+        folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
+        # an activation that is called costs some 20 ns
+        calls = 400 * samples * self.layout.width if self.data.phi else 0
+        return (
+            4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding + calls
+        ) / _FLOPS + 1e-6
+
+    def steps_a_call(self, paths: int) -> int:
+        """Steps of so many paths that a call into compiled code takes."""
+        return max(1, int(_CALL_SECONDS / (self.step_seconds() * paths)))
+
+    def chunk_paths(self, paths: int, threads: int) -> int:
+        """Paths a chunk: a call's worth, some chunks for each thread, and not too much memory."""
+        a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
+        fitting = _CHUNK_BYTES // self.origin.nbytes
+        return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
+
+    def advance(self, chunk: Chunk, results: Results, scratch: Scratch, stop: int) -> None:
+        """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""
+        rows = chunk.paths
+        phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        self.reduction.loop(
+            chunk.thetas,
+            chunk.complements,
+            results.diverged[rows],
+            chunk.first_path,
+            chunk.step,
+            stop,
+            stop == self.grid.steps,
+            np.uint64(self.key[0]),
+            np.uint64(self.key[1]),
+            self.data,
+            self.rule(self.schedule.phases[phase]),
+            scratch,
+            self.records,
+            results.scalars[rows],
+            results.neurons[rows],
+        )
+        chunk.step = stop
+        results.steps[rows] = stop
+
+    @property
+    def place(self) -> str:
+        """What it runs on: rounding differs elsewhere."""
+        return "cpu"
+
+    def states(self, chunk: Chunk) -> np.ndarray:
+        """The chunk's states, brought to where they can be read."""
+        return chunk.thetas
+
+    def watch(self, chunk: Chunk, results: Results) -> None:
+        """Evaluate the watchers if the chunk stands on a record."""
+        r = self.observer.record_at(chunk.step)
+        if self.observer.watchers and r is not None:
+            self.observer.watch(r, chunk.first_path, self.states(chunk), results)
+
+    def stops(self, step: int) -> int:
+        """The next step at which a call starting at ``step`` has to return."""
+        limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
+        if self.observer.watchers:
+            limits += [int(s) for s in self.records.steps if s > step][:1]
+        return min(limits)
+
+
+def _hidden_scale(schedule: Schedule, grid: Grid, method: str) -> np.ndarray:
+    """Standard deviation, over each record interval, of what moves by noise alone in such phases."""
+    variance = np.zeros(len(grid.record_steps))
+    for phase, first, steps in zip(schedule, grid.phase_starts, grid.phase_steps, strict=True):
+        if phase.method == method:
+            variance += 2 * phase.sigma**2 * grid.dt * np.clip(grid.record_steps - first, 0, steps)
+    return np.sqrt(np.diff(variance, prepend=0.0))
+
+
+def follow(chain: Chain, results: Results) -> Iterator[np.ndarray]:
+    """Run one path on this thread to its end, and yield its state at each record, overwritten by the next.
+
+    BLAS should be kept on one thread.
+    """
+    chunk, scratch, steps = chain.start(0, 1), chain.scratch(), chain.steps_a_call(1)
+
+    def advance(stop: int) -> None:
+        while chunk.step < stop:
+            chain.advance(chunk, results, scratch, min(stop, chunk.step + steps, chain.stops(chunk.step)))
+
+    for record in chain.records.steps.tolist():
+        advance(record)
+        yield chain.states(chunk)[0]
+    advance(chain.grid.steps)
+
+
+def reference_path(chain: Chain) -> np.ndarray:
+    """States of a noiseless chain at the record steps, shape (m, size)."""
+    states = aligned_zeros((len(chain.records.steps), chain.layout.size), chain.layout.dtype)
+    results = Results.empty(1, len(states), chain.layout.width, False, ())
+    with one_blas_thread():
+        # the states come first: nothing runs beyond the last record
+        for state, theta in zip(states, follow(chain, results), strict=False):
+            state[:] = theta
+    return states

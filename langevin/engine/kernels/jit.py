@@ -1,0 +1,143 @@
+"""Compilation by numba, with machine code kept on disk where that is possible and never trusted blindly.
+
+Numba's own cache refuses to work without a folder to write to, fails for ever on a damaged file, and
+compares the source of a function's own file only, although the machine code holds that of its callees, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import sigutils
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    InTreeCacheLocator,
+    UserWideCacheLocator,
+)
+from numba.core.serialize import dumps
+
+# all compiled code is in this folder, and any of it may be part of any machine code
+SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with options, with its machine code kept from one process to the next.
+
+    Where no folder can be written, or the disk is full, each process compiles for itself, and a warning says
+    so once. What is damaged, or was compiled from other sources, is compiled again and replaced.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = numba.njit(**options)(function)
+        try:
+            dispatcher._cache = _Cache(function)
+        except (OSError, RuntimeError) as error:  # there are no source files
+            _warn(str(error))
+        return dispatcher
+
+    return decorate
+
+
+@functools.cache
+def _stamp() -> str:
+    """A digest of all compiled code's sources."""
+    total = hashlib.sha256()
+    for path in SOURCES:
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+class _Unwritten(InTreeCacheLocator):
+    """The package's own folder, read-only: an image can bring its machine code along."""
+
+    def ensure_cache_path(self) -> None:
+        pass
+
+
+def _locators() -> list[type]:
+    known = list(CompileResultCacheImpl._locator_classes)
+    if not os.path.isabs(os.path.expanduser("~")):
+        # without a home, it makes a folder called "~" in the current one
+        known.remove(UserWideCacheLocator)
+    return [*known, _Unwritten]
+
+
+class _Code(CompileResultCacheImpl):
+    """Machine code beside its digest, so that nothing damaged is run."""
+
+    _locator_classes = _locators()
+
+    def reduce(self, cres: Any) -> tuple[str, bytes]:
+        content = dumps(super().reduce(cres))
+        return hashlib.sha256(content).hexdigest(), content
+
+    def rebuild(self, target_context: Any, payload: tuple[str, bytes]) -> Any:
+        digest, content = payload
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("machine code is not what was written")
+        return super().rebuild(target_context, pickle.loads(content))
+
+
+class _Cache(FunctionCache):
+    """Files of a function's machine code: what cannot be read is forgotten, what cannot be written is not."""
+
+    _impl_class = _Code
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        stamp = self._impl.locator.get_source_stamp(), _stamp()
+        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+            # processes that start at the same time can give one name to the code of two signatures
+            if found is None or found.signature.args == sigutils.normalize_signature(sig)[0]:
+                return found
+        except Exception:  # damaged bytes can raise anything
+            pass
+        self._attempt(self.flush)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._attempt(super().save_overload, sig, data)
+
+    def _attempt(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except Exception as error:  # an index damaged meanwhile can raise anything
+            self.disable()
+            _warn(f"{self.cache_path}: {getattr(error, 'strerror', None) or error}")
+
+
+# kinds of warnings that were given
+_warned: set[str] = set()
+
+
+def _warn(reason: str) -> None:
+    """Warn once, and not in the processes that this one starts."""
+    if _warned or parent_process() is not None:
+        return
+    _warned.add(reason)
+    warnings.warn(
+        f"compiled code cannot be kept, so each start compiles again: {reason}; "
+        "set NUMBA_CACHE_DIR to a folder that can be written",
+        stacklevel=2,
+    )
+
+
+# no nnan and no ninf: a diverging path has to show as one
+MATH = {"reassoc", "contract", "nsz"}
+JIT: dict[str, Any] = dict(nogil=True, error_model="numpy")
+FAST: dict[str, Any] = dict(JIT, fastmath=MATH)

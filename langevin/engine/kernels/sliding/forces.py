@@ -1,0 +1,127 @@
+"""Residuals, clip factors and what pulls each neuron."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import math
+
+from langevin.engine.kernels.calls import call_scalar
+from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.sliding.state import HEAVIEST, MEAN, OUTPUT, PULL, RESIDUAL, THIRD, VARIANCE
+from langevin.engine.kernels.types import LOGISTIC, NORMALISED, SQUARE, UNCLIPPED
+
+
+@njit(**JIT)
+def _factor(squared, residual, net):
+    """``c_i`` at a gradient of norm ``|residual| sqrt(squared)``."""
+    if net.clipping == UNCLIPPED:
+        return 1.0
+    norm = abs(residual) * math.sqrt(max(squared, 0.0))
+    if net.clipping == NORMALISED:
+        return net.clip / (norm + net.stabiliser)
+    return net.clip / norm if norm > net.clip else 1.0
+
+
+@njit(**JIT)
+def _rest_factor(mean, variance, third, residual, net):
+    """Mean of ``c_i`` over squared norms with these central moments, by the two-point Gauss rule."""
+    if not variance > 1e-24 * mean * mean:
+        return _factor(mean, residual, net)
+    deviation = math.sqrt(variance)
+    half = 0.5 * third / (variance * deviation)
+    root = math.sqrt(1.0 + half * half)
+    high = 0.5 * (1.0 - half / root)
+    return high * _factor(mean + deviation * (half + root), residual, net) + (1.0 - high) * _factor(
+        mean + deviation * (half - root), residual, net
+    )
+
+
+@njit(**JIT)
+def _mean_factor(i, own, mean, variance, third, net, room):
+    """Mean of ``c_i`` over all slopes but that of neuron ``own``, which is 1; -1: over all."""
+    total = 0.0
+    for code in range(1 << room.heavies[i]):
+        chance, norm = 1.0, mean
+        for a in range(room.heavies[i]):
+            odds = 1.0 if room.whose[a, i] == own else room.odds[a, i]
+            on = (code >> a) & 1
+            chance *= odds if on else 1.0 - odds
+            norm += room.heavy[a, i] * on
+        if chance > 0.0:
+            total += chance * _rest_factor(norm, variance, third, room.samples[RESIDUAL, i], net)
+    return total
+
+
+@njit(**JIT)
+def _set_aside(i, j, weight, slope, room):
+    """Add a slope between 0 and 1 to the squared norms of sample ``i``: to its heaviest, or to the rest."""
+    samples = room.samples
+    for a in range(HEAVIEST):
+        if a == room.heavies[i]:
+            room.heavies[i] += 1
+            room.heavy[a, i], room.odds[a, i], room.whose[a, i] = weight, slope, j
+            return
+        if weight > room.heavy[a, i]:
+            room.heavy[a, i], weight = weight, room.heavy[a, i]
+            room.odds[a, i], slope = slope, room.odds[a, i]
+            room.whose[a, i], j = j, room.whose[a, i]
+    spread = weight * weight * slope * (1.0 - slope)
+    samples[MEAN, i] += weight * slope
+    samples[VARIANCE, i] += spread
+    samples[THIRD, i] += weight * spread * (1.0 - 2.0 * slope)
+
+
+@njit(**JIT)
+def outputs(head, room, f):
+    """``f_i`` from mean features."""
+    for i in range(f.size):
+        f[i] = 0.0
+    for j in range(head.size):
+        for i in range(f.size):
+            f[i] += head[j] * room.features[j, i]
+
+
+@njit(**JIT)
+def pulls(head, slopes, net, room):
+    """What the squared norms are, residuals and mean pulls ``s_i``, from mean outputs and slopes."""
+    samples, A = room.samples, room.features
+    mean = samples[MEAN]
+    for i in range(net.y.size):
+        mean[i], samples[VARIANCE, i], samples[THIRD, i], room.heavies[i] = 0.0, 0.0, 0.0, 0
+    if net.clipping != UNCLIPPED:
+        for j in range(head.size):
+            square = head[j] * head[j]
+            for i in range(net.y.size):
+                mean[i] += A[j, i] * A[j, i]
+                if slopes[j, i] == 1.0:
+                    mean[i] += net.squared[i] * square
+                elif slopes[j, i] > 0.0:
+                    _set_aside(i, j, net.squared[i] * square, slopes[j, i], room)
+    for i in range(net.y.size):
+        y, f = net.y[i], samples[OUTPUT, i]
+        if net.loss == LOGISTIC:
+            samples[RESIDUAL, i] = -y / (1.0 + math.exp(y * f))
+        elif net.loss == SQUARE:
+            samples[RESIDUAL, i] = f - y
+        else:
+            samples[RESIDUAL, i] = call_scalar(net.residual, f, y)
+        factor = _mean_factor(i, -1, mean[i], samples[VARIANCE, i], samples[THIRD, i], net, room)
+        samples[PULL, i] = samples[RESIDUAL, i] * factor
+
+
+@njit(**JIT)
+def own_pull(i, j, head, slope, net, room):
+    """``s_i`` as neuron ``j`` sees it: while it is active."""
+    samples = room.samples
+    if net.clipping == UNCLIPPED or slope == 0.0 or slope == 1.0:
+        return samples[PULL, i]
+    mean, variance, third = samples[MEAN, i], samples[VARIANCE, i], samples[THIRD, i]
+    for a in range(room.heavies[i]):
+        if room.whose[a, i] == j:
+            return samples[RESIDUAL, i] * _mean_factor(i, j, mean, variance, third, net, room)
+    weight = net.squared[i] * head * head
+    spread = weight * weight * slope * (1.0 - slope)
+    mean, variance = mean + weight * (1.0 - slope), variance - spread
+    third -= weight * spread * (1.0 - 2.0 * slope)
+    return samples[RESIDUAL, i] * _mean_factor(i, -1, mean, variance, third, net, room)

@@ -1,0 +1,242 @@
+"""The zeroth-order flow of a ReLU net where neurons meet the hyperplanes ``w_j . x_i = 0`` of samples.
+
+There the drift jumps, and a solution is one in Filippov's sense: on a hyperplane it is a convex combination
+of the drifts on both sides. It crosses, or it *slides*: the slope ``phi'(z_ij)`` then takes the value in
+[0, 1] that keeps ``z_ij = w_j . x_i`` at 0. Between all neurons the pulls ``s_i = c_i r_i`` of the samples
+are all that is shared. So a step freezes ``s`` and ``v`` at their means over the step; the pre-activations of
+each neuron are then piecewise linear in time, and are followed *exactly* from one hyperplane to the next.
+Slopes on several hyperplanes at once solve a linear complementarity problem with bounds. Two stages (Heun)
+make a method of order 2; crossings and slides cost it no order, since none is stepped over.
+
+A clipping factor depends on all slopes of its sample. Its mean is taken over slopes that are on or off
+independently of each other: for one sliding neuron this is Filippov's definition; for several on the same
+sample the definition leaves a choice. The heaviest are combined one by one, the rest by a Gauss rule.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.sliding.forces import outputs, own_pull, pulls
+from langevin.engine.kernels.sliding.planes import follow_neuron
+from langevin.engine.kernels.sliding.state import (
+    AREA,
+    CROSSINGS,
+    FORCE,
+    FORCED,
+    LOST,
+    MATCHES,
+    ON_PLANE,
+    OUTPUT,
+    OWN,
+    PAUSED,
+    PREDICTED,
+    PULL,
+    RATE,
+    REACHED,
+    SHARE,
+    SLIDES,
+    SLOPE,
+    START,
+    STEPS,
+    Z,
+    copy,
+    copy_state,
+    length,
+    state_norm,
+)
+from langevin.engine.kernels.types import UNCLIPPED
+
+
+@njit(**JIT)
+def _start(state, net, room):
+    """Pre-activations, features and slopes at the start of a step."""
+    np.dot(state.W, net.XT, room.Z)
+    for j in range(state.v.size):
+        size = max(length(state.W, j), abs(state.v[j]))
+        for i in range(net.y.size):
+            if net.lead[i] != i:
+                room.Z[j, i] = net.ratio[i] * room.Z[j, net.lead[i]]
+            z, floor = room.Z[j, i], ON_PLANE * size * net.lengths[i]
+            room.features[j, i] = max(z, 0.0)
+            room.on[j, i] = 1.0 if z > floor else (0.0 if z < -floor else state.slopes[j, i])
+
+
+@njit(**JIT)
+def _stage(state, h, new, net, room, counts):
+    """One stage: from mean outputs, features and slopes to those of the step, and to where the step ends.
+
+    Returns whether all neurons could be followed, and whether any slope was between 0 and 1.
+    """
+    head, slopes = room.head, new.slopes
+    pulls(head, slopes, net, room)
+    n, k, row = net.y.size, net.X.shape[1], room.neuron
+    for i in range(n):
+        for c in range(k):
+            room.scaled[i, c] = room.samples[PULL, i] * net.X[i, c]
+    np.dot(room.on, room.scaled, room.pulled)
+    np.dot(room.pulled, net.XT, room.products)
+    good, partial = True, False
+    for j in range(head.size):
+        size = length(state.W, j)
+        size = max(size, abs(state.v[j])) if size > 0.0 else 0.0
+        meets = False
+        for i in range(n):
+            z, end = room.Z[j, i], room.Z[j, i] - h * head[j] * room.products[j, i]
+            meets |= z * end <= 0.0 or abs(z) <= ON_PLANE * size * net.lengths[i]
+            meets |= slopes[j, i] != room.on[j, i]
+        turn = 0.0
+        if meets:
+            y = room.inputs
+            for c in range(k):
+                y[c] = 0.0
+            for i in range(n):
+                row[OWN, i] = own_pull(i, j, head[j], slopes[j, i], net, room)
+                row[FORCE, i] = head[j] * row[OWN, i]
+                row[Z, i], row[SLOPE, i] = room.Z[j, i], room.on[j, i]
+                extra = (row[OWN, i] - room.samples[PULL, i]) * room.on[j, i]
+                if extra != 0.0:
+                    for c in range(k):
+                        y[c] += extra * net.X[i, c]
+            for i in range(n):
+                total = room.products[j, i]
+                for c in range(k):
+                    total += y[c] * net.X[i, c]
+                row[RATE, i] = -head[j] * total
+            good &= follow_neuron(net, row, room.plane, y, size, h, counts)
+            for c in range(k):
+                room.pulled[j, c] = 0.0
+            for i in range(n):
+                own = own_pull(i, j, head[j], slopes[j, i], net, room)
+                slopes[j, i] = min(max(row[SHARE, i] / h, 0.0), 1.0)
+                room.features[j, i] = row[AREA, i] / h
+                turn += own * row[AREA, i]
+                partial |= 0.0 < slopes[j, i] < 1.0
+                if slopes[j, i] > 0.0:
+                    for c in range(k):
+                        room.pulled[j, c] += own * slopes[j, i] * net.X[i, c]
+        else:
+            for i in range(n):
+                mean = room.Z[j, i] - 0.5 * h * head[j] * room.products[j, i]
+                slopes[j, i] = room.on[j, i]
+                room.features[j, i] = max(mean, 0.0)
+                turn += room.samples[PULL, i] * room.features[j, i] * h
+        new.v[j] = state.v[j] - turn
+        for c in range(k):
+            new.W[j, c] = state.W[j, c] - h * head[j] * room.pulled[j, c]
+    return good, partial
+
+
+@njit(**JIT)
+def _distance(new, room):
+    """How far the stage has moved the step's end from the one before, which it replaces."""
+    total = 0.0
+    for j in range(new.v.size):
+        total += (new.v[j] - room.v[j]) ** 2
+        room.v[j] = new.v[j]
+        for c in range(new.W.shape[1]):
+            total += (new.W[j, c] - room.W[j, c]) ** 2
+            room.W[j, c] = new.W[j, c]
+    return math.sqrt(total)
+
+
+@njit(**JIT)
+def _filter(start, predicted, h, damping, mean):
+    """Outputs whose pulls keep a step stable: ``mean = start + B (predicted - start)``.
+
+    With ``J`` minus the outputs' Jacobian, ``B = (1 + a h J)^-2 (1 + 2 a^2 h J)``, ``a = 1 - 2^-1/2``: the
+    step is L-stable where ``J`` is right, and of order 2 whatever it is.
+    """
+    n, a = start.size, 1.0 - math.sqrt(0.5)
+    inner = np.zeros(n)
+    for m in range(damping.values.size):
+        total = 0.0
+        for i in range(n):
+            total += damping.left[i, m] * (predicted[i] - start[i])
+        z = h * damping.values[m]
+        inner[m] = -h * total * (2.0 * a - 2.0 * a * a + a * a * z) / (1.0 + a * z) ** 2
+    for i in range(n):
+        total = predicted[i]
+        for m in range(damping.values.size):
+            total += damping.right[i, m] * inner[m]
+        mean[i] = total
+
+
+@njit(**JIT)
+def _step(state, new, h, tolerance, net, damping, room, counts):
+    """One step; returns the change by its second stage over the weights' size, infinite where it failed."""
+    _start(state, net, room)
+    copy(room.on, new.slopes)
+    size, samples = state_norm(state), room.samples
+    for j in range(state.v.size):
+        room.head[j] = state.v[j]
+    outputs(room.head, room, samples[START])
+    for i in range(net.y.size):
+        samples[OUTPUT, i] = samples[START, i]
+    error, good, waste = 0.0, True, np.zeros(4, np.int64)
+    for match in range(1 + MATCHES):
+        for a in range(waste.size):
+            waste[a] = 0
+        good, partial = _stage(state, h, new, net, room, waste)
+        change = _distance(new, room)
+        for j in range(room.head.size):
+            room.head[j] = 0.5 * (state.v[j] + new.v[j])
+        if match == 0:
+            outputs(room.head, room, samples[PREDICTED])
+            _filter(samples[START], samples[PREDICTED], h, damping, samples[OUTPUT])
+            continue
+        if match == 1:
+            error = change
+        if not partial or net.clipping == UNCLIPPED or change <= 0.01 * tolerance * size:
+            break
+    for a in range(counts.size):
+        counts[a] += waste[a]
+    if not good:
+        return np.inf
+    return error / size if size > 0.0 else error
+
+
+@njit(**JIT)
+def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, damping, room, counts):
+    """Bring two paths from ``t`` to ``stop``: one in steps of ``h``, one in two halves of each.
+
+    The first one's steps keep ``tolerance``. Returns the time, the next step, and how it ended.
+    """
+    starts, ends, found = (coarse, fine, spare[1]), (spare[0], spare[1], spare[2]), np.zeros(4, np.int64)
+    for _ in range(most):
+        if t >= stop:
+            return t, h, REACHED
+        last = t + h >= stop - 1e-9 * h
+        now = stop - t if last else min(h, 0.5 * (stop - t) if t + 2.0 * h > stop else h)
+        error, finite = 0.0, True
+        for part in range(3):
+            for a in range(found.size):
+                found[a] = 0 if part < 2 else found[a]
+            size = now if part == 0 else 0.5 * now
+            change = _step(starts[part], ends[part], size, tolerance, net, damping, room, found)
+            finite = math.isfinite(state_norm(ends[part]))
+            error = change if part == 0 else max(error, change)
+            if not finite or (error > tolerance and now > shortest):
+                break
+        if not finite and now <= shortest:
+            return t, h, LOST
+        if finite and (error <= tolerance or now <= shortest):
+            copy_state(spare[0], coarse)
+            copy_state(spare[2], fine)
+            t = stop if last else t + now
+            counts[STEPS] += 1
+            counts[CROSSINGS] += found[CROSSINGS]
+            counts[SLIDES] += found[SLIDES]
+            counts[FORCED] += error > tolerance
+            grown = now * min(max(0.9 * math.sqrt(tolerance / error), 0.3), 3.0) if error > 0.0 else 3.0 * now
+            # a step cut short by a record tells nothing of the next
+            h = max(h, grown) if now < h else grown
+        else:
+            h = now * (max(0.2, 0.9 * math.sqrt(tolerance / error)) if math.isfinite(error) else 0.25)
+        h = max(h, shortest)
+    return t, h, PAUSED

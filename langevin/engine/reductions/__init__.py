@@ -1,0 +1,1 @@
+"""Exact reductions: smaller chains with the same law."""

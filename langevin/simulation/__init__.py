@@ -1,0 +1,1 @@
+"""What `langevin.simulate` needs: configuration, facts, text and figure."""

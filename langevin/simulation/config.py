@@ -1,0 +1,366 @@
+"""One run of the simulator as plain data: problem, network, schedule, and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from langevin.data import files
+from langevin.model.observables import OBSERVABLES
+from langevin.model.problem import ACTIVATIONS, LOSSES, Problem
+from langevin.model.schedule import RECORDS, Clipping, Schedule
+from langevin.model.weights import GramWeights, Weights
+from langevin.support import options, validate
+from langevin.support.rng import generator
+from langevin.support.validate import FloatArray
+
+Features = Literal["collapsed", "gaussian"]
+Head = Literal["gaussian", "zero", "prototype"]
+Method = Literal["lp", "fft", "lp-fft"]
+Precision = Literal["double", "single"]
+Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
+
+# entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
+_LARGE = 2**18
+# of which a solver keeps count in 32 bits
+_MOST_STEPS = 2**32
+
+
+class Start(NamedTuple):
+    """Where a simulation starts.
+
+    Attributes
+    ----------
+    problem : Problem
+    weights : Weights
+    own_head : bool
+        Whether the head is the user's.
+    file : FileProblem or None
+        Of data from a file.
+    """
+
+    problem: Problem
+    weights: Weights
+    own_head: bool
+    file: files.FileProblem | None = None
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One run of the simulator; its fields are the options of ``python -m langevin.simulate``.
+
+    Parameters
+    ----------
+    data : str
+        separable (Assumption 3.1), teacher (regression on a linear teacher), digits (two of scikit-learn's
+        digits, features pre-trained on the other eight), or a file of two classes: .npz with X, y and
+        optionally W, v, X_test, y_test; .csv or .parquet, features in all columns but one.
+    label : str
+        Column of the labels in a .csv or .parquet file.
+    samples : int
+        Training samples of synthetic data.
+    dim : int
+        Input dimension of synthetic data.
+    spread : float
+        Spread within a class of separable data; 0 is collapsed.
+    classes : tuple of int
+        The two private digits.
+    activation : str
+        Activation.
+    loss : str or None
+        Loss; by default square for the teacher, otherwise logistic.
+    width : int
+        Number of neurons, for linear nets up to 1e12; unused if a file has a first layer W.
+    features : {"collapsed", "gaussian"} or None
+        First layer on synthetic data; by default collapsed for ReLU on separable data, otherwise gaussian.
+    head : {"gaussian", "zero", "prototype"}
+        Initial head.
+    head_scale : float or None
+        Root mean square of the head's entries; by default 1/sqrt(width).
+    method : {"lp", "fft", "lp-fft"}
+        What trains: the head, everything, or first the head and then everything.
+    lp_share : float
+        Share of the time spent on linear probing in lp-fft.
+    time : float
+        Total diffusion time.
+    dt : float
+        Step size, in diffusion time.
+    sigma : float
+        Noise of d theta = b dt + sqrt(2) sigma dB.
+    clip : float or None
+        Per-sample gradient norm threshold, or none.
+    clipping : {"flat", "normalised"}
+        g min(1, C/|g|), or g C/(|g| + r).
+    stabiliser : float
+        r of normalised clipping.
+    paths : int
+        Number of independent paths.
+    seed : int
+        Seed of data, weights and noise.
+    device : str
+        cpu, or an NVIDIA GPU: cuda or cuda:<number>.
+    precision : {"double", "single"}
+        Precision of the simulation.
+    reduce : {"auto", "none", "span", "kernel", "gram", "collapsed"}
+        What to simulate, all with the same law: the cheapest (auto), the full chain (none), inputs in the
+        span of the data, linear probing's kernel, a linear net's Gram matrix, a collapsed net.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On values out of range, or that contradict each other.
+
+    Examples
+    --------
+    >>> simulation = Simulation(samples=8, dim=3, width=12, time=0.1, dt=0.01)
+    >>> problem, weights, *_ = simulation.start()
+    >>> problem.X.shape, weights.width, [phase.method for phase in simulation.schedule]
+    ((8, 3), 12, ['lp', 'fft'])
+    """
+
+    data: str = field(default="separable", metadata={"metavar": "DATA"})
+    label: str = field(default="y", metadata={"metavar": "COLUMN"})
+    samples: int = 64
+    dim: int = 16
+    spread: float = 0.2
+    classes: tuple[int, int] = (3, 8)
+    activation: str = field(default="relu", metadata={"choices": tuple(ACTIVATIONS)})
+    loss: str | None = field(default=None, metadata={"choices": tuple(LOSSES)})
+    width: int = 512
+    features: Features | None = None
+    head: Head = "gaussian"
+    head_scale: float | None = None
+    method: Method = "lp-fft"
+    lp_share: float = 0.25
+    time: float = 1.0
+    dt: float = 5e-4
+    sigma: float = 0.5
+    clip: float | None = 1.0
+    clipping: Clipping = "flat"
+    stabiliser: float = 0.01
+    paths: int = 64
+    seed: int = 0
+    device: str = "cpu"
+    precision: Precision = "double"
+    reduce: Reduce = "auto"
+
+    def __post_init__(self) -> None:
+        validate.instance("data", self.data, str)
+        validate.instance("label", self.label, str)
+        if self.data not in ("separable", "teacher", "digits") and not self.is_file:
+            raise ValueError(f"data must be separable, teacher, digits or {files.ALLOWED}, got {self.data!r}")
+        for name, allowed in options.choices(Simulation).items():
+            value = getattr(self, name)
+            if value is not None or name not in ("loss", "features"):
+                validate.choice(name, value, allowed)
+        for name in ("samples", "dim", "width", "paths"):
+            validate.integer(name, getattr(self, name), 1)
+        if self.data == "teacher" and self.loss is not None and LOSSES[self.loss].signs:
+            real = " or ".join(repr(name) for name, loss in LOSSES.items() if not loss.signs)
+            raise ValueError(f"loss must be {real} with data='teacher', got {self.loss!r}")
+        if self.data == "teacher" and self.features == "collapsed":
+            raise ValueError(
+                f"features must be 'gaussian' with data='teacher', got {self.features!r}: its targets are no "
+                "classes to collapse to"
+            )
+        if self.features is not None and not self.synthetic:
+            raise ValueError(f"features must be left out with data={self.data!r}, got {self.features!r}")
+        try:
+            generator(self.seed, "seed")
+        except ValueError:
+            raise ValueError(f"seed must be a seed, a whole number from 0; got {self.seed!r}") from None
+        validate.device(self.device)
+        if self.head_scale is not None:
+            validate.non_negative("head_scale", self.head_scale)
+        _ = self.schedule
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Parameters that have no effect, given the values of the others, and what makes them have none."""
+        synthetic, theirs = self.synthetic, f"with data {self.data!r}"
+        reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
+        reads |= {"classes": self.data == "digits", "label": self.is_file}
+        found = {name: theirs for name, read in reads.items() if not read}
+        held = files.held(self.data) if self.is_file else ()
+        if "v" in held:
+            found |= dict.fromkeys(("width", "head", "head_scale"), "with the head of the file")
+        if "W" in held:
+            found["width"] = "with the first layer of the file"
+        if self.head == "zero":
+            found.setdefault("head_scale", "with head 'zero'")
+        if self.method != "lp-fft":
+            found["lp_share"] = f"with method {self.method!r}"
+        if self.clip is None:
+            found["clipping"] = found["stabiliser"] = "without clipping"
+        elif self.clipping != "normalised":
+            found["stabiliser"] = f"with clipping {self.clipping!r}"
+        return found
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are made up."""
+        return self.data in ("separable", "teacher")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the data are in a file."""
+        return files.is_file(self.data)
+
+    @property
+    def steps(self) -> int:
+        """Steps of ``dt`` in all."""
+        return round(self.time / self.dt)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The phases, in whole steps, so that the change falls on one."""
+        clip = validate.positive_or_none("clip", self.clip)
+        time, share = validate.positive("time", self.time), validate.fraction("lp_share", self.lp_share)
+        dt = validate.positive("dt", self.dt)
+        rest: dict[str, Any] = dict(
+            sigma=self.sigma, clip=clip, clipping=self.clipping, stabiliser=self.stabiliser
+        )
+        if dt > time:
+            raise ValueError(f"dt must be at most the time, got {dt:g} for a time of {time:g}")
+        if time / dt >= _MOST_STEPS:
+            raise ValueError(f"dt must give fewer than 2^32 steps, got {dt:g} for a time of {time:g}")
+        steps = self.steps
+        if self.method == "lp":
+            return Schedule.lp(time=steps * dt, **rest)
+        if self.method == "fft":
+            return Schedule.fft(time=steps * dt, **rest)
+        lp_steps = round(share * steps)
+        if (share > 0 and lp_steps == 0) or (share < 1 and lp_steps == steps):
+            raise ValueError(
+                f"lp_share must leave a step to each phase, got {share:g} of {steps} steps: take a smaller dt"
+            )
+        return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
+
+    def start(self, observables: tuple[str, ...] = ()) -> Start:
+        """Problem and weights, and what a file says of them.
+
+        Parameters
+        ----------
+        observables : tuple of str
+            Asked for beside the default ones: those of neurons need single ones.
+
+        Raises
+        ------
+        ValueError, MemoryError
+            On a file that is no problem, or weights that do not fit into memory.
+        """
+        collapsed = self.features == "collapsed" or (
+            self.features is None and self.data == "separable" and self.activation == "relu"
+        )
+        neurons = self.reduce in ("none", "span") or any(
+            name in OBSERVABLES and OBSERVABLES[name].neurons for name in observables
+        )
+        large = self.width * self.dim > _LARGE and not neurons
+        by_gram = self.synthetic and not collapsed and self.activation == "linear" and large
+        if not by_gram and not self.is_file:
+            # refuse weights of single neurons that do not fit into memory
+            validate.memory(
+                4.0 * 8 * self.width * self.dim,
+                f"width={self.width} with single neurons",
+                "take fewer, or a linear activation with Gaussian features, which knows no single ones",
+            )
+        problem, W, v, file = self._problem()
+        if by_gram:
+            return Start(problem, self._gram_weights(problem), False)
+        return Start(problem, self._weights(problem, W, v, collapsed), v is not None, file)
+
+    def _problem(
+        self,
+    ) -> tuple[Problem, FloatArray | None, FloatArray | None, files.FileProblem | None]:
+        """Problem, the first layer and head that come with it, and what a file says of them."""
+        from langevin.data import scikit, synthetic
+
+        about: dict[str, Any] = dict(activation=self.activation, rng=self.seed)
+        if self.data == "teacher":
+            problem = synthetic.linear_teacher(
+                self.samples, self.dim, loss=self.loss or "square", test_samples=self.samples, **about
+            )
+            return problem, None, None, None
+        loss = self.loss or "logistic"
+        if self.data == "separable":
+            tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples)
+            problem = synthetic.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
+            return problem, None, None, None
+        if self.data == "digits":
+            problem, start = scikit.digits(self.classes, self.width, loss=loss, **about)
+            return problem, start.W, None, None
+        file = files.from_file(self.data, label=self.label, activation=self.activation, loss=loss)
+        return file.problem, file.W, file.v, file
+
+    def _weights(
+        self, problem: Problem, W: FloatArray | None, v: FloatArray | None, collapsed: bool
+    ) -> Weights:
+        """Weights at the start: those that come with the problem, and the others drawn."""
+        from langevin.data import initial
+
+        if W is None and collapsed:
+            W = initial.collapsed_features(problem, self.width, rng=self.seed).W
+        elif W is None:
+            width = self.width if v is None else len(v)
+            W = initial.gaussian_features(width, problem.dim, rng=self.seed)
+        if v is not None:
+            return Weights(W, v)
+        if self.head == "gaussian":
+            return Weights(W, initial.gaussian_head(len(W), self.head_scale, rng=self.seed))
+        if self.head == "zero":
+            return Weights(W, initial.zero_head(len(W)))
+        return Weights(W, initial.prototype_head(problem, W, self.head_scale))
+
+    def _gram_weights(self, problem: Problem) -> GramWeights:
+        from langevin.data import initial
+
+        weights = initial.gaussian_gram(problem, self.width, head_scale=self.head_scale, rng=self.seed)
+        if self.head == "zero":
+            return GramWeights(weights.W, initial.zero_head(len(weights.W)), self.width)
+        if self.head == "prototype":
+            scale = self.width**-0.5 if self.head_scale is None else self.head_scale
+            # a root mean square over fewer neurons of the same norm
+            v = initial.prototype_head(problem, weights.W, scale * (self.width / len(weights.W)) ** 0.5)
+            return GramWeights(weights.W, v, self.width)
+        return weights
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Options of ``python -m langevin.simulate`` besides those of `Simulation`.
+
+    Parameters
+    ----------
+    threads : int or None
+        Number of threads (default: all processors).
+    times : int
+        Recorded times, at most one per step.
+    observables : tuple of str
+        Observables to record besides the default ones: alignment preactivation head_alignment test_accuracy
+        knn_accuracy; misaligned distorted dead where the reduction leaves them out.
+    out : str or None
+        file.nc or folder.zarr (default: runs/<what was asked for>.nc).
+    plot : str or None
+        Draw loss, distance and neurons (default: next to the run).
+    bounds : bool
+        Report what the theorems say of the run: bands, privacy, the state of their assumptions.
+    delta : float
+        Delta at which to report epsilon.
+    json : bool
+        Print the report as JSON.
+    quiet : bool
+        Show no progress bar; suppress messages on stderr.
+    resume : bool
+        Resume an interrupted run, to the same bits.
+    """
+
+    threads: int | None = None
+    times: int = RECORDS
+    observables: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME"})
+    out: str | None = None
+    plot: str | None = field(default=None, metadata={"metavar": "FILE", "nargs": "?", "const": ""})
+    bounds: bool = True
+    delta: float = 1e-5
+    json: bool = False
+    quiet: bool = False
+    resume: bool = False

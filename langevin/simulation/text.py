@@ -1,0 +1,112 @@
+"""The facts of a run in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from langevin.simulation.facts import UNCLIPPED
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    loss = report["loss"]
+    distance = report["squared distance to the zeroth-order path"]
+    end = report.get("end")
+    lines = [(name, report[name]) for name in ("problem", "network", "schedule", "solver")]
+    lines.append(
+        (
+            "loss",
+            f"{_number(loss['start'])} at the start, {_value(loss['end'])} at the end; "
+            f"zeroth order {_number(loss['zeroth order at the end'])}",
+        )
+    )
+    for name, what in (("zeroth order, enclosed", "zeroth order"), ("expectation, enclosed", "expectation")):
+        if name in loss:
+            lines.append(("", f"{what}: {_enclosure(loss[name], end)}"))
+    lines += [(name, _value(report[name])) for name in report if name.endswith("accuracy")]
+    lines.append(("E|theta-theta~|^2", f"{_value(distance['measured'])} at the end, measured"))
+    for name, band in distance.get("bounds", {}).items():
+        lines.append(("", f"{_bound(band, end)}: {name}"))
+    if "neurons" in report:
+        lines += _neuron_lines(report["neurons"])
+    if "privacy" in report:
+        lines.append(("privacy", _privacy(report["privacy"])))
+    for i, line in enumerate(report.get("assumptions", [])):
+        lines.append(("" if i else "assumptions", line))
+    seconds = report["seconds"]
+    lines.append(
+        (
+            "speed",
+            f"{report['path steps per second']:.3g} path steps/s: {seconds['simulation']:.2f} s; "
+            f"first step after {seconds['to first step']:.2f} s",
+        )
+    )
+    lines += [(name, report[name]) for name in ("bounds", "saved", "plot") if name in report]
+    return "\n".join(f"{name:<18} {line}".rstrip() for name, line in lines)
+
+
+def _number(x: float | None) -> str:
+    return "not finite" if x is None else f"{x:.4g}"
+
+
+def _value(x: dict[str, float | None]) -> str:
+    if x["mean"] is None:
+        return "not finite"
+    error = x["standard error"]
+    return f"{x['mean']:.4g}" + ("" if error is None else f" +- {error:.2g}")
+
+
+def _until(band: dict[str, Any], end: float | None) -> str:
+    whole = end is None or band["valid until"] >= end * (1 - 1e-9)
+    return "" if whole else f" at time {band['valid until']:.4g}, beyond which {band['reason']}"
+
+
+def _nowhere(band: dict[str, Any], what: str) -> str:
+    return f"does not apply: {UNCLIPPED}" if band["reason"] == UNCLIPPED else f"{what}{band['reason']}"
+
+
+def _enclosure(band: dict[str, Any], end: float | None) -> str:
+    if band["valid until"] is None:
+        return _nowhere(band, "not enclosed: ")
+    return f"in [{_number(band['lower'])}, {_number(band['upper'])}]{_until(band, end)}"
+
+
+def _bound(band: dict[str, Any], end: float | None) -> str:
+    if band["valid until"] is None:
+        return _nowhere(band, "no bound, ")
+    return f"at most {_number(band['upper'])}{_until(band, end)}"
+
+
+def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
+    start = n["misaligned at the start"]
+    said = "not finite at the start" if start is None else f"{start} of {n['width']} misaligned at the start"
+    lines = [("neurons", said)]
+    for name in ("zeroth order", "with noise"):
+        c = n[name]
+        aligned = c["last head aligned by time"]
+        last = "some head never aligned" if aligned is None else f"last head aligned by time {aligned:.4g}"
+        if c["misaligned at the end"] is None:
+            lines.append(("", f"{name}: not finite at the end"))
+            continue
+        lines.append(
+            (
+                "",
+                f"{name}: {_number(c['misaligned at the end'])} misaligned at the end, distorted at most "
+                f"{_number(c['distorted at most'])}, at the end {_number(c['distorted at the end'])}; "
+                f"{_number(c['dead at the end'])} dead; {last}",
+            )
+        )
+    return lines
+
+
+def _privacy(privacy: dict[str, Any]) -> str:
+    if "none" in privacy:
+        return f"does not apply: {UNCLIPPED}" if privacy["none"] == UNCLIPPED else f"none: {privacy['none']}"
+    if privacy["epsilon"] is None:
+        return "none: there is no noise"
+    return (
+        f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {_number(privacy['gdp'])}-GDP, "
+        f"{_number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released"
+    )

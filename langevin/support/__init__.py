@@ -1,0 +1,1 @@
+"""What every package needs: validation, random keys, signals, threads, the command line."""

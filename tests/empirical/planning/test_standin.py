@@ -1,0 +1,161 @@
+"""The net that plans are tried on: its steps are those of clipped descent, its noise that of DP-SGD."""
+
+import numpy as np
+import pytest
+
+from empirical.planning.stand_in import Settings, Split, StandIn
+from langevin import DPSGD
+
+random = np.random.default_rng(0)
+X, LABELS = np.abs(random.standard_normal((30, 5))), random.integers(3, size=30)
+W, V = random.standard_normal((4, 5)), random.standard_normal((3, 4))
+
+
+def net(activation="relu", **changes):
+    fields = dict(X=X, labels=LABELS, X_test=X, labels_test=LABELS, W=W, v=V, classes=3)
+    return StandIn(**{**fields, "activation": activation, **changes})
+
+
+def clipped_descent(activation, lp_steps, steps, rates, clip, classes):
+    """Sample by sample, by automatic differentiation."""
+    import torch
+
+    start = V if classes == 3 else V[:1]
+    first, head = (torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (W, start))
+    phi = torch.relu if activation == "relu" else lambda z: z
+    x, y = torch.tensor(X), torch.tensor(LABELS % classes)
+
+    def cost(f, label):
+        if classes == 2:
+            return torch.nn.functional.softplus(-(2 * label - 1) * f[..., 0]).mean()
+        return torch.nn.functional.cross_entropy(f, label)
+
+    for step in range(steps):
+        trained = [head] if step < lp_steps else [first, head]
+        total = [torch.zeros_like(p) for p in trained]
+        for i in range(len(x)):
+            loss = cost(phi(x[i] @ first.T) @ head.T, y[i])
+            gradients = torch.autograd.grad(loss, trained)
+            norm = torch.sqrt(torch.stack([(g**2).sum() for g in gradients]).sum())
+            factor = min(1.0, clip / float(norm))
+            total = [t + factor * g for t, g in zip(total, gradients, strict=True)]
+        with torch.no_grad():
+            for p, t in zip(trained, total, strict=True):
+                p -= rates[step >= lp_steps] / len(x) * t
+    f = (phi(x @ first.T) @ head.T).detach()
+    said = f.argmax(1) if classes == 3 else (f[:, 0] > 0).long()
+    return float((said == y).double().mean()), float(cost(f, y))
+
+
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("lp_steps", [0, 3, 6])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps, classes):
+    how = Settings(steps=6, batch=30.0, noise_multiplier=0.0, clip=0.7)
+    labels = LABELS % classes
+    tried = net(activation, labels=labels, labels_test=labels, classes=classes, v=V if classes == 3 else V[0])
+    ends = tried.run(how, [Split(lp_steps, 0.9, 0.4)], [np.random.SeedSequence(0)])
+    accuracy, loss = ends.accuracy[0, 0], ends.loss[0, 0]
+    expected = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.7, classes)
+    assert accuracy == pytest.approx(expected[0])
+    # single precision
+    assert loss == pytest.approx(expected[1], rel=1e-5)
+    other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8, classes)
+    assert loss != pytest.approx(other[1], rel=1e-4)
+
+
+def test_its_noise_is_that_of_the_multiplier():
+    # gradients are clipped to nothing: a head that starts at zero is noise, and so are its outputs
+    how = Settings(steps=50, batch=6.0, noise_multiplier=1e8, clip=1e-9)
+    # one sample with each label, so that the loss is logsumexp(f) - mean(f)
+    same = dict(X=np.ones((3, 1)), labels=np.arange(3), X_test=np.ones((3, 1)), labels_test=np.arange(3))
+    probed = net("linear", **same, W=np.eye(1), v=np.zeros((3, 1)))
+    streams = [np.random.SeedSequence(0, spawn_key=(draw,)) for draw in range(400)]
+    (losses,) = probed.run(how, [Split(50, 0.5, 0.5)], streams).loss
+
+    def expected(multiplier):
+        variance = 50 * (0.5 * multiplier * 1e-9 / 6.0) ** 2
+        # to second order, of three independent outputs
+        return np.log(3) + variance * (1 - 1 / 3) / 2
+
+    error = losses.std(ddof=1) / len(losses) ** 0.5
+    assert abs(losses.mean() - expected(1e8)) < 4 * error
+    assert abs(losses.mean() - expected(4e8 / 3)) > 4 * error
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_the_noise_of_full_fine_tuning_reaches_both_layers(classes, scale):
+    # no signal at all: W and V are walks of their noise, and outputs products of what they came to
+    steps, lr, batch, multiplier, clip = 20, 0.5, 6.0, 1e9, 1e-9
+    # one sample with each label, so that odd powers of the outputs cancel
+    shape = dict(X=np.ones((classes, 1)), X_test=np.ones((classes, 1)), labels=np.arange(classes))
+    head = np.zeros(1) if classes == 2 else np.zeros((3, 1))
+    tried = net("linear", **shape, labels_test=shape["labels"], W=np.zeros((1, 1)), v=head, classes=classes)
+    streams = [np.random.SeedSequence(2, spawn_key=(draw,)) for draw in range(4000)]
+    how = Settings(steps=steps, batch=batch, noise_multiplier=multiplier * scale, clip=clip)
+    (losses,) = tried.run(how, [Split(0, lr, lr)], streams).loss
+    variance = steps * (lr * multiplier * clip / batch) ** 2
+    # to second order in the outputs, whose variance is the product of the layers'
+    factor = 1 / 8 if classes == 2 else (1 - 1 / 3) / 2
+    expected = np.log(classes) + factor * variance**2
+    error = losses.std(ddof=1) / len(losses) ** 0.5
+    near = abs(losses.mean() - expected) < 4 * error
+    # the control: a fifth more noise is seen
+    assert near == (scale == 1.0)
+
+
+def test_poisson_batches_step_as_far_as_all_samples_on_average():
+    def settings(batch):
+        return Settings(steps=1, batch=batch, noise_multiplier=0.0, clip=0.7)
+
+    streams = [np.random.SeedSequence(3, spawn_key=(draw,)) for draw in range(3000)]
+    split = [Split(0, 0.02, 0.02)]
+    (whole,) = net().run(settings(30.0), split, streams[:1]).loss
+    (parts,) = net().run(settings(6.0), split, streams).loss
+    (start,) = net().run(settings(30.0), [Split(0, 1e-9, 1e-9)], streams[:1]).loss
+    error = parts.std(ddof=1) / len(parts) ** 0.5
+    # a small step: the loss falls by what the sum of gradients is, whose mean is that of all samples
+    assert abs(parts.mean() - whole[0]) < 4 * error
+    assert start[0] - whole[0] > 20 * error
+
+
+def test_phases_are_those_of_dp_sgd():
+    how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
+    lp, fft = how.phases(Split(4, 0.3, 0.1), samples=100)
+    for phase, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
+        expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
+        assert phase.time == pytest.approx(expected.time)
+        assert phase.sigma == pytest.approx(expected.sigma)
+    # with half of the rows the mean gradient's noise is the same: a step moves as much
+    (few,) = how.phases(Split(0, 0.3, 0.1), samples=50)
+    step = few.sigma * np.sqrt(2 * few.time / 10)
+    assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_draws_and_splits_are_the_same_alone_and_together(classes):
+    how = Settings(steps=5, batch=7.0, noise_multiplier=1.0, clip=1.0)
+    tried = net(v=None, labels=LABELS % classes, labels_test=LABELS % classes, classes=classes)
+    streams = [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(11)]
+    splits = [Split(0, 0.5, 0.5), Split(2, 0.5, 0.25), Split(5, 0.5, 0.5)]
+    together = tried.run(how, splits, streams)
+    for i, split in enumerate(splits):
+        for j in (0, 7, 10):
+            alone = tried.run(how, [split], [streams[j]])
+            # but for rounding: batches are filled up to the same size
+            assert together.loss[i, j] == pytest.approx(alone.loss[0, 0], rel=1e-5)
+            # a sample between two classes may be said to be of either
+            assert together.accuracy[i, j] == pytest.approx(alone.accuracy[0, 0], abs=1.5 / len(X))
+    assert len(np.unique(together.loss)) == together.loss.size
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_run_that_leaves_the_range_is_right_nowhere(classes):
+    how = Settings(steps=5, batch=30.0, noise_multiplier=0.0, clip=1e200)
+    tried = net(
+        labels=LABELS % classes, labels_test=LABELS % classes, classes=classes, v=V if classes == 3 else V[0]
+    )
+    ends = tried.run(how, [Split(0, 1e150, 1e150), Split(0, 0.1, 0.1)], [np.random.SeedSequence(0)])
+    assert (ends.accuracy[0, 0], ends.loss[0, 0]) == (0.0, np.inf)
+    assert np.isfinite(ends.loss[1, 0])

@@ -1,0 +1,371 @@
+"""The command, end to end, as a process."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from langevin.store import files
+from tests.helpers import execute, finish, until
+from tests.langevin.solvers.test_solvers import equal_bits
+
+QUICK = ["--time", "0.1", "--dt", "0.01", "--paths", "4"]
+SMALL = ["--width", "12", "--samples", "8", "--dim", "3", *QUICK]
+# a thousand steps of sixty paths
+LONG = ["--width", "64", "--samples", "32", "--dim", "8", "--time", "1", "--dt", "1e-3"]
+LONG += ["--paths", "60", "--times", "5"]
+
+
+def command(*arguments: str | Path, cwd: Path, program: tuple[str, ...] = ("-m", "langevin.simulate")):
+    return execute([sys.executable, *program, *map(str, arguments)], cwd=cwd)
+
+
+def test_it_runs_reports_saves_and_draws(tmp_path):
+    done = command(*SMALL, "--plot", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for word in ("loss", "Theorem 2.2", "misaligned at the start", "path steps/s", "saved"):
+        assert word in done.stdout
+    (saved,) = (tmp_path / "runs").glob("*.nc")
+    (plot,) = (tmp_path / "runs").glob("*.png")
+    run = files.load(saved)
+    assert np.isfinite(run.loss).all()
+    assert json.loads(run.attrs["command"])["width"] == 12
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "teacher", "--activation", "linear"],
+        ["--method", "lp", "--head", "zero", "--loss", "square"],
+        ["--method", "fft", "--head", "prototype", "--clip", "none", "--precision", "single"],
+        ["--clipping", "normalised", "--reduce", "none", "--observables", "alignment"],
+        ["--lp-share", "0.33", "--out", "deep/er/run.zarr", "--threads", "1"],
+        ["--lp-share", "0", "--sigma", "0", "--paths", "1"],
+        [
+            "--activation",
+            "linear",
+            "--features",
+            "collapsed",
+            "--observables",
+            "misaligned",
+            "distorted",
+            "dead",
+        ],
+        ["--activation", "linear", "--reduce", "gram", "--plot"],
+        ["--method", "lp", "--reduce", "kernel", "--observables", "test_accuracy", "--plot"],
+        ["--width", "1000000000", "--activation", "linear", "--sigma", "1e-6", "--head", "prototype"],
+        ["--width", "1000000000", "--activation", "linear", "--sigma", "1e-6", "--method", "lp"],
+        ["--width", "1000000000", "--activation", "linear", "--sigma", "1e-6", "--data", "teacher"],
+    ],
+    ids=" ".join,
+)
+def test_options(tmp_path, arguments):
+    done = command(*SMALL, *arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert report["loss"]["end"]["mean"] > 0
+    assert report["failure"] is None
+    run = files.load(tmp_path / report["saved"])
+    assert report["loss"]["end"]["mean"] == pytest.approx(float(run.loss[:, -1].mean()))
+
+
+def test_digits(tmp_path):
+    chosen = ["--width", "12", "--data", "digits", "--classes", "1", "7"]
+    done = command(*QUICK, *chosen, "--observables", "knn_accuracy", "test_accuracy", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert report["saved"].startswith("runs/lp-fft-digits-w12-")
+    assert report["failure"] is None
+
+
+def test_a_users_file(tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((12, 3))
+    W, v = rng.standard_normal((5, 3)), rng.standard_normal(5)
+    np.savez(tmp_path / "mine.npz", X=X, y=np.sign(X[:, 0]), W=W, v=v)
+    done = command(*QUICK, "--data", "mine.npz", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["saved"].startswith("runs/lp-fft-mine-sigma0.5-")
+    done = command(*QUICK, "--data", "mine.npz", "--width", "5", cwd=tmp_path)
+    assert "--width 5 has no effect with the first layer of the file; remove it" in done.stderr
+    assert report["network"].startswith("width 5")
+    assert report["loss"]["start"] == pytest.approx(
+        np.logaddexp(0, -np.sign(X[:, 0]) * (np.maximum(X @ W.T, 0) @ v)).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip", "-1"], "--clip must be positive"),
+        (["--clip", "much"], "argument --clip: must be a number or none, got 'much'"),
+        (["--sigma", "-1"], "--sigma must be zero or positive, got -1.0"),
+        (["--lp-share", "1.5"], r"--lp-share must lie in [0, 1], got 1.5"),
+        (["--width", "0"], "--width must be at least 1, got 0"),
+        (["--paths", "two"], "invalid int value: 'two'"),
+        (["--lp-share", "0.001"], "--lp-share must leave a step to each phase"),
+        (["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
+        (["--dt", "9"], "--dt must be at most the time, got 9 for a time of 0.1"),
+        (
+            ["--data", "nowhere.npz"],
+            "--data must be a file ending in .npz, .csv or .parquet, but there is no",
+        ),
+        (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
+        (["--classes", "1", "7"], "--classes (1, 7) has no effect with data 'separable'; remove it"),
+        (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
+        (["--spread", "3"], "--spread must lie in"),
+        (["--observables", "speed"], "--observables must be among"),
+        (["--out", "run.csv"], "--out must end in .nc (netCDF) or .zarr, got 'run.csv'"),
+        (["--out", "/proc/nowhere/run.nc"], "--out must be writable"),
+        (["--plot", "figure.txt"], "--plot must end in"),
+        (["--resume"], "--resume needs an unfinished run"),
+        (["--paths", "10000000000"], "GiB are free"),
+        (["--width", "1000000000000"], "--width 1000000000000 with single neurons needs"),
+        (["--width", "10000000000000", "--activation", "linear"], "--width must be at most 1e+12"),
+        (["--reduce", "gram"], "--reduce must apply to the run, but 'gram' needs a linear net"),
+        (["--reduce", "kernel"], "--reduce must apply to the run, but 'kernel' needs a schedule of linear"),
+        (["--data", "digits"], "--samples 8 has no effect with data 'digits'; remove it"),
+        (
+            ["--method", "lp", "--lp-share", "0.5"],
+            "--lp-share 0.5 has no effect with method 'lp'; remove it",
+        ),
+        (["--data", "digits", "--features", "gaussian"], "--features must be left out with data="),
+        (["--device", "gpu"], "--device must be"),
+        (["--tiems", "3"], "unrecognized arguments: --tiems"),
+    ],
+)
+def test_wrong_usage_is_named_and_exits_with_2(tmp_path, arguments, message):
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
+    arguments = [
+        "--clip",
+        "none",
+        "--loss",
+        "square",
+        "--dt",
+        "0.05",
+        "--time",
+        "50",
+        "--sigma",
+        "9",
+        "--out",
+        "r.nc",
+    ]
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "diverged" in done.stderr
+    assert "at step" in done.stderr
+    assert "Take a smaller dt than 0.05" in done.stderr
+    assert "not finite" in done.stdout
+    loss = files.load(tmp_path / "r.nc").loss
+    assert np.isfinite(loss[:, 0]).all()
+    assert np.isnan(loss[:, -1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said", "unsaid"),
+    [
+        (["--head-scale", "1e160"], 1, ["3 of 3 paths diverged", "not finite at the start"], "Traceback"),
+        (["--head-scale", "1e160", "--activation", "linear"], 1, ["diverged", "not finite"], "Traceback"),
+        (["--head-scale", "1e154", "--data", "teacher"], 1, ["diverged", "e+307 at the start"], "Traceback"),
+        (["--head-scale", "1e308"], 2, ["--head-scale must be smaller, got 1e+308"], "Traceback"),
+        (["--data", "teacher", "--features", "collapsed"], 2, ["--features must be 'gaussian'"], "y must"),
+        (["--samples", "2"], 0, ["none to compare within, 0.0% across"], "nan"),
+        (["--data", "teacher"], 0, ["Theorem 2.2", "epsilon"], "does not apply"),
+        (
+            ["--data", "teacher", "--clip", "none", "--activation", "linear"],
+            0,
+            ["privacy            does not apply: no clipping\n", "does not apply: no clipping: Theorem 2.2"],
+            "without limit",
+        ),
+    ],
+)
+def test_extremes_are_reported(tmp_path, monkeypatch, capfd, arguments, status, said, unsaid):
+    from langevin.simulate import main
+
+    monkeypatch.chdir(tmp_path)
+    base = ["--width", "16", "--samples", "8", "--dim", "3", "--time", ".05", "--dt", ".005", "--paths", "3"]
+    try:
+        found = main([*base, *arguments, "--plot", "run.png", "--out", "run.nc"])
+    except SystemExit as error:
+        found = error.code
+    printed = "".join(capfd.readouterr())
+    assert found == status, printed
+    assert all(words in printed for words in said), printed
+    assert unsaid not in printed
+
+
+def test_a_diverging_zeroth_order_path_is_saved_too(tmp_path):
+    arguments = ["--clip", "none", "--loss", "square", "--dt", "5", "--time", "200", "--out", "r.nc"]
+    done = command(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "take dt <=" in done.stderr
+    assert np.isfinite(files.load(tmp_path / "r.nc").loss[:, 0]).all()
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    script = (
+        "import sys, xarray as xr\n"
+        "real = xr.Dataset.to_netcdf\n"
+        "def full(self, path, **kwargs):\n"
+        "    if 'here' in str(path): raise OSError(28, 'No space left on device')\n"
+        "    return real(self, path, **kwargs)\n"
+        "xr.Dataset.to_netcdf = full\n"
+        "from langevin.simulate import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = command(*SMALL, "--out", "here/run.nc", cwd=tmp_path, program=("-c", script))
+    assert done.returncode == 1
+    rescued = Path(done.stderr.strip().split("kept in ")[1])
+    assert np.isfinite(files.load(rescued).loss).all()
+
+
+# each thread makes one call before the run saves itself, and another before the run is told to stop
+HELD = """
+import sys, threading
+from langevin.engine import chain, pool, record
+from langevin.solvers import diffusion
+from langevin.support import signals
+from langevin.simulate import main
+resting, saved, stopped = (threading.Event() for _ in range(3))
+wait, save, advance, shielded = pool.wait, record.Checkpoint.save, chain.Chain.advance, pool.shielded
+def waiting(running, **limits):
+    if not limits:
+        resting.set()
+    return wait(running, **limits)
+def saving(*arguments):
+    save(*arguments)
+    saved.set()
+def held(of, *arguments):
+    advance(of, *arguments)
+    if of.noisy:
+        (stopped if saved.is_set() else resting).wait()
+def stopping():
+    stopped.set()
+    return shielded()
+pool.wait, record.Checkpoint.save, pool.shielded, signals.shielded = waiting, saving, stopping, stopping
+chain.Chain.advance, diffusion._AUTOSAVE_SECONDS, chain._CALL_SECONDS = held, 0.0, 1e-3
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def under_way(cwd: Path) -> subprocess.Popen:
+    """A long run that has saved itself once."""
+    arguments = [sys.executable, "-c", HELD, *LONG, "--out", "run.nc"]
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell ignores SIGINT in what it runs in the background, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    until((cwd / "run.nc.unfinished").exists, process)
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(*LONG, "--out", "run.nc", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return files.load(folder / "run.nc")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, whole, number, status):
+    process = under_way(tmp_path)
+    process.send_signal(number)
+    _, errors = finish(process)
+    assert process.returncode == status, errors
+    assert "% of the steps; kept in run.nc.unfinished" in errors
+    assert "--resume" in errors
+    again = command(*LONG, "--out", "run.nc", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "unfinished run" in again.stderr
+    resumed = command(*LONG, "--out", "run.nc", "--resume", "--threads", "1", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal_bits(files.load(tmp_path / "run.nc"), whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = ["--width", "64", "--samples", "32", "--dim", "8", "--dt", "1e-3", "--paths", "9"]
+    for name in ("compiled.nc", "cached.nc"):
+        done = command(*arguments, "--no-bounds", "--precision", "single", "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache").rglob("*.nbc"))
+    assert equal_bits(files.load(tmp_path / "compiled.nc"), files.load(tmp_path / "cached.nc"))
+
+
+def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
+    process = under_way(tmp_path)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run.nc.unfinished").exists()
+    resumed = command(*LONG, "--out", "run.nc", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal_bits(files.load(tmp_path / "run.nc"), whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize(("extra", "shown"), [([], True), (["--quiet"], False)])
+def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
+    screen, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    seen = bytearray()
+
+    def look():
+        # the end of what is written is an error
+        with contextlib.suppress(OSError):
+            while part := os.read(screen, 65536):
+                seen.extend(part)
+
+    # a terminal that nobody reads is soon full
+    reader = threading.Thread(target=look)
+    reader.start()
+    arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
+    # at every step that is told, not ten times a second
+    often = {**os.environ, "TQDM_MININTERVAL": "0"}
+    done = execute(arguments, cwd=tmp_path, stderr=terminal, env=often)
+    os.close(terminal)
+    reader.join()
+    os.close(screen)
+    assert done.returncode == 0
+    # a bar with the time that is left
+    assert bool(re.search(rb"\d+%\|.*<\d\d:\d\d", seen)) == shown
+    assert b"samples in" in seen or not shown
+    assert json.loads(done.stdout)["failure"] is None
+
+
+def test_help_and_import_are_light(tmp_path):
+    heavy = {"torch", "opacus", "matplotlib", "dask", "sympy", "numba", "xarray", "sklearn", "pandas"}
+    script = "import sys, langevin; print(*sorted(m for m in sys.modules if '.' not in m))"
+    assert not heavy & set(command(cwd=tmp_path, program=("-c", script)).stdout.split())
+    script = (
+        "import sys\nfrom langevin.simulate import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = command(cwd=tmp_path, program=("-c", script)).stdout
+    assert "--lp-share" in done
+    assert not heavy & set(done.split("modules")[1].split())

@@ -1,0 +1,155 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import langevin
+from benchmarks import scaling, threads
+from benchmarks.harness import floor
+from benchmarks.harness.contestants import DT, SIGMA, Case
+from benchmarks.peers.lineup import PEERS, best_paths, lineup, require_same_drift
+from tests.helpers import execute
+
+ROOT = Path(__file__).parents[2]
+TOLERANCES = {np.float64: 1e-10, np.float32: 1e-3}
+US = "us"
+
+
+def contestant(name, case, dtype=np.float64, reduce="none", paths=2):
+    from benchmarks.harness.contestants import Ours
+
+    if name == US:
+        return Ours(case, dtype, reduce, paths)
+    if not PEERS[name].installed:
+        pytest.skip(f"{name} needs {' and '.join(PEERS[name].needs)}: install the extras bench and peers")
+    return PEERS[name].build(case, dtype, reduce, paths)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("reduce", ["auto", "none"])
+@pytest.mark.parametrize("shape", [(5, 12, 9), (30, 16, 8)])
+@pytest.mark.parametrize("name", [US, *PEERS])
+def test_contestants_compute_the_same_drift(name, shape, reduce, dtype):
+    case = Case(*shape)
+    assert case.reducible == (shape[0] > shape[2])
+    assert case.error(contestant(name, case, dtype, reduce)) < TOLERANCES[dtype]
+
+
+def test_one_path_is_clipped_alike():
+    case = Case(5, 12, 9)
+    assert case.error(contestant("torch vmap(grad)", case, paths=1)) < TOLERANCES[np.float64]
+
+
+@pytest.mark.parametrize("name", ["torchsde", "torch vmap(grad)", "JAX scan", "diffrax, tree"])
+def test_a_contestant_with_a_wrong_drift_is_refused(name):
+    case = Case(5, 12, 9)
+    peer = contestant(name, case)
+    require_same_drift(case, {name: peer}, TOLERANCES[np.float64])
+    model: Any = getattr(peer, "model", peer)
+    model.clip *= 1.01
+    assert case.error(peer) > 1e-4
+    with pytest.raises(SystemExit, match="another drift"):
+        require_same_drift(case, {name: peer}, TOLERANCES[np.float32])
+
+
+@pytest.mark.parametrize("name", [US, *PEERS])
+def test_contestants_take_the_same_steps(name):
+    if PEERS.get(name) and "torch" in PEERS[name].needs:
+        import torch
+
+        torch.manual_seed(0)
+    case = Case(20, 200, 5)
+    peer = contestant(name, case, paths=1)
+    (W, v), (drift_W, drift_v) = peer.position(), peer.drift()
+    peer.advance(1)
+    then_W, then_v = peer.position()
+    peer.advance(15)
+    end_W, _ = peer.position()
+    noise = np.concatenate([(then_W - W - DT * drift_W).ravel(), then_v - v - DT * drift_v])
+    scaled = noise / (SIGMA * (2 * DT) ** 0.5)
+    # 4200 normals: standard error .011 of their scale, .015 of their mean
+    assert abs(scaled.std() - 1) < 0.05
+    assert abs(scaled.mean()) < 0.07
+    assert abs((1.1 * scaled).std() - 1) > 0.05
+    # after 16 steps, 15 of which were requested at once
+    assert abs((end_W - W).std() / (SIGMA * (2 * DT) ** 0.5) - 4) < 0.2
+
+
+def test_missing_peers_are_skipped(monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.lineup.find_spec", lambda name: None)
+    assert set(lineup(Case(30, 16, 8), np.float64, (1,), 0.0)) == {"us, reduced", "us, full"}
+
+
+def test_the_fastest_number_of_paths_is_found():
+    tried = []
+
+    class Fastest:
+        def __init__(self, paths):
+            self.paths = paths
+            tried.append(paths)
+
+        def advance(self, steps):
+            return 1e-3 * steps * self.paths * (1 + abs(np.log2(self.paths / 4)))
+
+    build: Any = Fastest
+    assert best_paths(build, (1, 2, 4, 8, 16, 32, 64), 1.0) == 4
+    assert tried == [1, 2, 4, 8, 16]
+
+
+def test_exponents_come_from_large_sizes():
+    sizes = [2**power for power in range(11)]
+    family = scaling.Family(
+        "a law", "h", sizes, {"flat, then cubic": lambda size: lambda seconds: max(1e6, float(size) ** 3)}
+    )
+    family.measure(0.0, 1)
+    assert family.fitted == [128, 256, 512, 1024]
+    assert family.exponent("flat, then cubic") == pytest.approx(3)
+    assert family.costs["flat, then cubic"][0] == 1e6
+    record = {"processor": "none", "started": "never", "load": [0.0]}
+    assert "| a law | flat, then cubic | **3.00** | h = 128 to 1024 |" in scaling.report(record, [family])
+    assert len(scaling.draw([family]).axes) == 2
+
+
+@pytest.mark.parametrize("method", ["fft", "lp"])
+def test_whole_runs_are_timed(monkeypatch, method):
+    assert scaling.whole_run(scaling.linear_net, method, 16)(1e-3) > 0
+    # a run advances this clock by half a second, and a step of a path by a hundredth
+    clock = [0.0]
+
+    def simulated(problem, weights, schedule, *, dt, paths, **_):
+        clock[0] += 0.5 + 0.01 * paths * round(schedule.duration / dt)
+
+    monkeypatch.setattr(langevin, "euler_maruyama", simulated)
+    monkeypatch.setattr(scaling.time, "process_time", lambda: clock[0])
+    assert scaling.whole_run(scaling.linear_net, method, 16)(1.0) == pytest.approx(0.01)
+
+
+def test_threads_are_compared():
+    record = {"processor": "none", "started": "never", "load": [0.0], "threads": 2}
+    record["cases"] = [threads.measure((5, 12, 9), 10, 4, 2, 2)]
+    assert len(record["cases"][0]["one"]) == 2
+    assert "| 5, 12, 9 |" in threads.report(record)
+
+
+def test_the_floor_of_reduced_data_counts_their_triangle():
+    case = Case(30, 16, 8)
+    X = case.span("auto").coordinates(case.problem.X)[case.span("auto").order]
+    work = floor.Work.of(X, case.width, 8)
+    assert work.flops == 4 * (8 * 9 / 2) * 16
+    assert work.normals == 16 * 8 + 16
+
+
+@pytest.mark.parametrize(
+    ("module", "title", "row", "count"),
+    [
+        ("step", "step / floor", "20, 64, 50 single |", 5),
+        ("gpu", "floor / step", "| 30, 16, 8 | 8; 8; single |", 3),
+    ],
+)
+def test_quick_runs_print_every_table(module, title, row, count):
+    pytest.importorskip("torchsde")
+    done = execute([sys.executable, "-m", f"benchmarks.{module}", "--quick"], cwd=ROOT, check=True)
+    assert title in done.stdout
+    assert done.stdout.count(row) == count

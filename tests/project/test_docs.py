@@ -1,0 +1,111 @@
+"""The code in the README and the documentation runs, and their links lead to existing files."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import execute
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    str(page.relative_to(ROOT)): page
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "generated" not in page.parts
+}
+# commands that are not run here, with the reason
+NOT_HERE = {
+    "make install": "it sets up an environment",
+    "make simulate": "the continuous integration runs it",
+    "make test": "the continuous integration runs it",
+    ". .venv/bin/activate": "the tests run in an environment of their own",
+}
+# options that shorten slow commands: of an option given twice, the last value counts
+SMALLER = {
+    "docs/study/README.md": "--data glyphs --size 24 --images 200 --body mlp --batch 50 --methods lp lp-fft "
+    "--shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 --pretrain-epochs 1 "
+    "--device cpu --workers 1",
+}
+# blocks in these languages are not run
+SILENT = {"text", "bibtex"}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return language and text of each fenced block that is not a directive, in order."""
+    found = re.findall(r"^```([^\n`]*)\n(.*?)^```", text, re.M | re.S)
+    return [(language, block) for language, block in found if not language.startswith("{")]
+
+
+def commands(block: str) -> list[str]:
+    """Return the commands of a shell block; a backslash continues a line, and comments are skipped."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def program(text: str, smaller: str = "") -> str:
+    """Turn a page into a Python program: its blocks in order, all Python in one namespace."""
+    parts = ["import subprocess"]
+    for language, block in blocks(text):
+        if language == "python":
+            parts.append(block)
+        elif language == "sh":
+            for command in commands(block):
+                if command not in NOT_HERE:
+                    command = f"{command} {smaller}"
+                    parts.append(f"subprocess.run(['bash', '-euc', {command!r}], check=True)")
+    return "\n".join(parts)
+
+
+def run(text: str, folder: Path, smaller: str = "") -> str:
+    """Run a page in an empty folder and return what it prints."""
+    file = folder / "page.py"
+    file.write_text(program(text, smaller), encoding="utf8")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+    }
+    done = execute([sys.executable, str(file)], cwd=folder, env=environment)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page.read_text())])
+def test_code_blocks_of_a_page_run(tmp_path, name):
+    text = PAGES[name].read_text(encoding="utf8")
+    unknown = {language for language, _ in blocks(text)} - {"python", "sh"} - SILENT
+    assert not unknown, "unknown language of a block: use python or sh, or text for a block that is not run"
+    out = run(text, tmp_path, SMALLER.get(name, ""))
+    if name == "README.md":
+        assert "zeroth-order loss enclosed: True" in out
+
+
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        ("```python\nx = 1\n```\n\n```sh\nfalse\n```\n", "CalledProcessError"),
+        ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", "AssertionError"),
+        ("```sh\npython -m langevin.simulate --no-such-option\n```\n", "CalledProcessError"),
+    ],
+)
+def test_a_page_that_fails_is_detected(tmp_path, page, error):
+    with pytest.raises(AssertionError, match=error):
+        run(page, tmp_path)
+
+
+def test_targets_of_make_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for name, page in PAGES.items():
+        for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page.read_text(), re.M):
+            assert f"\n{''.join(target)}:" in makefile, (name, target)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures_exist(name):
+    text = re.sub(r"```.*?```", "", PAGES[name].read_text(encoding="utf8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, _ = target.partition("#")
+        if not target.startswith(("https://", "mailto:")) and path and "generated/" not in path:
+            assert (PAGES[name].parent / path).exists(), target

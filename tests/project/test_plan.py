@@ -1,0 +1,201 @@
+"""The command that plans a budget, end to end, as a process."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bounds.plan import main
+from langevin import collapsed_features, orthogonally_separable
+from langevin.store import files
+from tests.helpers import execute
+
+DATA = orthogonally_separable(60, 6, spread=0.05, rng=0)
+FEW = ["--epsilon", "1", "--delta", "1e-3", "--steps", "20", "--draws", "2", "--shares", "0", "0.5", "1"]
+
+
+@pytest.fixture
+def features(tmp_path):
+    path = tmp_path / "features.npz"
+    np.savez(path, X=DATA.X, y=DATA.y, W=collapsed_features(DATA, 8, rng=0).W)
+    return path
+
+
+def write(path, **arrays):
+    np.savez(path, **{"X": np.abs(DATA.X), "y": DATA.y, **arrays})
+    return str(path)
+
+
+def test_a_missing_package_is_named(tmp_path):
+    np.savez(tmp_path / "features.npz", X=np.eye(8), y=np.arange(8) % 2)
+    script = (
+        "import sys\nsys.modules['dp_accounting'] = None\n"
+        "from bounds.plan import main\nmain(['features.npz', '--epsilon', '1', '--delta', '1e-2'])\n"
+    )
+    done = execute(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 2, done.stderr
+    assert (
+        f"error: dp_accounting is not installed: pip install -e '{Path(__file__).parents[2]}[dpsgd]'"
+        in done.stderr
+    )
+
+
+def test_it_plans_saves_and_draws(tmp_path, features):
+    out, plot = tmp_path / "plan.nc", tmp_path / "plan.png"
+    command = [
+        sys.executable,
+        "-m",
+        "bounds.plan",
+        str(features),
+        *FEW,
+        "--out",
+        str(out),
+        "--plot",
+        str(plot),
+    ]
+    done = execute([*command, "--verbose"])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for said in ("3.1 orthogonal separability: holds", "minimum share", "loss-optimal", "sandwich"):
+        assert said in done.stdout
+    for said in ("recommended", "noise multiplier", "a plan read off private data is itself a release"):
+        assert said in done.stdout
+    run = files.load(out)
+    assert dict(run.sizes) == {"share": 3, "draw": 2}
+    assert np.isfinite(run.accuracy).all()
+    assert json.loads(run.attrs["command"])["steps"] == 20
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_has_null_where_the_theory_gives_no_number(tmp_path, capsys):
+    # three classes on features that are all positive: assumption 3.1 fails, and 3.2
+    y = np.array(["cat", "dog", "eel"])[np.arange(60) % 3]
+    path = write(tmp_path / "f.npz", y=y)
+    assert main([path, *FEW, "--json", "--data-are", "private", "--batch", "30"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["theory"]) == {f"{name} against the rest" for name in ("cat", "dog", "eel")}
+    for about in said["theory"].values():
+        assert about["minimum lp share"]["mean"] is None
+        assert "3.2 fails" in about["minimum lp share"]["reason"]
+        assert about["loss-optimal share"]["share"] is None
+    assert said["privacy of the plan"].startswith("WARNING")
+    assert said["recommended lp share"] in said["as good"]
+    assert {phase["expected batch"] for phase in said["DP-SGD"]} == {30.0}
+    assert said["failure"] is None
+
+
+def test_the_same_seed_gives_the_same_plan(features, capsys):
+    plans = []
+    for seed in ("3", "3", "4"):
+        assert main([str(features), *FEW, "--json", "--no-theory", "--seed", seed]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["simulation"]["loss"])
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+def test_a_delta_without_protection_is_reported(features, capsys):
+    assert main([str(features), *FEW, "--delta", "0.1", "--no-theory"]) == 0
+    assert "warning       delta should be below 1 / samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arrays", "arguments", "message"),
+    [
+        ({}, ["--epsilon", "0"], "--epsilon must be positive, got 0.0"),
+        ({}, ["--epsilon", "-1"], "--epsilon must be positive, got -1.0"),
+        ({}, ["--epsilon", "nan"], "--epsilon must be finite, got nan"),
+        ({}, ["--epsilon", "inf"], "--epsilon must be finite, got inf"),
+        ({}, ["--delta", "0"], "--delta must be positive, got 0.0"),
+        ({}, ["--delta", "1"], "--delta must be below 1, got 1.0"),
+        ({}, ["--clip", "0"], "--clip must be positive, got 0.0"),
+        ({}, ["--steps", "0"], "--steps must be at least 1, got 0"),
+        ({}, ["--draws", "1"], "--draws must be at least 2, got 1"),
+        ({}, ["--resolution", "-1"], "--resolution must be zero or positive, got -1.0"),
+        ({}, ["--batch", "100"], "--batch must be at most samples=60, got 100"),
+        ({}, ["--samples", "0"], "--samples must be at least 1, got 0"),
+        ({}, ["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
+        ({}, ["--shares", "0", "1.5"], "--shares must lie in [0, 1], got 1.5"),
+        ({}, ["--shares", "0.5"], "--shares must be two or more that differ by a step of 20, got [0.5]"),
+        ({}, ["--plot", "plan.txt"], "--plot must end in .png, .pdf or .svg, got 'plan.txt'"),
+        ({}, ["--plot", "/nowhere/plan.png"], "--plot must lie in an existing folder"),
+        ({}, ["--out", "plan.csv"], "--out must end in .nc (netCDF) or .zarr, got 'plan.csv'"),
+        ({"X": np.full((60, 6), np.nan)}, [], "X must be finite, got nan at index (0, 0)"),
+        ({"X": np.ones(60)}, [], "X must have 2 dimension(s), got shape (60,)"),
+        ({"X": np.ones((60, 6), complex)}, [], "X must be an array of real numbers"),
+        ({"X": np.array([[None] * 6] * 60, object)}, [], "cannot be read"),
+        ({"y": np.ones(60)}, [], "y must hold two or more classes, got 1: 1"),
+        ({"y": np.ones(59)}, [], "y must hold two or more classes"),
+        ({"y": np.arange(59) % 2}, [], "X and y must have the same length, got 60 and 59"),
+        (
+            {"y": np.arange(60) / 7},
+            [],
+            "y must hold two samples or more of each class, got 60 different",
+        ),
+        (
+            {"y": np.where(np.arange(60) == 5, np.nan, 1.0)},
+            [],
+            "y must hold a label for each sample, got nan at index 5",
+        ),
+        ({"y": np.ones((60, 2))}, [], "y must be one row of numbers or text, got shape (60, 2)"),
+        ({"y": np.arange(60) > 58}, [], "y must hold two samples or more of each class"),
+        ({"W": np.ones((4, 5))}, [], "W must have as many columns as X, got 5 and 6"),
+        ({"v": np.ones(5)}, [], "v must have the shape (6,), got (5,)"),
+        ({"X_test": np.ones((3, 6))}, [], "X_test and y_test must be given together"),
+        ({"X_test": np.ones((3, 5)), "y_test": DATA.y[:3]}, [], "X_test must have as many columns as X"),
+        (
+            {"X_test": np.ones((3, 6)), "y_test": [1, -1, 7]},
+            [],
+            "y_test must hold classes of y, -1, 1, got 7",
+        ),
+    ],
+)
+def test_bad_input_is_named_and_exits_with_2(tmp_path, capsys, arrays, arguments, message):
+    path = tmp_path / "f.npz"
+    np.savez(path, **{"X": np.abs(DATA.X), "y": DATA.y, **arrays})
+    with pytest.raises(SystemExit) as ended:
+        main([str(path), *FEW, *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_features_beyond_the_range_of_numbers_exit_with_1(tmp_path, capsys):
+    path = write(tmp_path / "f.npz", X=1e40 * np.abs(DATA.X), y=np.arange(60) % 3)
+    assert main([path, *FEW, "--no-theory"]) == 1
+    assert "scale the features X" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"", "cannot be read"),
+        (b"PK\x03\x04 cut short", "cannot be read"),
+    ],
+)
+def test_invalid_files(tmp_path, capsys, content, message):
+    path = tmp_path / "f.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main([str(path), *FEW])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_is_light():
+    script = (
+        "import sys\nfrom bounds.plan import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = execute([sys.executable, "-c", script]).stdout
+    assert "--data-are" in done
+    heavy = {"torch", "opacus", "matplotlib", "numba", "xarray", "sklearn", "scipy", "pandas"}
+    assert not heavy & set(done.split("modules")[1].split())
