@@ -1,4 +1,4 @@
-"""What the theorems say: each statement a function on a problem, weights, a schedule and times.
+"""The theorems, each as a function of a problem, weights, a schedule and times.
 
 A bound never runs the simulation that it is tested against. Where a statement's conditions fail, its
 `Band` says so: ``valid`` is False there, with a reason, and the values are NaN.

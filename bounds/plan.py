@@ -166,7 +166,7 @@ def _print(
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON, which has no NaN: null."""
+    """Replace NaN by null, for JSON."""
     if isinstance(value, dict):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What real DP-SGD does, for comparison with theory and simulation."""
+"""Real DP-SGD, for comparison with theory and simulation."""
 
 import lazy_loader as _lazy
 

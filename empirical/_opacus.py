@@ -1,4 +1,4 @@
-"""Opacus, imported so that logging stays as it was: it would give the root logger a handler."""
+"""Import Opacus without changing logging: it would add a handler to the root logger."""
 
 from __future__ import annotations
 

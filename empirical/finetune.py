@@ -1,4 +1,4 @@
-"""The command ``python -m empirical.finetune``: one private fine-tuning, or a grid of them, tuned fairly."""
+"""The command ``python -m empirical.finetune``: one private fine-tuning, or a grid with equal tuning."""
 
 from __future__ import annotations
 

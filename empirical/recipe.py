@@ -1,4 +1,4 @@
-"""How a network is fine-tuned with DP-SGD: method, steps, budget, learning rates, head."""
+"""Recipe of a fine-tuning with DP-SGD: method, steps, budget, learning rates, head."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ class Recipe:
 
     @property
     def selects(self) -> bool:
-        """Whether a step is spent on choosing what trains."""
+        """Tell whether a step is spent on choosing the trained parameters."""
         return self.method == "sparse" and self.selection == "gradient" and self._probing < self.steps
 
     @property

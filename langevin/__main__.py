@@ -1,4 +1,4 @@
-"""The tour: ``python -m langevin`` says what there is, and what to type next."""
+"""The tour: ``python -m langevin`` lists the commands and suggests what to run next."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from langevin.support import install, streams
 
 _TOUR = """\
 Training dynamics of private fine-tuning: what DP-SGD does to a pre-trained
-network, simulated as a clipped Langevin diffusion, beside what the theorems
+network, simulated as a clipped Langevin diffusion, with what the theorems
 say of it (arXiv:2402.18905).
 
 What to type first, and what you see
   python -m langevin.simulate --width 512 --sigma 0.5 --plot
-      one run: its loss beside its bounds, what happens to features and head,
+      one run: its loss and its bounds, what happens to features and head,
       the privacy spent, a figure under runs/
   python -m langevin.simulate --method fft
       the same without probing first: features are distorted
@@ -47,7 +47,7 @@ _WHEEL = """\
 
 
 def tour() -> str:
-    """The tour of what there is here: a checkout has more than an installed wheel."""
+    """Return the tour; a checkout offers more than an installed wheel."""
     root = install.checkout()
     return _TOUR.format(
         figures="" if root is None else _FIGURES,

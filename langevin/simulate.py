@@ -233,7 +233,7 @@ def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
 
 
 def _default_out(args: argparse.Namespace, simulation: Simulation) -> str:
-    """A name that tells runs apart: what was asked for, and a digest of all of it."""
+    """Return a unique name for a run: its main options and a digest of all options."""
     ignored = ("out", "plot", "json", "quiet", "resume", "threads", "bounds", "delta")
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
@@ -258,7 +258,7 @@ def _checkpoint(out: Path, resume: bool) -> Path:
 
 
 def _named(data: str, file: FileProblem | None) -> str:
-    """The data, and what their labels mean."""
+    """The data and the meaning of their labels."""
     if file is None:
         return data
     label = "" if file.file.label == "y" else f", label {file.file.label!r}"

@@ -1,4 +1,4 @@
-"""What the theorems say of splitting a budget on given data: all of sections 3, 5 and 6 that applies."""
+"""Evaluate the theorems on splitting a budget for given data (sections 3, 5 and 6)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from langevin.support import validate
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What the theorems say of a split; see `split_advice`. Where they say nothing, why.
+    """The results of the theorems on a split, or the reason why there are none; see `split_advice`.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Advice:
 
     @property
     def loss_optimal(self) -> tuple[float, str]:
-        """Share that theory (6b) says is best for the zeroth-order loss, or NaN, and what it says in words.
+        """Return the best share for the zeroth-order loss by theory (6b), or NaN, and the result in words.
 
         For a collapsed net whose margins start negative the best share is not a number but a bound: no
         minimiser switches later than the ``latest_switch``.
@@ -84,7 +84,7 @@ class Advice:
         return np.nan, f"at most {min(latest, 1.0):.3g} (6b): some probing helps above time {critical:.3g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dictionaries, for JSON; no number where theory says none."""
+        """Return plain numbers, lists and dictionaries for JSON; no number where the theory gives none."""
         mean, error = self.minimum_share
         best, words = self.loss_optimal
         return {
@@ -174,7 +174,7 @@ def split_advice(
 
 
 def _crossovers(problem: Problem, weights: Weights, time: float, clip: float) -> list[Crossover]:
-    """One for each class of a ReLU net, if these decouple, else one for the whole."""
+    """One for each class of a ReLU network if the classes decouple, otherwise one for the whole."""
     blocks, reason = decouple(problem, weights) if problem.activation == "relu" else ([], "")
     if reason or not blocks:
         return [lp_crossover(problem, weights, time=time, clip=clip)]

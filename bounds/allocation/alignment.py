@@ -16,7 +16,7 @@ from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
 from langevin.support import validate
 
-ALIGNMENT = "re-derived; in the place of Theorem 3.4 of [1]"
+ALIGNMENT = "re-derived; replaces Theorem 3.4 of [1]"
 ALIGNED = replace(RELU, fft=())
 NODES = 4096
 
@@ -59,7 +59,7 @@ class AlignmentTime:
 def alignment_time(problem: Problem, weights: Weights, *, clip: float | None = None) -> AlignmentTime:
     r"""Time by which linear probing has aligned every head.
 
-    Re-derived; in the place of Theorem 3.4 of [1]_. Zeroth order, under assumption 3.2.
+    Re-derived; replaces Theorem 3.4 of [1]_. Zeroth order, under assumption 3.2.
 
     Statement
         All heads of class ``s`` are aligned by ``G* / (n_s min(g_min, C / max_i ||A_i||))`` with ``G* =

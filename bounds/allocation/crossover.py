@@ -24,7 +24,7 @@ CROSSOVER = "new (6b)"
 
 @dataclass(frozen=True)
 class Crossover:
-    """When a short linear probing lowers the final loss of a collapsed block; see `lp_crossover`.
+    """Conditions under which a short linear probing lowers a collapsed block's loss; see `lp_crossover`.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Crossover:
 
 @declares(BLOCKS)
 def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float | None = None) -> Crossover:
-    r"""Say whether a first phase of linear probing can lower the final loss of a collapsed block.
+    r"""Decide whether a first phase of linear probing can lower the final loss of a collapsed block.
 
     New (6b), zeroth order. For a block of ``n`` equal ``y_i x_i = x``, with ``gamma = ||x||^2``, ``u = W x /
     sqrt(gamma)``, ``Q = ||u||^2``, heads ``alpha``, ``s = ||alpha||^2``, ``mu = alpha . u``:

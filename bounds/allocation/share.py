@@ -15,13 +15,13 @@ from langevin.model.schedule import Phase
 from langevin.model.weights import Weights
 from langevin.support import validate
 
-SHARE = "re-derived; in the place of Theorem 5.1 of [1]"
+SHARE = "re-derived; replaces Theorem 5.1 of [1]"
 
 
 def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = "add-remove") -> float:
-    """Time ``T = 4 sigma^2 rho / Delta^2`` that a zCDP budget buys at fixed noise and clipping.
+    """Return the time ``T = 4 sigma^2 rho / Delta^2`` that a zCDP budget allows at fixed noise and clipping.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_, solved for the time.
+    Re-derived; replaces Theorem 4.1 of [1]_, solved for the time.
 
     References
     ----------
@@ -86,7 +86,7 @@ def minimum_lp_share(
 ) -> LpShare:
     r"""Share of the privacy budget that linear probing needs to prevent all feature distortion.
 
-    Re-derived; in the place of Theorem 5.1 of [1]_: ``r(rho) = Delta t Delta^2 / (4 sigma^2 rho)`` with
+    Re-derived; replaces Theorem 5.1 of [1]_: ``r(rho) = Delta t Delta^2 / (4 sigma^2 rho)`` with
     ``Delta t`` the `alignment_time` and ``Delta`` the sensitivity. ``Delta t`` does not depend on the budget,
     so the share grows as the budget shrinks; above 1 mitigation is unattainable.
 

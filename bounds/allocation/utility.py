@@ -39,7 +39,7 @@ BOUNDS: dict[str, Callable[..., Band]] = {
 
 @dataclass(frozen=True, eq=False)
 class UtilityCurve:
-    """Bounds of the final loss over the share of linear probing; see `utility_curve`.
+    """Bounds of the final loss as a function of the share of linear probing; see `utility_curve`.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ def utility_curve(
 ) -> UtilityCurve:
     r"""Bound the final loss as a function of the share of linear probing.
 
-    Re-derived, by way of its bounds; in the place of Section 6 and Corollary 5.3 of [1]_: each bound
+    Re-derived, by way of its bounds; replaces Section 6 and Corollary 5.3 of [1]_: each bound
     that applies is evaluated at the end of linear probing for ``share * T`` followed by full fine-tuning
     for the rest. The minimiser may be interior or an endpoint; nothing makes it grow as the budget
     shrinks. Bounds that do not cover the problem are left out, with their reasons.

@@ -33,7 +33,7 @@ SMOOTH = 0.1
 
 
 class _Steps(RK45):
-    """RK45 that is content with steps as short as `SHORTEST`; higher orders miss the kinks of clipping.
+    """RK45 with steps as short as `SHORTEST`; higher orders miss the kinks of clipping.
 
     A ReLU flow may slide along the surface ``w_j . x_i = 0``, where error control would stall. Digits at
     width 512, against steps of 1/8192: bound (1b) and loss agree to 3e-6 even with a shortest step of 1/256.
@@ -126,7 +126,7 @@ class Flow:
         """First layer whose features ``_room`` holds: linear probing does not change them."""
 
     def state(self) -> State:
-        """Where the flow stands."""
+        """Return the current state of the flow."""
         A = self.problem.activate(self.X @ self.W.T)
         return State(self.W, self.v, A, A @ self.v, self.rest)
 
@@ -138,7 +138,7 @@ class Flow:
             np.matmul(self.X, W.T, out=A)
             if relu:
                 np.maximum(A, 0.0, out=A)
-                # 1 where active, else 0
+                # 1 if active, otherwise 0
                 np.sign(A, out=slope)
             self._sizes = np.einsum("ij,ij->i", A, A)
         self._held = W if probing else None

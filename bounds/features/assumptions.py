@@ -125,11 +125,11 @@ class Assumptions:
 
     @property
     def hold(self) -> bool:
-        """Whether both assumptions hold."""
+        """Tell whether both assumptions hold."""
         return self.labels and self.separability.holds and self.collapse is not None and self.collapse.holds
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dictionaries, for JSON."""
+        """Return plain numbers, lists and dictionaries for JSON."""
         out = asdict(self)
         if self.collapse is not None:
             for name in ("classes", "margins"):

@@ -1,4 +1,4 @@
-"""Problems that decouple into blocks (assumptions 3.1 and 3.2, or a linear net of one sign)."""
+"""Problems that decouple into blocks (assumptions 3.1 and 3.2, or a linear network of one sign)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def cut(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
-    """Cut a problem into blocks, as far as the *weights* allow (3.2, or one sign a neuron).
+    """Split a problem into blocks, as far as the *weights* allow (3.2, or one sign per neuron).
 
     Returns
     -------
@@ -157,7 +157,7 @@ def decouple(problem: Problem, weights: Weights) -> tuple[list[Block], str]:
 
 
 def fft_obstacle(problem: Problem, blocks: list[Block]) -> str:
-    """Return '' if the data let the blocks stay apart in full fine-tuning, else the reason."""
+    """Return '' if the data keep the blocks separate in full fine-tuning, otherwise the reason."""
     for block in blocks:
         if problem.activation == "linear":
             if (block.G < 0).any():

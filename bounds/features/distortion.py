@@ -18,7 +18,7 @@ from langevin.model.weights import Weights
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-DISTORTION = "re-derived, sharp form new; in the place of Theorem 3.3 of [1]"
+DISTORTION = "re-derived, sharp form new; replaces Theorem 3.3 of [1]"
 RELU = replace(BLOCKS, activations=("relu",))
 # smooth activations too: then the drift is continuous at the start
 DRIFT = Covers(
@@ -28,7 +28,7 @@ DRIFT = Covers(
 
 @dataclass(frozen=True, eq=False)
 class Distortion:
-    """What full fine-tuning does to each neuron while its head is misaligned; see `distortion`.
+    """The effect of full fine-tuning on each neuron while its head is misaligned; see `distortion`.
 
     Attributes
     ----------
@@ -79,9 +79,9 @@ class Distortion:
 
 @declares(replace(RELU, lp=()))
 def distortion(problem: Problem, weights: Weights, *, clip: float | None = None) -> Distortion:
-    r"""Say which features full fine-tuning distorts, for how long at least, and which survive.
+    r"""Determine which features full fine-tuning distorts, the minimum duration, and which survive.
 
-    Re-derived, in the place of Theorem 3.3 of [1]_; the sharp form of survival and of the duration is
+    Re-derived; replaces Theorem 3.3 of [1]_; the sharp form of survival and of the duration is
     new. Zeroth order, under assumptions 3.1 and 3.2.
 
     Statement
@@ -180,7 +180,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
 
 
 def _beyond_class(problem: Problem, weights: Weights, block: Block) -> NDArray[np.bool_]:
-    """Whether a neuron is further from its class mean, in angle, than every sample of the class."""
+    """Tell whether a neuron's angle to its class mean exceeds that of every sample of the class."""
     x = problem.X[block.samples]
     mean = x.mean(0)
     mean = mean / np.linalg.norm(mean)

@@ -138,7 +138,7 @@ def _widths(
     squared_size: FloatArray,
     e: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
-    """How far ``E L`` may lie above and below ``L~``."""
+    """Return how far ``E L`` may lie above and below ``L~``."""
     A = problem.features(weights.W)
     root, size = np.sqrt(e), np.sqrt(squared_size)
     norms = np.sqrt(problem.squared_norms)

@@ -37,7 +37,7 @@ class Margins:
 
 
 def enclose(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None) -> Margins | str:
-    """Enclose all margins at ``times``; a string says why that cannot be."""
+    """Enclose all margins at ``times``, or return the reason why that fails."""
     require_moderate(problem, weights, schedule, pairs=True)
     t = record_times(schedule, times)
     reason = COVERS.refuses_phases(schedule)
@@ -114,7 +114,7 @@ class _Envelope:
 
 
 class _Enclosure:
-    """Interval state of one block, carried from phase to phase."""
+    """Interval state of one block, passed from phase to phase."""
 
     def __init__(self, problem: Problem, block: Block) -> None:
         self.loss = MARGINS[problem.loss]

@@ -17,7 +17,7 @@ from langevin.model.weights import Weights
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-LOCALISED = "re-derived, localised (5b); in the place of Section 5.2 of [1]"
+LOCALISED = "re-derived, localised (5b); replaces Section 5.2 of [1]"
 FFT = "new (5c)"
 NOISY = Covers(("square",), ("linear",), lp=(), fft=("none", "flat"))
 KNOTS = 40
@@ -27,7 +27,7 @@ POWERS = np.geomspace(0.02, 2e3, 60)
 
 
 def _single(problem: Problem, schedule: Schedule) -> str:
-    """Return why the bounds of noisy full fine-tuning of a linear net do not apply, or ''."""
+    """Return why the bounds of noisy full fine-tuning of a linear network do not apply, or ''."""
     reason = NOISY.refuses(problem) or NOISY.refuses_phases(schedule)
     if reason:
         return reason
@@ -48,9 +48,9 @@ def localised_loss(
     kappa: float | None = None,
     trace: float | None = None,
 ) -> Band:
-    r"""Bound ``E[(L_t - L_perp) 1{tau > t}]`` of noisy full fine-tuning of a linear net.
+    r"""Bound ``E[(L_t - L_perp) 1{tau > t}]`` of noisy full fine-tuning of a linear network.
 
-    Re-derived, localised (5b); in the place of Section 5.2 of [1]_. With ``K = X (W^T W + ||v||^2 I)
+    Re-derived, localised (5b); replaces Section 5.2 of [1]_. With ``K = X (W^T W + ||v||^2 I)
     X^T`` and ``tau`` the first time that ``lambda_min(W^T W) + ||v||^2 < kappa`` (in span coordinates),
     ``tr K > trace`` or, with clipping, ``|r_i| ||grad f_i|| > C`` for some sample: at most ``exp(-2 lambda
     t) (L_0 - L_perp) + sigma^2 trace (1 - exp(-2 lambda t)) / (2 lambda)``, ``lambda = sigma_min^2(X)
@@ -127,7 +127,7 @@ def _second_moment(start: float, dimension: float, variance: FloatArray) -> Floa
 def fft_expected_loss(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
-    r"""Unconditional bound of ``E L(theta_t)`` in noisy full fine-tuning of a linear net.
+    r"""Unconditional bound of ``E L(theta_t)`` in noisy full fine-tuning of a linear network.
 
     New (5c). For levels ``kappa`` below the smallest of the top ``k`` eigenvalues of ``W_0 W_0^T - v_0
     v_0^T`` and ``u > 0``, on an event of probability at least ``1 - P`` the tangent kernel keeps a floor

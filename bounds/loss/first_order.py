@@ -32,7 +32,7 @@ RTOL, ATOL = 1e-9, 1e-11
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """An estimate of ``E L(theta_t)``, with no guarantee; see `first_order_loss`.
+    """An estimate of ``E L(theta_t)`` without guarantee; see `first_order_loss`.
 
     Attributes
     ----------
@@ -254,7 +254,7 @@ class _Collapsed:
         return loss, correction
 
     def phase(self, y: FloatArray, phase: Phase, times: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Run one phase, jumping wherever clipping sets in or ends."""
+        """Run one phase, with jumps wherever clipping begins or ends."""
         clip = phase.clip
         active = clip is not None and self.surface(y[:2], clip)[0] > 0
         out = np.empty((len(times), 8))

@@ -130,7 +130,7 @@ def norm_tail(
     freedom = weights.trained_parameters("fft") + pull(problem, "fft") / (2 * phase.sigma**2)
     size = float((weights.W**2).sum() + weights.v @ weights.v)
     if not (variance > 0 and np.isfinite(size / variance)):
-        raise ValueError(f"time must leave noise beside the weights, got {time:g}: take a longer one")
+        raise ValueError(f"time must leave noise next to the weights, got {time:g}: take a longer one")
     start = size / variance
     given: Any = [level] if np.isscalar(level) else level
     levels = validate.array("level", given, 1)

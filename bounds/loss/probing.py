@@ -16,7 +16,7 @@ from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
-LP = "re-derived (5a); in the place of Section 5.2 of [1]"
+LP = "re-derived (5a); replaces Section 5.2 of [1]"
 PROBING = Covers(("square",), ANY, lp=("none",), fft=())
 
 
@@ -26,7 +26,7 @@ def lp_expected_loss(
 ) -> Band:
     r"""``E L(theta_t)`` of linear probing with noise, exactly.
 
-    Re-derived (5a); in the place of Section 5.2 of [1]_. The head is an Ornstein-Uhlenbeck process:
+    Re-derived (5a); replaces Section 5.2 of [1]_. The head is an Ornstein-Uhlenbeck process:
     with eigenpairs ``(lambda_k, u_k)`` of ``A A^T`` and the initial residual ``r_0``, ``E L = L_perp +
     sum_k [(u_k . r_0)^2 exp(-2 lambda_k t) + sigma^2 (1 - exp(-2 lambda_k t))] / 2``: a floor of
     ``sigma^2 rank(A) / 2``. Over phases the noise of each decays in the next.
@@ -87,7 +87,7 @@ def lp_expected_head(
 
     Re-derived (5a): mean ``v_0 - sum_k (1 - exp(-lambda_k t)) m_k q_k``, covariance
     ``sigma^2 H^-1 (I - exp(-2 H t))`` with ``H = A^T A``, ``2 sigma^2 t`` on its kernel. It is what full
-    fine-tuning starts from in the place of Corollary 5.3 of [1]_.
+    fine-tuning starts from; it replaces Corollary 5.3 of [1]_.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Rates of the zeroth-order square loss: probing (section 4a), full fine-tuning of linear nets (4c)."""
+"""Rates of the zeroth-order square loss: probing (section 4a), linear networks in full fine-tuning (4c)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
-RATES = "re-derived, clipped form new (4a); in the place of Theorem 4.2 of [1]"
-CONSERVED = "new (4c); in the place of Theorem 4.3 and Section 5.2 of [1]"
+RATES = "re-derived, clipped form new (4a); replaces Theorem 4.2 of [1]"
+CONSERVED = "new (4c); replaces Theorem 4.3 and Section 5.2 of [1]"
 COVERS = Covers(("square",), ANY, lp=("none", "flat"), fft=())
 COVERS_CONSERVED = Covers(("square",), ("linear",), lp=("none",), fft=("none",), late_lp=())
 PAD = 1e-9
@@ -64,7 +64,7 @@ def probe(problem: Problem, weights: Weights) -> Probe:
 def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
     r"""Exponential and clipped-linear bounds of the square loss in linear probing, zeroth order.
 
-    Re-derived; in the place of Theorem 4.2 of [1]_, with clipping new (4a).
+    Re-derived; replaces Theorem 4.2 of [1]_, with clipping new (4a).
 
     Statement
         Unclipped: ``L - L_perp`` lies between ``(L_0 - L_perp) exp(-2 lambda t)`` with ``lambda_max`` and
@@ -141,7 +141,7 @@ def rates(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLi
 
 
 def _huber(residual: FloatArray, clip: float, sizes: FloatArray) -> float:
-    """Huberised loss whose gradient in the head is the clipped one."""
+    """Return the Huber loss whose gradient in the head is the clipped gradient."""
     with np.errstate(divide="ignore"):
         knee = clip / sizes
     inside = residual <= knee
@@ -150,7 +150,7 @@ def _huber(residual: FloatArray, clip: float, sizes: FloatArray) -> float:
 
 
 def _least_huber(loss: float, kappa: float) -> float:
-    """Return the least Huberised loss that a loss of at least ``loss`` allows: all of it on one sample."""
+    """Return the smallest Huber loss for a loss of at least ``loss``: all of it on one sample."""
     r = np.sqrt(2 * loss)
     return loss if r <= kappa else float(kappa * r - kappa**2 / 2)
 
@@ -184,9 +184,9 @@ def imbalance(W: FloatArray, v: FloatArray) -> FloatArray:
 def conserved_rates(
     problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
 ) -> Band:
-    r"""Bounds of the square loss of a linear net from the conserved imbalance of its layers.
+    r"""Bounds of the square loss of a linear network from the conserved imbalance of its layers.
 
-    New (4c); in the place of Theorem 4.3 and Section 5.2 of [1]_, without their conditions on the data.
+    New (4c); replaces Theorem 4.3 and Section 5.2 of [1]_, without their conditions on the data.
     Zeroth order.
 
     Statement

@@ -14,14 +14,14 @@ from langevin.model.schedule import Schedule
 from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 
-SOURCE = "new (4b); in the place of Theorems 4.2 and 4.3 of [1]"
+SOURCE = "new (4b); replaces Theorems 4.2 and 4.3 of [1]"
 
 
 @declares(COVERS)
 def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None) -> Band:
     r"""Enclose the zeroth-order loss of a decoupled problem, clipped or not.
 
-    New (4b); in the place of Theorems 4.2 and 4.3 of [1]_. In the clock ``S = int sum_i c_i g_i dt``
+    New (4b); replaces Theorems 4.2 and 4.3 of [1]_. In the clock ``S = int sum_i c_i g_i dt``
     of a block (``g_i = |r_i|``, ``c_i`` the clipping factor) heads and pre-activations obey linear
     differential inequalities with ``cosh`` and ``sinh`` solutions. They enclose the margins and the
     gradient norms, which in turn enclose the clock. Clipping is exact, and the two bounds meet on

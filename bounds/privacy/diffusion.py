@@ -1,4 +1,4 @@
-"""Privacy of the clipped Langevin diffusion (section 2): the budget is spent by time alone."""
+"""Privacy of the clipped Langevin diffusion (section 2), which depends only on time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langevin.support.validate import FloatArray
 def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     r"""``rho`` of the zero-concentrated differential privacy of the whole path.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_: releasing the path of phases ``k`` is
+    Re-derived; replaces Theorem 4.1 of [1]_: releasing the path of phases ``k`` is
     ``sum_k Delta_k^2 T_k / (4 sigma_k^2)``-zCDP (Girsanov), ``Delta`` the `sensitivity`. It does not
     depend on the data, the network or the method, and is the same for every chain of full-batch
     Euler-Maruyama steps.
@@ -58,7 +58,7 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
 def gdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     r"""``mu`` of the Gaussian differential privacy of the whole path.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_: ``mu^2 = sum_k Delta_k^2 T_k / (2 sigma_k^2)``,
+    Re-derived; replaces Theorem 4.1 of [1]_: ``mu^2 = sum_k Delta_k^2 T_k / (2 sigma_k^2)``,
     tight in the worst case over data. See `zcdp` for arguments, conditions and errors.
 
     References
@@ -76,7 +76,7 @@ def gdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
 def renyi(schedule: Schedule, orders: ArrayLike, *, neighbours: Neighbours = "add-remove") -> FloatArray:
     """Renyi divergence ``alpha Delta^2 T / (4 sigma^2)`` at each order ``alpha > 1`` of ``orders``.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_: the same as ``alpha rho`` with `zcdp`'s ``rho``.
+    Re-derived; replaces Theorem 4.1 of [1]_: the same as ``alpha rho`` with `zcdp`'s ``rho``.
 
     References
     ----------
@@ -96,7 +96,7 @@ def renyi(schedule: Schedule, orders: ArrayLike, *, neighbours: Neighbours = "ad
 def delta(schedule: Schedule, epsilon: float, *, neighbours: Neighbours = "add-remove") -> float:
     """``delta`` at which the path is ``(epsilon, delta)``-differentially private.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_: `gdp`, then `gdp_delta`; tight in the worst case.
+    Re-derived; replaces Theorem 4.1 of [1]_: `gdp`, then `gdp_delta`; tight in the worst case.
 
     References
     ----------
@@ -113,7 +113,7 @@ def delta(schedule: Schedule, epsilon: float, *, neighbours: Neighbours = "add-r
 def epsilon(schedule: Schedule, delta: float, *, neighbours: Neighbours = "add-remove") -> float:
     """``epsilon`` at which the path is ``(epsilon, delta)``-differentially private.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_: `gdp`, then `gdp_epsilon`; tight in the worst
+    Re-derived; replaces Theorem 4.1 of [1]_: `gdp`, then `gdp_epsilon`; tight in the worst
     case.
 
     References
@@ -138,7 +138,7 @@ def calibrate(
 ) -> Schedule:
     """Scale one quantity of all phases so that the path spends exactly ``(epsilon, delta)``.
 
-    Re-derived; in the place of Theorem 4.1 of [1]_, solved backwards: ``mu`` is proportional to
+    Re-derived; replaces Theorem 4.1 of [1]_, solved backwards: ``mu`` is proportional to
     ``1/sigma``, to ``clip`` and to the square root of ``time`` (`gdp`), so one common factor solves each;
     it is rounded to the private side.
 

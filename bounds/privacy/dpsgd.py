@@ -12,7 +12,7 @@ from langevin.support import validate
 
 
 def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-remove") -> float:
-    """``mu`` of full-batch DP-SGD: ``sqrt(K)/nu`` a phase, twice that if a sample is replaced.
+    """``mu`` of full-batch DP-SGD: ``sqrt(K)/nu`` per phase, twice that if a sample is replaced.
 
     Exact, by composition of Gaussian mechanisms [2]_, and what `gdp` says of the phase that a
     `langevin.model.dpsgd.DPSGD` maps to.

@@ -78,7 +78,7 @@ def gdp_epsilon(mu: float, delta: float) -> float:
         return 0.0
     # delta(eps) <= Phi(-eps/mu + mu/2), so this end is private enough
     top = mu * (mu / 2 - float(ndtri(delta)) + 1.0)
-    # but for rounding, where mu is huge
+    # except for rounding, if mu is huge
     while math.isfinite(top) and gdp_delta(mu, top) > delta:
         top *= 2
     if math.isinf(top):

@@ -1,4 +1,4 @@
-"""What each statement covers, declared beside it; everything else is refused by name."""
+"""What each statement covers, declared with it; everything else is refused by name."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def root(function: Callable[[float], float], low: float, high: float, xtol: floa
 
 
 def patient(rate: Callable[..., FloatArray], most: int = 300_000) -> Callable[..., FloatArray]:
-    """Return the right-hand side of a differential equation that gives up after ``most`` evaluations.
+    """Return a right-hand side that raises an error after ``most`` evaluations.
 
     Raises
     ------

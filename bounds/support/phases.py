@@ -9,7 +9,7 @@ from langevin.support.validate import FloatArray
 
 
 def until(schedule: Schedule, t: FloatArray, good: list[bool], *, start: bool = False) -> np.ndarray:
-    """Mark the times up to the end of the leading phases that are good.
+    """Mark the times up to the end of the leading valid phases.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def until(schedule: Schedule, t: FloatArray, good: list[bool], *, start: bool = 
 
 
 def probing_first(schedule: Schedule) -> list[bool]:
-    """Whether each phase is linear probing before any full fine-tuning: both paths share their features."""
+    """Tell whether each phase is linear probing before any full fine-tuning, with shared features."""
     methods = [phase.method for phase in schedule]
     first = methods.index("fft") if "fft" in methods else len(methods)
     return [k < first for k in range(len(methods))]

@@ -1,4 +1,4 @@
-"""Which sizes of numbers a bound can multiply."""
+"""Check the sizes of numbers that a bound can multiply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def require_moderate(
     pairs: bool = False,
     **numbers: float | None,
 ) -> None:
-    """Refuse what is not compatible, leaves the range of doubles in a bound's products, or fills the memory.
+    """Refuse inputs that are incompatible, leave the range of doubles in products, or exceed memory.
 
     Parameters
     ----------

@@ -232,7 +232,7 @@ def _task(
     public_classes: Sequence[str],
     shift: Shift | None,
 ) -> Images:
-    """Read the images of the chosen classes, and of them alone."""
+    """Read only the images of the chosen classes."""
     shift = or_default("shift", shift, Shift)
     public, private = public_and_private(names, classes, public_classes)
     images = np.isin(train[0], public + private).sum() + np.isin(test[0], private).sum()
@@ -295,7 +295,7 @@ def _labels(path: Path, labels: Bytes, low: int, high: int, remedy: str) -> Labe
 
 
 def _names(path: Path, count: int, remedy: str) -> list[str]:
-    """Return the names of the classes, one on a line."""
+    """Read the names of the classes, one per line."""
     try:
         names = path.read_text(encoding="utf8").split()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Glyphs: made-up characters in any number and size, with new classes for the private task."""
+"""Glyphs: synthetic characters in any number and size, with new classes for the private task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STREAMS = {"figures": 0, "train": 1, "test": 2, "public": 3}
 
 @dataclass(frozen=True)
 class Style:
-    """How much the images of one class of glyphs differ: more of anything is harder.
+    """The variation within a class of glyphs: larger values are harder.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def glyphs(
     shift: Shift | None = None,
     rng: RNG = 0,
 ) -> Images:
-    """Made-up characters: some classes to pre-train on, and new ones for the private task.
+    """Synthetic characters: some classes for pre-training, and new classes for the private task.
 
     A class is a random figure of a few curved strokes. Each image is that figure moved, turned, slanted and
     bent, drawn with a pen of random width and ink, under noise. Light ink on dark paper, one channel, values
@@ -191,7 +191,7 @@ def _segments(style: Style) -> int:
 
 
 def _figures(count: int, style: Style, random: np.random.Generator) -> Points:
-    """Draw ``count`` figures that are unlike each other.
+    """Draw ``count`` dissimilar figures.
 
     Returns
     -------
@@ -260,7 +260,7 @@ def _figure(most: int, segments: int, random: np.random.Generator) -> Points:
 
 
 def _shares(lengths: list[float], total: int) -> list[int]:
-    """Split ``total`` segments over strokes, as near to their lengths as whole numbers are."""
+    """Divide ``total`` segments among strokes in proportion to their lengths."""
     ends = np.rint(np.cumsum(lengths) / sum(lengths) * total).astype(int)
     return np.diff(ends, prepend=0).tolist()
 

@@ -156,7 +156,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A private task and the public images that may be trained on without noise.
+    """A private task and its public images, which may be used for training without noise.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class Rows(Part):
             )
 
     def fixed_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean 0 and standard deviation 1: features stay as they are."""
+        """Return mean 0 and standard deviation 1, because features are not normalised."""
         return np.zeros(self.shape[0]), np.ones(self.shape[0])
 
 
@@ -96,7 +96,7 @@ def from_file(path: str | Path, *, label: str = "y", rng: RNG = 0) -> Images:
 
 
 def first_layer(path: str | Path) -> NDArray[np.float64] | None:
-    """The layer ``W`` (h, d) that an ``.npz`` file holds, if it holds one."""
+    """Return the layer ``W`` (h, d) of an ``.npz`` file, if it has one."""
     if "W" not in files.held(path):
         return None
     return validate.array("W", npz.read(Path(path), ["W"], what="data file")["W"], 2)

@@ -17,7 +17,7 @@ _CACHED = 2**17
 
 @dataclass(frozen=True)
 class Shift:
-    """How private images differ from public ones: turned, then dimmed.
+    """The shift of private images relative to public ones: rotated, then dimmed.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Shift:
 
 
 def _rotated(images: Pixels, degrees: float) -> Pixels:
-    """Images turned counter-clockwise about their centre, with zeros outside."""
+    """Rotate images counter-clockwise about their centre, with zeros outside."""
     height, width = images.shape[-2:]
     turn = math.radians(degrees % 360)
     cos, sin = round(math.cos(turn), 15), round(math.sin(turn), 15)

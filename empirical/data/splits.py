@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def public_and_private(
     names: Sequence[str], classes: Sequence[str] | None, public_classes: Sequence[str]
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the public and of the private classes; none is both."""
+    """Return the numbers of the public and of the private classes, which are disjoint."""
     public = class_numbers("public_classes", public_classes, names) if len(public_classes) else []
     if classes is None:
         private = [number for number in range(len(names)) if number not in public]
@@ -41,7 +41,7 @@ def or_default(name: str, value: T | None, kind: type[T]) -> T:
 
 
 def class_numbers(argument: str, names: Sequence[str], available: Sequence[str]) -> list[int]:
-    """Return the places of ``names`` in ``available``; refuse unknown ones, repetitions and none at all."""
+    """Return the places of ``names`` in ``available``; refuse unknown or repeated names, and none."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a sequence of names, got {names!r}")
     wanted = [str(name) for name in names]
@@ -89,7 +89,7 @@ _HELD_OUT = 5
 def held_out(
     names: tuple[str, ...], labels: Labels, random: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to test on, a fifth of each class and one at least, and all others."""
+    """Split rows into test rows, a fifth and at least one of each class, and all others."""
     test = []
     for label, name in enumerate(names):
         rows = random.permutation(np.flatnonzero(labels == label))

@@ -73,7 +73,7 @@ def place(device: str) -> torch.device:
 
 
 def join(device: str) -> str:
-    """Join the processes that ``torchrun`` started, if it did; return this one's device.
+    """Join the processes started by ``torchrun``, if any; return this process's device.
 
     Examples
     --------

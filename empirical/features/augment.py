@@ -58,7 +58,7 @@ class Augment:
             raise ValueError(f"contrast must be below 1, got {self.contrast!r}: images would be inverted")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Changed images of the same shape, drawn from torch's own generator; no argument is changed."""
+        """Return augmented images of the same shape, with torch's generator; arguments are not modified."""
         count, channels = images.shape[:2]
 
         def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Augment:
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Mean cross-entropy of telling each embedding's other view from all other embeddings by cosine [1]_.
+    """Mean cross-entropy of identifying each embedding's other view among all embeddings by cosine [1]_.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from langevin.support import validate
 
 
 class Collapse(NamedTuple):
-    """Measures of neural collapse, all 0 where it is complete; see `neural_collapse`."""
+    """Measures of neural collapse, all 0 if it is complete; see `neural_collapse`."""
 
     nc1: float
     nc2_norms: float
@@ -24,7 +24,7 @@ class Collapse(NamedTuple):
 
 
 def neural_collapse(features: ArrayLike, labels: Labels, head: nn.Linear | None = None) -> Collapse:
-    """How far features are from neural collapse [1]_: classes to points, points to a simplex, head to both.
+    """Measure how far features are from neural collapse [1]_: of classes, of their means, and of the head.
 
     With class means ``mu_c``, their mean ``mu``, and the matrix ``M`` of rows ``mu_c - mu``:
 

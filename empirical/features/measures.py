@@ -21,7 +21,7 @@ def knn_accuracy(
     *,
     neighbours: int = NEIGHBOURS,
 ) -> float:
-    """Accuracy of the vote of the nearest training points by cosine.
+    """Return the accuracy of a vote of the nearest training points by cosine.
 
     Features' lengths say how sure a net is rather than of what, so the angle is what is compared, as is usual
     for features [1]_. Pixels and random nets may also reach a high one: report theirs next to it. (Raw pixels
@@ -99,7 +99,7 @@ def _overlap(x: FloatArray, y: FloatArray) -> float:
 
 
 def cosine_similarity(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean cosine of each sample's two feature vectors; one of zeros counts as 0.
+    """Return the mean cosine of each sample's two feature vectors; zero vectors count as 0.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
-    """Rows over their norms; rows of zeros stay."""
+    """Divide rows by their norms; zero rows stay zero."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1)
 

@@ -1,4 +1,4 @@
-"""Pre-training of a body on the public part alone, without noise: by its labels, or by SimCLR without any."""
+"""Pre-train a body on the public part only, without noise: with labels, or with SimCLR."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def _train(
     views: int,
     how: _Training,
 ) -> list[float]:
-    """Minimise ``loss`` over the body and what ``parts`` makes to go with it."""
+    """Minimise ``loss`` over the body and the modules that ``parts`` makes."""
     where = next(body.parameters()).device if how.device is None else place(how.device)
     gpu = where.type == "cuda"
     layout = torch.channels_last if gpu else torch.contiguous_format
@@ -307,6 +307,6 @@ def _lay_out(body: nn.Module, layout: torch.memory_format) -> None:
 
 
 def _rate(step: int, steps: int) -> float:
-    """Factor on the learning rate: up in a line, then down by a cosine to 0."""
+    """Return the learning rate's factor: linear warm-up, then cosine decay to 0."""
     warm_up = max(1, round(_WARM_UP * steps))
     return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -127,6 +127,6 @@ class FeatureWatch:
         return self.again(head)
 
     def again(self, head: nn.Linear | None = None) -> dict[str, float]:
-        """Return the measures of the last call's body, unchanged since, with another head."""
+        """Return the measures of the last call's body, which is unchanged, with another head."""
         train, measures = self._last
         return measures | neural_collapse(train, self._train_labels, head)._asdict()

@@ -247,7 +247,7 @@ def made_by(
     options: dict[str, Any],
     weights: str | Path | None = None,
 ) -> dict[str, Any]:
-    """What `body` makes a body of, as plain data."""
+    """The arguments of `body`, as plain data."""
     sizes = [int(n) for n in shape], None if widths is None else [int(n) for n in widths]
     given = None if weights is None else str(weights)
     return {"name": name, "shape": sizes[0], "widths": sizes[1], "options": options, "weights": given}

@@ -1,4 +1,4 @@
-"""Check a network for DP-SGD by values: nothing in it mixes samples, or remembers them."""
+"""Check by values that a network does not mix or remember samples, as DP-SGD requires."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NotPrivateError(ValueError):
 
 
 def check_private(body: nn.Module, images: Tensor) -> None:
-    """Refuse a network in which samples meet, or that remembers them, as passes over images show.
+    """Refuse a network that mixes or remembers samples, as shown by passes over images.
 
     `empirical.make_private` knows the common kinds of module; this finds the others, by values: the features
     of an image must not depend on the other images in its batch, on their order or number, or on an earlier
@@ -59,7 +59,7 @@ buffer '1.running_mean': call make_private, or freeze what changes it
 
 
 def check_passes(body: nn.Module, images: Tensor, *, training: bool) -> None:
-    """Check what `check_private` does, in one mode: a frozen body need not be fit for training."""
+    """Do the checks of `check_private` in one mode: a frozen body is not checked for training."""
     if len(images) < 2:
         raise ValueError(f"need at least two images to test for cross-sample dependence, got {len(images)}")
     with passes.unnoticed(), torch.set_grad_enabled(training):
@@ -154,7 +154,7 @@ def _refuse_slopes(made: nn.Module, images: Tensor) -> None:
 
 
 def _mix(output: Tensor, images: Tensor) -> bool:
-    """Whether the gradient of the first or last row of ``output`` reaches other images."""
+    """Tell whether the gradient of the first or last row of ``output`` reaches other images."""
     if not output.requires_grad or not output.ndim or not len(output):
         return False
     for place in (0, -1):

@@ -1,4 +1,4 @@
-"""Forward passes of a network, compared: what they draw on, and which module first gives something else."""
+"""Compare forward passes of a network, and find the first module that differs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Seen(TorchDispatchMode):
 
 
 def precise(network: nn.Module, x: Tensor, *, training: bool) -> tuple[nn.Module, Tensor, Seen]:
-    """A copy of a network, and its input, in double precision if it works in that, with what a pass shows.
+    """A copy of a network and its input, in double precision if supported, with the record of a pass.
 
     The copy shares nothing with the network, so that no pass leaves a trace in it. Entries of trained
     parameters that are zero become small random numbers: otherwise nothing would show what they multiply,
@@ -115,7 +115,7 @@ def shaken(network: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def unnoticed() -> Iterator[None]:
-    """Leave the global random generators of torch, numpy and Python as they were."""
+    """Restore the global random generators of torch, numpy and Python."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
@@ -168,7 +168,7 @@ def calls(
 
 
 def differ(a: Tensor, b: Tensor, eps: float) -> bool:
-    """Whether values differ by more than rounding explains: in the first half of the digits."""
+    """Tell whether values differ by more than rounding: in the first half of the digits."""
     if a.shape != b.shape or torch.equal(a, b):
         return a.shape != b.shape
     if not a.is_floating_point():
@@ -199,7 +199,7 @@ def rows(network: nn.Module, images: Tensor, places: Sequence[int]) -> list[tupl
 def first_difference(
     a: Iterable[tuple[str, list[Tensor]]], b: Iterable[tuple[str, list[Tensor]]], eps: float
 ) -> str:
-    """Name of the module that first gives other rows; that of the whole, "", if none is called that does."""
+    """Return the first module that gives other rows, or "" if none does."""
     for (name, own), (other_name, other) in zip(a, b, strict=False):
         if name != other_name:
             return name
@@ -243,7 +243,7 @@ def sizes(seen: Seen, images: int) -> list[int]:
 
 
 def state(network: nn.Module) -> dict[tuple[str, str], Any]:
-    """What is kept in plain attributes of modules: numbers, text, tensors and collections of them."""
+    """Return the plain attributes of modules: numbers, text, tensors and collections of them."""
     return {
         (name, key): _plain(value)
         for name, module in network.named_modules()

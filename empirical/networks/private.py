@@ -1,4 +1,4 @@
-"""Make a network fit for DP-SGD: nothing in it mixes samples, or remembers them."""
+"""Convert a network for DP-SGD, so that it does not mix or remember samples."""
 
 from __future__ import annotations
 

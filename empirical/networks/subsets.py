@@ -112,7 +112,7 @@ def _adaptable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 
 def train_only(model: nn.Module, head: nn.Module, subset: Subset, trainable: Iterable[nn.Parameter]) -> None:
-    """Set what of ``model`` trains.
+    """Select the trained parameters of ``model``.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def train_only(model: nn.Module, head: nn.Module, subset: Subset, trainable: Ite
 
 
 def scores(selection: Selection, body: list[nn.Parameter], gradient: list[Tensor] | None) -> list[Tensor]:
-    """How much each entry of the body deserves to train, in the order of ``body``.
+    """Return the score of each entry of the body for training, in the order of ``body``.
 
     Parameters
     ----------

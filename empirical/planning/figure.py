@@ -15,7 +15,7 @@ _SIMULATED, _CHOSEN, _GOOD, _THEORY = "#0072b2", "#e69f00", "#009e73", "0.4"
 
 
 def draw(plan: SharePlan, path: Path) -> None:
-    """Draw accuracy and loss over the share, with what theory says of two classes.
+    """Plot accuracy and loss as functions of the share, with the theory for two classes.
 
     Raises
     ------

@@ -111,7 +111,7 @@ def numbered_classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
 def _cut(
     X: FloatArray, X_test: FloatArray, W: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, list[str]]:
-    """The same net in the leading principal directions of its inputs, as many as a simulation can afford."""
+    """Reduce the network to as many principal directions of its inputs as a simulation can afford."""
     most = max(1, _ENTRIES // len(W))
     if X.shape[1] <= most:
         return X, X_test, W, []

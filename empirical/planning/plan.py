@@ -43,7 +43,7 @@ def plan_share(
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> SharePlan:
-    """Recommend the share of a privacy budget that should probe before full fine-tuning.
+    """Recommend the share of a privacy budget for linear probing before full fine-tuning.
 
     What the theorems say is gathered (`bounds.advice.split_advice`), and each share is simulated with the
     noise that the budget buys, at its best learning rates. Recommended is the largest share whose mean
@@ -154,12 +154,12 @@ def _noise_multiplier(history: History, epsilon: float) -> float:
 
 
 def _limits(net: StandIn, ends: Outcomes, resolution: float) -> list[str]:
-    """What a reader of the accuracies has to know."""
+    """Notes for the reader of the accuracies."""
     said = []
     if resolution and not resolved(*ends, resolution):
         _, error = deficit_of(*ends)
         said.append(
-            f"after {ends.accuracy.shape[1]} draws shares are known beside the best to {error.max():.2g} of "
+            f"after {ends.accuracy.shape[1]} draws shares are compared with the best to {error.max():.2g} of "
             f"accuracy, not to the resolution of {resolution:g}: take more draws"
         )
     largest = np.bincount(net.labels_test).max() / len(net.labels_test)
@@ -171,7 +171,7 @@ def _limits(net: StandIn, ends: Outcomes, resolution: float) -> list[str]:
 
 
 def _theory(inputs: Inputs, trials: Trials, lr: float, shares: FloatArray) -> dict[str, Advice]:
-    """What the theorems say, at probing's rate and on some rows, of two classes or of each and the rest."""
+    """Evaluate the theorems at probing's rate on some rows, for two classes or each class and the rest."""
     net, names, how = inputs.net, inputs.names, trials.how
     random = np.random.default_rng(np.random.SeedSequence(trials.root, spawn_key=(2,)))
     count = min(THEORY_ROWS, len(net.X))

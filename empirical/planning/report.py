@@ -1,4 +1,4 @@
-"""What a plan says, as text and as a figure."""
+"""The report of a plan, as text and as a figure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COST = (
 
 
 def privacy(private: bool) -> str:
-    """What the plan itself costs."""
+    """Describe the privacy cost of the plan itself."""
     if private:
         return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 
 def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
-    """A report: the verdict, what it rests on, and with ``verbose`` all that was found.
+    """Return the report: the verdict, its basis, and with ``verbose`` all results.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
 
 
 def _elsewhere(plan: SharePlan) -> list[tuple[str, str]]:
-    """How the command differs from the plan, where its file has not as many samples to train on."""
+    """Describe how the command differs from the plan if its file has fewer training samples."""
     samples = plan.history.samples
     if plan.trained == samples:
         return []
@@ -134,7 +134,7 @@ def _phases(plan: SharePlan) -> Iterable[str]:
 
 
 def _theory(theory: Any) -> list[tuple[str, str]]:
-    """What the theorems say; of one class against the rest, in ranges over the classes."""
+    """Return the results of the theorems, for each class against the rest, as ranges over the classes."""
     if not theory:
         return [("theory", "not asked")]
     found = list(theory.values())

@@ -22,7 +22,7 @@ _ROUND, _CLEARLY = 16, 4
 
 
 class Trials:
-    """Runs of a stand-in, counted."""
+    """Counted runs of a stand-in."""
 
     def __init__(
         self, net: StandIn, how: Settings, root: int, progress: Callable[[int], None] | None
@@ -31,7 +31,7 @@ class Trials:
         self.done = 0
 
     def run(self, splits: Sequence[Split], *, stage: int, draws: range) -> Outcomes:
-        """Where the draws of one stage end, the same ones for all splits."""
+        """Return the end of the draws of one stage, which all splits share."""
         streams = [np.random.SeedSequence(self.root, spawn_key=(stage, i)) for i in draws]
         ends = self.net.run(self.how, splits, streams)
         self.done += len(splits) * len(draws)
@@ -65,7 +65,7 @@ def tuned(trials: Trials, lengths: Sequence[int], draws: int) -> tuple[list[Spli
 
 
 def compared(trials: Trials, splits: Sequence[Split], draws: int, resolution: float) -> Outcomes:
-    """Runs of all splits, round by round, until all are known well enough beside the best."""
+    """Runs of all splits, round by round, until all are known well enough relative to the best."""
     accuracy, loss = np.empty((2, len(splits), 0))
     while accuracy.shape[1] < draws:
         done = accuracy.shape[1]
@@ -77,7 +77,7 @@ def compared(trials: Trials, splits: Sequence[Split], draws: int, resolution: fl
 
 
 def resolved(accuracy: FloatArray, loss: FloatArray, resolution: float) -> bool:
-    """Whether all shares are known well enough beside the best."""
+    """Whether all shares are known well enough relative to the best."""
     mean, error = deficit_of(accuracy, loss)
     return bool((error <= np.maximum(resolution, mean / _CLEARLY)).all())
 
@@ -85,7 +85,7 @@ def resolved(accuracy: FloatArray, loss: FloatArray, resolution: float) -> bool:
 def _search(
     scores: Callable[[Sequence[float]], Sequence[tuple[float, float]]], start: Sequence[float]
 ) -> tuple[float, bool]:
-    """The rate of the highest accuracy, of equals of the lowest loss; and whether to look further.
+    """Return the rate of the highest accuracy (on ties, the lowest loss), and whether to search further.
 
     From ``start`` on outwards as long as one at an end is more accurate than all others: on data that are
     easily told apart loss alone would ask for ever larger rates.

@@ -33,7 +33,7 @@ def standard_error(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class SharePlan:
-    """A split of a budget, and what it rests on; see `plan_share`.
+    """A split of a budget, with its basis; see `plan_share`.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class SharePlan:
 
     @property
     def best(self) -> int:
-        """Index of the share with the highest mean accuracy; of equals the one with the lowest loss."""
+        """Return the index of the share with the highest mean accuracy (on ties, the lowest loss)."""
         return best_share_of(self.accuracy, self.loss)
 
     @property
@@ -106,12 +106,12 @@ class SharePlan:
 
     @property
     def as_good(self) -> FloatArray:
-        """Shares that are not worse than the best by a paired t-test at 5 %: how flat the optimum is."""
+        """Shares that are not worse than the best by a paired t-test at 5 %: the flatness of the optimum."""
         return self.shares[as_good_as(self.accuracy, self.loss)]
 
     @property
     def loss_share(self) -> float:
-        """The share with the lowest mean training loss, which is another question."""
+        """The share with the lowest mean training loss, which is a different criterion."""
         return float(self.shares[self.loss.mean(1).argmin()])
 
     @property
@@ -252,7 +252,7 @@ class SharePlan:
 
 
 def best_share_of(accuracy: FloatArray, loss: FloatArray) -> int:
-    """Place of the highest mean accuracy over the draws; of equals, of the lowest mean loss.
+    """Return the place of the highest mean accuracy over the draws (on ties, the lowest mean loss).
 
     A share of which a run left the range of numbers comes after all others.
     """
@@ -267,7 +267,7 @@ def deficit_of(accuracy: FloatArray, loss: FloatArray) -> tuple[FloatArray, Floa
 
 
 def as_good_as(accuracy: FloatArray, loss: FloatArray) -> NDArray[np.bool_]:
-    """Which shares are not worse than the best by a paired t-test."""
+    """Tell which shares are not worse than the best by a paired t-test."""
     from scipy.stats import t
 
     mean, error = deficit_of(accuracy, loss)

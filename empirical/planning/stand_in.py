@@ -1,4 +1,4 @@
-"""The net that a plan is tried on: two layers on frozen features, in place of the network to fine-tune."""
+"""The stand-in that a plan is simulated on: two layers on frozen features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOGETHER = 8
 
 
 class Split(NamedTuple):
-    """How the steps are divided, and the learning rate of either part, for mean gradients."""
+    """The division of the steps, and the learning rate of each part, for mean gradients."""
 
     lp_steps: int
     lp_lr: float
@@ -43,7 +43,7 @@ class Outcomes(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Noise and length of DP-SGD, whatever its split.
+    """Noise and length of DP-SGD, independent of the split.
 
     Attributes
     ----------
@@ -62,8 +62,8 @@ class Settings:
     def phases(self, split: Split, samples: int) -> list[Phase]:
         """The phases of Langevin diffusion with the same mean drift and the same DP noise.
 
-        Those of `langevin.DPSGD.phase` if ``samples``, the rows at hand, are all there are. With fewer rows
-        the noise beside the mean gradient is still that of the whole. Privacy is not to be read off them.
+        Those of `langevin.DPSGD.phase` if ``samples``, the available rows, is all. With fewer rows
+        the noise relative to the mean gradient is that of the whole. Privacy is not to be read off them.
         """
         phases: list[Phase] = []
         lengths: tuple[tuple[Method, int, float], ...] = (
@@ -79,7 +79,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """A two-layer net, its data, and how runs of it end.
+    """A two-layer network, its data, and how its runs end.
 
     Runs are DP-SGD with Poisson batches and flat clipping, in single precision. Two classes: the net of the
     theory, ``f(x) = v . phi(W x)``, with its logistic loss. More: one output each, softmax.
@@ -109,7 +109,7 @@ class StandIn:
 
     @property
     def method(self) -> str:
-        """What is run, in words."""
+        """Describe the run."""
         loss = "logistic loss" if self.classes == 2 else f"{self.classes} outputs, softmax"
         return (
             f"DP-SGD with Poisson batches of a {self.activation} net of {self.X.shape[1]} inputs and "
@@ -207,7 +207,7 @@ class StandIn:
         return found
 
     def _targets(self) -> NDArray[np.float32]:
-        """What the outputs' probabilities should be."""
+        """Return the target probabilities of the outputs."""
         if self.classes == 2:
             return self.labels[:, None].astype(np.float32)
         return np.eye(self.classes, dtype=np.float32)[self.labels]
@@ -227,7 +227,7 @@ def _transposed(matrices: NDArray) -> NDArray:
 
 
 def _padded(batches: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Batches of any sizes as one array, and 1 where it holds a row, 0 where it is filled up."""
+    """Return batches of any sizes as one array, with a mask that is 0 where it is padded."""
     sizes = np.array([len(batch) for batch in batches])
     there = np.arange(max(1, sizes.max())) < sizes[:, None]
     rows = np.zeros(there.shape, np.int64)

@@ -1,4 +1,4 @@
-"""Upper bounds on what composed Poisson-sampled Gaussian mechanisms spend, each by its own method.
+"""Upper bounds on the privacy loss of composed Poisson-sampled Gaussian mechanisms, by several methods.
 
 All read the steps by ``(noise multiplier, sample rate)``, with positive multipliers. `prv` and `pld` compose
 numerically [1]_ [2]_; `renyi_epsilon` and `renyi_delta` hold at every delta, however small [3]_;
@@ -45,16 +45,16 @@ _ORDERS = [*range(2, 64), *(round(64 * 2 ** (i / 4)) for i in range(20))]
 
 
 class OutOfReachError(ValueError):
-    """An accountant cannot answer; another one may."""
+    """The accountant has no answer; another one may."""
 
 
 def rounding(events: Events) -> float:
-    """Bound on the error of delta by rounding, where distributions are composed numerically."""
+    """Bound the rounding error of delta in numerical composition."""
     return (4 + sum(events.values())) * sys.float_info.epsilon
 
 
 def least_delta(events: Events) -> float:
-    """Smallest delta at which rounding is a tenth at most."""
+    """Return the smallest delta at which the rounding error is at most a tenth."""
     return 10 * rounding(events)
 
 
@@ -79,7 +79,7 @@ def total_variation(events: Events) -> float:
 
 
 def prv(events: Events, delta: float, eps_error: float) -> float:
-    """Epsilon by Opacus's PRV accountant, with its error; it looks at a sample's removal only.
+    """Return epsilon by Opacus's PRV accountant, including its error; it considers removal only.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def prv(events: Events, delta: float, eps_error: float) -> float:
 
 
 def _grid(events: Events, coarsest: float) -> tuple[float, float]:
-    """Step of PLD's grid of losses, and the number of its points.
+    """Return the step of PLD's grid of losses, and the number of its points.
 
     Losses far below the step are rounded up to it, which would leave the composition's standard deviation at
     the geometric mean of the two; so the step is at most the standard deviation of one mechanism's loss.
@@ -161,7 +161,7 @@ def _grid(events: Events, coarsest: float) -> tuple[float, float]:
 
 
 def _largest_loss(nu: float, rate: float) -> float:
-    """Loss of one step, ten standard deviations out."""
+    """Return the privacy loss of one step at ten standard deviations."""
     exponent = 10 / nu + 0.5 / nu / nu
     return math.log1p(rate * math.expm1(exponent)) if exponent < 700 else exponent + math.log(rate)
 
@@ -190,7 +190,7 @@ def pld(events: Events, interval: float = 0.0) -> Any:
 
 
 def pld_epsilon(events: Events, delta: float, interval: float = 0.0) -> float:
-    """Epsilon by `pld`, or by `renyi_epsilon` where that is less and rounding tells."""
+    """Return epsilon by `pld`, or by `renyi_epsilon` if that is smaller and rounding matters."""
     error = rounding(events)
     found = renyi_epsilon(events, delta) if delta < least_delta(events) else math.inf
     if delta > error:
@@ -199,7 +199,7 @@ def pld_epsilon(events: Events, delta: float, interval: float = 0.0) -> float:
 
 
 def pld_delta(events: Events, epsilon: float) -> float:
-    """Delta by `pld`, or by `renyi_delta` where that is less and rounding tells."""
+    """Return delta by `pld`, or by `renyi_delta` if that is smaller and rounding matters."""
     found = float(pld(events).get_delta(epsilon)) + rounding(events)
     return min(found, renyi_delta(events, epsilon) if found < least_delta(events) else 1.0)
 
@@ -221,14 +221,14 @@ def _renyi(events: Events) -> tuple[FloatArray, FloatArray]:
 
 
 def renyi_epsilon(events: Events, delta: float) -> float:
-    """Epsilon by Renyi divergences: valid at every delta, and not tight."""
+    """Return epsilon by Renyi divergences, valid at every delta but not tight."""
     orders, divergence = _renyi(events)
     found = divergence + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
     return max(float(found.min()), 0.0)
 
 
 def renyi_delta(events: Events, epsilon: float) -> float:
-    """Delta by Renyi divergences: valid at every epsilon, and not tight."""
+    """Return delta by Renyi divergences, valid at every epsilon but not tight."""
     orders, divergence = _renyi(events)
     found = (orders - 1) * (divergence - epsilon + np.log1p(-1 / orders)) - np.log(orders)
     return math.exp(min(float(found.min()), 0.0))

@@ -141,7 +141,7 @@ def _require_attainable(history: History, epsilon: float, eps_error: float) -> N
 
 
 def _require_reach(history: History) -> None:
-    """Refuse a delta at which no multiplier of these sampled steps has an epsilon that can be computed."""
+    """Refuse a delta at which epsilon cannot be computed for any noise multiplier."""
     events, delta = events_of(history), history.delta
     least = least_delta(events)
     if delta < least:
@@ -163,13 +163,13 @@ def _exact(history: History) -> float:
 
 
 def _normal_limit(history: History) -> float:
-    """Epsilon were the losses normal, as those of many small steps nearly are: where a search may start."""
+    """Approximate epsilon by normal privacy losses, as a starting point of the search."""
     squares = math.fsum(steps * chi_squared(*event) for event, steps in events_of(history).items())
     return gdp_epsilon(min(math.sqrt(squares), mu_of(history)), history.delta)
 
 
 def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> dict[str, float]:
-    """Ratios of the multipliers that are to be found, the first being 1."""
+    """Return the ratios of the unknown noise multipliers; the first is 1."""
     names = [m.name for m in free]
     if shares is None:
         return dict.fromkeys(names, 1.0)
@@ -185,7 +185,7 @@ def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> d
 
 
 def _search(spent: Callable[[float], float], start: float, least: float, most: float) -> float:
-    """Return a multiplier that spends from ``least`` to ``most``.
+    """Return a noise multiplier that spends between ``least`` and ``most``.
 
     ``spent`` falls with the multiplier, as its inverse or faster: first until the target is bracketed,
     then by interpolation of the logarithms, kept off the ends of the bracket.

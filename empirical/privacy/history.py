@@ -177,7 +177,7 @@ class History:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> History:
-        """Rebuild what `as_dict` gave, with all checks."""
+        """Rebuild a history from `as_dict`, with all checks."""
         return cls(**{**data, "mechanisms": [Mechanism(**m) for m in data["mechanisms"]]})
 
 

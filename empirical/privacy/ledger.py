@@ -1,4 +1,4 @@
-"""The privacy ledger: what a run has released, on disk before it is released."""
+"""The privacy ledger, which records releases on disk before they are made."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FORMAT = 1
 
 
 class LedgerError(Exception):
-    """A ledger that cannot be written, is damaged, or does not allow what is asked of it."""
+    """A ledger cannot be written, is damaged, or does not allow the request."""
 
 
 class Ledger:
-    """Steps claimed from a plan, in a file of JSON lines that is only ever appended to.
+    """Steps claimed from a plan, in an append-only file of JSON lines.
 
     `claim` steps *before* their noise is drawn and released: it returns once the record is on disk (written
     at once, then fsync). So after a crash or ``kill -9`` at any moment the record holds every step that was
@@ -153,12 +153,12 @@ class Ledger:
 
     @property
     def plan(self) -> History:
-        """What may be claimed."""
+        """Return the plan of steps that may be claimed."""
         return self._state.plan
 
     @property
     def history(self) -> History:
-        """What has been claimed: the history to account for."""
+        """Return the claimed steps: the history to account for."""
         return self._state.history
 
     @property
@@ -167,7 +167,7 @@ class Ledger:
         return f"{len(self._state.digests)}:{self._state.digests[-1]}"
 
     def claimed(self, name: str) -> int:
-        """Steps claimed so far of the mechanism ``name``."""
+        """Return the steps of the mechanism ``name`` claimed so far."""
         if name not in self._state.claimed:
             raise LedgerError(f"name must be one of {list(self._state.claimed)}, got {name!r}")
         return self._state.claimed[name]
@@ -242,7 +242,7 @@ class Ledger:
 
 
 class _State:
-    """A ledger's content."""
+    """The content of a ledger."""
 
     def __init__(self, plan: History) -> None:
         self.plan = plan
@@ -256,7 +256,7 @@ class _State:
 
 
 def read(path: str | Path) -> History:
-    """Return what a ledger says has been claimed, without opening it for writing.
+    """Return the steps claimed in a ledger, without opening it for writing.
 
     Lines lost whole from the end go unnoticed here; `Ledger.resume` finds them, by the head that is saved
     with the weights.

@@ -44,19 +44,19 @@ class Report:
 
     @property
     def epsilon(self) -> float:
-        """The larger of the answers."""
+        """Return the larger of the two answers."""
         return max(self.epsilon_pld, self.epsilon_prv or 0.0)
 
     @property
     def neighbours(self) -> str:
-        """The neighbouring relation in words."""
+        """Describe the neighbouring relation."""
         if self.history.neighbours == "replace":
             return "replace: data sets that differ in one sample's value"
         return "add-remove: data sets that differ by adding or removing one sample"
 
     @property
     def sampling(self) -> str:
-        """The sampling scheme in words."""
+        """Describe the sampling scheme."""
         if all(m.sample_rate == 1.0 for m in self.history.mechanisms):
             return "none: all samples in every step"
         return "Poisson: each sample independently with probability sample_rate, in every step"

@@ -24,7 +24,7 @@ EPS_ERROR = 1e-3
 
 
 def _noise(history: History) -> list[tuple[Mechanism, float]]:
-    """Mechanisms with their multipliers, which must be given."""
+    """Return the mechanisms with their noise multipliers, which must be given."""
     found = []
     for m in validate.instance("history", history, History).mechanisms:
         if m.noise_multiplier is None:
@@ -34,7 +34,7 @@ def _noise(history: History) -> list[tuple[Mechanism, float]]:
 
 
 def mu_of(history: History) -> float:
-    """``mu`` of the history, were all its batches full: a bound, and exact where they are.
+    """``mu`` of the history with full batches: a bound, and exact if all batches are full.
 
     A sampled step is a random function of a full one, so it spends no more.
     """
@@ -44,7 +44,7 @@ def mu_of(history: History) -> float:
 
 
 def _sampled(history: History, accountant: Accountant) -> bool:
-    """Whether a batch is sampled, which the closed form does not cover."""
+    """Tell whether any batch is sampled, which the closed form does not cover."""
     rates = [m.sample_rate for m in history.mechanisms if m.sample_rate < 1]
     if rates and accountant == "gdp":
         raise ValueError(
@@ -54,7 +54,7 @@ def _sampled(history: History, accountant: Accountant) -> bool:
 
 
 def events_of(history: History) -> dict[tuple[float, float], int]:
-    """Steps by (noise multiplier, rate); all full-batch Gaussians are one, which is exact."""
+    """Return steps by (noise multiplier, rate); full-batch Gaussians are merged into one, exactly."""
     events: dict[tuple[float, float], int] = {}
     for m, nu in _noise(history):
         if m.sample_rate < 1.0:
@@ -115,7 +115,7 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
 
 
 def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"] = "pld") -> float:
-    """``delta`` at which a history is ``(epsilon, delta)``-private; its own ``delta`` plays no part.
+    """``delta`` at which a history is ``(epsilon, delta)``-private; its own ``delta`` is ignored.
 
     An upper bound by Google's PLD, and by Renyi divergences where delta is so small that rounding decides;
     exact for full batches, by `bounds.gdp_delta`; 1 without noise.

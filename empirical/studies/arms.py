@@ -26,7 +26,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a method, for "lp-fft" with a share.
+    """An arm of a comparison: a method, with a share for "lp-fft".
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ class Grid:
         return len(self.arms) * len(self.epsilons) * (self.trials * self.tuning_seeds + self.seeds)
 
     def tuning(self) -> list[Cell]:
-        """All trials, seed after seed, as each seed has a task and a body to make."""
+        """Return all trials, ordered by seed, because each seed requires a task and a body."""
         from empirical.studies.cells import Cell
 
         return [
@@ -177,7 +177,7 @@ class Grid:
         ]
 
     def evaluation(self, chosen: Iterable[Recipe]) -> list[Cell]:
-        """The evaluation of chosen recipes, seed after seed."""
+        """Return the evaluations of the chosen recipes, ordered by seed."""
         from empirical.studies.cells import Cell
 
         recipes = list(chosen)

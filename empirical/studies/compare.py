@@ -76,7 +76,7 @@ def run_grid_command(args: argparse.Namespace, command: argparse.ArgumentParser)
 
 
 def _references(run: xr.Dataset) -> list[str]:
-    """Arms that the others are compared with."""
+    """Return the arms that the others are compared with."""
     return [arm for arm in ("lp", "fft") if arm in run.arm.values and run.sizes["arm"] > 1]
 
 
@@ -92,7 +92,7 @@ def _tables(run: xr.Dataset) -> str:
 
 
 def _numbers(run: xr.Dataset) -> list[dict[str, Any]]:
-    """What the tables say, for machines."""
+    """Return the tables as plain data."""
     from empirical.studies import tables
 
     found = {"test accuracy": tables.summary(run)}
@@ -111,7 +111,7 @@ def _numbers(run: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _json(value: Any) -> float | str | None:
-    """A number that JSON knows; "inf" and None for those that it does not."""
+    """Convert a number for JSON; "inf" and None replace what it does not support."""
     number = float(value)
     return round(number, 6) if math.isfinite(number) else None if math.isnan(number) else str(number)
 

@@ -189,7 +189,7 @@ def refuse_idle(args: argparse.Namespace, *recipes: Recipe) -> None:
 
 
 def target_of(args: argparse.Namespace, start: str) -> Path:
-    """Where to save: a name that tells runs apart by a digest of all that was asked for, unless given."""
+    """Return the file to save to: the given one, or a unique name with a digest of all options."""
     from langevin.store import files
 
     ignored = ("out", "json", "quiet", "resume", "workers", "time_limit", "cells", "checkpoint", "bodies")

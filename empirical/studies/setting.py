@@ -207,7 +207,7 @@ class Setting:
 
     @property
     def is_file(self) -> bool:
-        """Whether the task is one of feature vectors, from a file."""
+        """Tell whether the task consists of feature vectors from a file."""
         return files.is_file(self.data)
 
     def as_dict(self) -> dict[str, Any]:

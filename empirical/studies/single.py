@@ -158,7 +158,7 @@ def _facts(
 
 
 def about(setting: Setting, task: Images) -> dict[str, str | None]:
-    """What task and body are, in words."""
+    """Describe task and body."""
     from langevin.data.files import held
 
     what = "feature vectors" if setting.is_file else "images"
@@ -197,7 +197,7 @@ def _ends(values: Any) -> dict[str, float | None]:
 
 
 def _about_noise(args: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """Who could take the noise off the weights."""
+    """Warn that anyone who knows the seed can remove the noise from the weights."""
     if not recipe.private:
         return []
     if args.seed is None:

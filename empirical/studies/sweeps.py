@@ -24,7 +24,7 @@ _PATHS = ("data", "folder", "weights", "bodies")
 
 
 def measures() -> dict[str, tuple[str, str]]:
-    """What can be recorded of a fine-tuning: meaning and units."""
+    """Measures of a fine-tuning that can be recorded: meaning and units."""
     from empirical.features.watch import MEASURES
     from empirical.train.fine_tuning import EVALUATIONS
 
@@ -33,7 +33,7 @@ def measures() -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is kept of each fine-tuning, at its end.
+    """The record of each fine-tuning at its end.
 
     Parameters
     ----------
@@ -94,13 +94,13 @@ class FineTunings(Kind):
         return Layout(variables)
 
     def files(self, values: Values) -> list[str]:
-        """The files of features and of the body's weights, if these are files."""
+        """Return the files of features and of the body's weights, if any."""
         weights = values["weights"]
         own = [weights] if weights is not None and weights.endswith(".npz") else []
         return own + ([values["data"]] if is_file(values["data"]) else [])
 
     def located(self, values: Values, out: Path) -> Values:
-        """The same with absolute paths, and a folder for bodies."""
+        """Return the values with absolute paths, and a folder for bodies."""
         values = values | {"bodies": values["bodies"] or f"{out}.bodies"}
         given = {name: values[name] for name in _PATHS if values[name] is not None}
         there = self.files(values)

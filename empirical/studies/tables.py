@@ -155,7 +155,7 @@ def best_share(run: xr.Dataset, measure: str = "test_accuracy") -> xr.Dataset:
 
 
 class Table:
-    """Cells of text under a header.
+    """A table of text with a header.
 
     Parameters
     ----------

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Refused(Exception):
-    """What was asked for cannot be done."""
+    """The request cannot be carried out."""
 
 
 @contextlib.contextmanager
 def refusing(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of what was asked for into `_Refused`."""
+    """Turn errors of the request into `_Refused`."""
     try:
         yield
     except ImportError as error:
@@ -46,7 +46,7 @@ _CLASSES, _MISTAKES = 20, 5
 
 
 def by_class_lines(run: xr.Dataset, whole: bool) -> dict[str, Any]:
-    """How the classes do at the end: all of them, or the worst where they are many."""
+    """Return the final accuracy by class: all classes, or the worst if there are many."""
     from empirical.train.by_class import mistakes
 
     ends = dict(zip(run["class"].values.tolist(), run.class_accuracy.values[-1], strict=True))
@@ -88,7 +88,7 @@ def in_words(value: Any) -> str:
 
 @contextlib.contextmanager
 def progress_bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on a terminal, told of the number done and of all."""
+    """Return a callback that shows progress on a terminal."""
     from tqdm import tqdm
 
     hidden = args.quiet or not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""State of an unfinished fine-tuning on disk, and the privacy ledger beside it."""
+"""Save the state of an unfinished fine-tuning, together with its privacy ledger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langevin.store import checkpoints, errors
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """A fingerprint of arrays, 16 hexadecimal digits."""
+    """Return a digest of arrays, 16 hexadecimal digits."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.dtype} {array.shape}".encode())
@@ -28,7 +28,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Checkpoint:
         return State(step, stored, arrays)
 
     def fits(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        """Refuse weights of other names or shapes than the network's."""
+        """Refuse weights whose names or shapes differ from the network's."""
         own = {name: tuple(v.shape) for name, v in model.state_dict().items()}
         found = {name: tuple(v.shape) for name, v in weights.items()}
         if own != found:

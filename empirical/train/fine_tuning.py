@@ -1,4 +1,4 @@
-"""Fine-tuning a pre-trained network with DP-SGD, in stages, on one privacy budget."""
+"""Fine-tune a pre-trained network with DP-SGD, in stages, on one privacy budget."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class FineTuning:
         return checkpoint
 
     def record(self) -> dict[str, Any]:
-        """What goes with `model` into a file: classes, normalisation, recipe and privacy record."""
+        """Return what is saved with `model`: classes, normalisation, recipe and privacy record."""
         fresh = self._options.rng is None
         return {
             "classes": list(self.classes),
@@ -219,7 +219,7 @@ class FineTuning:
 
     @ambient.ordinary()
     def run(self, progress: Callable[[int, int], None] | None = None) -> xr.Dataset:
-        """Train to the end, from wherever this stands."""
+        """Train to the end from the current step."""
         try:
             return self._run(progress)
         finally:
@@ -298,7 +298,7 @@ class FineTuning:
             self._record.evaluate(step, self._network, self._loss, self._options.watch)
 
     def dataset(self) -> xr.Dataset:
-        """What was recorded so far; NaN for what was not."""
+        """Return the record so far; NaN where nothing is recorded yet."""
         return self._record.dataset(
             {
                 "config": json.dumps(self._config),

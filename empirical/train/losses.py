@@ -24,7 +24,7 @@ class Loss(Protocol):
         ...
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Whether the prediction is right, shape (n,)."""
+        """Tell whether each prediction is correct, shape (n,)."""
         ...
 
 

@@ -241,7 +241,7 @@ def load(path: str | Path, body: nn.Module | None = None, *, device: str = "cpu"
 
 
 def _network(body: nn.Module, classes: int, rank: int | None) -> Classifier:
-    """The classifier as it was trained, with other weights, on a copy of a body."""
+    """Return the classifier with other weights, on a copy of a body."""
     features = bodies.features_of(body)
     body = make_private(copy.deepcopy(body))
     # copies of some modules, such as torch.fx's, lack it
@@ -252,7 +252,7 @@ def _network(body: nn.Module, classes: int, rank: int | None) -> Classifier:
 
 
 def _rebuilt(record: Mapping[str, Any], network: Classifier, tensors: Mapping[str, Tensor]) -> Any:
-    """What makes the body; None unless it does make the one that was trained."""
+    """Return the description of the body; None unless it reproduces the trained one."""
     made = getattr(network.body, "made", None)
     if made is None or _untrusted(made) is not None:
         return made
@@ -270,7 +270,7 @@ def _body(made: Mapping[str, Any]) -> nn.Module:
 
 
 def _make(path: Path, record: Mapping[str, Any], entries: int) -> nn.Module:
-    """The body by its record, which may be anybody's."""
+    """Make the body from its record, which is untrusted."""
     made = record.get("body")
     remedy = "pass body, of the same architecture with any weights"
     if made is None:
@@ -290,7 +290,7 @@ def _make(path: Path, record: Mapping[str, Any], entries: int) -> nn.Module:
 
 
 def _untrusted(made: Mapping[str, Any]) -> str | None:
-    """Why a body is not to be made on the word of a file: libraries may fetch what a text names."""
+    """Return why a body must not be made from a file's record: libraries may download what it names."""
     library, _, model = made["name"].partition(":")
     if not model:
         return None
@@ -309,7 +309,7 @@ def _plain(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> list[int]:
-    """All whole numbers in nested data."""
+    """Return all integers in nested data."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -318,7 +318,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _probe(network: nn.Module, record: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Outputs for a fixed image, by which another network is told from this one."""
+    """Outputs for a fixed image, which distinguish this network from others."""
     shape = tuple(record["shape"])
     image = (0.5 + 0.5 * np.sin(1 + np.arange(math.prod(shape)))).reshape(1, *shape).astype(np.float32)
     pixels = normalised(image, np.array(record["mean"]), np.array(record["std"]))
@@ -367,7 +367,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check(classes: Any, shape: Any, mean: Any, std: Any, rank: Any) -> None:
-    """Refuse a record of values that nobody trains with."""
+    """Refuse a record with implausible values."""
     if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError("classes must be different names")
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):

@@ -82,7 +82,7 @@ class Network:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed and safe)
 
     def features(self, part: str) -> Tensor:
-        """Features of a part, computed once for as long as no step changes the body."""
+        """Return the features of a part, cached while no step changes the body."""
         if part not in self._known:
             self._known[part] = self._features(self.data[part][0])
         return self._known[part]
@@ -98,7 +98,7 @@ class Network:
         return memory.fitting(features, at_once, self.device)[0]
 
     def forget_features(self) -> None:
-        """Note that the body is about to change."""
+        """Invalidate cached features: the body is about to change."""
         self._known.clear()
         self.body_version += 1
 
@@ -130,7 +130,7 @@ class Network:
 
 
 def _prepared(body: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> nn.Module:
-    """A copy of a body that is fit for DP-SGD, tried on images in the modes that the recipe uses it in."""
+    """Return a copy of a body that is ready for DP-SGD, tested in the modes that the recipe uses."""
     for name, value in body.state_dict().items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(f"body must be in single precision, got {value.dtype} in {name!r}: call float()")

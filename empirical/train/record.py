@@ -99,7 +99,7 @@ class Record:
         row[3] = release.signal_to_noise
 
     def dataset(self, attributes: Mapping[str, Any]) -> xr.Dataset:
-        """What was recorded so far; NaN for what was not."""
+        """Return the record so far; NaN where nothing is recorded yet."""
         import xarray as xr
 
         about = EVALUATIONS | {name: (m.meaning, m.units) for name, m in MEASURES.items()}

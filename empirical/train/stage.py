@@ -45,7 +45,7 @@ def slots(recipe: Recipe) -> list[Slot]:
 
 @dataclass
 class Active:
-    """A stage that is set up.
+    """A stage that is set up for training.
 
     Attributes
     ----------
@@ -188,7 +188,7 @@ class Stages:
 
 
 def _chunk(gradients: Gradients, kept: int, device: torch.device) -> int:
-    """Samples at once, so that what is kept of each, and its gradients, take a fraction of memory."""
+    """Return the number of samples at once, limited by the memory of activations and gradients."""
     sizes = [4 * p.numel() for p in gradients.params]
     own = 0
     if isinstance(gradients, PerSample | Loop):

@@ -93,7 +93,7 @@ class Stepper:
         active.optimizer.zero_grad()
 
     def sums(self, active: Active, batch: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Sums of the batch's clipped gradients, and counts as in `_summed`; by chunks that fit."""
+        """Return sums of the batch's clipped gradients, and counts as in `_summed`, in chunks that fit."""
         at_once = max(1, min(active.chunk, len(batch)))
         found, fits = memory.fitting(
             lambda size: self._summed(active, batch, size), at_once, self._network.device, active.renew
@@ -103,7 +103,7 @@ class Stepper:
         return found
 
     def _summed(self, active: Active, batch: Tensor, at_once: int) -> tuple[list[Tensor], Tensor]:
-        """Sums; and how many gradients were clipped, the sum of their norms, and how many were not finite."""
+        """Return sums, the count of clipped gradients, the sum of norms, and the count of infinite ones."""
         recipe = self._recipe
         sums: list[Tensor] = []
         clipped = norms = lost = active.data.new_zeros(())

@@ -1,4 +1,4 @@
-"""Batches and noise as functions of a key, the stage and the step alone."""
+"""Batches and noise as functions of only a key, the stage and the step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BATCH, _NOISE, _DRAWS = range(3)
 
 
 class Streams:
-    """Random draws of one fine-tuning, which an interruption cannot change.
+    """Random draws of one fine-tuning, which do not depend on interruptions.
 
     What a step draws depends on the key, the number of its stage and its own number in it, through a
     counter-based generator (Philox 4x64-10): nothing is kept between steps, so nothing has to be saved. Two

@@ -1,4 +1,4 @@
-"""Data from files with the suffixes .npz, .csv and .parquet. Nothing is unpickled."""
+"""Read data from .npz, .csv and .parquet files, without unpickling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 ALLOWED = "a file ending in .npz, .csv or .parquet"
-# of an .npz file, beside X and y
+# in an .npz file, besides X and y
 _OPTIONAL = ("W", "v", "X_test", "y_test")
 # times that arrays are in memory while they are read
 _COPIES = 3
@@ -29,7 +29,7 @@ _COPIES = 3
 
 @dataclass(frozen=True, eq=False)
 class DataFile:
-    """What a file of data holds.
+    """The contents of a data file.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class DataFile:
 
 
 class FileProblem(NamedTuple):
-    """A problem from a file, with weights if it holds any.
+    """A problem from a file, with weights if the file has any.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class FileProblem(NamedTuple):
 
 
 def is_file(data: str) -> bool:
-    """Whether ``data`` names a file of data, by its suffix."""
+    """Tell whether ``data`` has the suffix of a data file."""
     return Path(data).suffix.lower() in SUFFIXES
 
 
 def held(path: str | Path) -> tuple[str, ...]:
-    """Names of the arrays that an ``.npz`` file holds; none of another file."""
+    """Return the names of the arrays in an ``.npz`` file; none for other files."""
     return npz.names(Path(path)) if Path(path).suffix.lower() == ".npz" else ()
 
 
@@ -185,7 +185,7 @@ def _suffix(path: str | Path) -> str:
 def _two_classes(
     name: str, arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[tuple[str, ...], dict[str, FloatArray]]:
-    """Names of the two classes, and labels -1 and +1."""
+    """Return the names of the two classes, and labels -1 and +1."""
     names, numbers = labels.classes(name, arrays["y"])
     if len(names) == 1 and names[0] in ("-1", "1"):
         names, numbers = ("-1", "1"), np.full(len(numbers), int(names[0] == "1"))

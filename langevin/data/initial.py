@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: features (collapsed or Gaussian) and heads (Gaussian, zero, prototypes).
+"""Initial weights: features (collapsed or Gaussian) and heads (Gaussian, zero, prototypes).
 
 `gaussian_gram` gives features and head of a linear net of any width.
 """
@@ -115,7 +115,7 @@ def gaussian_gram(
     head_scale: float | None = None,
     rng: RNG = None,
 ) -> GramWeights:
-    """Weights of a linear net with `gaussian_features` and a `gaussian_head`, whatever its width.
+    """Weights of a linear network of any width with `gaussian_features` and a `gaussian_head`.
 
     No neuron is drawn: the Gram matrix in the span of the inputs, held-out ones included, is a Wishart, and
     Bartlett's triangular factor of it stands for the net, exactly in law (new; theory, section 7c).

@@ -1,4 +1,4 @@
-"""Labels of any kind: numbers, truth values, text, and what pandas and NumPy make of them."""
+"""Read labels of any kind: numbers, booleans, text, and their pandas and NumPy forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {"b": "truth values", "i": "numbers", "u": "numbers", "f": "numbers", "
 
 
 def plain(name: str, value: ArrayLike) -> NDArray[Any]:
-    """Return labels as an array of numbers, of truth values or of text.
+    """Return labels as an array of numbers, booleans or text.
 
     Text may come as a list, as bytes, as an array of objects or of NumPy's ``StringDType``, or as a Series,
     Categorical or Index of pandas.
@@ -112,7 +112,7 @@ def _of_objects(name: str, given: NDArray[Any]) -> NDArray[Any]:
 
 
 def _kind(item: Any) -> str:
-    """What kind of label it is; of one that is none, its type."""
+    """Return the kind of a label, or the type of a value that is not a label."""
     try:
         found = np.asarray(item)
     except (ValueError, TypeError, OverflowError):
@@ -121,7 +121,7 @@ def _kind(item: Any) -> str:
 
 
 def _is_missing(item: Any) -> bool:
-    """Whether it stands for no value: None, NaN, or pandas's NA and NaT."""
+    """Tell whether a value is missing: None, NaN, or pandas's NA and NaT."""
     return (
         item is None
         or type(item).__name__ in ("NAType", "NaTType")

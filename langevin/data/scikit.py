@@ -87,7 +87,7 @@ def digits(
 
 
 def _cache_folder() -> Path | None:
-    """Where features are kept, unless there is no home."""
+    """Return the folder of cached features; None without a home directory."""
     from platformdirs import user_cache_path
 
     try:
@@ -99,7 +99,7 @@ def _cache_folder() -> Path | None:
 
 
 def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
-    """Features after pre-training, from the cache if they are there."""
+    """Return features after pre-training, from the cache if available."""
     from langevin.solvers.zeroth import gradient_flow
 
     schedule = Schedule.fft(time=_PRETRAINING_TIME)
@@ -115,7 +115,7 @@ def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
         if W.shape == start.W.shape and np.isfinite(W).all():
             return W
     except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: made anew
+        pass  # missing or damaged: made again
     W = gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

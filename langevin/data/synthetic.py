@@ -69,7 +69,7 @@ def orthogonally_separable(
     limit = math.tan(math.radians(angle - 90) / 2)
     if not 0 <= validate.number("spread", spread) < limit:
         raise ValueError(
-            f"spread must lie in [0, {limit:.4g}) at angle={angle:g}, else samples of different classes may "
+            f"spread must lie in [0, {limit:.4g}) at angle={angle:g}: samples of different classes may "
             f"have a positive product; got {spread!r}"
         )
     random = generator(rng, "separable data")

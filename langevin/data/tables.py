@@ -1,4 +1,4 @@
-"""Tables of features and labels, from ``.csv`` and ``.parquet`` files of any origin."""
+"""Read tables of features and labels from ``.csv`` and ``.parquet`` files of any origin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Columns = tuple[dict[str, NDArray[Any]], list[str]]
 
 
 class Table(NamedTuple):
-    """Features and labels, the features' names, and what was left out."""
+    """Features and labels, the names of the features, and what was ignored."""
 
     X: FloatArray
     y: NDArray[Any]
@@ -58,17 +58,17 @@ def read(path: Path, label: str) -> Table:
 
 
 def unreadable(path: Path, why: str, remedy: str = "write it again") -> ValueError:
-    """An error for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return ValueError(f"data file {str(path)!r} cannot be read ({why}): {remedy}")
 
 
 def _table(path: Path, found: dict[str, NDArray[Any]], notes: list[str], label: str) -> Table:
-    """Labels and features from columns."""
+    """Split columns into labels and features."""
     labels = found.pop(label)
     if not len(labels):
         raise ValueError(f"data file {str(path)!r} must have rows, got none below the names of its columns")
     if not found:
-        raise ValueError(f"data file {str(path)!r} must have a column of features beside {label!r}, got none")
+        raise ValueError(f"data file {str(path)!r} needs a column of features besides {label!r}, got none")
     y = plain(f"label {label!r}", labels)
     other = [name for name, values in found.items() if values.dtype.kind not in "biuf"]
     if other:
@@ -93,7 +93,7 @@ def _table(path: Path, found: dict[str, NDArray[Any]], notes: list[str], label: 
 
 
 def _first_text(values: NDArray[Any]) -> tuple[int, Any]:
-    """Row and value of the first cell that is no number, or else of the first."""
+    """Return row and value of the first cell that is not a number, otherwise of the first cell."""
     for row, value in enumerate(values.tolist()):
         if value is not None and not _is_number(value):
             return row, value
@@ -101,13 +101,13 @@ def _first_text(values: NDArray[Any]) -> tuple[int, Any]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, not too many."""
+    """Format a few names for a message."""
     more = f", ... ({len(names)} columns)" if len(names) > _LISTED else ""
     return ", ".join(repr(name) for name in names[:_LISTED]) + more
 
 
 def _check_names(path: Path, names: list[str], label: str) -> None:
-    """Refuse columns without names, names given twice, and a label that is none of them."""
+    """Refuse columns without names, duplicate names, and a label that is not a column."""
     for place, name in enumerate(names):
         if not name.strip():
             raise ValueError(f"data file {str(path)!r} must name its columns, got no name for number {place}")
@@ -167,7 +167,7 @@ def _csv_columns(path: Path, label: str) -> _Columns:
 
 
 def _header(path: Path) -> list[str]:
-    """Names of the columns, from the first line of a CSV file."""
+    """Read the names of the columns from the first line of a CSV file."""
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as text:
             rows = csv.reader(text, skipinitialspace=True)
@@ -230,7 +230,7 @@ def _parquet_columns(path: Path, label: str) -> _Columns:
 
 
 def _pandas_index(schema: Any) -> list[str]:
-    """Columns that pandas wrote as the index of a DataFrame."""
+    """Return the columns that pandas wrote as the index of a DataFrame."""
     about = schema.pandas_metadata or {}
     return [name for name in about.get("index_columns", []) if isinstance(name, str) and name in schema.names]
 

@@ -74,7 +74,7 @@ class Chain(System):
         return self.observer.records
 
     def rule(self, phase: Phase) -> Rule:
-        """A phase in the compiled code's form."""
+        """Convert a phase to the form of the compiled code."""
         number = self.layout.dtype
         sigma = phase.sigma if self.noisy else 0.0
         return (
@@ -89,7 +89,7 @@ class Chain(System):
         )
 
     def step_seconds(self) -> float:
-        """Rough time of a step of one path, to cut work into calls."""
+        """Estimate the time of a step of one path, to divide work into calls."""
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
@@ -103,13 +103,13 @@ class Chain(System):
         return max(1, int(_CALL_SECONDS / (self.step_seconds() * paths)))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
-        """Paths a chunk: a call's worth, some chunks for each thread, and not too much memory."""
+        """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
         a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
         fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
 
     def advance(self, chunk: Chunk, results: Results, scratch: Scratch, stop: int) -> None:
-        """Bring a chunk to step ``stop``, which no phase change lies before, and record on the way."""
+        """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
         phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
         self.reduction.loop(
@@ -134,21 +134,21 @@ class Chain(System):
 
     @property
     def place(self) -> str:
-        """What it runs on: rounding differs elsewhere."""
+        """Return the device of the run: rounding differs on others."""
         return "cpu"
 
     def states(self, chunk: Chunk) -> np.ndarray:
-        """The chunk's states, brought to where they can be read."""
+        """Return the chunk's states in readable memory."""
         return chunk.thetas
 
     def watch(self, chunk: Chunk, results: Results) -> None:
-        """Evaluate the watchers if the chunk stands on a record."""
+        """Evaluate the watchers if the chunk is at a record."""
         r = self.observer.record_at(chunk.step)
         if self.observer.watchers and r is not None:
             self.observer.watch(r, chunk.first_path, self.states(chunk), results)
 
     def stops(self, step: int) -> int:
-        """The next step at which a call starting at ``step`` has to return."""
+        """Return the next step at which a call starting at ``step`` has to return."""
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
         if self.observer.watchers:
             limits += [int(s) for s in self.records.steps if s > step][:1]

@@ -1,4 +1,4 @@
-"""How weights and data lie in memory for the compiled code."""
+"""Memory layout of weights and data for the compiled code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _up(value: int, multiple: int) -> int:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Zeros that start on a cache line."""
+    """Return zeros that start on a cache line."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(size + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE

@@ -1,4 +1,4 @@
-"""Counter-based Brownian increments: one stream a path, whatever the threads and chunks.
+"""Counter-based Brownian increments: one stream per path, independent of threads and chunks.
 
 Draw ``e`` of step ``s`` on path ``p`` is a function of ``(key, p, s, e)`` alone (Philox 4x32-10 and
 Box-Muller), so threads, chunks, interruptions and the number of paths cannot change a run. Uniforms

@@ -70,7 +70,7 @@ class Observer:
         return replace(self, records=self.records._replace(reference=states))
 
     def empty(self, paths: int, per_neuron: bool) -> Results:
-        """Results of which nothing is known yet."""
+        """Return results that are not yet known."""
         watched = [watcher.name for watcher in self.watchers]
         return Results.empty(paths, len(self.times), self.system.layout.width, per_neuron, watched)
 

@@ -30,7 +30,7 @@ def run(
     Parameters
     ----------
     unfinished : sequence of Chunk
-        Paths that were under way when a run was interrupted; all others start anew.
+        Paths that were in progress when a run was interrupted; all others start again.
     on_progress : callable
         Told of every ``paths x steps`` done, from any thread.
     on_pause : callable
@@ -132,7 +132,7 @@ class _Queue:
 
 
 def _consecutive(paths: Sequence[int], size: int) -> list[list[int]]:
-    """Cut sorted path indices into runs of consecutive ones, at most ``size`` long."""
+    """Split sorted path indices into runs of consecutive indices, at most ``size`` long."""
     groups: list[list[int]] = []
     for path in paths:
         if groups and len(groups[-1]) < size and groups[-1][-1] + 1 == path:

@@ -1,4 +1,4 @@
-"""A run as it is kept: what it depends on, the labelled data set, and the checkpoint."""
+"""The record of a run: what it depends on, the labelled data set, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NEURONS = {
 
 
 def per_neuron_wanted(names: Sequence[str]) -> bool:
-    """Whether any of the observables has a neuron dimension."""
+    """Tell whether any of the observables has a neuron dimension."""
     return any(name in _NEURONS for name in names)
 
 
@@ -88,7 +88,7 @@ def configuration(
 
 
 def versions(*extra: str) -> dict[str, str]:
-    """Versions of what a run's numbers depend on, and of ``extra`` packages."""
+    """Return the versions of the packages that a run depends on, and of ``extra`` packages."""
     found = {"python": platform.python_version()}
     for name in ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray", *extra):
         try:

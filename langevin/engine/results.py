@@ -37,7 +37,7 @@ class Results:
 
     @classmethod
     def empty(cls, paths: int, records: int, width: int, per_neuron: bool, watched: Sequence[str]) -> Results:
-        """Results of which nothing is known yet."""
+        """Return results that are not yet known."""
         neurons = (records, width) if per_neuron else (0, 0)
         return cls(
             np.full((paths, types.SCALARS, records), np.nan),
@@ -58,7 +58,7 @@ class Results:
         }
 
     def mark_overflows(self, record_steps: np.ndarray) -> None:
-        """Take a path as diverged from the first record on at which one of its numbers is infinite."""
+        """Mark a path as diverged from its first record with an infinite number."""
         infinite: np.ndarray = np.isinf(self.scalars).max(axis=1)
         for path in np.flatnonzero(infinite.any(axis=1)):
             first = int(np.argmax(infinite[path]))

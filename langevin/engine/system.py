@@ -76,7 +76,7 @@ class System:
         return Chunk(first_path, 0, thetas, np.zeros((paths, 2, self.reduction.processes)))
 
     def scratch(self) -> types.Scratch:
-        """Work space for one thread."""
+        """Return the work space of one thread."""
         return self.layout.scratch(self.data, folds=self.reduction.folds)
 
     def scratch_bytes(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from langevin.model.problem import Problem
 
-# odd, lest ties favour a class
+# odd, so that ties favour no class
 NEIGHBOURS = 21
 
 

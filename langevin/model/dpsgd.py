@@ -70,7 +70,7 @@ class DPSGD:
 
     @property
     def privacy_carries_over(self) -> bool:
-        """Whether the diffusion's privacy is that of these steps: full batch only."""
+        """Whether these steps have the privacy of the diffusion: full batch only."""
         return self.sample_rate is None
 
     @property

@@ -1,4 +1,4 @@
-"""What is observed along a run: names, units and meaning; what a neuron's own class is.
+"""Observables of a run: names, units and meaning; the own class of a neuron.
 
 Over ``(path, time)``: loss, accuracy, displacement, squared distance to the zeroth-order path, shares of
 misaligned, distorted and dead neurons; held-out accuracies on request. Over neurons, on request:
@@ -79,7 +79,7 @@ OBSERVABLES = {
 
 
 def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names asked for beside the defaults, checked.
+    """Check the names requested in addition to the defaults.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[s
 def select(
     problem: Problem, asked: Sequence[str], exclude: Sequence[str] = (), *, neurons: bool = True
 ) -> tuple[str, ...]:
-    """What to observe: the defaults that the problem allows, and what was ``asked`` for beside them.
+    """Return the observables: the defaults that the problem allows, and those ``asked`` for in addition.
 
     Without ``neurons``, those that look at single neurons are no defaults.
     """

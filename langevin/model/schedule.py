@@ -1,4 +1,4 @@
-"""Which parameters train, how long, with which noise and clipping; and the same as DP-SGD."""
+"""Schedules: which parameters train, for how long, with which noise and clipping; conversion to DP-SGD."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGEST_SIGMA = 1e100
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one set of trained parameters, one noise and one clipping.
+    """A period of training with fixed trained parameters, noise and clipping.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Schedule:
         clip: float | None = None,
         **clipping: Any,
     ) -> Schedule:
-        """Linear probing, then full fine-tuning; a phase of length 0 is left out."""
+        """Linear probing, then full fine-tuning; a phase of length 0 is omitted."""
         lp_time = validate.non_negative("lp_time", lp_time)
         fft_time = validate.non_negative("fft_time", fft_time)
         if lp_time + fft_time == 0:

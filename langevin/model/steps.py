@@ -15,7 +15,7 @@ from langevin.support.validate import FloatArray
 
 
 def record_times(schedule: Schedule, times: ArrayLike | None) -> FloatArray:
-    """Validate the times at which a run or a bound is wanted.
+    """Validate the times requested of a run or a bound.
 
     Returns
     -------
@@ -52,7 +52,7 @@ class Grid:
     record_steps : ndarray of int64, shape (m,)
         Steps at which observables are recorded, strictly increasing.
     times : ndarray, shape (m,)
-        The requested times where they fall on a step, else the nearest step's time.
+        The requested times, each moved to the time of the nearest step.
     """
 
     dt: float
@@ -72,7 +72,7 @@ class Grid:
 
 
 def grid(schedule: Schedule, dt: float, times: ArrayLike | None) -> Grid:
-    """Cut a schedule into steps of ``dt``.
+    """Divide a schedule into steps of ``dt``.
 
     A phase whose length is no multiple of ``dt`` is rounded to whole steps with a warning.
 

@@ -64,7 +64,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class GramWeights(Weights):
-    """Initial parameters of a linear net of any width, known by their Gram matrix alone.
+    """Initial parameters of a linear network of any width, given by their Gram matrix.
 
     Outputs, gradient norms and hence the clipped dynamics of a linear net depend on ``[W, v]`` only through
     ``[W, v]^T [W, v]`` (new; theory, section 7c): the rows given here have the Gram matrix of the net of
@@ -130,7 +130,7 @@ class GramWeights(Weights):
 
 
 def countable(name: str, neurons: int) -> int:
-    """Return ``neurons`` if a Gram matrix may stand for so many."""
+    """Return ``neurons`` if a Gram matrix can represent that many."""
     if neurons > MOST_NEURONS:
         raise ValueError(f"{name} must be at most {MOST_NEURONS:.0e}, got {neurons}: take fewer")
     return neurons

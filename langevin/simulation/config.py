@@ -1,4 +1,4 @@
-"""One run of the simulator as plain data: problem, network, schedule, and how it is run."""
+"""Configuration of a simulation as plain data: problem, network, schedule, and how it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_STEPS = 2**32
 
 
 class Start(NamedTuple):
-    """Where a simulation starts.
+    """Problem and weights at the start of a simulation.
 
     Attributes
     ----------
@@ -198,12 +198,12 @@ class Simulation:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the data are made up."""
+        """Tell whether the data are synthetic."""
         return self.data in ("separable", "teacher")
 
     @property
     def is_file(self) -> bool:
-        """Whether the data are in a file."""
+        """Tell whether the data are in a file."""
         return files.is_file(self.data)
 
     @property
@@ -213,7 +213,7 @@ class Simulation:
 
     @property
     def schedule(self) -> Schedule:
-        """The phases, in whole steps, so that the change falls on one."""
+        """Return the phases in whole steps, so that phases change on a step."""
         clip = validate.positive_or_none("clip", self.clip)
         time, share = validate.positive("time", self.time), validate.fraction("lp_share", self.lp_share)
         dt = validate.positive("dt", self.dt)
@@ -237,12 +237,12 @@ class Simulation:
         return Schedule.lp_fft(lp_time=lp_steps * dt, fft_time=(steps - lp_steps) * dt, **rest)
 
     def start(self, observables: tuple[str, ...] = ()) -> Start:
-        """Problem and weights, and what a file says of them.
+        """Return problem and weights, with the labels of a file.
 
         Parameters
         ----------
         observables : tuple of str
-            Asked for beside the default ones: those of neurons need single ones.
+            Requested in addition to the defaults; those of neurons require individual neurons.
 
         Raises
         ------

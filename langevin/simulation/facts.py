@@ -39,7 +39,7 @@ class Curve(Protocol):
 
 @dataclass
 class Theory:
-    """What the theorems say of a run, by the names that the report gives them.
+    """Evaluate the theorems on a run, by their names in the report.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Theory:
 
 @dataclass
 class Subject:
-    """What the report is about.
+    """The subject of a report.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Subject:
 
 
 def problem_line(problem: Problem, data: str) -> str:
-    """One line on the problem."""
+    """Describe the problem in one line."""
     return (
         f"{problem.samples} samples in {problem.dim} dimensions ({data}), {problem.activation}, "
         f"{problem.loss} loss"
@@ -93,7 +93,7 @@ def problem_line(problem: Problem, data: str) -> str:
 
 
 def build(subject: Subject) -> dict[str, Any]:
-    """Everything that the report says, as plain data."""
+    """Return the whole report as plain data."""
     run, zeroth, width = subject.run, subject.zeroth, subject.weights.width
     report: dict[str, Any] = {
         "problem": f"{problem_line(subject.problem, subject.data)}; simulated: {subject.simulated}",
@@ -131,7 +131,7 @@ def build(subject: Subject) -> dict[str, Any]:
 
 
 def _known(said: Any) -> Any:
-    """The same, with None in place of what is not finite: JSON knows no NaN."""
+    """Replace numbers that are not finite by None, because JSON has no NaN."""
     if isinstance(said, dict):
         return {name: _known(value) for name, value in said.items()}
     return None if isinstance(said, float) and not np.isfinite(said) else said
@@ -147,7 +147,7 @@ def _mean(values: Any) -> dict[str, float | None]:
 
 
 def _count(share: Any, width: int) -> int | None:
-    """Neurons of a share; None where the weights left the range of numbers."""
+    """Convert a share to a number of neurons; None if the weights left the range of numbers."""
     return round(float(share) * width) if np.isfinite(share) else None
 
 
@@ -165,7 +165,7 @@ def _neurons(shares: xr.Dataset, width: int) -> dict[str, Any]:
 
 
 def _last(band: Curve) -> dict[str, Any]:
-    """A band at its last valid time."""
+    """Return a band at its last valid time."""
     if not band.valid.any():
         return {"valid until": None, "reason": band.reason}
     i = int(np.flatnonzero(band.valid)[-1])

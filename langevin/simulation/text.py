@@ -10,7 +10,7 @@ from langevin.simulation.facts import UNCLIPPED
 
 
 def text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Return the report as text."""
     loss = report["loss"]
     distance = report["squared distance to the zeroth-order path"]
     end = report.get("end")

@@ -1,4 +1,4 @@
-"""The zeroth-order flow by adaptive methods: DOP853, and others where it is stiff or its drift jumps."""
+"""Solve the zeroth-order flow adaptively: DOP853, or other methods if it is stiff or jumps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_IMPLICIT = 2000
 
 @dataclass
 class Report:
-    """What was done along a run.
+    """Report of the methods and events of a run.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Report:
         self.methods = [*dict.fromkeys([*(self.methods or []), method])]
 
     def attributes(self) -> dict[str, Any]:
-        """As attributes of a run."""
+        """Return the report as attributes of a run."""
         return {
             "method": ", ".join(self.methods or []),
             "estimated_error": float(self.error),
@@ -74,7 +74,7 @@ class Jump(Exception):
 
 
 class _Watched:
-    """A drift, and whether the neurons' activity has changed since it was last looked at."""
+    """A drift that records whether the activity of neurons has changed since the last check."""
 
     def __init__(self, system: System, rule: types.Rule, scratch: types.Scratch, watch: bool) -> None:
         self._system, self._rule, self._scratch, self._watch = system, rule, scratch, watch
@@ -91,14 +91,14 @@ class _Watched:
         return out
 
     def keep(self) -> None:
-        """Compare with the last evaluation from here on."""
+        """Compare with the last evaluation from now on."""
         if self._watch:
             np.copyto(self._kept, self._slopes)
         self.changed = False
 
 
 class _Flow(DOP853):
-    """Raises `Jump` where a step not longer than ``longest`` fails across a hyperplane."""
+    """Raise `Jump` if a step not longer than ``longest`` fails across a hyperplane."""
 
     longest = 0.0
 
@@ -159,7 +159,7 @@ def _follow_phase(
     atol: float,
     report: Report,
 ) -> Iterator[None]:
-    """Bring ``theta`` to each of the ``wanted`` times and to the phase's end; not finite: it got lost."""
+    """Advance ``theta`` to the ``wanted`` times and to the end of the phase; not finite on failure."""
     from langevin.solvers import sliding
 
     rule, scratch, stop = system.rule(phase), system.scratch(), start + phase.time
@@ -230,7 +230,7 @@ def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> f
 
 
 def _largest_eigenvalue(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:
-    """Of a positive semidefinite matrix, to a hundredth, by power iteration; NaN out of range."""
+    """Return the largest eigenvalue of a positive semidefinite matrix to 1 %; NaN out of range."""
     u, found = 1 + np.arange(size) / size, 0.0
     for _ in range(100):
         u = product(u / np.linalg.norm(u))

@@ -1,4 +1,4 @@
-"""The zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes (theory, section 7d).
+"""The zeroth-order flow of a ReLU network whose neurons stay in their cones (theory, section 7d).
 
 Under Assumptions 3.1 and 3.2 of [1]_ the samples and neurons of a class train like a linear net, apart from
 those of the other class, until a neuron leaves its cone: so the Gram matrix of each class tells all neurons.
@@ -31,7 +31,7 @@ _CHECKS = 100
 
 
 class LeavesCone(ArithmeticError):
-    """From here on a neuron may have left its cone."""
+    """A neuron may have left its cone from this time on."""
 
 
 def follow(
@@ -74,7 +74,7 @@ def follow(
 
 
 def _checks(schedule: Schedule, wanted: FloatArray) -> tuple[FloatArray, np.ndarray]:
-    """Times at which neurons are looked at, and whether each ends an interval of linear probing."""
+    """Return the times at which neurons are checked, and whether each ends an interval of linear probing."""
     parts = [wanted]
     for phase, start in zip(schedule, schedule.starts, strict=True):
         parts.append(np.linspace(start, start + phase.time, _CHECKS + 1 if phase.method == "fft" else 2))
@@ -94,7 +94,7 @@ def _largest_factor(phase: Phase) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """A class's samples and neurons; none of the latter if it has no samples."""
+    """The samples and neurons of a class; no neurons if it has no samples."""
 
     X: FloatArray
     y: FloatArray
@@ -126,7 +126,7 @@ class _Block:
     def certain(
         self, problem: Problem, W: FloatArray, v: FloatArray, after: FloatArray, longest: float
     ) -> bool:
-        """Whether all neurons stay in their cones, from ``W``, ``v`` until the heads ``after``.
+        """Tell whether all neurons stay in their cones from ``W``, ``v`` until the heads ``after``.
 
         ``longest`` bounds the integral of each ``c_i`` until then. In the clock ``S = int sum_i c_i g_i dt``,
         ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha`` and ``d alpha / dS >= zeta`` while

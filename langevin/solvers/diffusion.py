@@ -80,7 +80,7 @@ def euler_maruyama(
         When to record; 101 equidistant times by default. Times between steps move to the nearest step,
         and the ``time`` coordinate says so: ``times=run.time`` gives another run the same ones.
     observables : sequence of str, optional
-        Observables beside the default ones, see `langevin.model.observables.OBSERVABLES`.
+        Observables in addition to the defaults, see `langevin.model.observables.OBSERVABLES`.
     precision : {"double", "single"}
         Of the state and of the drift.
     reduce : str
@@ -200,7 +200,7 @@ def _simulate(saved: Checkpoint, threads: int, *, keep: bool, progress: bool) ->
         with signals.shielded():
             message = f"interrupted at {results.steps.sum() / total:.1%} of the steps"
             if saved.path is not None:
-                # paths under way that a signal has lost start anew
+                # paths in progress that a signal has lost start again
                 failure = saved.save(in_flight)
                 message += f"; {failure}" if failure else f"; kept in {saved.path}"
             raise Interrupted(message, run.dataset(**about), saved.path)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Diverged(ArithmeticError):
-    """Some path is no longer finite.
+    """A path diverged: it is no longer finite.
 
     Attributes
     ----------

@@ -62,7 +62,7 @@ def build_chain(
 
 
 def describe_divergence(chain: Chain, results: Results) -> str:
-    """Say which paths diverged, when, and what would help."""
+    """Report which paths diverged and when, and suggest a remedy."""
     from langevin.solvers import adaptive
 
     lost = results.diverged >= 0

@@ -39,7 +39,7 @@ def follow(
     rtol: float,
     report: Report,
 ) -> Iterator[None]:
-    """Bring ``theta`` to each of the ``wanted`` times and to ``stop``; not finite: it got lost.
+    """Advance ``theta`` to each of the ``wanted`` times and to ``stop``; not finite on failure.
 
     Two solutions run side by side, one in halved steps: ``theta`` is the latter, their distance its error.
     """
@@ -130,7 +130,7 @@ def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
 
 
 def _part(net: Net, state: State) -> None:
-    """Put neurons that rest on hyperplanes, active on no sample, beyond these: rounding must not count."""
+    """Move inactive neurons that rest on hyperplanes beyond them, so that rounding does not matter."""
     Z, lengths = state.W @ net.XT, np.maximum(np.linalg.norm(state.W, axis=1), np.abs(state.v))
     room = sliding_state.ON_PLANE * np.outer(lengths, net.lengths)
     on_plane = (np.abs(Z) <= room) & (net.squared > 0)

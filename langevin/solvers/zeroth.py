@@ -120,7 +120,7 @@ def zeroth_order(
 
 
 def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt: float) -> Weights:
-    """Where explicit Euler steps of the zeroth-order flow end: weights, in the problem's coordinates.
+    """Return the weights after explicit Euler steps of the zeroth-order flow, in the problem's coordinates.
 
     Parameters
     ----------

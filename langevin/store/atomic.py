@@ -18,9 +18,9 @@ _SUFFIX, _REPLACED = ".writing", ".replaced"
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a path to write a file or a folder at, which then takes the target's place.
+    """Yield a path for writing a file or folder, which then replaces the target.
 
-    It lies in a folder of its own beside the target, locked for as long as it is written. What a killed
+    It lies in a separate folder next to the target, locked while it is written. What a killed
     process left there is removed by the next write, or by `clear`.
 
     Raises
@@ -54,7 +54,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def _folder(target: Path) -> tuple[Path, int | None]:
-    """A new folder beside the target, and the lock on it."""
+    """Make a new folder next to the target, and lock it."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX))
         lock = _lock(folder)
@@ -66,13 +66,13 @@ def _folder(target: Path) -> tuple[Path, int | None]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf8")
 
 
 def clear(target: Path) -> None:
-    """Remove what killed processes left of the target's writing, and end a replacement cut short."""
+    """Remove what killed processes left while writing the target, and complete an unfinished replacement."""
     for folder in target.parent.glob(f".{escape(target.name)}.*{_SUFFIX}"):
         # no lock: another process is at work there, or there are no locks
         if (lock := _lock(folder)) is not None:
@@ -85,7 +85,7 @@ def clear(target: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Descriptor of a folder that this process alone holds; None if it cannot."""
+    """Lock a folder for this process and return its descriptor; None if that fails."""
     if locks.fcntl is None:
         return None
     with suppress(OSError):
@@ -107,7 +107,7 @@ def flush(path: Path, flags: int = os.O_RDONLY) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or a folder and all that is in it, to disk."""
+    """Flush a file, or a folder with its contents, to disk."""
     if path.is_dir():
         for inner in path.iterdir():
             _sync(inner)
@@ -117,6 +117,6 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to disk, where the system can."""
+    """Flush the entries of a folder to disk, if the system supports it."""
     with suppress(OSError):
         flush(folder)

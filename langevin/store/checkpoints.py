@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write an unfinished run, atomically."""
+    """Write a checkpoint atomically."""
     try:
         with atomic.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, config=_encode({"format": _FORMAT, **config}), **arrays)
@@ -27,7 +27,7 @@ def save_checkpoint(path: Path, config: dict[str, Any], arrays: dict[str, np.nda
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove an unfinished run, and what killed processes left of it."""
+    """Remove a checkpoint, and what killed processes left of it."""
     path.unlink(missing_ok=True)
     atomic.clear(path)
 
@@ -35,7 +35,7 @@ def remove_checkpoint(path: Path) -> None:
 def load_checkpoint(
     path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Read an unfinished run of exactly this configuration.
+    """Read a checkpoint of exactly this configuration.
 
     Parameters
     ----------
@@ -54,27 +54,27 @@ def load_checkpoint(
         about = {name: stored.get(name) for name in ("format", *config)}
         missing = sorted((shapes or {}).keys() - arrays.keys())
     except (OSError, ValueError, KeyError, AttributeError, npz.Damaged) as error:
-        raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start anew") from error
+        raise StoreError(f"checkpoint {path} is damaged ({error}): remove it to start again") from error
     for name, value in {"format": _FORMAT, **config}.items():
         if about[name] != value:
             inner, there, here = _difference(name, about[name], value)
             raise StoreError(
                 f"checkpoint {path} belongs to another run: {inner} is {there!r} there and {here!r} here; "
-                "repeat the first command, or remove the file to start anew"
+                "repeat the first command, or remove the file to start again"
             )
     if missing:
-        raise StoreError(f"checkpoint {path} is damaged ({missing[0]} is missing): remove it to start anew")
+        raise StoreError(f"checkpoint {path} is damaged ({missing[0]} is missing): remove it to start again")
     for name, shape in (shapes or {}).items():
         actual = arrays[name].shape
         if len(actual) != len(shape) or any(w not in (-1, a) for a, w in zip(actual, shape, strict=True)):
             raise StoreError(
-                f"checkpoint {path} is damaged ({name} has shape {actual}): remove it to start anew"
+                f"checkpoint {path} is damaged ({name} has shape {actual}): remove it to start again"
             )
     return arrays
 
 
 def _difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
-    """The first part of nested plain data that differs, by its name."""
+    """Return the name of the first difference of nested plain data."""
     both: Any = ()
     if isinstance(there, dict) and isinstance(here, dict):
         both = [(key, there.get(key), here.get(key)) for key in dict.fromkeys([*there, *here])]

@@ -9,4 +9,4 @@ if TYPE_CHECKING:
 
 
 class StoreError(Exception):
-    """A file that cannot be read or written; the message says which, why, and what to do."""
+    """A file cannot be read or written; the message says which, why, and what to do."""

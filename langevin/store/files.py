@@ -1,4 +1,4 @@
-"""Runs on disk: netCDF or Zarr by the suffix, atomic, without pickle; and unfinished runs."""
+"""Save and load runs (netCDF or Zarr by suffix, atomic, without pickle) and checkpoints."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
 
 
 def _with_texts(run: xr.Dataset, kind: Any) -> xr.Dataset:
-    """The run with text of one kind: of any length for Zarr, which has no other by its standard."""
+    """Return the run with text of one type: variable-length text for Zarr, as its standard requires."""
     texts = {name: v for name, v in run.variables.items() if v.dtype.kind in "UT"}
     # without the encoding of the file that it was read from
     return run.assign(
@@ -80,7 +80,7 @@ def _with_texts(run: xr.Dataset, kind: Any) -> xr.Dataset:
 
 
 def digest(run: xr.Dataset) -> str:
-    """A fingerprint of a run's values and attributes, whatever it is kept in."""
+    """Return a digest of a run's values and attributes, independent of the file format."""
     total = hashlib.sha256(_text(run.attrs))
     for name in sorted(map(str, run.variables)):
         variable = run.variables[name]
@@ -116,7 +116,7 @@ def _text(value: Any) -> bytes:
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """Read a run into memory; nothing is unpickled, and what differs from what was written is refused.
+    """Read a run into memory without unpickling; refuse a run that differs from what was written.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Named arrays from ``.npz`` files of any origin: nothing is unpickled, nothing unpacks beyond memory."""
+"""Read named arrays from ``.npz`` files of any origin, without unpickling and within memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from langevin.support import validate
 
 
 class Damaged(Exception):
-    """No readable file of plain arrays; the message says why."""
+    """The file is not a readable file of plain arrays; the message says why."""
 
 
 def read(
     path: Path, names: Iterable[str] | None = None, *, copies: int = 1, what: str = "file"
 ) -> dict[str, np.ndarray]:
-    """Read arrays by name, all of them by default; those that are not there are left out.
+    """Read arrays by name, all of them by default; missing ones are skipped.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def _damage() -> Iterator[None]:
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """Names of the arrays in a file, whatever they are; none of a file that is no archive."""
+    """Return the names of the arrays in a file; none if the file is not an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(name.removesuffix(".npy") for name in archive.namelist())

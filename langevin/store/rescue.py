@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def save(run: xr.Dataset, out: Path) -> tuple[Path, str | None]:
-    """Save a run; where that fails, in the folder for temporary files rather than not at all.
+    """Save a run; if that fails, save it in the folder for temporary files.
 
     Returns
     -------

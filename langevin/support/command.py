@@ -1,4 +1,4 @@
-"""What the commands share: how they name what is wrong, save, fail, and end on a signal."""
+"""Shared code of the commands: errors, saving, failures and signals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Help(argparse.HelpFormatter):
 
 
 def fail(command: argparse.ArgumentParser, message: str) -> int:
-    """Say what failed, and return the exit status for it."""
+    """Report a failure and return its exit status."""
     print(f"{command.prog}: error: {message}", file=sys.stderr)
     return EXIT_FAILED
 
@@ -77,7 +77,7 @@ def refuse_idle(idle: Mapping[str, str], given: object, default: object) -> None
 
 
 def missing(error: ImportError) -> str:
-    """What to install, of a package that is not there; another error says so itself."""
+    """Return what to install for a missing package, or the message of another error."""
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
     name = str(error.name)

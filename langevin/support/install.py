@@ -1,4 +1,4 @@
-"""Where this package runs from, and how to install what is missing there."""
+"""Find where this package is installed, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EXTRAS = {
 
 
 def checkout() -> str | None:
-    """The project's folder, where this is not an installed wheel: it has the figures, the README and make."""
+    """Return the project's folder (with figures, README and Makefile) unless this is an installed wheel."""
     root = str(Path(__file__).resolve().parents[2])
     wanted = ("Makefile", "README.md", "pyproject.toml", "figures")
     return root if all(os.path.exists(os.path.join(root, name)) for name in wanted) else None
 
 
 def command(extra: str) -> str:
-    """What to type for an extra."""
+    """Return the command that installs an extra."""
     root = checkout()
     if root is None:
         return f"pip install '{_NAME}[{extra}]'"
@@ -34,7 +34,7 @@ def command(extra: str) -> str:
 
 
 def is_current(folder: str) -> bool:
-    """Whether this process works in a folder."""
+    """Tell whether a folder is the working directory of this process."""
     try:
         return os.path.samefile(folder, os.curdir)
     except OSError:  # its own was removed
@@ -42,5 +42,5 @@ def is_current(folder: str) -> bool:
 
 
 def extra_of(package: str) -> str:
-    """The extra that brings a package."""
+    """Return the extra that installs a package."""
     return _EXTRAS.get(package.partition(".")[0], "dpsgd")

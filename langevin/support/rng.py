@@ -11,7 +11,7 @@ RNG = int | np.random.Generator | np.random.SeedSequence | np.random.BitGenerato
 
 
 def generator(rng: RNG, purpose: str) -> np.random.Generator:
-    """Return ``rng`` if it is a Generator, else one seeded by it and by ``purpose`` (SPEC 7).
+    """Return ``rng`` if it is a Generator; otherwise one seeded by it and by ``purpose`` (SPEC 7).
 
     Raises
     ------

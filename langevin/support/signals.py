@@ -17,7 +17,7 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int]]:
-    """Make SIGTERM a KeyboardInterrupt; yield a function that gives the exit status after one."""
+    """Turn SIGTERM into a KeyboardInterrupt; yield a function that returns the exit status."""
     received = [signal.SIGINT]
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -33,7 +33,7 @@ def interruptible() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Let no further signal interrupt what keeps the work of an interrupted run."""
+    """Block further signals while the work of an interrupted run is saved."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -46,7 +46,7 @@ def shielded() -> Iterator[None]:
 
 
 class Deferred:
-    """Lets signals wait until they are answered, or the end, while what must not be cut short goes on."""
+    """Defer SIGINT and SIGTERM until a critical section ends."""
 
     def __init__(self) -> None:
         self._received: list[int] = []
@@ -69,11 +69,11 @@ class Deferred:
 
     @property
     def waiting(self) -> bool:
-        """Whether a signal has come."""
+        """Tell whether a signal has arrived."""
         return bool(self._received)
 
     def answer(self) -> None:
-        """Do what the signals that have come would have done."""
+        """Deliver the signals that have arrived."""
         while self._received:
             number = self._received.pop()
             signal.signal(number, self._before[number])
@@ -85,7 +85,7 @@ class Deferred:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all of a command's processes, from those that start here.
+    """Start processes that ignore Ctrl-C, which a terminal sends to all processes of a command.
 
     Threads and processes inherit which signals are blocked where they start.
     """

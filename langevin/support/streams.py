@@ -1,4 +1,4 @@
-"""The standard streams of a command: any text can be written to them, and nobody has to read it."""
+"""Make the standard streams of a command accept any text, even without a reader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 class _Output(io.FileIO):
-    """A file that takes all that is written and does not fail; the first error is kept."""
+    """A file that accepts all text without failing, and keeps the first error."""
 
     error: OSError | None = None
 
@@ -60,7 +60,7 @@ class _Output(io.FileIO):
 
 
 def _open(number: int, name: str) -> None:
-    """Put a stream that cannot fail in the place of a standard one."""
+    """Replace a standard stream with one that cannot fail."""
     stream = getattr(sys, name)
     if stream is None:
         # closed: the next file to be opened would get its number, and what libraries write to it
@@ -88,7 +88,7 @@ def _open(number: int, name: str) -> None:
 
 
 def _raw(stream: Any) -> Any:
-    """The file below a text stream, which is unbuffered under ``python -u``."""
+    """Return the file below a text stream, which is unbuffered under ``python -u``."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 

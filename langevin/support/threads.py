@@ -10,12 +10,12 @@ from langevin.support import validate
 
 
 def available_threads() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_blas_thread() -> threadpool_limits:
-    """Keep BLAS on one thread: paths are what runs in parallel."""
+    """Keep BLAS on one thread, because paths run in parallel."""
     return threadpool_limits(1, user_api="blas")
 
 

@@ -147,7 +147,7 @@ def device(value: Any) -> str:
 
 
 def plain(name: str, value: Any) -> np.ndarray:
-    """Return ``value`` as an array of any type but dates; refuse what would lose a mask or a unit of time."""
+    """Return ``value`` as an array of any type except dates; refuse masks and units of time."""
     unmasked(name, value)
     if callable(getattr(value, "toarray", None)):
         raise TypeError(f"{name} must be a dense array, got a {type(value).__name__}: give {name}.toarray()")
@@ -160,7 +160,7 @@ def plain(name: str, value: Any) -> np.ndarray:
         raise TypeError(f"{name} must hold numbers, got {given.dtype}: give times as numbers of one unit")
     if given.ndim == 0 and given.dtype.kind == "O":
         raise TypeError(f"{name} must be an array of real numbers, got a {type(value).__name__}")
-    # views of the same data, but for maps into files
+    # views of the same data, except for maps into files
     return given if isinstance(given, np.memmap) else np.asarray(given)
 
 
@@ -171,7 +171,7 @@ def unmasked(name: str, value: Any) -> None:
 
 
 def _masked(value: Any) -> bool:
-    """Whether an array, or a list of them, has masked entries."""
+    """Tell whether an array, or a list of arrays, has masked entries."""
     if isinstance(value, list | tuple):
         return any(map(_masked, value))
     return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)

@@ -1,4 +1,4 @@
-"""Grids of runs: any parameters, on Dask, into one labelled Zarr store that survives interruption.
+"""Grids of runs over any parameters, on Dask, into one labelled Zarr store that survives interruption.
 
 A `Grid` says what is fixed, what is swept and what is recorded; `run_sweep` computes its cells.
 """

@@ -24,7 +24,7 @@ _MOST_CELLS = 10**7
 
 @dataclass(frozen=True)
 class Variable:
-    """What is recorded of each cell: dimensions and shape within a cell, and attributes."""
+    """The record of a cell: dimensions and shape within a cell, and attributes."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class Kind(Protocol):
         return 0.0
 
     def files(self, values: Values) -> list[str]:
-        """Files that the values name."""
+        """Return the files that the values name."""
         return []
 
     def located(self, values: Values, out: Path) -> Values:
@@ -88,7 +88,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of the swept values, each a cell.
+    """A grid: all combinations of the swept values, one cell each.
 
     A cell is what the same parameters give alone, to the last bit: its seed is the value of ``seed``, fixed
     or swept. Cells with the same seed share data, weights and noise, so their differences are paired.

@@ -31,7 +31,7 @@ class Job(Protocol):
 
 
 class RecordsError(Exception):
-    """A file of cells that cannot be written or trusted."""
+    """A file of cells cannot be written or trusted."""
 
 
 class Records:

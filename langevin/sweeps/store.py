@@ -1,4 +1,4 @@
-"""The Zarr store of a sweep, which one process writes region by region; a kill leaves it whole.
+"""The Zarr store of a sweep, written region by region by one process; a kill leaves it consistent.
 
 Of a region the data are written first, then the status: what is marked finished is there. A chunk is replaced
 by renaming a whole one, which zarr's local store does and a test asserts. Each chunk has a checksum.
@@ -42,7 +42,7 @@ Outcome = tuple[dict[str, np.ndarray], str | None]
 
 
 class SweepStore:
-    """A sweep on disk, new or gone on with; locked against other writers as long as it is open.
+    """A sweep on disk, new or resumed; locked against other writers while it is open.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class SweepStore:
             raise self._unwritten(error) from error
 
     def _grow(self, about: dict[str, Any]) -> None:
-        """Bring every array to the size of the grid, or refuse what is no array of it.
+        """Resize every array to the grid, or refuse arrays that do not belong to it.
 
         The attributes say first what the size is to be, so that a store that was left half-way is mended.
         """
@@ -200,7 +200,7 @@ class SweepStore:
         return np.asarray(np.ravel_multi_index(tuple(todo[order].T), self.grid.shape))
 
     def write(self, outcomes: Mapping[Place, Outcome]) -> None:
-        """Record cells: the data of a chunk, then that they are there."""
+        """Record cells: first the data of a chunk, then their status."""
         import xarray as xr
 
         by_chunk: dict[Place, list[Place]] = defaultdict(list)
@@ -242,7 +242,7 @@ class SweepStore:
         )
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._lock.close()
 
 
@@ -291,7 +291,7 @@ def _other(path: Path, difference: str) -> StoreError:
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    return StoreError(f"out {str(path)!r} is damaged ({error}): take another, or remove it to start anew")
+    return StoreError(f"out {str(path)!r} is damaged ({error}): take another, or remove it to start again")
 
 
 def _json(about: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _json(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chunk(grid: Grid, layout: Layout) -> Place:
-    """Cells of a chunk: as many as fit, along the last dimensions first."""
+    """Return the cells of a chunk: as many as fit, along the last dimensions first."""
     room = max(1, CHUNK_BYTES // max(variable.nbytes for variable in layout.variables.values()))
     sizes = []
     for size in reversed(grid.shape):
@@ -309,7 +309,7 @@ def _chunk(grid: Grid, layout: Layout) -> Place:
 
 
 def _locked(path: Path) -> TextIO:
-    """Lock a file beside the store."""
+    """Lock a file next to the store."""
     beside = path.with_name(f".{path.name}.lock")
     try:
         file = beside.open("a")
@@ -322,12 +322,12 @@ def _locked(path: Path) -> TextIO:
 
 
 def unfinished(path: str | Path, grid: Grid) -> int:
-    """Cells of a grid that are not finished, without touching what is on disk.
+    """Return the unfinished cells of a grid, without changing the store.
 
     Raises
     ------
     StoreError
-        As `SweepStore`, but for what a writer alone finds.
+        As `SweepStore`, except for what only a writer can find.
     """
     if not Path(path).exists():
         return grid.cells
@@ -352,7 +352,7 @@ def cells_bytes(cells: int, layout: Layout) -> int:
 
 
 def require_room(path: Path, cells: int, layout: Layout) -> None:
-    """Refuse what the disk has no room for, before anything is computed."""
+    """Refuse a grid that exceeds the free disk space, before anything is computed."""
     # folders that are not there yet are made on the same disk
     there = next(folder for folder in path.absolute().parents if folder.exists())
     needed, free = cells_bytes(cells, layout), shutil.disk_usage(there).free

@@ -52,7 +52,7 @@ def test_poisson_batches_keep_the_mean_step() -> None:
     change = sampled.loss[:, -1].values - sampled.loss[:, 0].values
     error = change.std(ddof=1) / np.sqrt(len(change))
     expected = float(full.loss[0, -1] - full.loss[0, 0])
-    # one small step: the loss is linear in it, but for a term of its square
+    # one small step: the loss is linear in it, except for a term of its square
     curvature = expected**2
     assert abs(change.mean() - expected) < 4 * error + curvature
     assert abs(change.mean() - 0.5 * expected) > 4 * error + curvature

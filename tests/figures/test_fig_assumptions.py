@@ -1,4 +1,4 @@
-"""Real data beside the assumptions: what theory concludes holds where it holds, and fails elsewhere."""
+"""Real data and the assumptions: where the theory's conclusions hold and where they fail."""
 
 import numpy as np
 import pytest

@@ -37,7 +37,7 @@ def main(argv=None):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """A figure's module, loaded anew from its file at each call."""
+    """A figure's module, reloaded from its file at each call."""
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "fig_line.py"
     path.write_text(SCRIPT)
@@ -138,7 +138,7 @@ def test_a_table(script, capsys, tmp_path):
     assert "Data: a planet." in (tmp_path / "fig_line.md").read_text()
     assert r"a \& b & 0.5 $\pm$ 1 \\" in (tmp_path / "fig_line.tex").read_text()
     capsys.readouterr()
-    # another layout computes nothing anew
+    # another layout recomputes nothing
     script(edit=("method", "way"))
     assert "computing" not in capsys.readouterr().out
     assert "| way " in (tmp_path / "fig_line.md").read_text()

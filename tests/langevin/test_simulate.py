@@ -237,7 +237,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert np.isfinite(files.load(rescued).loss).all()
 
 
-# each thread makes one call before the run saves itself, and another before the run is told to stop
+# each thread makes one call before the run saves itself, and another before the run gets the signal to stop
 HELD = """
 import sys, threading
 from langevin.engine import chain, pool, record
@@ -344,7 +344,7 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
     reader = threading.Thread(target=look)
     reader.start()
     arguments = [sys.executable, "-m", "langevin.simulate", *LONG, "--no-bounds", "--json", *extra]
-    # at every step that is told, not ten times a second
+    # at every reported step, not ten times a second
     often = {**os.environ, "TQDM_MININTERVAL": "0"}
     done = execute(arguments, cwd=tmp_path, stderr=terminal, env=often)
     os.close(terminal)

@@ -13,8 +13,9 @@ FILES = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "generated" not in page.parts),
     *(
         module
-        for folder in ("docs", "figures", "benchmarks")
+        for folder in ("langevin", "bounds", "empirical", "docs", "figures", "benchmarks", "tests")
         for module in sorted((ROOT / folder).rglob("*.py"))
+        if module != Path(__file__)
     ),
 ]
 # what to avoid, and what to write instead

@@ -1,4 +1,4 @@
-"""``python -m langevin`` says what there is, and what to type next."""
+"""``python -m langevin`` lists the commands and suggests what to run next."""
 
 import re
 import shlex

@@ -24,7 +24,7 @@ from tests.langevin.solvers.test_solvers import equal_bits
 from tests.survival.outcomes import ROOT, Finding
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-# saves itself five times a second; the command is what the user types, but for that
+# saves itself five times a second; the command is what the user types, except for that
 PROGRAM = """
 import contextlib, sys
 name, args = sys.argv[1], sys.argv[2:]

@@ -17,7 +17,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Tightness:
     """Collects, per statement, the ratios of bound to simulated value.
 
-    They are kept beside the table, so that sessions and workers that measure a part each add up to one.
+    They are kept next to the table, so that sessions and workers that measure a part each add up to one.
     """
 
     def __init__(self):
@@ -51,7 +51,7 @@ class Tightness:
 
 
 def replace(path, text):
-    """Write beside, then rename."""
+    """Write to a temporary file, then rename it."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf8")
     part.replace(path)

@@ -7,7 +7,7 @@ import pytest
 import bounds
 
 FUNCTIONS = [name for name in dir(bounds) if inspect.isfunction(getattr(bounds, name))]
-# what a reader is told of a statement's source
+# how a statement's source is given
 SOURCES = ("re-derived", "new", "[1]_", "[2]_")
 
 

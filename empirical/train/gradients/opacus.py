@@ -88,7 +88,7 @@ def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor
 
 
 class _GhostModule(GradSampleModuleFastGradientClipping):
-    """Opacus's module, with norms that are summed in double precision."""
+    """Opacus's module with norms summed in double precision."""
 
     NORM_SAMPLERS: ClassVar[Any] = ChainMap(
         {nn.Linear: _linear_norms}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
@@ -107,7 +107,7 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
                 module, _forward_input, forward_output, loss_reduction, batch_first
             )
             return
-        # as Opacus has it, but for the norm
+        # as in Opacus, except for the norm
         activations, backprops = self.rearrange_grad_samples(
             module=module,
             backprops=forward_output[0].detach(),

@@ -32,7 +32,7 @@ class Gradients(Protocol):
 
 
 def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -> Tensor:
-    """What each per-sample gradient is multiplied by, shape (n,): the product's norm is at most ``clip``.
+    """Return clipping factors, shape (n,): each scaled gradient has norm at most ``clip``.
 
     Examples
     --------

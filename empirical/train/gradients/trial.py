@@ -27,7 +27,7 @@ _BESIDE = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine that was tried.
+    """A tested engine.
 
     Attributes
     ----------
@@ -203,7 +203,7 @@ class _Trial:
         return factors(norms, self._clip, "flat", 0.0)
 
     def failure(self, kind: Engine) -> str | None:
-        """What is wrong with an engine; None if nothing is."""
+        """Return what is wrong with an engine, or None."""
         if kind == "loop":
             return None
         gradients = None
@@ -220,7 +220,7 @@ class _Trial:
             return reason + where
 
     def _where(self, gradients: Gradients, last: bool = False) -> str:
-        """The first or last parameter whose own norms are wrong, in words; "" if no norms are there."""
+        """Describe the first or last parameter with wrong norms; "" if there are no norms."""
         found = getattr(gradients, "parts", lambda: [])()
         if not any(part is not None for part in found):
             return ""
@@ -272,7 +272,7 @@ class _Trial:
         return None
 
     def _summed(self, gradients: Gradients, places: list[int]) -> list[Tensor] | str:
-        """Clipped sum over some inputs, or what is wrong with the norms."""
+        """Return the clipped sum over some inputs, or what is wrong with the norms."""
         self._places = places
         norms = gradients.norms(self._x[places], self._y[places])
         assert norms is not None
@@ -286,7 +286,7 @@ class _Trial:
         return gradients.total(self._factors(norms))
 
     def _off(self, found: list[Tensor], right: list[Tensor]) -> str | None:
-        """Name of the parameter of which a clipped sum is wrong."""
+        """Return the name of a parameter with a wrong clipped sum."""
         whole = math.hypot(*(float(s.norm()) for s in self._scales))
         for name, a, b, scale in zip(self._names, found, right, self._scales, strict=True):
             # as of norms

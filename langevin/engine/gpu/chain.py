@@ -29,7 +29,7 @@ _CALL_SECONDS, _BURST_SECONDS = 0.2, 0.02
 
 
 def find(name: str) -> torch.device:
-    """The device of that name, ``"cuda"`` or ``"cuda:<number>"``.
+    """Return the device with this name, ``"cuda"`` or ``"cuda:<number>"``.
 
     Raises
     ------
@@ -57,14 +57,14 @@ def find(name: str) -> torch.device:
 
 @dataclass
 class DeviceChunk(Chunk):
-    """A chunk whose states, once it has moved, lie on the device; in ``thetas`` only after `states`."""
+    """A chunk whose states lie on the device once it has moved; `states` copies them to ``thetas``."""
 
     ensemble: Ensemble | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceChain(Chain):
-    """A chain whose chunks step on ``device``; ``threads`` draw what lies outside the span."""
+    """A chain whose chunks advance on ``device``; ``threads`` draw what lies outside the span."""
 
     device: torch.device = field(kw_only=True)
     threads: int = field(kw_only=True)
@@ -108,16 +108,16 @@ class DeviceChain(Chain):
         return f"torch on {self.device.type}"
 
     def start(self, first_path: int, paths: int) -> DeviceChunk:
-        """Paths at step 0: what is in host memory is not touched before it is needed."""
+        """Return paths at step 0; host memory is not touched before it is needed."""
         thetas = aligned_zeros((paths, self.layout.size), self.layout.dtype)
         return DeviceChunk(first_path, 0, thetas, np.zeros((paths, 2, self.reduction.processes)))
 
     def step_seconds(self) -> float:
-        """Next to none: `advance` looks at the clock itself."""
+        """Return a cost of almost zero: `advance` checks the clock itself."""
         return 1e-12
 
     def chunk_paths(self, paths: int, threads: int) -> int:
-        """Paths a chunk: as many as the device's memory takes, up to where more are no faster."""
+        """Return the paths per chunk: as many as fit on the device, up to where more are no faster."""
         state = self.records.origin.nbytes
         # states, a difference of them, pre-activations, outputs and residuals; plain passes hold activations,
         # slopes and products of them, too
@@ -134,7 +134,7 @@ class DeviceChain(Chain):
         return torch.cuda.mem_get_info(self.device)[0] + kept
 
     def advance(self, chunk: Chunk, results: Results, scratch: types.Scratch, stop: int) -> None:
-        """Bring a chunk towards step ``stop`` for about `_CALL_SECONDS`, and record on the way."""
+        """Advance a chunk towards step ``stop`` for about `_CALL_SECONDS`, and record on the way."""
         assert isinstance(chunk, DeviceChunk)
         deadline = time.monotonic() + _CALL_SECONDS
         records, diverged = self.records.steps, results.diverged[chunk.paths]
@@ -165,7 +165,7 @@ class DeviceChain(Chain):
                     ensemble.burst *= 2
 
     def states(self, chunk: Chunk) -> np.ndarray:
-        """The chunk's states, copied to host memory."""
+        """Return the chunk's states, copied to host memory."""
         assert isinstance(chunk, DeviceChunk)
         if chunk.ensemble is not None:
             chunk.thetas[:] = chunk.ensemble.theta.cpu().numpy()
@@ -199,7 +199,7 @@ class DeviceChain(Chain):
 
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
-    """Single precision in full, whatever the caller has allowed, on the chain's device."""
+    """Use full single precision on the chain's device, whatever the caller's settings."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

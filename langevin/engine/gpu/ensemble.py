@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ensemble:
-    """States of a chunk's paths on the device, and all that their steps work on.
+    """States of a chunk's paths on the device, with the work space of their steps.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Ensemble:
     # steps
 
     def enter(self, phase: int) -> None:
-        """Make ready for steps of a phase."""
+        """Prepare for the steps of a phase."""
         if phase == self.phase:
             return
         self.phase, self.rule = phase, self.chain.rule(self.chain.schedule.phases[phase])
@@ -96,7 +96,7 @@ class Ensemble:
             self._preactivate()
 
     def advance(self, count: int) -> None:
-        """Take ``count`` steps of the present phase."""
+        """Take ``count`` steps of the current phase."""
         if self.device.type != "cuda":
             for _ in range(count):
                 self._step()

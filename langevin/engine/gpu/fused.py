@@ -140,7 +140,7 @@ def _add_normals(theta, size, counters, numbers, clock, draws, draw, BLOCK: tl.c
         10,
     )
     at = theta + path.to(tl.int64) * size + counter // _LANES * (4 * _LANES) + counter % _LANES
-    # all loads before the stores, lest each waits for the last
+    # all loads before the stores, so that none waits for the previous one
     x0, x1 = tl.load(at, mask), tl.load(at + _LANES, mask)
     x2, x3 = tl.load(at + 2 * _LANES, mask), tl.load(at + 3 * _LANES, mask)
     scale = tl.load(numbers + 3).to(theta.dtype.element_ty)

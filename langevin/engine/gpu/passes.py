@@ -52,7 +52,7 @@ def add_normals(e: Ensemble, trained: int, rule: Rule, draw: int) -> None:
 
 
 def rows(e: Ensemble, rule: Rule) -> None:
-    """Go from ``Z`` to outputs, squared norms and clipped residuals; say where they are not finite."""
+    """Compute outputs, squared norms and clipped residuals from ``Z``; report which are not finite."""
     a = e.activation.tensor_value(e.Z)
     e.f[:] = torch.bmm(a, e.v.unsqueeze(2)).squeeze(2)
     norm = a.square().sum(2)
@@ -73,7 +73,7 @@ def rows(e: Ensemble, rule: Rule) -> None:
 
 
 def columns(e: Ensemble, store: bool) -> None:
-    """Take the head's step, and count it; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
+    """Take and count the step of the head; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
     gradient = torch.bmm(e.s.unsqueeze(1), e.activation.tensor_value(e.Z)).squeeze(1)
     if store:
         e.Z[:] = e.activation.tensor_slope(e.Z) * (e.s.unsqueeze(2) * e.v.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Compilation by numba, with machine code kept on disk where that is possible and never trusted blindly.
+"""Compile with numba and cache machine code on disk, verified by a digest.
 
 Numba's own cache refuses to work without a folder to write to, fails for ever on a damaged file, and
 compares the source of a function's own file only, although the machine code holds that of its callees, too.
@@ -32,7 +32,7 @@ SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with options, with its machine code kept from one process to the next.
+    """Apply `numba.njit` with options and cache its machine code between processes.
 
     Where no folder can be written, or the disk is full, each process compiles for itself, and a warning says
     so once. What is damaged, or was compiled from other sources, is compiled again and replaced.
@@ -51,7 +51,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @functools.cache
 def _stamp() -> str:
-    """A digest of all compiled code's sources."""
+    """Return a digest of the sources of all compiled code."""
     total = hashlib.sha256()
     for path in SOURCES:
         total.update(path.read_bytes())
@@ -59,7 +59,7 @@ def _stamp() -> str:
 
 
 class _Unwritten(InTreeCacheLocator):
-    """The package's own folder, read-only: an image can bring its machine code along."""
+    """The package's own folder, read-only: an image can include its machine code."""
 
     def ensure_cache_path(self) -> None:
         pass
@@ -74,7 +74,7 @@ def _locators() -> list[type]:
 
 
 class _Code(CompileResultCacheImpl):
-    """Machine code beside its digest, so that nothing damaged is run."""
+    """Machine code with its digest, so that nothing damaged is run."""
 
     _locator_classes = _locators()
 
@@ -90,7 +90,7 @@ class _Code(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
-    """Files of a function's machine code: what cannot be read is forgotten, what cannot be written is not."""
+    """Cache files of a function's machine code; files that cannot be read or written are skipped."""
 
     _impl_class = _Code
 
@@ -126,7 +126,7 @@ _warned: set[str] = set()
 
 
 def _warn(reason: str) -> None:
-    """Warn once, and not in the processes that this one starts."""
+    """Warn once, and not in child processes."""
     if _warned or parent_process() is not None:
         return
     _warned.add(reason)

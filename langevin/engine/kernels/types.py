@@ -39,7 +39,7 @@ class Data(NamedTuple):
     squared_norms: np.ndarray  # (n,)
     rows: np.ndarray  # (blocks, 4), int64
     columns: np.ndarray  # (blocks, 5), int64
-    features: np.ndarray  # (n padded, ld): where only the head is simulated, the features; else (0, 0)
+    features: np.ndarray  # (n padded, ld): the features if only the head is simulated, otherwise (0, 0)
     inputs: int  # k
     width: int
     head: int  # slot of the head in theta
@@ -52,7 +52,7 @@ class Data(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What one phase does in a step."""
+    """The rule of a step in one phase."""
 
     method: int
     clipping: int
@@ -68,7 +68,7 @@ class Scratch(NamedTuple):
     """Work space of one thread."""
 
     Z: np.ndarray  # (n padded, ld): pre-activations, then phi'; in linear probing the features
-    A: np.ndarray  # (n padded, ld): phi, where it is called; else (0, 0)
+    A: np.ndarray  # (n padded, ld): phi, where it is called; otherwise (0, 0)
     P: np.ndarray  # (columns of a block, ld): X^T diag(s) phi', unless the net is linear
     X: np.ndarray  # like Data.X: its rows times s
     samples: np.ndarray  # (3, n padded): outputs, squared norms of gradient / residual, clipped residuals
@@ -90,7 +90,7 @@ PROJECTION, PULLBACK = range(2)
 
 
 class Records(NamedTuple):
-    """What is observed, and when."""
+    """The observables and their record steps."""
 
     steps: np.ndarray  # (m,), int64
     origin: np.ndarray  # theta at time 0
@@ -105,7 +105,7 @@ class Records(NamedTuple):
 
 @intrinsic
 def borrow(typing_context, value):
-    """The same named tuple, its arrays without an owner: counting references costs a quarter of a step."""
+    """Return the named tuple with arrays without owner: reference counting costs a quarter of a step."""
 
     def codegen(context, builder, signature, args):
         result = args[0]

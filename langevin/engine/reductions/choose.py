@@ -24,7 +24,7 @@ REDUCTIONS = ("auto", "none", "span", "kernel", "gram", "collapsed", "blocks")
 
 
 def reduction(name: str, request: Request) -> Reduction:
-    """The reduction of that name, or, for ``"auto"``, the cheapest one that serves the request.
+    """Return the reduction with this name, or, for ``"auto"``, the cheapest one that serves the request.
 
     Raises
     ------

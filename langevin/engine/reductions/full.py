@@ -8,7 +8,7 @@ from langevin.model.weights import GramWeights
 
 
 class Full:
-    """The net's own neurons; ``span``: on inputs in the span of the data."""
+    """The full network; with ``span``, on inputs in the span of the data."""
 
     def __init__(self, name: str) -> None:
         self.name = name

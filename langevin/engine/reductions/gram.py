@@ -8,7 +8,7 @@ from langevin.engine.reductions.request import Reduction, Request, has_no_path, 
 
 
 class Gram:
-    """A linear net of few neurons with the same Gram matrix, noise included.
+    """A linear network of few neurons with the same Gram matrix, including noise.
 
     In coordinates of the span of ``[W_0, v_0]``'s columns and across it: the first ``q`` neurons, whose
     noise is Gaussian, tell distances from the start and from the zeroth-order path; of all others the Gram

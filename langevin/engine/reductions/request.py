@@ -29,14 +29,14 @@ _REFLECTIONS, _LAPACK = 0.2, 0.07
 
 @dataclass(frozen=True)
 class Request:
-    """What a solver is asked for, as far as it decides between reductions.
+    """The properties of a request that determine the reduction.
 
     Attributes
     ----------
     grid : Grid or None
         Steps of the chain; None: the flow, by an adaptive method.
     observables : tuple of str
-        Those asked for beside the defaults.
+        Those requested in addition to the defaults.
     noisy : bool
         Whether any noise is drawn.
     coupled : bool
@@ -66,17 +66,17 @@ class Request:
 
     @property
     def held_out(self) -> bool:
-        """Whether an observable needs held-out points."""
+        """Tell whether an observable needs held-out points."""
         return any(OBSERVABLES[name].held_out for name in self.observables)
 
     @cached_property
     def span(self) -> Span:
-        """The span of the data where that is smaller than the input space, else the latter."""
+        """Return the span of the data if it is smaller than the input space, otherwise the latter."""
         found = Span.of(self.problem.X, self.problem.X_test if self.held_out else None)
         return found if found.dim < self.problem.dim else Span.whole(self.problem)
 
     def triangle(self, columns: int, of: Callable[[FloatArray, FloatArray], FloatArray]) -> FloatArray:
-        """Triangular factor of the matrix whose rows ``of(W, v)`` gives, one a neuron."""
+        """Triangular factor of the matrix whose rows ``of(W, v)`` gives, one per neuron."""
         validate.memory(
             4.0 * 8 * columns * max(columns, min(len(self.weights.v), BLOCK_ENTRIES // columns)),
             f"a reduction to {columns} dimensions",
@@ -111,7 +111,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """The chain that is simulated in place of the problem's own.
+    """The chain that is simulated instead of the full one.
 
     Attributes
     ----------
@@ -162,7 +162,7 @@ class Reduction:
     hidden_method: str = "fft"
 
     def net(self, W: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """A net with the same outputs on ``problem``, at a state of the chain."""
+        """Return a network with the same outputs on ``problem``, at a state of the chain."""
         return (np.eye(len(v)), v) if self.frozen else (W, v)
 
 
@@ -170,7 +170,7 @@ class Route(Protocol):
     """How one reduction refuses, costs and builds itself."""
 
     def refusal(self, request: Request) -> str:
-        """Say why it does not apply, or nothing."""
+        """Return the reason why it does not apply, or nothing."""
         ...
 
     def cost(self, request: Request) -> float: ...
@@ -181,7 +181,7 @@ class Route(Protocol):
 def local(problem: Problem, span: Span) -> Problem:
     """The problem in coordinates, its samples in the order in which they are triangular."""
     X = span.coordinates(problem.X)[span.order]
-    # zeros but for rounding, which would keep whole blocks of products alive
+    # zeros except for rounding, which would keep whole blocks of products alive
     X = X if span.trivial else np.tril(X)
     X_test = None if problem.X_test is None else span.coordinates(problem.X_test)
     return Problem(X, problem.y[span.order], problem.activation, problem.loss, X_test, problem.y_test)

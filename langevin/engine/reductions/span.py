@@ -38,7 +38,7 @@ class Span:
 
     @classmethod
     def of(cls, X: FloatArray, others: FloatArray | None = None) -> Span:
-        """Span of the rows of ``X``, and of ``others`` beside them."""
+        """Return the span of the rows of ``X`` and of ``others``."""
         # by direction: a sample far shorter than another spans as much; by powers of two first, exactly,
         # so that no square leaves the range of doubles
         scaled = np.ldexp(X, -np.frexp(np.abs(X).max(axis=1, keepdims=True))[1])

@@ -102,7 +102,7 @@ def test_nearest_pixels_tell_most_but_not_all_and_less_under_a_harder_style():
     accuracy = nearest(task.train, task.test)
     error = np.sqrt(0.25 / 500)
     assert 0.75 - 3 * error < accuracy < 0.85 + 3 * error
-    # negative control: nothing is told from labels at random, chance is one in ten
+    # negative control: random labels teach nothing, chance is one in ten
     shuffled = np.random.default_rng(0).permutation(task.train.labels)
     assert nearest(task.train, task.test, shuffled) < 0.1 + 4 * np.sqrt(0.09 / 500)
     easy = glyphs(train=2000, test=500, public=0, rng=0, style=Style(rotation=5, elastic=0, translation=0.03))

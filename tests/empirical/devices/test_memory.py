@@ -117,7 +117,7 @@ def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts(body: nn.Module
     whole = finetune(TASK, body, recipe)
     cut, full = filled(3, body, recipe)
     assert full.times > 1
-    # but for rounding; half a pass that Opacus remembered would be added to the next
+    # except for rounding; half a pass that Opacus remembered would be added to the next
     np.testing.assert_allclose(cut.test_loss, whole.test_loss, rtol=1e-4)
     np.testing.assert_allclose(cut.gradient_norm, whole.gradient_norm, rtol=1e-4)
     assert (cut.batch == whole.batch).all()

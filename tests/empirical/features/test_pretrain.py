@@ -112,7 +112,7 @@ def test_views_keep_the_shape_and_are_finite(channels):
     assert torch.isfinite(views).all()
     assert (images == before).all()
     assert (views - images).abs().mean(dim=(1, 2, 3)).min() > 0.05
-    # a draw of its own for each image, and anew each time
+    # a separate draw for each image, new each time
     same = Augment()(images[:1].expand(5, -1, -1, -1))
     assert all((x != y).any() for x, y in itertools.combinations(same, 2))
 

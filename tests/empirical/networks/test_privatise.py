@@ -54,7 +54,7 @@ class Frozen(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut that is added in place."""
+    """Two convolutions with a shortcut that is added in place."""
 
     def __init__(self, channels):
         super().__init__()
@@ -74,7 +74,7 @@ class Last(nn.Module):
 
 
 class Token(nn.Module):
-    """A raw parameter beside a layer."""
+    """A raw parameter next to a layer."""
 
     def __init__(self, features):
         super().__init__()

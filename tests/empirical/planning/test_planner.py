@@ -199,7 +199,7 @@ def test_draws_are_made_until_shares_are_told_apart():
     assert [plan.accuracy.shape[1] for plan in (coarse, finest)] == [16, 60]
     assert 16 < fine.accuracy.shape[1] < 60
     assert fine.deficit[1].max() <= 0.008
-    # the same draws, as far as they go, but for rounding in single precision
+    # the same draws, as far as they go, except for rounding in single precision
     assert finest.loss[:, :16] == pytest.approx(coarse.loss, rel=1e-4)
     assert finest.loss[:, 16:32] != pytest.approx(coarse.loss, rel=1e-3)
 
@@ -230,7 +230,7 @@ def test_what_limits_a_plan_is_said(monkeypatch):
     X, y = clusters(each=20)
     how = {**CALM, "draws": 2, "resolution": 1e-9}
     plain = " ".join(plan_share(X, y, epsilon=1.0, steps=20, **how).notes)
-    assert "after 2 draws shares are known beside the best to" in plain
+    assert "after 2 draws shares are compared with the best to" in plain
     assert "largest class alone makes up 25.0%" in plain
     assert "NO share" not in plain
     assert "best rate is the last" not in plain

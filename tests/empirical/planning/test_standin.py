@@ -143,7 +143,7 @@ def test_draws_and_splits_are_the_same_alone_and_together(classes):
     for i, split in enumerate(splits):
         for j in (0, 7, 10):
             alone = tried.run(how, [split], [streams[j]])
-            # but for rounding: batches are filled up to the same size
+            # except for rounding: batches are filled up to the same size
             assert together.loss[i, j] == pytest.approx(alone.loss[0, 0], rel=1e-5)
             # a sample between two classes may be said to be of either
             assert together.accuracy[i, j] == pytest.approx(alone.accuracy[0, 0], abs=1.5 / len(X))

@@ -82,7 +82,7 @@ def test_rounding_of_composed_distributions_is_bounded(steps, mu):
     allowed = accountants.rounding({(nu, 1.0): steps})
     # the grid's own error, an upper bound, is relative
     assert abs(found - least) <= allowed + 1e-2 * least
-    # negative control: the delta of another mu is told apart
+    # negative control: the delta of another mu is distinguished
     other = step.self_compose(steps).get_delta_for_epsilon(bounds.gdp_epsilon(0.5 * mu, 1e-6))
     assert abs(other - least) > allowed + 1e-2 * least
 

@@ -73,7 +73,7 @@ def test_features_of_a_frozen_body_are_computed_once(
     options = {"head": "prototype"} if method == "lp" else {}
     kept = finetune(TASK, mlp(TASK.train.shape, (8,)), quick(method, **options), rng=0, evaluations=6)
     assert len(calls) == times
-    # computed anew each time, they are the same
+    # recomputed each time, they are the same
     monkeypatch.setattr(Network, "features", lambda network, part: network._features(network.data[part][0]))
     again = finetune(TASK, mlp(TASK.train.shape, (8,)), quick(method, **options), rng=0, evaluations=6)
     assert again.equals(kept)

@@ -107,7 +107,7 @@ def test_booleans_and_spaces_in_tables():
 CASES = {
     "empty": ("", "must hold a table, but it is empty"),
     "names alone": ("a,y\n", "must have rows, got none"),
-    "labels alone": ("y\n1\n2\n", "must have a column of features beside 'y', got none"),
+    "labels alone": ("y\n1\n2\n", "needs a column of features besides 'y', got none"),
     "no such label": (
         "a,b\n1,2\n",
         "label must be a column of 'data.csv', got 'y', which is none of 'a', 'b'",

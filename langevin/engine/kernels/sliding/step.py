@@ -1,4 +1,4 @@
-"""The zeroth-order flow of a ReLU net where neurons meet the hyperplanes ``w_j . x_i = 0`` of samples.
+"""The zeroth-order flow of a ReLU network whose neurons meet hyperplanes ``w_j . x_i = 0`` of samples.
 
 There the drift jumps, and a solution is one in Filippov's sense: on a hyperplane it is a convex combination
 of the drifts on both sides. It crosses, or it *slides*: the slope ``phi'(z_ij)`` then takes the value in
