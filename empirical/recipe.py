@@ -99,7 +99,7 @@ class Recipe:
     clip : float or None
         Per-sample gradient norm threshold; or none, without noise.
     clipping : {"flat", "normalised"}
-        g min(1, C/|g|), or g C/(|g| + r) as in DP-NSGD.
+        flat: g min(1, C/norm of g); normalised: g C/(norm of g + r) as in DP-NSGD.
     stabiliser : float
         r of normalised clipping.
     lr : float or None

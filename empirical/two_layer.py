@@ -101,7 +101,7 @@ def problem_of(task: Images, classes: Sequence[str], *, activation: Activation =
 
     Examples
     --------
-    >>> from empirical.data.binary import digits
+    >>> from empirical import digits
     >>> problem_of(digits(), ["3", "8"]).dim
     64
     """

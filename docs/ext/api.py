@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 from pages import ROOT, docstring, heading, write
@@ -13,6 +14,12 @@ from sphinx.application import Sphinx
 PACKAGES = ("langevin", "bounds", "empirical")
 # the commands have a separate page
 DOORS = ("simulate", "sweep", "plan", "finetune")
+# what only the packages use; `engine.noise` and `engine.reductions` are for users, too
+INTERNAL = re.compile(
+    r"(support|simulation|engine(?!\.(noise|reductions)$)|store\.(atomic|locks|npz|rescue|untrusted)"
+    r"|distance\.flow|train\.(network|stage|step|record|streams)|studies\.(options|single|compare|talk)"
+    r"|planning\.(inputs|search|settings))(\.|$)"
+)
 
 
 def package_pages(package: str) -> dict[str, str]:
@@ -22,7 +29,10 @@ def package_pages(package: str) -> dict[str, str]:
     modules = [
         name
         for name in files
-        if name and name not in DOORS and not any(part.startswith("_") for part in name.split("."))
+        if name
+        and name not in DOORS
+        and not any(part.startswith("_") for part in name.split("."))
+        and not INTERNAL.match(name)
     ]
     found = {
         f"{package}.{name}.rst": module_page(package, name, files[name], exported.get(name, []))

@@ -41,7 +41,7 @@ def body(
 
     Examples
     --------
-    >>> features_of(body("mlp", (1, 8, 8), widths=(32,)))
+    >>> body("mlp", (1, 8, 8), widths=(32,)).features
     32
     """
     given = {} if widths is None else {"widths": widths}

@@ -68,7 +68,7 @@ def calibrate(
 
     Examples
     --------
-    >>> from empirical.privacy.history import plan
+    >>> from empirical import epsilon, plan
     >>> found = calibrate(plan(1000, 100, delta=1e-4, epochs=10, lp_share=0.25), epsilon=1.0)
     >>> 0.995 <= epsilon(found) <= 1.0
     True

@@ -90,7 +90,7 @@ class Simulation:
     clip : float or None
         Per-sample gradient norm threshold, or none.
     clipping : {"flat", "normalised"}
-        g min(1, C/|g|), or g C/(|g| + r).
+        flat: g min(1, C/norm of g); normalised: g C/(norm of g + r).
     stabiliser : float
         r of normalised clipping.
     paths : int

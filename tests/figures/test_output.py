@@ -182,8 +182,8 @@ def test_a_folder_that_cannot_be_written(script, capsys, tmp_path):
 
 def test_every_script_is_found():
     root = Path(output.__file__).parent
-    files = {path.stem for path in root.glob("fig_*.py")} | {path.stem for path in root.glob("tab_*.py")}
-    assert {name.removeprefix("figures.") for name in scripts().values()} == files
+    files = {path.stem for kind in ("fig", "tab") for path in root.rglob(f"{kind}_*.py")}
+    assert {name.rpartition(".")[2] for name in scripts().values()} == files
     assert "strategies" in scripts()
 
 

@@ -21,6 +21,7 @@ import os, signal, sys
 from pathlib import Path
 from langevin import store
 from langevin.store import atomic
+from tests.survival.test_writing import NEW
 target, left, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
 real = os.replace
 def replace(source, destination):

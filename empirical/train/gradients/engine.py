@@ -66,7 +66,7 @@ def candidates(model: nn.Module, kind: Engine, masks: Mask | None = None) -> lis
 
     Examples
     --------
-    >>> candidates(nn.Sequential(nn.Flatten(), nn.Tanh()), "auto")
+    >>> candidates(nn.Sequential(nn.Flatten(), nn.SiLU()), "auto")
     ['ghost', 'hooks', 'functorch', 'loop']
     """
     if kind != "auto":

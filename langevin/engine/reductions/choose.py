@@ -1,14 +1,4 @@
-"""Exact reductions: the same law in fewer dimensions (new; theory, section 7).
-
-Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
-
-- ``"span"`` (7a): inputs in the span of the data, any net;
-- ``"kernel"`` (7b): linear probing of any net in as many dimensions as there are samples;
-- ``"gram"`` (7c): a linear net through its Gram matrix, whatever its width;
-- ``"collapsed"`` (7e): full fine-tuning of a linear net whose samples all have the same ``y_i x_i``;
-- ``"blocks"`` (7d): the zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes,
-  in `langevin.zeroth_order` alone.
-"""
+"""The choice of a reduction."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_seeds(make):
         (lambda: body("mlp", (1, 8, 8), weights="hub"), "weights must be None for 'mlp'"),
         (lambda: body("timm:resnet18", (3, 8, 8), widths=(2,)), "widths must be None"),
         (lambda: mlp((1, 8, 8), ()), "widths must hold"),
-        (lambda: mlp((1, 8, 8), activation="tanh"), "activation must be one of"),  # type: ignore[arg-type]
+        (lambda: mlp((1, 8, 8), activation="softplus"), "activation must be one of"),
         (lambda: convnet((1, 8, 8), (12,)), "multiples of groups=8, got 12"),
     ],
 )

@@ -289,7 +289,7 @@ def test_an_interrupted_grid_loses_no_finished_cell(tmp_path, number: signal.Sig
     script = (
         "from empirical import run_grid\n"
         "from tests.empirical.studies.test_grid import gated, make_grid\n"
-        "from langevin.support.command import interruptible\n"
+        "from langevin.support.signals import interruptible\n"
         "if __name__ == '__main__':\n"
         f"    with interruptible(): run_grid(make_grid(), cells={str(path)!r}, workers=2, compute=gated)\n"
     )

@@ -22,7 +22,7 @@ from langevin import (
 )
 from langevin.engine.reductions import choose
 from langevin.engine.reductions.request import Reduction, Request
-from langevin.solvers import diffusion
+from langevin.solvers import prepare
 from tests.helpers import end_states, random_problem, random_weights
 
 PATHS, SUBSAMPLE, PERMUTATIONS = 10_000, 1000, 1999
@@ -153,7 +153,7 @@ def with_more(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
         right = choose.reduction(name, request)
         return replace(right, **{field: round(1.1 * getattr(right, field))})
 
-    monkeypatch.setattr(diffusion, "reduction", wrong)
+    monkeypatch.setattr(prepare, "reduction", wrong)
 
 
 @pytest.mark.parametrize("case", [LINEAR[0], LINEAR[3], LINEAR[5], COLLAPSED[2]], ids=str)

@@ -118,7 +118,7 @@ def test_ascii(toy, settings):
 
 
 def test_other_encodings(tmp_path):
-    code = "from langevin import _streams; _streams.run(lambda: print('± ε 中'))"
+    code = "from langevin.support import streams; streams.run(lambda: print('± ε 中'))"
     for encoding, said in [
         ("latin-1", b"\xb1 epsilon \\u4e2d\n"),
         ("utf8", "± ε 中\n".encode()),
