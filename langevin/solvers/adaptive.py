@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,57 +15,15 @@ from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.weights import Weights
+from langevin.solvers.report import FEWEST_STEPS, Report
 from langevin.support.validate import FloatArray
 
-# steps a phase; those after which a method for stiff flows takes over, and those that end in a refusal
-FEWEST_STEPS, STIFF_STEPS, MOST_STEPS = 50, 20_000, 1_000_000
+# steps after which a method for stiff flows takes over, and those that end in a refusal
+STIFF_STEPS, MOST_STEPS = 20_000, 1_000_000
 # the share of a phase from which on a rejected step is blamed on the hyperplane that it meets
 JUMP_STEP = 1e-3
 # unknowns of which the dense Jacobian is factorised
 MOST_IMPLICIT = 2000
-
-
-@dataclass
-class Report:
-    """Report of the methods and events of a run.
-
-    Attributes
-    ----------
-    error : float
-        Estimated error of the weights, over their norm: while the drift is smooth, the tolerances that each
-        step has kept, summed; after that, the largest distance to a second solution with twice the step.
-    loss_error : float
-        Largest difference between the losses of these two solutions.
-    crossings, slides : int
-        Hyperplanes that neurons have crossed, and those along which they have begun to slide, while this was
-        followed event by event.
-    shared : bool
-        Whether several neurons were on hyperplanes of one clipped sample, where Filippov's definition leaves
-        a choice.
-    methods : list of str
-    """
-
-    error: float = 0.0
-    loss_error: float = 0.0
-    crossings: int = 0
-    slides: int = 0
-    shared: bool = False
-    methods: list[str] | None = None
-
-    def used(self, method: str) -> None:
-        """Note a method."""
-        self.methods = [*dict.fromkeys([*(self.methods or []), method])]
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the report as attributes of a run."""
-        return {
-            "method": ", ".join(self.methods or []),
-            "estimated_error": float(self.error),
-            "estimated_loss_error": self.loss_error,
-            "crossings": self.crossings,
-            "slides": self.slides,
-            "shared_slides": int(self.shared),
-        }
 
 
 class Jump(Exception):

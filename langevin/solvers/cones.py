@@ -24,6 +24,7 @@ from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.weights import Weights
 from langevin.solvers import adaptive
+from langevin.solvers.report import Report
 from langevin.support.validate import FloatArray
 
 # intervals a phase in which neurons are watched
@@ -35,7 +36,7 @@ class LeavesCone(ArithmeticError):
 
 
 def follow(
-    system: System, wanted: FloatArray, rtol: float, atol: float, report: adaptive.Report
+    system: System, wanted: FloatArray, rtol: float, atol: float, report: Report
 ) -> Iterator[np.ndarray]:
     """`langevin.solvers.adaptive.follow`, class by class.
 
@@ -113,7 +114,7 @@ class _Block:
         return cls(X, problem.y[own], problem.X[~own], neurons, sign, frame, coordinates)
 
     def flow(
-        self, system: System, times: FloatArray, rtol: float, atol: float, report: adaptive.Report
+        self, system: System, times: FloatArray, rtol: float, atol: float, report: Report
     ) -> Iterator[FloatArray]:
         """Yield the coordinates ``[W, v]`` at each time."""
         local = Problem(self.X, self.y, "linear", system.problem.loss)

@@ -13,7 +13,7 @@ from langevin.engine.kernels.sliding.state import Damping, Net, State
 from langevin.engine.system import System
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
-from langevin.solvers.adaptive import FEWEST_STEPS, Report
+from langevin.solvers.report import FEWEST_STEPS, Report
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 

@@ -178,10 +178,11 @@ def _euler(request: Request, reduce: str, precision: str) -> xr.Dataset:
 def _adaptive(request: Request, times: FloatArray, reduce: str, rtol: float, atol: float) -> xr.Dataset:
     """Solve the zeroth-order flow by adaptive methods."""
     from langevin.solvers import adaptive, cones
+    from langevin.solvers.report import Report
 
     system = System.build(request, reduced_by(request, reduce), np.float64)
     observer = Observer.of(system, request.observables, times, np.arange(len(times)))
-    run, report = _one_path(observer, request.observables), adaptive.Report()
+    run, report = _one_path(observer, request.observables), Report()
     scratch, chunk, done = system.scratch(), system.start(0, 1), 0
     follow = cones.follow if system.reduction.by_class else adaptive.follow
     try:

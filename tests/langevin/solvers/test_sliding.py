@@ -10,6 +10,7 @@ from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Request
 from langevin.engine.system import System
 from langevin.solvers import adaptive
+from langevin.solvers.report import Report
 from langevin.solvers.zeroth import gradient_flow
 from langevin.support import threads
 
@@ -43,7 +44,7 @@ def a_system(problem, weights, schedule):
 def end(problem, weights, schedule, rtol=1e-8):
     """Weights where the adaptive solution ends, and its report."""
     times = np.array([schedule.duration])
-    system, report = a_system(problem, weights, schedule), adaptive.Report()
+    system, report = a_system(problem, weights, schedule), Report()
     with threads.one_blas_thread():
         (theta,) = adaptive.follow(system, times, rtol, 1e-10, report)
     W, v = system.layout.unpack(theta)
