@@ -204,7 +204,8 @@ def test_without_a_home_no_folder_is_named_after_it(monkeypatch):
 def test_a_command_where_nothing_can_be_written(tmp_path):
     for package in ("langevin", "bounds"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "langevin" / "__pycache__").write_text("")
+    for folder in {path.parent.relative_to(ROOT) for path in jit.SOURCES}:
+        (tmp_path / folder / "__pycache__").write_text("")
     unset = ("NUMBA_CACHE_DIR", "NUMBA_CACHE_LOCATOR_CLASSES")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"PYTHONPATH": str(tmp_path), "HOME": os.devnull, "XDG_CACHE_HOME": f"{os.devnull}/cache"}
