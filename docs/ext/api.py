@@ -17,7 +17,8 @@ DOORS = ("simulate", "sweep", "plan", "finetune")
 # what only the packages use; `engine.noise` and `engine.reductions` are for users, too
 INTERNAL = re.compile(
     r"(support|simulation|engine(?!\.(noise|reductions)$)|store\.(atomic|locks|npz|rescue|untrusted)"
-    r"|distance\.flow|train\.(network|stage|step|record|streams)|studies\.(options|single|compare|talk)"
+    r"|data\.(labels|tables)|solvers\.(adaptive|cones|prepare|report|sliding)|distance\.flow"
+    r"|train\.(network|stage|step|record|streams)|studies\.(options|single|compare|talk)"
     r"|planning\.(inputs|search|settings))(\.|$)"
 )
 
