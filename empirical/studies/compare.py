@@ -38,7 +38,7 @@ def run_grid_command(args: argparse.Namespace, command: argparse.ArgumentParser)
         if args.bodies is None:
             setting = replace(setting, bodies=f"{args.cells}.bodies")
         recipe = options.recipe_of(args)
-        methods = {"fft" if label == "fft-drop" else label for label in args.methods}
+        methods = dict.fromkeys("fft" if label == "fft-drop" else label for label in args.methods)
         options.refuse_idle(args, *(replace(recipe, method=m, lp_share=None) for m in methods))
         lowest, highest = args.lr_range
         grid = Grid(setting, recipe, **values(Grid, args), lowest=lowest, highest=highest)
