@@ -24,9 +24,14 @@ NOT_HERE = {
 }
 # options that shorten slow commands: of an option given twice, the last value counts
 SMALLER = {
-    "docs/study/README.md": "--data glyphs --size 24 --images 200 --body mlp --batch 50 --methods lp lp-fft "
-    "--shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 --pretrain-epochs 1 "
-    "--device cpu --workers 1",
+    "langevin.simulate --": "--paths 2",
+    "bounds.plan wine.csv": "--draws 4 --tuning-draws 1 --steps 20",
+    "bounds.plan features.npz": "--draws 4 --tuning-draws 1",
+    "bounds.plan layer.npz": "--draws 4 --tuning-draws 1",
+    "empirical.finetune --method ": "--pretrain-epochs 2",
+    "empirical.finetune --methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
+    "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 "
+    "--pretrain-epochs 1 --device cpu --workers 1",
 }
 # blocks in these languages are not run
 SILENT = {"text", "bibtex"}
@@ -44,7 +49,12 @@ def commands(block: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def program(text: str, smaller: str = "") -> str:
+def shortened(command: str) -> str:
+    """The command with options that make it quick."""
+    return " ".join([command, *(more for words, more in SMALLER.items() if words in command)])
+
+
+def program(text: str) -> str:
     """Turn a page into a Python program: its blocks in order, all Python in one namespace."""
     parts = ["import subprocess"]
     for language, block in blocks(text):
@@ -53,15 +63,14 @@ def program(text: str, smaller: str = "") -> str:
         elif language == "sh":
             for command in commands(block):
                 if command not in NOT_HERE:
-                    command = f"{command} {smaller}"
-                    parts.append(f"subprocess.run(['bash', '-euc', {command!r}], check=True)")
+                    parts.append(f"subprocess.run(['bash', '-euc', {shortened(command)!r}], check=True)")
     return "\n".join(parts)
 
 
-def run(text: str, folder: Path, smaller: str = "") -> str:
+def run(text: str, folder: Path) -> str:
     """Run a page in an empty folder and return what it prints."""
     file = folder / "page.py"
-    file.write_text(program(text, smaller), encoding="utf8")
+    file.write_text(program(text), encoding="utf8")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -77,7 +86,7 @@ def test_code_blocks_of_a_page_run(tmp_path, name):
     text = PAGES[name].read_text(encoding="utf8")
     unknown = {language for language, _ in blocks(text)} - {"python", "sh"} - SILENT
     assert not unknown, "unknown language of a block: use python or sh, or text for a block that is not run"
-    out = run(text, tmp_path, SMALLER.get(name, ""))
+    out = run(text, tmp_path)
     if name == "README.md":
         assert "zeroth-order loss enclosed: True" in out
 
