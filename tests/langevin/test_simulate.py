@@ -1,4 +1,4 @@
-"""The command, end to end, as a process."""
+"""The command, end to end."""
 
 import contextlib
 import json
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from langevin.simulate import main
 from langevin.store import files
-from tests.helpers import execute, finish, until
+from tests.helpers import call, execute, finish, until
 from tests.langevin.solvers.test_solvers import equal_bits
 
 QUICK = ["--time", "0.1", "--dt", "0.01", "--paths", "4"]
@@ -27,6 +28,11 @@ LONG += ["--paths", "60", "--times", "5"]
 
 def command(*arguments: str | Path, cwd: Path, program: tuple[str, ...] = ("-m", "langevin.simulate")):
     return execute([sys.executable, *program, *map(str, arguments)], cwd=cwd)
+
+
+def here(*arguments: str | Path, cwd: Path):
+    """The command in this process, where others have imported and compiled what it needs."""
+    return call(main, arguments, cwd)
 
 
 def test_it_runs_reports_saves_and_draws(tmp_path):
@@ -71,7 +77,7 @@ def test_it_runs_reports_saves_and_draws(tmp_path):
     ids=" ".join,
 )
 def test_options(tmp_path, arguments):
-    done = command(*SMALL, *arguments, "--json", cwd=tmp_path)
+    done = here(*SMALL, *arguments, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout, parse_constant=pytest.fail)
     assert report["loss"]["end"]["mean"] > 0
@@ -82,7 +88,7 @@ def test_options(tmp_path, arguments):
 
 def test_digits(tmp_path):
     chosen = ["--width", "12", "--data", "digits", "--classes", "1", "7"]
-    done = command(*QUICK, *chosen, "--observables", "knn_accuracy", "test_accuracy", "--json", cwd=tmp_path)
+    done = here(*QUICK, *chosen, "--observables", "knn_accuracy", "test_accuracy", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout, parse_constant=pytest.fail)
     assert report["saved"].startswith("runs/lp-fft-digits-w12-")
@@ -94,11 +100,11 @@ def test_a_users_file(tmp_path):
     X = rng.standard_normal((12, 3))
     W, v = rng.standard_normal((5, 3)), rng.standard_normal(5)
     np.savez(tmp_path / "mine.npz", X=X, y=np.sign(X[:, 0]), W=W, v=v)
-    done = command(*QUICK, "--data", "mine.npz", "--json", cwd=tmp_path)
+    done = here(*QUICK, "--data", "mine.npz", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["saved"].startswith("runs/lp-fft-mine-sigma0.5-")
-    done = command(*QUICK, "--data", "mine.npz", "--width", "5", cwd=tmp_path)
+    done = here(*QUICK, "--data", "mine.npz", "--width", "5", cwd=tmp_path)
     assert "--width 5 has no effect with the first layer of the file; remove it" in done.stderr
     assert report["network"].startswith("width 5")
     assert report["loss"]["start"] == pytest.approx(
@@ -147,7 +153,7 @@ def test_a_users_file(tmp_path):
     ],
 )
 def test_wrong_usage_is_named_and_exits_with_2(tmp_path, arguments, message):
-    done = command(*SMALL, *arguments, cwd=tmp_path)
+    done = here(*SMALL, *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -168,7 +174,7 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
         "--out",
         "r.nc",
     ]
-    done = command(*SMALL, *arguments, cwd=tmp_path)
+    done = here(*SMALL, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "diverged" in done.stderr
     assert "at step" in done.stderr
@@ -197,24 +203,18 @@ def test_a_diverged_run_is_saved_and_exits_with_1(tmp_path):
         ),
     ],
 )
-def test_extremes_are_reported(tmp_path, monkeypatch, capfd, arguments, status, said, unsaid):
-    from langevin.simulate import main
-
-    monkeypatch.chdir(tmp_path)
+def test_extremes_are_reported(tmp_path, arguments, status, said, unsaid):
     base = ["--width", "16", "--samples", "8", "--dim", "3", "--time", ".05", "--dt", ".005", "--paths", "3"]
-    try:
-        found = main([*base, *arguments, "--plot", "run.png", "--out", "run.nc"])
-    except SystemExit as error:
-        found = error.code
-    printed = "".join(capfd.readouterr())
-    assert found == status, printed
+    done = here(*base, *arguments, "--plot", "run.png", "--out", "run.nc", cwd=tmp_path)
+    printed = done.stdout + done.stderr
+    assert done.returncode == status, printed
     assert all(words in printed for words in said), printed
     assert unsaid not in printed
 
 
 def test_a_diverging_zeroth_order_path_is_saved_too(tmp_path):
     arguments = ["--clip", "none", "--loss", "square", "--dt", "5", "--time", "200", "--out", "r.nc"]
-    done = command(*SMALL, *arguments, cwd=tmp_path)
+    done = here(*SMALL, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "take dt <=" in done.stderr
     assert np.isfinite(files.load(tmp_path / "r.nc").loss[:, 0]).all()
@@ -290,7 +290,10 @@ def whole(tmp_path_factory):
     return files.load(folder / "run.nc")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, whole, number, status):
     process = under_way(tmp_path)
     process.send_signal(number)
@@ -307,6 +310,7 @@ def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, who
     assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
 
 
+@pytest.mark.slow
 def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     arguments = ["--width", "64", "--samples", "32", "--dim", "8", "--dt", "1e-3", "--paths", "9"]

@@ -33,6 +33,22 @@ SMALLER = {
     "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 "
     "--pretrain-epochs 1 --device cpu --workers 1",
 }
+# runs our commands in the page's own process, unless they start others: imports take longer than most of them
+RUN = """
+import runpy, shlex, subprocess, sys
+
+def _run(command):
+    words = shlex.split(command)
+    if words[:2] != ["python", "-m"] or words[-2:] == ["--workers", "2"]:
+        subprocess.run(["bash", "-euc", command], check=True)
+        return
+    sys.argv[1:] = words[3:]
+    try:
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise subprocess.CalledProcessError(end.code, command) from None
+"""
 # blocks in these languages are not run
 SILENT = {"text", "bibtex"}
 
@@ -56,14 +72,14 @@ def shortened(command: str) -> str:
 
 def program(text: str) -> str:
     """Turn a page into a Python program: its blocks in order, all Python in one namespace."""
-    parts = ["import subprocess"]
+    parts = [RUN]
     for language, block in blocks(text):
         if language == "python":
             parts.append(block)
         elif language == "sh":
             for command in commands(block):
                 if command not in NOT_HERE:
-                    parts.append(f"subprocess.run(['bash', '-euc', {shortened(command)!r}], check=True)")
+                    parts.append(f"_run({shortened(command)!r})")
     return "\n".join(parts)
 
 
