@@ -32,13 +32,13 @@ class Paths:
 
 
 def drift(problem, W, v, phase):
-    """Clipped drift at W (..., h, d), v (..., h), from per-sample gradients."""
-    z = np.einsum("nd,...hd->...nh", problem.X, W)
+    """Clipped drift at W (h, d, P), v (h, P), from per-sample gradients; paths last, where NumPy is fast."""
+    z = problem.X @ W
     A, slope = problem.activate(z), problem.slope(z)
-    r = problem.residuals(np.einsum("...nh,...h->...n", A, v))
-    squared = (A**2).sum(-1)
+    r = problem.residuals((A * v[:, None]).sum(0).T).T
+    squared = (A**2).sum(0)
     if phase.method == "fft":
-        squared = squared + (problem.X**2).sum(-1) * (slope**2 * v[..., None, :] ** 2).sum(-1)
+        squared = squared + (problem.X**2).sum(-1)[:, None] * ((slope * v[:, None]) ** 2).sum(0)
     norm = np.abs(r) * np.sqrt(squared)
     if phase.clip is None:
         c = 1.0
@@ -47,27 +47,25 @@ def drift(problem, W, v, phase):
     else:
         c = np.minimum(1.0, phase.clip / np.maximum(norm, 1e-300))
     u = c * r
-    dv = -np.einsum("...n,...nh->...h", u, A)
+    dv = -(u * A).sum(1)
     if phase.method == "lp":
         return np.zeros_like(W), dv
-    return -np.einsum("...n,...nh,...h,nd->...hd", u, slope, v, problem.X), dv
+    return -problem.X.T @ (u * slope * v[:, None]), dv
 
 
 def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
     """Euler-Maruyama at the steps nearest to ``times``; antithetic: the second half has the noise negated."""
     rng = np.random.default_rng(seed)
-    W = np.repeat(weights.W[None], paths, 0)
-    v = np.repeat(weights.v[None], paths, 0)
+    W = np.repeat(weights.W[..., None], paths, -1)
+    v = np.repeat(weights.v[..., None], paths, -1)
     steps = [round(p.time / dt) for p in schedule]
     want = np.rint(np.asarray(times) / dt).astype(int)
     out = []
     step = 0
 
-    def noise(shape):
-        if not antithetic:
-            return rng.standard_normal(shape)
-        half = rng.standard_normal((shape[0] // 2, *shape[1:]))
-        return np.concatenate([half, -half])
+    def noise(*shape):
+        half = rng.standard_normal((paths // 2 if antithetic else paths, *shape))
+        return np.moveaxis(np.concatenate([half, -half]) if antithetic else half, 0, -1)
 
     for phase, count in zip(schedule, steps, strict=True):
         for _ in range(count):
@@ -75,11 +73,14 @@ def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
             dW, dv = drift(problem, W, v, phase)
             scale = phase.sigma * np.sqrt(2 * dt)
             if phase.method == "fft":
-                W = W + dW * dt + scale * noise(W.shape)
-            v = v + dv * dt + scale * noise(v.shape)
+                W = W + dW * dt + scale * noise(*weights.W.shape)
+            v = v + dv * dt + scale * noise(*weights.v.shape)
             step += 1
     out += [(W, v)] * int((want >= step).sum())
-    return Paths(want * dt, np.array([w for w, _ in out]), np.array([b for _, b in out]))
+    return Paths(
+        want * dt,
+        *(np.array([np.moveaxis(part, -1, 0) for part in parts]) for parts in zip(*out, strict=True)),
+    )
 
 
 def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "RK45", parts=64):
@@ -92,8 +93,8 @@ def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any =
     for k, phase in enumerate(schedule):
 
         def rate(_, y, phase=phase):
-            dW, dv = drift(problem, y[: h * d].reshape(h, d), y[h * d :], phase)
-            return np.concatenate([dW.ravel(), dv])
+            dW, dv = drift(problem, y[: h * d].reshape(h, d, 1), y[h * d :, None], phase)
+            return np.concatenate([dW.ravel(), dv[:, 0]])
 
         end = start + phase.time
         last = k == len(schedule) - 1

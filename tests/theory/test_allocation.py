@@ -75,7 +75,7 @@ def check_curves(usable):
 
 
 def test_utility_curve():
-    check_curves(20)
+    check_curves(4)
 
 
 def test_utility_curve_of_a_linear_net():
@@ -171,7 +171,7 @@ def test_a_head_that_outgrows_the_features_switches_late():
 
 
 def test_crossover():
-    check_crossover(20)
+    check_crossover(4)
 
 
 @pytest.mark.slow

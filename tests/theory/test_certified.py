@@ -48,8 +48,8 @@ def check(usable, base: Any):
 
 
 def test_contains_the_expected_loss():
-    check(20, "flow")
-    check(20, "sandwich")
+    check(8, "flow")
+    check(8, "sandwich")
 
 
 @pytest.mark.slow

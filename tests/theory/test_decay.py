@@ -44,7 +44,7 @@ def check_probing(usable):
 
 
 def test_probing():
-    check_probing(20)
+    check_probing(6)
 
 
 def check_conserved(usable):
@@ -69,7 +69,7 @@ def check_conserved(usable):
 
 
 def test_conserved():
-    check_conserved(20)
+    check_conserved(8)
 
 
 @pytest.mark.slow

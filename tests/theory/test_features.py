@@ -132,8 +132,8 @@ def check_alignment(usable, loss):
 
 
 def test_alignment():
-    check_alignment(20, "logistic")
-    check_alignment(20, "square")
+    check_alignment(8, "logistic")
+    check_alignment(8, "square")
 
 
 @pytest.mark.slow

@@ -173,8 +173,9 @@ def test_tiny_collapsed_inputs_are_left_to_other_reductions():
         (COLLAPSED, FFT, ["span", "gram", "collapsed"]),
     ],
 )
-@pytest.mark.parametrize("dt", [0.01, None])
-@pytest.mark.parametrize("width", [3, 300])
+@pytest.mark.parametrize(
+    ("dt", "width"), [(0.01, 3), (0.01, 300), (None, 3), pytest.param(None, 300, marks=pytest.mark.slow)]
+)
 def test_noiseless_runs_agree_to_rounding(problem, schedule, reductions, dt, width):
     held_out = [] if problem.X_test is None else ["test_accuracy", "knn_accuracy"]
     weights = weights_of(problem, width)
