@@ -240,8 +240,8 @@ def require_truth(topic: str, data: xr.Dataset) -> None:
             assert found == drawn[name], name
 
 
-# `make docs` makes the same versions of all of them
-LONG = ("clipping", "shares")
+# other tests check their data, and `make docs` makes the same versions of all of them
+LONG = ("assumptions", "budget", "clipping", "error", "features", "linear", "neurons", "shares")
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ SMALLER = {
     "bounds.plan wine.csv": "--draws 4 --tuning-draws 1 --steps 20",
     "bounds.plan features.npz": "--draws 4 --tuning-draws 1",
     "bounds.plan layer.npz": "--draws 4 --tuning-draws 1",
-    "empirical.finetune --method ": "--pretrain-epochs 2",
-    "empirical.finetune --methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
-    "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 2 --trials 1 --tuning-seeds 1 --steps 2 "
+    "--method lp-fft --lp-share": "--pretrain-epochs 2",
+    "--methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
+    "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 1 --trials 1 --tuning-seeds 1 --steps 2 "
     "--pretrain-epochs 1 --device cpu --workers 1",
 }
 # runs our commands in the page's own process, unless they start others: imports take longer than most of them
