@@ -172,6 +172,13 @@ def test_a_grid_is_tuned_compared_and_saved(capsys: pytest.CaptureFixture[str]) 
     assert files.load("again.nc").equals(run)
 
 
+def test_one_share_beside_another_method_has_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two arms, of which one alone lies between probing and fine-tuning."""
+    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
+    assert finetune.main([*SMALL, *grid, "--tuning-seeds", "1"]) == 0
+    assert "bitfit" in capsys.readouterr().out
+
+
 def test_a_grid_goes_on_after_a_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune.main([*GRID, "--time-limit", "1e-9", "--out", "grid.nc"]) == 0
     assert "12 of 12 cells: repeat the command to resume" in capsys.readouterr().out
