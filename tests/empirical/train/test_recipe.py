@@ -14,7 +14,7 @@ from empirical.recipe import METHODS, Recipe
 SAMPLES = 1000
 
 
-# the histories of the others differ in names alone
+# one phase, two with a release, a selection with a release: the others have such parts by other names
 DIFFERENT = {("lp", "gaussian"), ("lp-fft", "prototype"), ("sparse", "prototype")}
 
 
