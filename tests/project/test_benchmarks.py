@@ -1,12 +1,14 @@
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import langevin
-from benchmarks import scaling, threads
+from benchmarks import scaling, step, threads
 from benchmarks.harness import floor
 from benchmarks.harness.contestants import DT, SIGMA, Case
 from benchmarks.peers.lineup import PEERS, best_paths, lineup, require_same_drift
@@ -141,14 +143,27 @@ def test_the_floor_of_reduced_data_counts_their_triangle():
     assert work.normals == 16 * 8 + 16
 
 
-@pytest.mark.parametrize(
-    ("module", "title", "row", "count"),
-    [
-        ("step", "step / floor", "20, 64, 50 single |", 5),
-        ("gpu", "floor / step", "| 30, 16, 8 | 8; 8; single |", 3),
-    ],
-)
-def test_quick_runs_print_every_table(module, title, row, count):
+TABLES = [
+    ("step", "step / floor", "20, 64, 50 single |", 5),
+    ("gpu", "floor / step", "| 30, 16, 8 | 8; 8; single |", 3),
+]
+
+
+@pytest.mark.parametrize(("module", "title", "row", "count"), TABLES)
+def test_quick_runs_print_every_table(module, title, row, count, monkeypatch, capsys):
+    pytest.importorskip("torchsde")
+    # which would confine this process to one processor
+    monkeypatch.setattr(step, "one_thread", lambda: threadpool_limits(1))
+    monkeypatch.setattr(sys, "argv", [module, "--quick"])
+    importlib.import_module(f"benchmarks.{module}").main()
+    said = capsys.readouterr().out
+    assert title in said
+    assert said.count(row) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "title", "row", "count"), TABLES)
+def test_quick_runs_are_commands(module, title, row, count):
     pytest.importorskip("torchsde")
     done = execute([sys.executable, "-m", f"benchmarks.{module}", "--quick"], cwd=ROOT, check=True)
     assert title in done.stdout

@@ -1,4 +1,4 @@
-"""The command that plans a budget, end to end, as a process."""
+"""The command that plans a budget, end to end."""
 
 import json
 import os
@@ -47,26 +47,15 @@ def test_a_missing_package_is_named(tmp_path):
     )
 
 
-def test_it_plans_saves_and_draws(tmp_path, features):
+def test_it_plans_saves_and_draws(tmp_path, features, capfd):
     out, plot = tmp_path / "plan.nc", tmp_path / "plan.png"
-    command = [
-        sys.executable,
-        "-m",
-        "bounds.plan",
-        str(features),
-        *FEW,
-        "--out",
-        str(out),
-        "--plot",
-        str(plot),
-    ]
-    done = execute([*command, "--verbose"])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert main([str(features), *FEW, "--out", str(out), "--plot", str(plot), "--verbose"]) == 0
+    done = capfd.readouterr()
+    assert done.err == ""
     for said in ("3.1 orthogonal separability: holds", "minimum share", "loss-optimal", "sandwich"):
-        assert said in done.stdout
+        assert said in done.out
     for said in ("recommended", "noise multiplier", "a plan read off private data is itself a release"):
-        assert said in done.stdout
+        assert said in done.out
     run = files.load(out)
     assert dict(run.sizes) == {"share": 3, "draw": 2}
     assert np.isfinite(run.accuracy).all()

@@ -88,7 +88,7 @@ def test_scripts_run(site, run, tmp_path):
     run(site / "bin/langevin-simulate", *small, "--quiet", "--no-bounds", "--out", "run.nc")
     X = np.random.default_rng(0).standard_normal((40, 3))
     np.savez(tmp_path / "features.npz", X=X, y=np.arange(40) % 2)
-    budget = ["--epsilon", "1", "--delta", "1e-3", "--steps", "4", "--draws", "2"]
+    budget = ["--epsilon", "1", "--delta", "1e-3", "--steps", "4", "--draws", "2", "--shares", "0", "1"]
     said = run(site / "bin/langevin-plan", "features.npz", *budget, "--quiet", "--out", "plan.nc")
     assert "epsilon 1 at delta 0.001" in said
     assert {path.name for path in tmp_path.iterdir()} == {"features.npz", "plan.nc", "run.nc"}

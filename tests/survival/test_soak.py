@@ -15,10 +15,10 @@ from tests.survival.outcomes import TRIALS, Finding
 
 COMMANDS = [
     processes.simulate,
-    processes.sweep,
-    processes.plan,
-    pytest.param(processes.finetune, marks=pytest.mark.slow),
-    pytest.param(processes.grid, marks=pytest.mark.slow),
+    *(
+        pytest.param(command, marks=pytest.mark.slow)
+        for command in (processes.sweep, processes.plan, processes.finetune, processes.grid)
+    ),
 ]
 
 
@@ -60,14 +60,3 @@ def test_a_long_lived_process_does_not_grow(tmp_path):
         memory.append(process.memory_info().rss / 2**20)
     assert memory[-1] - max(memory[:2]) < 48
     assert not [file.path for file in process.open_files() if file.path.startswith(str(tmp_path))]
-
-
-def test_one_share_beside_another_method_has_tables(tmp_path, monkeypatch, capsys):
-    """Two arms, of which one alone lies between probing and fine-tuning."""
-    from empirical import finetune
-
-    monkeypatch.chdir(tmp_path)
-    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
-    small = ["--steps", "4", "--widths", "4", "--pretrain-epochs", "1", "--tuning-seeds", "1", "--quiet"]
-    assert finetune.main([*grid, *small]) == 0
-    assert "bitfit" in capsys.readouterr().out

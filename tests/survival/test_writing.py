@@ -1,8 +1,8 @@
 """Every write appears whole or not at all, whenever the process is killed."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,47 +11,70 @@ import pytest
 import xarray as xr
 
 from langevin.store import atomic, checkpoints, errors, files, locks
+from tests.helpers import execute
 from tests.survival.outcomes import ROOT
 
 OLD, NEW = (xr.Dataset({"loss": ("time", np.full(4, value))}) for value in (1.0, 2.0))
 
-# writes a run over an old one, and is killed at the n-th call to the system that changes a name
-CHILD = """
-import os, signal, sys
-from pathlib import Path
+# forks a process for each case, which writes a run over an old one, and is killed at the n-th call to the
+# system that changes a name
+PARENT = """
+import json, os, signal, sys
 from langevin import store
 from langevin.store import atomic
 from tests.survival.test_writing import NEW
-target, left, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
 real = os.replace
-def replace(source, destination):
-    global left
-    left -= 1
-    if left == 0 and not after:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, destination)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-atomic.os.replace = replace
-store.save(NEW, target)
+def write(target, left, when):
+    def replace(source, destination):
+        nonlocal left
+        left -= 1
+        if left == 0 and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(source, destination)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    atomic.os.replace = replace
+    store.save(NEW, target)
+statuses = []
+for case in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        write(*case)
+        os._exit(0)
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(statuses))
 """
+# at each of the names that change
+WRITES = {"netCDF": (".nc", 1), "Zarr out": (".zarr", 1), "Zarr in": (".zarr", 2)}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What killed writes leave, in a folder each; all in one process, which imports once."""
+    names = [f"{when}-{name}" for name in WRITES for when in ("before", "after")]
+    cases = {}
+    for name in names:
+        when, _, kind = name.partition("-")
+        suffix, renames = WRITES[kind]
+        cases[name] = (files.save(OLD, tmp_path_factory.mktemp("killed") / f"run{suffix}"), renames, when)
+    told = json.dumps([(str(target), *rest) for target, *rest in cases.values()])
+    done = execute(
+        [sys.executable, "-c", PARENT, told], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
+    assert json.loads(done.stdout) == [-signal.SIGKILL] * len(cases), done.stderr
+    return {name: target for name, (target, *_) in cases.items()}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-@pytest.mark.parametrize(
-    ("suffix", "renames"), [(".nc", 1), (".zarr", 1), (".zarr", 2)], ids=["netCDF", "Zarr out", "Zarr in"]
-)
+@pytest.mark.parametrize("kind", WRITES)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_at_a_rename_leaves_one_run_or_the_other(tmp_path, suffix, renames, when):
-    target = files.save(OLD, tmp_path / f"run{suffix}")
-    code = [sys.executable, "-c", CHILD, str(target), str(renames), when]
-    done = subprocess.run(code, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_a_kill_at_a_rename_leaves_one_run_or_the_other(killed, when, kind):
+    target = killed[f"{when}-{kind}"]
     assert files.load(target).loss.values.tolist() in ([1.0] * 4, [2.0] * 4)
     # the next write removes what is left
     files.save(NEW, target)
     assert files.load(target).identical(NEW)
-    assert os.listdir(tmp_path) == [target.name]
+    assert os.listdir(target.parent) == [target.name]
 
 
 @pytest.mark.parametrize("fault", ["in the block", "on the disk"])

@@ -173,7 +173,9 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["wine.npz", "wine.csv", "wine.parquet"])
+@pytest.mark.parametrize(
+    "name", ["wine.npz", pytest.param("wine.csv", marks=pytest.mark.slow), "wine.parquet"]
+)
 def test_the_command_of_a_plan_runs_on_its_file(name, capsys):
     label = [] if name == "wine.npz" else ["--label", LABEL]
     assert door.main([name, *label, *PLAN, "--shares", "0.25", "0.5"]) == 0

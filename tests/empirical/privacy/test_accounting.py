@@ -38,8 +38,9 @@ def random_history(seed: int, most: float) -> History:
 @pytest.mark.parametrize(
     ("seed", "most"),
     [
-        *((seed, 2.0) for seed in range(6)),
-        *(pytest.param(s, 2.7, marks=pytest.mark.slow) for s in range(6, 26)),
+        *((seed, 2.0) for seed in (0, 1)),
+        *(pytest.param(seed, 2.0, marks=pytest.mark.slow) for seed in range(2, 6)),
+        *(pytest.param(seed, 2.7, marks=pytest.mark.slow) for seed in range(6, 26)),
     ],
 )
 def test_prv_agrees_with_pld(seed, most):
@@ -55,8 +56,17 @@ def test_prv_agrees_with_pld(seed, most):
     assert not pld - 1e-4 <= epsilon(noisier) <= pld + 0.0025
 
 
-@pytest.mark.parametrize("steps", [1, 100])
-@pytest.mark.parametrize("mu", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("mu", "steps"),
+    [
+        (0.1, 1),
+        (4.0, 100),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((0.1, 100), (1.0, 1), (1.0, 100), (4.0, 1))
+        ),
+    ],
+)
 def test_full_batches_have_a_closed_form(mu, steps):
     noise = math.sqrt(steps) / mu
     history = History([Mechanism("fft", 1.0, steps, noise, clip=1.0)], 1e-5)
@@ -106,7 +116,8 @@ def test_no_noise_is_not_private_and_nothing_is_free():
 @pytest.mark.parametrize(
     ("target", "lp_share"),
     [
-        *((target, 0.25) for target in (0.1, 0.3, 1.0, 3.0)),
+        *((target, 0.25) for target in (0.1, 1.0)),
+        *(pytest.param(target, 0.25, marks=pytest.mark.slow) for target in (0.3, 3.0)),
         *(pytest.param(target, 0.0, marks=pytest.mark.slow) for target in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
         pytest.param(10.0, 0.5, marks=pytest.mark.slow),
     ],

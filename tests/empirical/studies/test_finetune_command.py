@@ -39,7 +39,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # ---- one run
 
 
-@pytest.mark.parametrize("method", ["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"])
+@pytest.mark.parametrize(
+    "method",
+    ["lp-fft", "lora", "sparse", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lp", "fft", "bitfit"))],
+)
 def test_it_runs_reports_and_saves(folder: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     assert finetune.main([*SMALL, "--method", method, "--json"]) == 0
     captured = capsys.readouterr()
@@ -100,7 +103,7 @@ def test_a_folder_without_a_public_part_says_what_is_done(
             pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
     task = ["--data", "folder", "--data-folder", "images", "--size", "8", "--body", "mlp"]
-    assert finetune.main([*task, "--steps", "2", "--batch", "4", "--delta", "1e-2"]) == 0
+    assert finetune.main([*task, "--steps", "2", "--batch", "4", "--epsilon", "inf"]) == 0
     out = capsys.readouterr().out
     assert "2 x - 1" in out
     assert "NOT pre-trained" in out
@@ -170,6 +173,13 @@ def test_a_grid_is_tuned_compared_and_saved(capsys: pytest.CaptureFixture[str]) 
     said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert len(said["results"]) == 6
     assert files.load("again.nc").equals(run)
+
+
+def test_one_share_beside_another_method_has_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two arms, of which one alone lies between probing and fine-tuning."""
+    grid = ["--methods", "lp-fft", "bitfit", "--shares", "0.5", "--seeds", "1", "--trials", "1"]
+    assert finetune.main([*SMALL, *grid, "--tuning-seeds", "1"]) == 0
+    assert "bitfit" in capsys.readouterr().out
 
 
 def test_a_grid_goes_on_after_a_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +280,7 @@ def test_wrong_usage_is_named_and_exits_with_2(
 
 def test_the_rate_of_probing_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, rate in (["--lr", "0.5"], 0.5), (["--lp-lr", "0.5"], 0.5), ([], 1.0):
-        assert finetune.main([*SMALL, "--method", "lp", *options, "--json"]) == 0
+        assert finetune.main([*SMALL, "--method", "lp", "--epsilon", "inf", *options, "--json"]) == 0
         assert f"6 steps at learning rate {rate:g}" in json.loads(capsys.readouterr().out)["method"]
 
 
@@ -296,6 +306,7 @@ def together(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_diverge_the_first_saves(folder: Path) -> None:
     # torchrun ends all once one has failed
     done = together("--lr", "1e30", "--epsilon", "inf", "--clip", "none", "--out", "run.nc")

@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,37 +19,13 @@ from empirical.data.shift import Shift
 from empirical.recipe import Recipe
 from empirical.studies import grid as studies_grid
 from empirical.studies.cells import Cell, Records, RecordsError
-from empirical.studies.grid import TUNING, Grid, compute_cell, run_grid, tune
+from empirical.studies.grid import TUNING, compute_cell, run_grid, tune
 from empirical.studies.setting import Setting
 from tests.empirical.data.test_data import CIFAR_RECORDS, cifar_files
+from tests.empirical.studies.toy import SETTING, deadly, made_up, make_grid
 from tests.helpers import finish, until
 
-SETTING = Setting(shift=Shift(rotation=20), widths=(8,), epochs=1)
 METHODS = ("lp", "fft", "fft-drop", "lp-fft", "lora", "bitfit", "sparse")
-
-
-def make_grid(**options: Any) -> Grid:
-    small: dict[str, Any] = dict(methods=("fft", "lp-fft"), shares=(0.5,), seeds=3, trials=4, tuning_seeds=2)
-    return Grid(SETTING, Recipe(steps=4), **(small | options))
-
-
-def made_up(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
-    """A number that differs from cell to cell."""
-    digits = int(Cell(setting, recipe, seed).key, 16)
-    return {"test_accuracy": digits % 1009 / 1009, "spent": recipe.epsilon}
-
-
-def deadly(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
-    if seed == 1 and recipe.method == "fft":
-        os._exit(3)
-    return made_up(setting, recipe, seed)
-
-
-def gated(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float]:
-    """Made-up results; those of the second tuning seed wait for a file."""
-    while seed == TUNING + 1 and not Path(os.environ["GATE"]).exists():
-        time.sleep(0.01)
-    return made_up(setting, recipe, seed)
 
 
 class Counted:
@@ -283,12 +257,14 @@ def test_the_number_of_workers_does_not_matter() -> None:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_an_interrupted_grid_loses_no_finished_cell(tmp_path, number: signal.Signals) -> None:
     path = tmp_path / "cells.jsonl"
     script = (
         "from empirical import run_grid\n"
-        "from tests.empirical.studies.test_grid import gated, make_grid\n"
+        "from tests.empirical.studies.toy import gated, make_grid\n"
         "from langevin.support.signals import interruptible\n"
         "if __name__ == '__main__':\n"
         f"    with interruptible(): run_grid(make_grid(), cells={str(path)!r}, workers=2, compute=gated)\n"
@@ -343,13 +319,15 @@ def test_a_real_cell_repeats_itself_and_keeps_within_the_budget() -> None:
 
 
 def test_features_are_measured_where_asked() -> None:
-    found = compute_cell(replace(SETTING, features=True), Recipe("lp", steps=1), 0)
+    # without noise, which takes long to calibrate
+    recipe = Recipe("lp", steps=1, epsilon=np.inf)
+    found = compute_cell(replace(SETTING, features=True), recipe, 0)
     # linear probing leaves the body as it is
     assert found["cka"] == pytest.approx(1, abs=1e-6)
     # by neighbours, pixels of digits are better than any features, and these than chance, on 300 images
     assert found["knn_pixels"] > found["knn_random"] > 0.1 + 5 * (0.09 / 300) ** 0.5
     assert found["knn_pretrained"] == found["knn_accuracy"]
-    assert "cka" not in compute_cell(SETTING, Recipe("lp", steps=1), 0)
+    assert "cka" not in compute_cell(SETTING, recipe, 0)
 
 
 def test_kept_bodies_are_taken(tmp_path) -> None:
@@ -406,7 +384,8 @@ def test_tuning_never_sees_published_test_images(tmp_path, monkeypatch: pytest.M
 
     finetune = fine_tuning.finetune
     monkeypatch.setattr(fine_tuning, "finetune", watching)
-    recipe = Recipe("lp", steps=1, batch=5, delta=1e-3)
+    # without noise, which takes long to calibrate
+    recipe = Recipe("lp", steps=1, batch=5, epsilon=np.inf)
     for seed in (0, 1, TUNING, TUNING + 1):
         compute_cell(setting, recipe, seed)
     first, second, tuned, other = seen

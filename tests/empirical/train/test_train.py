@@ -230,7 +230,7 @@ def test_training_without_noise_learns() -> None:
 
 @pytest.mark.parametrize("head", ["zero", "gaussian", "prototype"])
 def test_heads(head: Any) -> None:
-    tuning = FineTuning(TASK, BODY, quick("lp", head=head, head_scale=3.0, epsilon=8.0, delta=1e-3))
+    tuning = FineTuning(TASK, BODY, quick("lp", head=head, head_scale=3.0))
     tuning._initial_head()
     weight = tuning.model.head.weight
     if head == "zero":
@@ -462,10 +462,19 @@ RESUMED = [
 ]
 
 
+KILLS = [("before", 3), ("after", 4), ("step", 1), ("step", 8)]
+
+
+# the quick tests end each run at two of the moments, and half of the runs at each moment
 @pytest.mark.parametrize(
-    ("method", "options", "body"), RESUMED, ids=lambda v: v if isinstance(v, str) else ""
+    ("method", "options", "body", "where", "after"),
+    [
+        pytest.param(*run, *kill, marks=[pytest.mark.slow] if (i + j) % 2 else [])
+        for i, run in enumerate(RESUMED)
+        for j, kill in enumerate(KILLS)
+    ],
+    ids=lambda v: str(v) if isinstance(v, str | int) else "",
 )
-@pytest.mark.parametrize(("where", "after"), [("before", 3), ("after", 4), ("step", 1), ("step", 8)])
 def test_a_killed_run_goes_on_to_the_same_result(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
