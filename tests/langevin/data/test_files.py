@@ -13,8 +13,8 @@ from sklearn.datasets import load_wine
 
 from langevin import from_file, from_npz
 from langevin.data import files
-from langevin.data.labels import classes, plain
 from langevin.simulate import main
+from langevin.support.labels import classes, plain
 
 LABEL = "the cultivar"
 KINDS = np.array(["Barolo", "Grignolino", "Barbera"])
