@@ -134,7 +134,17 @@ def own_class(problem: Problem, W: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray, shape (h,)
+
+    Raises
+    ------
+    ValueError
+        If the problem has K outputs.
     """
+    if problem.outputs_dim > 1:
+        raise ValueError(
+            f"problem must have one output for the own class of a neuron, got K={problem.outputs_dim}: take "
+            "'logistic' for two classes"
+        )
     features = problem.features(W)
     difference = np.zeros(W.shape[0])
     for label in (-1.0, 1.0):
