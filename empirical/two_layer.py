@@ -25,6 +25,7 @@ from langevin.model.problem import Activation, Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.steps import grid
 from langevin.model.weights import GramWeights, Weights
+from langevin.solvers.prepare import require_engine
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 
@@ -167,6 +168,7 @@ def run_schedule(
     """
     import xarray as xr
 
+    require_engine(problem, schedule)
     paths = validate.integer("paths", paths, 1)
     rate = 1.0 if sample_rate is None else validate.fraction("sample_rate", sample_rate)
     if rate == 0:

@@ -28,7 +28,13 @@ from langevin.support.threads import check_threads
 if TYPE_CHECKING:
     import xarray as xr
 from langevin.solvers.errors import Diverged, Interrupted
-from langevin.solvers.prepare import build_chain, describe_divergence, draws_per_step, on_device
+from langevin.solvers.prepare import (
+    build_chain,
+    describe_divergence,
+    draws_per_step,
+    on_device,
+    require_engine,
+)
 
 _AUTOSAVE_SECONDS = 60.0
 
@@ -142,7 +148,8 @@ def euler_maruyama(
     >>> bool((run.loss[:, 1] < run.loss[:, 0]).all())
     True
     """
-    require_compatible(problem, weights)
+    require_engine(problem, schedule)
+    require_compatible(problem, weights, schedule)
     paths = validate.integer("paths", paths, 1)
     threads = check_threads(threads)
     validate.device(device)
