@@ -191,6 +191,17 @@ def test_digits_start_from_learned_features(tmp_path, monkeypatch):
     assert (digits((3, 8), width=64, cache=False)[1].W == weights.W).all()
 
 
+def test_digits_with_an_output_per_class():
+    (labelled, scalar), (numbered, weights) = (
+        digits((8, 3), 16, loss=loss) for loss in ("logistic", "softmax")
+    )
+    np.testing.assert_array_equal(labelled.X, numbered.X)
+    np.testing.assert_array_equal(labelled.y, 2 * numbered.y - 1)
+    np.testing.assert_array_equal(scalar.W, weights.W)
+    assert numbered.class_names == ("8", "3")
+    assert weights.v.shape == (16, 2)
+
+
 def test_without_a_home_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
