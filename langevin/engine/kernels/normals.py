@@ -17,7 +17,7 @@ LANES = 32
 TILE = 4 * LANES
 
 # streams of a path
-STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM = 0, 1, 2
+STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM, BATCH_STREAM = 0, 1, 2, 3
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -157,14 +157,10 @@ def _box_muller_overload(w0, w1, scale):
 
 
 @njit(**FAST)
-def add_normals(x, size, scale, step, path, stream, k0, k1, words):
-    """Add ``scale`` times the standard normals of ``(path, step)`` to ``x[:size]``.
-
-    ``size`` must be a multiple of `TILE`. Normal ``e`` of a step depends on ``(key, path, stream, step, e)``
-    alone.
-    """
+def add_tiles(x, first, stop, scale, step, path, stream, k0, k1, words):
+    """`add_normals` on the tiles from ``first`` to ``stop`` alone."""
     c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(stream)
-    for tile in range(size // TILE):
+    for tile in range(first, stop):
         philox_batch(words, np.uint64(tile * LANES), c1, c2, c3, k0, k1)
         at = tile * TILE
         for lane in range(LANES):
@@ -174,6 +170,16 @@ def add_normals(x, size, scale, step, path, stream, k0, k1, words):
             x[at + LANES + lane] += b
             x[at + 2 * LANES + lane] += c
             x[at + 3 * LANES + lane] += d
+
+
+@njit(**FAST)
+def add_normals(x, size, scale, step, path, stream, k0, k1, words):
+    """Add ``scale`` times the standard normals of ``(path, step)`` to ``x[:size]``.
+
+    ``size`` must be a multiple of `TILE`. Normal ``e`` of a step depends on ``(key, path, stream, step, e)``
+    alone.
+    """
+    add_tiles(x, 0, size // TILE, scale, step, path, stream, k0, k1, words)
 
 
 @njit(**FAST)
