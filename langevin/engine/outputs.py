@@ -85,6 +85,7 @@ def build_data(
         outputs=layout.outputs,
         head=layout.head,
         rows=rows,
+        frozen_rows=min(rows, _cached_rows(layout)),
         narrow=_narrow(layout, rows),
         columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
         activation=types.CODES.get(activation, types.CALLED),
@@ -153,16 +154,20 @@ def build_rule(
     )
 
 
+def _cached_rows(layout: Layout) -> int:
+    """Rows of a block that stays in the cache, with work space of its size."""
+    row = 2 * layout.ld * np.dtype(layout.dtype).itemsize
+    return max(_ACTIVATIONS // row // 16 * 16, 32)
+
+
 def _rows(layout: Layout, samples: int) -> int:
-    """Rows of a block: as many as stay in the cache with the first layer, or many if that does not."""
-    row = layout.ld * np.dtype(layout.dtype).itemsize
-    fitting = max(_ACTIVATIONS // (2 * row) // 16 * 16, 16)
-    if layout.inputs * row > _LAYER:
-        fitting = max(fitting, _STREAMED_ROWS)
+    """Rows of a block: as many as stay in the cache, or many if the first layer does not."""
+    streamed = layout.inputs * layout.ld * np.dtype(layout.dtype).itemsize > _LAYER
+    fitting = max(_cached_rows(layout), _STREAMED_ROWS) if streamed else _cached_rows(layout)
     return min(fitting, up(samples, 16))
 
 
 def _narrow(layout: Layout, rows: int) -> int:
     """Rows of a product with the head."""
-    fitting = _NARROW_PRODUCT // (layout.outputs * layout.width) // 16 * 16
+    fitting = _NARROW_PRODUCT // (layout.outputs * layout.width) // 8 * 8
     return min(max(fitting, 16), rows)

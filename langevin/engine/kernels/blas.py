@@ -8,6 +8,7 @@ import ctypes
 import math
 from typing import Any
 
+import numpy as np
 import scipy.linalg.cython_blas as cython_blas
 import scipy.linalg.cython_lapack as cython_lapack
 from llvmlite import binding
@@ -32,6 +33,16 @@ def _routine(module: Any, name: str, arguments: int) -> types.ExternalFunction:
 
 _DGEMM, _SGEMM = (_routine(cython_blas, name, 13) for name in ("dgemm", "sgemm"))
 _DTPQRT, _STPQRT = (_routine(cython_lapack, name, 12) for name in ("dtpqrt", "stpqrt"))
+
+
+def address(array):
+    """Address of an array's first element, signed like the offsets that are added to it."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(address)
+def _address_overload(array):
+    return lambda array: np.int64(array.ctypes.data)
 
 
 def gemm(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):

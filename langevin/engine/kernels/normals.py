@@ -162,14 +162,15 @@ def add_tiles(x, first, stop, scale, step, path, stream, k0, k1, words):
     c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(stream)
     for tile in range(first, stop):
         philox_batch(words, np.uint64(tile * LANES), c1, c2, c3, k0, k1)
-        at = tile * TILE
+        # a view: indices that cannot be negative, so that the loop is vectorised
+        part = x[tile * TILE : (tile + 1) * TILE]
         for lane in range(LANES):
             a, b = _box_muller(words[0, lane], words[1, lane], scale)
             c, d = _box_muller(words[2, lane], words[3, lane], scale)
-            x[at + lane] += a
-            x[at + LANES + lane] += b
-            x[at + 2 * LANES + lane] += c
-            x[at + 3 * LANES + lane] += d
+            part[lane] += a
+            part[LANES + lane] += b
+            part[2 * LANES + lane] += c
+            part[3 * LANES + lane] += d
 
 
 @njit(**FAST)

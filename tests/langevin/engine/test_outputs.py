@@ -111,7 +111,9 @@ def records(origin: np.ndarray, steps=(), reference: np.ndarray | None = None) -
     )
 
 
-def start(net: Net, dtype=np.float64, *, steps=(), paths=1, order=None, features=None, rows=None, **rule):
+def start(
+    net: Net, dtype=np.float64, *, steps=(), paths=1, order=None, features=None, rows=None, **rule: Any
+):
     defaults = dict(method="fft", clip=None, clipping="flat", stabiliser=0.1, sigma=0.0, dt=0.05)
     (h, d), K = net.W.shape, net.Y.shape[1]
     layout = Layout(d, h, dtype, K)
@@ -128,7 +130,7 @@ def start(net: Net, dtype=np.float64, *, steps=(), paths=1, order=None, features
         features=features,
     )
     if rows is not None:
-        data = data._replace(rows=rows, narrow=min(data.narrow, rows))
+        data = data._replace(rows=rows, frozen_rows=rows, narrow=min(data.narrow, rows))
     numbers = defaults | rule
     thetas = aligned_zeros((paths, layout.size), dtype)
     layout.pack(net.W, net.V if K > 1 else net.V[:, 0], thetas[0])
@@ -218,7 +220,7 @@ def test_a_step_is_the_reference(dtype):
         scalar = loss == "logistic" or number >= len(CASES) - 48
         net = Net.random(loss, activation, K=1 if scalar else 3, seed=number)
         clip = None if clipping is None else 1.0
-        rule = dict(method=method, clip=clip, clipping=clipping or "flat")
+        rule: dict[str, Any] = dict(method=method, clip=clip, clipping=clipping or "flat")
         run = start(net, dtype, sample_rate=rate, **rule).advance(0, 1)
         expected = reference_step(net, rate=rate, **rule)
         assert off(run, expected) < TOLERANCE[dtype], (loss, activation, method, clipping, rate)
@@ -257,7 +259,7 @@ def test_a_step_is_that_of_automatic_differentiation(name, activation, rate):
 @pytest.mark.parametrize("K", [3, 10])
 def test_blocks_change_rounding_alone(method, rate, K):
     net = Net.random("softmax", "gelu", n=150, d=70, h=83, K=K)
-    rule = dict(method=method, clip=2.0, sample_rate=rate)
+    rule: dict[str, Any] = dict(method=method, clip=2.0, sample_rate=rate)
     blocks, whole = (start(net, rows=rows, **rule).advance(0, 1) for rows in (32, 160))
     assert blocks.scratch.layer.shape[0] == 70
     expected = reference_step(net, method=method, clip=2.0, rate=rate)
@@ -267,7 +269,7 @@ def test_blocks_change_rounding_alone(method, rate, K):
 
 def test_frozen_features_are_those_of_the_layer():
     net = Net.random("softmax", "tanh")
-    rule = dict(method="lp", clip=2.0, clipping="margin", sample_rate=0.4, sigma=0.1)
+    rule: dict[str, Any] = dict(method="lp", clip=2.0, clipping="margin", sample_rate=0.4, sigma=0.1)
     shared = start(net, features=np.tanh(net.X @ net.W.T), **rule).advance(0, 5)
     own = start(net, **rule).advance(0, 5)
     assert np.abs(shared.thetas - own.thetas).max() < 1e-13
@@ -355,7 +357,7 @@ def test_batches_have_their_rate_and_are_independent():
 def test_order_of_rows_changes_rounding_alone():
     net = Net.random("softmax", n=60)
     order = np.random.default_rng(1).permutation(60)
-    rule = dict(clip=1.0, sigma=0.1, sample_rate=0.3, dt=0.01)
+    rule: dict[str, Any] = dict(clip=1.0, sigma=0.1, sample_rate=0.3, dt=0.01)
     straight, permuted = start(net, **rule).advance(0, 20), start(net, order=order, **rule).advance(0, 20)
     assert np.abs(straight.thetas - permuted.thetas).max() < 1e-12
     # control: the order is not known, and batches are others
@@ -367,7 +369,7 @@ def test_order_of_rows_changes_rounding_alone():
 @pytest.mark.parametrize("method", ["fft", "lp"])
 def test_calls_and_chunks_change_no_bit(dtype, method):
     net = Net.random("softmax", n=70, d=9)
-    rule = dict(method=method, clip=1.0, sigma=0.1, sample_rate=0.3, dt=0.01, draws=2)
+    rule: dict[str, Any] = dict(method=method, clip=1.0, sigma=0.1, sample_rate=0.3, dt=0.01, draws=2)
     steps = (0, 3, 10)
     whole = start(net, dtype, paths=3, steps=steps, **rule).advance(0, 10, last=True)
     parts = start(net, dtype, paths=3, steps=steps, **rule).advance(0, 3).advance(3, 9)
@@ -386,7 +388,7 @@ def test_calls_and_chunks_change_no_bit(dtype, method):
 @pytest.mark.parametrize("method", ["fft", "lp"])
 def test_one_output_on_all_samples_is_the_scalar_loop(dtype, loss, method):
     net = Net.random(loss, K=1, n=40)
-    numbers = dict(method=method, clip=1.0, sigma=0.1, dt=0.01)
+    numbers: dict[str, Any] = dict(method=method, clip=1.0, sigma=0.1, dt=0.01)
     run = start(net, dtype, steps=(0, 20), **numbers).advance(0, 20, last=True)
     layout, other = run.layout, start(net, dtype, steps=(0, 20))
     data = layout.data(net.X, net.Y[:, 0], activation="relu", loss=loss)
@@ -475,7 +477,7 @@ def test_a_path_that_diverges_is_left_alone():
 
 def test_a_state_that_no_batch_shows_is_found_too():
     net = Net.random("softmax", n=3)
-    rule = dict(clip=1.0, sigma=0.1, sample_rate=1e-9)
+    rule: dict[str, Any] = dict(clip=1.0, sigma=0.1, sample_rate=1e-9)
     run = start(net, **rule)
     run.thetas[0, 3] = np.inf
     parts = replace(run, thetas=run.thetas.copy(), diverged=run.diverged.copy())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, JIT, njit
 from langevin.engine.kernels.normals import BATCH_STREAM, LANES, philox_batch
 
 
@@ -29,7 +29,7 @@ def draw_batch(batch, position, threshold, step, path, k0, k1, words):
     return count
 
 
-@njit(**JIT)
+@njit(**INNER)
 def take_all(batch, samples):
     """Write all rows to ``batch``, in their order, and return how many there are."""
     for i in range(samples):

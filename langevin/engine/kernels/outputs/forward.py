@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from langevin.engine.kernels.blas import gemm, gemm_tn
+from langevin.engine.kernels.blas import address, gemm, gemm_tn
 from langevin.engine.kernels.calls import call_rows
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.outputs.types import FEATURE
 from langevin.engine.kernels.types import CALLED, RELU
 
@@ -15,14 +15,14 @@ from langevin.engine.kernels.types import CALLED, RELU
 SMALL_PRODUCT, MOST_NEURONS, FEWEST_NEURONS = 1_000_000, 128, 32
 
 
-@njit(**JIT)
+@njit(**INNER)
 def neurons_per_product(width, rows, depth):
     """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
     fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
     return min(fitting, MOST_NEURONS) if fitting > 0 else width
 
 
-@njit(**JIT)
+@njit(**INNER)
 def gather(source, batch, first, count, out):
     """Copy rows ``batch[first : first + count]`` of ``source`` to ``out``."""
     for i in range(count):
@@ -31,7 +31,7 @@ def gather(source, batch, first, count, out):
             out[i, c] = source[row, c]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def preactivate(W, X, count, Z, data, scratch):
     """``Z = X W^T`` on ``count`` rows, by addresses of ``W (k, ld)``, ``X (count, k padded)`` and ``Z``."""
     k, ld, size = data.X.shape[1], scratch.A.shape[1], scratch.A.itemsize
@@ -55,7 +55,7 @@ def preactivate(W, X, count, Z, data, scratch):
         )
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _relu_rows(count, width, A, squared):
     for i in range(count):
         zero = A.dtype.type(0)
@@ -68,7 +68,7 @@ def _relu_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _squared_rows(count, width, A, squared):
     for i in range(count):
         q = A.dtype.type(0)
@@ -77,7 +77,7 @@ def _squared_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**JIT)
+@njit(**INNER)
 def activate(count, A, slope, squared, data):
     """Replace ``A (count, ld)`` by ``phi(A)``, with squared norms; ``phi'`` goes to ``slope`` if called."""
     if data.activation == RELU:
@@ -90,33 +90,33 @@ def activate(count, A, slope, squared, data):
     _squared_rows(count, data.width, A, squared)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def freeze(theta, data, scratch):
     """Leave the features of all samples and their squared norms in ``scratch``, for linear probing."""
     A, size = scratch.features, theta.itemsize
-    W = theta.ctypes.data + data.head * size
+    W = address(theta) + data.head * size
     for first in range(0, data.Y.shape[0], data.rows):
         count = min(data.rows, data.Y.shape[0] - first)
-        X = data.X.ctypes.data + first * data.X.shape[1] * size
+        X = address(data.X) + first * data.X.shape[1] * size
         block = A[first : first + count]
-        preactivate(W, X, count, block.ctypes.data, data, scratch)
+        preactivate(W, X, count, address(block), data, scratch)
         activate(count, block, scratch.D, scratch.feature_norms[first : first + count], data)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def hidden(theta, first, count, gathered, data, scratch):
     """Features of a block in ``scratch.A``; return the address of its inputs."""
     size = theta.itemsize
-    X = data.X.ctypes.data + first * data.X.shape[1] * size
+    X = address(data.X) + first * data.X.shape[1] * size
     if gathered:
         gather(data.X, scratch.batch, first, count, scratch.X)
-        X = scratch.X.ctypes.data
-    preactivate(theta.ctypes.data + data.head * size, X, count, scratch.A.ctypes.data, data, scratch)
+        X = address(scratch.X)
+    preactivate(address(theta) + data.head * size, X, count, address(scratch.A), data, scratch)
     activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
     return X
 
 
-@njit(**JIT)
+@njit(**INNER)
 def frozen(first, count, gathered, data, scratch):
     """Features of a block in linear probing: their address; their squared norms go to ``FEATURE``."""
     if data.features.shape[0] > 0:
@@ -127,15 +127,15 @@ def frozen(first, count, gathered, data, scratch):
         scratch.samples[FEATURE, i] = norms[scratch.batch[first + i]]
     if gathered:
         gather(features, scratch.batch, first, count, scratch.A)
-        return scratch.A.ctypes.data
-    return features.ctypes.data + first * features.shape[1] * features.itemsize
+        return address(scratch.A)
+    return address(features) + first * features.shape[1] * features.itemsize
 
 
-@njit(**JIT)
+@njit(**INNER)
 def outputs(theta, A, count, data, scratch):
     """``F = A V`` on ``count`` rows at the address ``A``."""
     K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
-    V, F = theta.ctypes.data, scratch.F.ctypes.data
+    V, F = address(theta), address(scratch.F)
     scratch.scalars[0], scratch.scalars[1] = 1, 0
     for i in range(0, count, data.narrow):
         n = min(data.narrow, count - i)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, JIT, njit
 from langevin.engine.kernels.outputs.batches import draw_batch, take_all
 from langevin.engine.kernels.outputs.descend import (
     add_layer_gradient,
@@ -30,7 +30,7 @@ from langevin.engine.kernels.outputs.types import CHECKED_STEPS
 from langevin.engine.kernels.types import LP, borrow
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _step(theta, step, path, k0, k1, data, rule, scratch):
     """Take one step; False, with ``theta`` left as it is, if an output of the batch is not finite."""
     gathered = rule.sample_rate < 1
@@ -38,10 +38,11 @@ def _step(theta, step, path, k0, k1, data, rule, scratch):
         rows = draw_batch(scratch.batch, data.position, rule.threshold, step, path, k0, k1, scratch.words)
     else:
         rows = take_all(scratch.batch, data.Y.shape[0])
-    # blocks of about the same size, in whole cache lines of single precision
-    blocks = (rows + data.rows - 1) // data.rows
-    size = ((rows + blocks - 1) // blocks + 15) // 16 * 16 if blocks > 0 else 1
-    X, count = 0, 0
+    # blocks of about the same size, in multiples of eight rows
+    largest = data.frozen_rows if rule.method == LP else data.rows
+    blocks = max((rows + largest - 1) // largest, 1)
+    size = max(min(((rows + blocks - 1) // blocks + 7) // 8 * 8, largest), 1)
+    X, count = np.int64(0), np.int64(0)
     for first in range(0, rows, size):
         count = min(size, rows - first)
         X, finite = gradient_block(theta, first, count, gathered, data, rule, scratch)

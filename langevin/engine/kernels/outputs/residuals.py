@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.calls import call_scalar
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.outputs.types import (
     COLUMN,
     FACTOR,
@@ -24,7 +24,7 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import FLAT, NORMALISED, UNCLIPPED
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _softmax_residuals(f, y, r):
     """``p - y`` for a one-hot ``y``, without cancellation; returns ``1 - p_y``."""
     largest = f[0]
@@ -43,7 +43,7 @@ def _softmax_residuals(f, y, r):
     return others
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _residuals(f, y, r, data):
     """``r`` elementwise, shape (K,)."""
     one = f.dtype.type(1)
@@ -56,7 +56,7 @@ def _residuals(f, y, r, data):
             r[k] = call_scalar(data.residual, f[k], y[k])
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _clip_columns(r, norm, limit):
     """Clip the residual of each output on its own."""
     one = r.dtype.type(1)
@@ -65,7 +65,7 @@ def _clip_columns(r, norm, limit):
         r[k] *= limit / g if g > limit else one
 
 
-@njit(**JIT)
+@njit(**INNER)
 def residuals(first, count, data, rule, scratch):
     """Residuals of a block and their squared norms; returns a number that is finite if all outputs are.
 
@@ -98,7 +98,7 @@ def residuals(first, count, data, rule, scratch):
     return check
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def clip_factors(first, count, trained_layer, data, rule, scratch):
     """Factors ``c_i`` from the squared norms of a block's gradients; multiply the residuals by them."""
     samples, R = scratch.samples, scratch.R
@@ -119,7 +119,7 @@ def clip_factors(first, count, trained_layer, data, rule, scratch):
             R[i, k] *= factor
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _losses(f, y, data):
     """Loss of one sample, from ``f (K,)``."""
     loss = 0.0
@@ -140,7 +140,7 @@ def _losses(f, y, data):
     return loss
 
 
-@njit(**JIT)
+@njit(**INNER)
 def loss_and_correct(first, count, data, scratch):
     """Sum of the losses of a block and its number of right outputs; returns what is finite if outputs are."""
     loss, correct, check = 0.0, 0, 0.0

@@ -45,6 +45,7 @@ class OutputsData(NamedTuple):
     outputs: int  # K
     head: int  # slot of the head in theta
     rows: int  # largest number of rows of a block
+    frozen_rows: int  # the same where the features are frozen, at most `rows`
     narrow: int  # rows of a product with the head
     columns: int  # columns of W that are updated at once
     activation: int  # RELU, LINEAR or CALLED
