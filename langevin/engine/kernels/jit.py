@@ -141,7 +141,6 @@ def _warn(reason: str) -> None:
 MATH = {"reassoc", "contract", "nsz"}
 JIT: dict[str, Any] = dict(nogil=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
-# for functions that compiled code alone calls: the wrappers that unpack Python's named tuples are a large part of
-# their compilation
+# for functions that compiled code alone calls: wrappers that unpack named tuples from Python take long to compile
 INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 INNER_FAST: dict[str, Any] = dict(FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from scipy.special import erf, expit, softmax
 
 from langevin.engine.kernels.loop import advance
 from langevin.engine.kernels.normals import LANES, STATE_STREAM, add_normals
-from langevin.engine.kernels.outputs.batches import draw_batch
 from langevin.engine.kernels.outputs.loop import advance_outputs
 from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, SCALARS, Records, Rule
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.outputs import build_data, build_rule, build_scratch
+from tests.langevin.engine.batches import KEY, members
 
-KEY = np.uint64(11), np.uint64(22)
 TOLERANCE = {np.float64: 1e-12, np.float32: 2e-5}
 PHI = {
     "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0) * 1.0),
@@ -114,7 +112,9 @@ def records(origin: np.ndarray, steps=(), reference: np.ndarray | None = None) -
 def start(
     net: Net, dtype=np.float64, *, steps=(), paths=1, order=None, features=None, rows=None, **rule: Any
 ):
-    defaults = dict(method="fft", clip=None, clipping="flat", stabiliser=0.1, sigma=0.0, dt=0.05)
+    defaults: dict[str, Any] = dict(
+        method="fft", clip=None, clipping="flat", stabiliser=0.1, sigma=0.0, dt=0.05
+    )
     (h, d), K = net.W.shape, net.Y.shape[1]
     layout = Layout(d, h, dtype, K)
     classes = net.loss in ("softmax", "ovr", "logistic")
@@ -145,25 +145,6 @@ def start(
         np.full((paths, SCALARS, len(steps)), np.nan),
         np.full(paths, -1, np.int64),
     )
-
-
-def philox(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
-    """Philox 4x32-10 in Python's whole numbers."""
-    (a, b, c, d), (k0, k1), low = counter, key, 2**32 - 1
-    for _ in range(10):
-        p, q = a * 0xD2511F53, c * 0xCD9E8D57
-        a, b, c, d = (q >> 32) ^ b ^ k0, q & low, (p >> 32) ^ d ^ k1, p & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return [a, b, c, d]
-
-
-def members(n: int, rate: float, path: int, step: int) -> np.ndarray:
-    """Whether each sample is in a batch."""
-    if rate == 1:
-        return np.ones(n, bool)
-    key = int(KEY[0]), int(KEY[1])
-    words = [word for i in range(-(-n // 4)) for word in philox((i, step, path, 3), key)]
-    return np.array(words[:n]) < rate * 2**32
 
 
 def factors(gradients: np.ndarray, clip: float | None, clipping: str, stabiliser: float) -> np.ndarray:
@@ -302,56 +283,6 @@ def test_an_empty_batch_moves_by_noise_alone():
     assert np.array_equal(run.advance(step, step + 1).thetas[0], expected)
     # control: a full batch moves
     assert not np.array_equal(start(net, clip=1.0, sigma=0.3).advance(0, 1).thetas[0], expected)
-
-
-def batches(n: int, rate: float, steps: int, path: int = 0, position: np.ndarray | None = None) -> np.ndarray:
-    """Membership, shape (steps, n), as compiled."""
-    batch, words = np.zeros(n + 1, np.int64), np.empty((4, LANES), np.uint32)
-    rows = np.arange(n) if position is None else position
-    found = np.zeros((steps, n), bool)
-    for step in range(steps):
-        count = draw_batch(batch, rows, int(np.ceil(rate * 2**32)), step, path, *KEY, words)
-        found[step, batch[:count]] = True
-    return found
-
-
-@pytest.mark.parametrize("n", [1, 4, 127, 128, 300])
-@pytest.mark.parametrize("rate", [1e-9, 0.05, 0.3, 0.999])
-def test_batches_are_words_of_a_counter(n, rate):
-    found = batches(n, rate, 6, path=2)
-    assert np.array_equal(found, [members(n, rate, 2, step) for step in range(6)])
-
-
-def dependence(table: np.ndarray) -> float:
-    """The p-value of a chi-square test of independence in a table of counts."""
-    return float(stats.chi2_contingency(table, correction=False).pvalue)
-
-
-def counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
-
-
-def test_batches_have_their_rate_and_are_independent():
-    n, steps, rate = 211, 4000, 0.1
-    found, other = batches(n, rate, steps), batches(n, rate, steps, path=1)
-    error = np.sqrt(rate * (1 - rate) / found.size)
-    assert abs(found.mean() - rate) < 4 * error
-    each = (found.sum(axis=0) - steps * rate) / np.sqrt(steps * rate * (1 - rate))
-    assert stats.kstest(each, "norm").pvalue > 1e-3
-    pairs = {
-        "samples": (found[:, :-1], found[:, 1:]),
-        "counters": (found[:, :-4], found[:, 4:]),
-        "steps": (found[:-1], found[1:]),
-        "paths": (found, other),
-    }
-    for a, b in pairs.values():
-        assert dependence(counts(a, b)) > 1e-3
-    # control: one step in twenty repeats its batch
-    repeated = found[1:].copy()
-    repeated[::20] = found[:-1:20]
-    assert dependence(counts(found[:-1], repeated)) < 1e-6
-    # control: a rate off by a twentieth
-    assert abs(batches(n, 1.05 * rate, steps).mean() - rate) > 4 * error
 
 
 def test_order_of_rows_changes_rounding_alone():
