@@ -20,6 +20,8 @@ from langevin.engine.kernels.outputs.types import (
     OutputsScratch,
 )
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
+from langevin.model.losses import LOSSES as TABLE
+from langevin.model.schedule import Schedule
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
@@ -72,6 +74,8 @@ def build_data(
     position = np.empty(n, np.int64)
     position[np.arange(n) if order is None else order] = np.arange(n)
     rows = _rows(layout, n)
+    if loss not in LOSSES and TABLE[loss].classes:
+        raise ValueError(f"loss must be 'softmax' or 'ovr' to be simulated with classes, got {loss!r}")
     phi, value, residual = addresses(activation, None if loss in LOSSES else loss, layout.dtype)
     return OutputsData(
         inputs,
@@ -152,6 +156,16 @@ def build_rule(
         noise=number(sigma * math.sqrt(2 * dt / draws)),
         draws=draws,
     )
+
+
+def step_flops(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
+    """Rough number of multiplications and additions of a step of one path."""
+    rate = max(phase.sample_rate for phase in schedule)
+    fine_tunes = any(phase.method == "fft" for phase in schedule)
+    # an activation that is called costs some 20 ns
+    called = 400 if data.phi and fine_tunes else 0
+    neuron = 4 * (data.inputs + 2 * data.outputs) + called if fine_tunes else 4 * data.outputs + 4
+    return rate * len(data.Y) * data.width * neuron + 50 * layout.size
 
 
 def _cached_rows(layout: Layout) -> int:

@@ -242,6 +242,41 @@ def require_compatible(problem: Problem, weights: Weights, schedule: Schedule | 
         require_schedule(problem, schedule)
 
 
+def beyond_scalar(problem: Problem, schedule: Schedule) -> str:
+    """Say what takes a run beyond one output, full batches and their clipping, or nothing.
+
+    Such a run has a step loop of its own, `langevin.engine.kernels.outputs.loop.advance_outputs`.
+
+    Examples
+    --------
+    >>> beyond_scalar(Problem(np.eye(2), [1, -1]), Schedule.lp(time=1.0, sample_rate=0.5))
+    'sample_rate = 0.5'
+    """
+    if problem.outputs_dim > 1:
+        return f"K = {problem.outputs_dim} outputs"
+    for phase in schedule:
+        if phase.sample_rate < 1:
+            return f"sample_rate = {phase.sample_rate:g}"
+        if phase.clipping in CLIPPING_LOSSES:
+            return f"clipping = {phase.clipping!r}"
+    return ""
+
+
+def require_scalar(problem: Problem, schedule: Schedule, what: str) -> None:
+    """Refuse runs that are `beyond_scalar`, by the name of what does not cover them.
+
+    Raises
+    ------
+    ValueError
+    """
+    validate.original("problem", problem, Problem)
+    if beyond := beyond_scalar(problem, validate.original("schedule", schedule, Schedule)):
+        raise ValueError(
+            f"problem and schedule must have one output, full batches and flat or normalised clipping for "
+            f"{what}, got {beyond}: take langevin.euler_maruyama"
+        )
+
+
 def require_schedule(problem: Problem, schedule: Schedule) -> None:
     """Refuse phases that a problem's loss or number of samples rules out; see `require_compatible`."""
     for phase in validate.original("schedule", schedule, Schedule):

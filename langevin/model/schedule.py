@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -170,6 +170,10 @@ class Schedule:
 
     def __str__(self) -> str:
         return "; then ".join(str(phase) for phase in self.phases)
+
+    def full_batches(self) -> Schedule:
+        """The same schedule on full batches."""
+        return Schedule([replace(phase, sample_rate=1.0) for phase in self])
 
     @property
     def duration(self) -> float:

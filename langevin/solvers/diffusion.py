@@ -33,7 +33,7 @@ from langevin.solvers.prepare import (
     describe_divergence,
     draws_per_step,
     on_device,
-    require_engine,
+    require_device,
 )
 
 _AUTOSAVE_SECONDS = 60.0
@@ -148,14 +148,13 @@ def euler_maruyama(
     >>> bool((run.loss[:, 1] < run.loss[:, 0]).all())
     True
     """
-    require_engine(problem, schedule)
     require_compatible(problem, weights, schedule)
     paths = validate.integer("paths", paths, 1)
     threads = check_threads(threads)
-    validate.device(device)
+    require_device(problem, schedule, device)
     cut = grid(schedule, dt, times)
     draws = draws_per_step(cut, noise_dt)
-    asked = requested(problem, observables)
+    asked = requested(problem, schedule, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
     request = Request(
         problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None, device=device

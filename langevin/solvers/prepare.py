@@ -9,37 +9,24 @@ from langevin.engine.noise import DTYPES
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Results
-from langevin.model.problem import Problem
-from langevin.model.schedule import CLIPPING_LOSSES, Schedule
+from langevin.model.problem import Problem, beyond_scalar
+from langevin.model.schedule import Schedule
 from langevin.model.steps import Grid
 from langevin.support import install, validate
 from langevin.support.threads import one_blas_thread
 
 
-def require_engine(problem: Problem, schedule: Schedule) -> None:
-    """Refuse what the model describes but no solver runs yet: K outputs, batches, clipping of K outputs.
+def require_device(problem: Problem, schedule: Schedule, device: str) -> None:
+    """Refuse the name of a device that is none, or that does not run what is requested.
 
     Raises
     ------
     ValueError
         By the name of the argument.
     """
-    if validate.original("problem", problem, Problem).outputs_dim > 1:
-        raise ValueError(
-            f"problem must have one output to be simulated, got K={problem.outputs_dim} with loss "
-            f"{problem.loss!r}: take 'logistic' for two classes, or one target per sample"
-        )
-    for phase in validate.original("schedule", schedule, Schedule):
-        if phase.sample_rate < 1:
-            raise ValueError(
-                f"sample_rate must be 1 to be simulated, got {phase.sample_rate:g} in the phase '{phase}': "
-                "take full batches"
-            )
-        if phase.clipping in CLIPPING_LOSSES:
-            raise ValueError(
-                f"clipping must be 'flat' or 'normalised' to be simulated, got {phase.clipping!r}: take "
-                "'flat'"
-            )
+    validate.device(device)
+    if device != "cpu" and (beyond := beyond_scalar(problem, schedule)):
+        raise ValueError(f"device must be 'cpu' with {beyond}, got {device!r}: take 'cpu'")
 
 
 def draws_per_step(cut: Grid, noise_dt: float | None) -> int:

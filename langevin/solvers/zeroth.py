@@ -28,7 +28,7 @@ from langevin.support.validate import FloatArray
 if TYPE_CHECKING:
     import xarray as xr
 from langevin.solvers.errors import Diverged
-from langevin.solvers.prepare import build_chain, describe_divergence, reduced_by, require_engine
+from langevin.solvers.prepare import build_chain, describe_divergence, reduced_by
 
 # the zeroth-order path has no distance to itself
 _EXCLUDED = ("squared_distance",)
@@ -108,9 +108,9 @@ def zeroth_order(
     >>> bool(abs(ode.loss[1] - np.exp(-2.0)) < 1e-6)
     True
     """
-    require_engine(problem, schedule)
     require_compatible(problem, weights, schedule)
-    asked = requested(problem, observables, exclude=_EXCLUDED)
+    schedule = schedule.full_batches()
+    asked = requested(problem, schedule, observables, exclude=_EXCLUDED)
     if dt is None:
         request = Request(problem, weights, schedule, None, asked, noisy=False)
         wanted = record_times(schedule, times)
@@ -135,8 +135,8 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     ArithmeticError
         If the flow is no longer finite at the end.
     """
-    require_engine(problem, schedule)
     require_compatible(problem, weights, schedule)
+    schedule = schedule.full_batches()
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
     cut = grid(schedule, dt, [validate.original("schedule", schedule, Schedule).duration])

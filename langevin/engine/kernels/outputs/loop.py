@@ -31,7 +31,7 @@ from langevin.engine.kernels.types import LP, borrow
 
 
 @njit(**INNER)
-def _step(theta, step, path, k0, k1, data, rule, scratch):
+def take_step(theta, step, path, k0, k1, data, rule, scratch):
     """Take one step; False, with ``theta`` left as it is, if an output of the batch is not finite."""
     gathered = rule.sample_rate < 1
     if gathered:
@@ -102,7 +102,7 @@ def advance_outputs(
                 )
                 r += 1
             if finite and step < stop:
-                finite = _step(theta, step, path, k0, k1, data, rule, scratch)
+                finite = take_step(theta, step, path, k0, k1, data, rule, scratch)
             if not finite:
                 diverged[p] = step
                 break
