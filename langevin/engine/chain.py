@@ -99,7 +99,11 @@ class Chain(System):
 
     def steps_a_call(self, paths: int) -> int:
         """Steps of so many paths that a call into compiled code takes."""
-        return max(1, int(_CALL_SECONDS / (self.step_seconds() * paths)))
+        step, start = self.step_seconds(), 0.0
+        if isinstance(self.data, OutputsData):
+            # a call computes the features of linear probing first, which may take longer than many batches
+            start = outputs.freeze_flops(self.data) / _FLOPS
+        return max(1, int(_CALL_SECONDS / (step * paths)), int(start / step))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""

@@ -168,6 +168,11 @@ def step_flops(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
     return rate * len(data.Y) * data.width * neuron + 50 * layout.size
 
 
+def freeze_flops(data: OutputsData) -> float:
+    """Rough number of multiplications and additions that the features of all samples take."""
+    return 2.0 * len(data.Y) * data.inputs * data.width
+
+
 def _cached_rows(layout: Layout) -> int:
     """Rows of a block that stays in the cache, with work space of its size."""
     row = 2 * layout.ld * np.dtype(layout.dtype).itemsize
