@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from empirical.privacy.history import History, plan, release
-from langevin.model.schedule import CLIPPINGS, Clipping
 from langevin.support import validate
 
 Method = Literal["lp", "fft", "lp-fft", "lora", "bitfit", "sparse"]
 Subset = Literal["head", "all", "lora", "bias", "sparse"]
 Head = Literal["gaussian", "zero", "prototype"]
 Selection = Literal["gradient", "magnitude", "last"]
+Clipping = Literal["flat", "normalised"]
 Engine = Literal["auto", "closed", "ghost", "hooks", "functorch", "loop"]
 
 # what trains after the probing
@@ -28,6 +28,7 @@ SUBSETS: dict[str, Subset] = {
     "sparse": "sparse",
 }
 METHODS = tuple(SUBSETS)
+CLIPPINGS = ("flat", "normalised")
 HEADS = ("gaussian", "zero", "prototype")
 SELECTIONS = ("gradient", "magnitude", "last")
 # name of the step that chooses a sparse subset

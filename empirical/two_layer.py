@@ -21,7 +21,7 @@ from empirical.train.gradients.plain import Gradients, factors
 from empirical.train.losses import Loss, Scalar
 from empirical.train.streams import Streams
 from langevin.engine import noise
-from langevin.model.problem import Activation, Problem
+from langevin.model.problem import Activation, Problem, require_scalar
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.steps import grid
 from langevin.model.weights import GramWeights, Weights
@@ -167,6 +167,7 @@ def run_schedule(
     """
     import xarray as xr
 
+    require_scalar(problem, schedule, "run_schedule")
     paths = validate.integer("paths", paths, 1)
     rate = 1.0 if sample_rate is None else validate.fraction("sample_rate", sample_rate)
     if rate == 0:

@@ -128,6 +128,7 @@ def _job(args: argparse.Namespace) -> _Job:
 def _simulate(job: _Job) -> _Done:
     """The zeroth-order path, and the paths of the diffusion."""
     from langevin.model.observables import OBSERVABLES
+    from langevin.model.problem import require_scalar
     from langevin.simulation import facts
     from langevin.simulation.config import Simulation
     from langevin.solvers.diffusion import euler_maruyama
@@ -140,6 +141,7 @@ def _simulate(job: _Job) -> _Done:
     schedule = simulation.schedule
     _talk(args, f"{facts.problem_line(start.problem, _named(args.data, start.file))}\n{schedule}")
     times = schedule.default_times(min(args.times, simulation.steps + 1))
+    require_scalar(start.problem, schedule, "this command")
     given = (start.problem, start.weights, schedule)
     same: dict[str, Any] = dict(dt=args.dt, times=times, precision=args.precision, reduce=args.reduce)
     neurons = [name for name in args.observables if name in OBSERVABLES and OBSERVABLES[name].neurons]

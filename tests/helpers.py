@@ -26,6 +26,8 @@ from langevin.support import threads
 
 # limits find hangs, and nothing else: what takes longest needs a tenth of this on a machine of two processors
 SECONDS = 1800.0
+# of one output
+SCALAR_LOSSES = [name for name, loss in LOSSES.items() if not loss.classes]
 _Found = TypeVar("_Found")
 
 

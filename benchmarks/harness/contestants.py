@@ -130,7 +130,7 @@ class Ours:
     def span_inputs(self) -> np.ndarray:
         """Return the inputs as the compiled code gets them, without padding."""
         data = self.chain.data
-        return data.X[: data.y.size, : data.inputs]
+        return data.X[: self.chain.problem.samples, : data.inputs]
 
     def position(self) -> tuple[np.ndarray, np.ndarray]:
         return self._unpack(self.chunk.thetas[0])

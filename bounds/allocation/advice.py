@@ -20,6 +20,8 @@ from langevin.model.problem import Problem
 from langevin.model.weights import Weights
 from langevin.support import validate
 
+COVERS = Covers(ANY, ANY, lp=("flat",), fft=("flat",))
+
 
 @dataclass(frozen=True, eq=False)
 class Advice:
@@ -113,7 +115,7 @@ class Advice:
         }
 
 
-@declares(Covers(ANY, ANY, lp=("flat",), fft=("flat",)))
+@declares(COVERS)
 def split_advice(
     problem: Problem,
     weights: Sequence[Weights],
@@ -156,6 +158,7 @@ def split_advice(
     """
     if not weights:
         raise ValueError("weights must hold one or more Weights, got none")
+    COVERS.require(problem)
     sigma, clip = validate.positive("sigma", sigma), validate.positive("clip", clip)
     time = validate.positive("time", time)
     # the budget that buys this time at this noise: the share is of the time

@@ -25,6 +25,7 @@ from langevin.model.weights import Weights
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
+COVERS = Covers(ANY, ANY, lp=("none", "flat"), fft=("none", "flat"))
 SHARES = 21
 BOUNDS: dict[str, Callable[..., Band]] = {
     "sandwich": sandwich,
@@ -71,7 +72,7 @@ class UtilityCurve:
     tolerance: float
 
 
-@declares(Covers(ANY, ANY, lp=("none", "flat"), fft=("none", "flat")))
+@declares(COVERS)
 def utility_curve(
     problem: Problem,
     weights: Weights,
@@ -128,6 +129,7 @@ def utility_curve(
     (['certified', 'sandwich'], 0.25)
     """
     require_moderate(problem, weights, clip=clip, time=time, sigma=sigma)
+    COVERS.require(problem)
     if (rho is None) == (time is None):
         raise ValueError(f"give one of rho and time, got rho={rho} and time={time}")
     if rho is not None:

@@ -39,6 +39,7 @@ COVERS = {
     "lambert": _MONOTONE,
     "ode": Covers(CONVEX, ("relu", "linear"), lp=ALL, fft=("flat",), late_lp=("flat",)),
 }
+LIPSCHITZ = Covers(ANY, ANY)
 KINDS = ("paper", "monotone", "lambert", "ode")
 
 
@@ -195,7 +196,7 @@ def path(
     return states, span_part, rest
 
 
-@declares(Covers(ANY, ANY))
+@declares(LIPSCHITZ)
 def lipschitz_error(
     problem: Problem,
     weights: Weights,
@@ -222,7 +223,8 @@ def lipschitz_error(
     Returns
     -------
     Band
-        ``upper`` is the bound, ``lower`` 0; not valid where it overflows.
+        ``upper`` is the bound, ``lower`` 0; not valid where it overflows, and from the first phase that is
+        not covered.
 
     Examples
     --------
@@ -233,10 +235,15 @@ def lipschitz_error(
     require_moderate(problem, weights, schedule)
     rate = 2 * validate.number("constant", constant)
     t = record_times(schedule, times)
+    reason = LIPSCHITZ.refuses(problem)
+    if reason:
+        return nowhere(t, reason, "new (1c)")
     e = np.zeros(len(t))
     with np.errstate(over="ignore"):
         for phase, time in zip(schedule, schedule.time_in(t), strict=True):
             noise = 2 * phase.sigma**2 * weights.trained_parameters(phase.method)
             grown = time if rate == 0 else np.expm1(rate * time) / rate
             e = e * np.exp(rate * time) + noise * grown
-    return Band(t, 0.0, e, np.isfinite(e), "the bound overflows", "new (1c)")
+    valid = until(schedule, t, LIPSCHITZ.phases(schedule), start=True)
+    reason = LIPSCHITZ.refuses_phases(schedule) or "the bound overflows"
+    return Band(t, 0.0, e, valid & np.isfinite(e), reason, "new (1c)")

@@ -15,6 +15,7 @@ from langevin.model.problem import Problem
 from langevin.model.weights import GramWeights, Weights
 from langevin.support.validate import FloatArray
 
+COVERS = Covers(ANY, ANY)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WORST = 5
 CHUNK = 1024
@@ -162,7 +163,7 @@ def _percentage(violations: float) -> str:
     return "none to compare" if math.isnan(violations) else f"{violations:.1%}"
 
 
-@declares(Covers(ANY, ANY))
+@declares(COVERS)
 def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     """Measure how far data and features are from assumptions 3.1 and 3.2.
 
@@ -180,6 +181,11 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     Assumptions
         ``str()`` of it is a report of a few lines. Reading it costs privacy if the data are private.
 
+    Raises
+    ------
+    ValueError
+        If the problem has K outputs.
+
     References
     ----------
     .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905, assumptions 3.1 and 3.2.
@@ -194,6 +200,7 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     [(0, 2)]
     """
     require_moderate(problem, weights, pairs=True)
+    COVERS.require(problem)
     s = np.where(problem.y > 0, 1.0, -1.0)
     norms = np.sqrt(problem.squared_norms)
     units = problem.X / np.where(norms > 0, norms, 1.0)[:, None]

@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from bounds.distance.flow import span
 from bounds.features.blocks import COVERS as BLOCKS
 from bounds.features.blocks import MARGINS, collapsed
-from bounds.support.covers import Covers, declares
+from bounds.support.covers import Covers, declares, sampling
 from bounds.support.numeric import patient
 from bounds.support.ranges import require_moderate
 from langevin.model.losses import LOSSES
@@ -99,6 +99,8 @@ def first_order_loss(
     block, reason = collapsed(problem, weights)
     if block is None:
         reason = f"not a linear net of low rank with the unclipped square loss, and {reason}"
+        # or it is one, but its schedule samples batches
+        reason = next(filter(None, map(sampling, schedule)), reason)
     else:
         reason = COLLAPSED.refuses_phases(schedule)
     if reason or block is None:

@@ -125,7 +125,9 @@ def norm_tail(
     phase = schedule.phases[0]
     same = all(NORM_TAIL.phases(schedule)) and {p.sigma for p in schedule} == {phase.sigma}
     if not same or phase.sigma < SMALLEST:
-        raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'")
+        reason = NORM_TAIL.refuses_phases(schedule)
+        reason = f": {reason}" if reason else ""
+        raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'{reason}")
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + pull(problem, "fft") / (2 * phase.sigma**2)
     size = float((weights.W**2).sum() + weights.v @ weights.v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from numpy.typing import ArrayLike
@@ -26,14 +27,14 @@ def zcdp(schedule: Schedule, *, neighbours: Neighbours = "add-remove") -> float:
     Parameters
     ----------
     schedule : Schedule
-        Phases; each must clip. With ``sigma = 0`` the answer is infinite.
+        Phases; each must clip, and none sample batches. With ``sigma = 0`` the answer is infinite.
     neighbours : {"add-remove", "replace"}
         Neighbouring data sets differ by one sample more or less, or in one sample's value.
 
     Raises
     ------
     ValueError
-        If a phase does not clip.
+        If a phase does not clip, or has a sample rate below 1: the subsampled chain needs an accountant.
 
     References
     ----------
@@ -196,12 +197,4 @@ def calibrate(
 
 
 def _scaled(phase: Phase, name: str, factor: float) -> Phase:
-    fields = {
-        "time": phase.time,
-        "sigma": phase.sigma,
-        "clip": phase.clip,
-        "clipping": phase.clipping,
-        "stabiliser": phase.stabiliser,
-    }
-    fields[name] = fields[name] * factor
-    return Phase(phase.method, **fields)
+    return replace(phase, **{name: getattr(phase, name) * factor})

@@ -15,12 +15,15 @@ F = TypeVar("F", bound=Callable)
 
 ANY = ("any",)
 CLIPPED = ("flat", "normalised")
+# of a scalar head: a statement that also covers the clipping of K outputs, "margin" or "column", says so
 ALL = ("none", *CLIPPED)
 METHODS = {"lp": "linear probing", "fft": "full fine-tuning"}
 CLIPPING = {
     "none": "without clipping",
     "flat": "with flat clipping",
     "normalised": "with normalised clipping",
+    "margin": "with margin clipping",
+    "column": "with column clipping",
 }
 
 
@@ -33,12 +36,16 @@ class Covers:
     losses, activations : tuple of str
         Names that the proof covers; `ANY` if it uses no property of the loss or the activation.
     lp, fft : tuple of str
-        Clipping covered in linear probing and in full fine-tuning: "none", "flat", "normalised". Empty: the
-        method is not covered.
+        Clipping covered in linear probing and in full fine-tuning: "none", "flat", "normalised", and in
+        linear probing "margin", "column". Empty: the method is not covered.
     late_lp : tuple of str or None
         The same for linear probing after full fine-tuning; None: as ``lp``.
     binary : bool
         Whether the labels must be -1 and +1.
+    outputs : bool
+        Whether K outputs are covered; otherwise only a scalar head.
+    batches : bool
+        Whether Poisson sampling, a ``sample_rate`` below 1, is covered; otherwise only full batches.
 
     Examples
     --------
@@ -47,6 +54,8 @@ class Covers:
     "the loss 'logistic' is not covered, only 'square'"
     >>> covers.refuses_phases(Schedule.fft(time=1.0))
     'full fine-tuning is not covered'
+    >>> covers.refuses_phases(Schedule.lp(time=1.0, sample_rate=0.1))
+    'sample_rate=0.1 is not covered, only full batches'
     """
 
     losses: tuple[str, ...]
@@ -55,6 +64,8 @@ class Covers:
     fft: tuple[str, ...] = ALL
     late_lp: tuple[str, ...] | None = None
     binary: bool = False
+    outputs: bool = False
+    batches: bool = False
 
     def refuses(self, problem: Problem) -> str:
         """Return why the problem is not covered, or ''."""
@@ -64,7 +75,9 @@ class Covers:
             for what, name, covered in choices
             if covered != ANY and name not in covered
         ]
-        if self.binary and not problem.classification:
+        if problem.outputs_dim > 1 and not self.outputs:
+            reasons.append(f"K = {problem.outputs_dim} outputs are not covered, only a scalar head")
+        if self.binary and (problem.outputs_dim > 1 or not problem.classification):
             reasons.append("the labels are not -1 and +1")
         return "; ".join(reasons)
 
@@ -91,10 +104,10 @@ class Covers:
             if late and phase.method == "lp" and self.late_lp is not None:
                 covered, method = self.late_lp, f"{method} after full fine-tuning"
             kind = clipping(phase)
-            if kind in covered:
-                reasons.append("")
-            else:
+            if kind not in covered:
                 reasons.append(f"{method}{' ' + CLIPPING[kind] if covered else ''} is not covered")
+            else:
+                reasons.append("" if self.batches else sampling(phase))
         return reasons
 
     def __str__(self) -> str:
@@ -107,12 +120,22 @@ class Covers:
             f"clipping in {method}: {', '.join(covered)}" if covered else f"{method}: not covered"
             for method, covered in kinds.items()
         ]
-        return "; ".join(words) + ("; labels: -1 and +1" if self.binary else "")
+        words += ["labels: -1 and +1"] * self.binary
+        words += ["heads: scalar or K outputs"] * self.outputs
+        words += ["batches: full or Poisson"] * self.batches
+        return "; ".join(words)
 
 
 def clipping(phase: Phase) -> str:
     """Kind of clipping of a phase, "none" without."""
     return "none" if phase.clip is None else phase.clipping
+
+
+def sampling(phase: Phase) -> str:
+    """Return why a statement on full batches does not cover a phase, or ''."""
+    if phase.sample_rate == 1:
+        return ""
+    return f"sample_rate={phase.sample_rate:g} is not covered, only full batches"
 
 
 _DECLARED: dict[Callable, Mapping[str, Covers]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from langevin.model.problem import Problem, require_compatible
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
@@ -30,11 +32,9 @@ def require_moderate(
     **numbers : float or None
         Others by their names, which None leaves out.
     """
-    require_compatible(problem, weights)
+    require_compatible(problem, weights, schedule)
     arrays = {"problem.X": problem.X, "problem.y": problem.y, "weights.W": weights.W, "weights.v": weights.v}
     sizes = {name: max(float(array.max()), -float(array.min())) for name, array in arrays.items()}
-    if schedule is not None:
-        validate.original("schedule", schedule, Schedule)
     for phase in schedule or ():
         for name in ("time", "clip", "stabiliser"):
             _require(name, getattr(phase, name), "take another unit of time or of loss")
@@ -45,11 +45,11 @@ def require_moderate(
     for name, size in sizes.items():
         _require(f"the largest entry of {name}", size, "rescale inputs, targets or weights")
     n, h = problem.samples, len(weights.v)
-    entries = 6 * n * h + 4 * n * problem.dim + 2 * h * problem.dim
+    entries = 6 * n * h + 4 * n * problem.dim + 2 * h * problem.dim + 4 * (n + h) * (problem.outputs_dim - 1)
     if pairs:
         apart = problem.activation == "relu" and problem.classification
-        positive = int((problem.y > 0).sum()) if apart else n
-        entries += 7 * (positive**2 + (n - positive) ** 2)
+        counts = np.unique(problem.y, return_counts=True)[1] if apart else np.array([n])
+        entries += 7 * int((counts.astype(np.int64) ** 2).sum())
     validate.memory(
         8.0 * entries,
         f"a bound for {n} samples in {problem.dim} dimensions and {h} neurons",

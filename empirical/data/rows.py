@@ -11,9 +11,9 @@ from empirical.data.images import Images, Part
 from empirical.data.shift import Pixels
 from empirical.data.splits import Labels, held_out
 from langevin.data import files
-from langevin.data.labels import classes
 from langevin.store import npz
 from langevin.support import validate
+from langevin.support.labels import classes
 from langevin.support.rng import RNG, generator
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from empirical.data.splits import held_out
 from empirical.planning.settings import Activation
 from empirical.planning.stand_in import StandIn
-from langevin.data import labels as data_labels
+from langevin.support import labels as data_labels
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 

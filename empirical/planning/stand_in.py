@@ -62,7 +62,8 @@ class Settings:
     def phases(self, split: Split, samples: int) -> list[Phase]:
         """The phases of Langevin diffusion with the same mean drift and the same DP noise.
 
-        Those of `langevin.DPSGD.phase` if ``samples``, the available rows, is all. With fewer rows
+        Those of `langevin.DPSGD.phase` if ``samples``, the available rows, is all, but without their sample
+        rate: the theory of full batches describes them, and leaves the sampling noise out. With fewer rows
         the noise relative to the mean gradient is that of the whole. Privacy is not to be read off them.
         """
         phases: list[Phase] = []

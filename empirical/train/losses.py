@@ -49,11 +49,12 @@ class Scalar:
     Raises
     ------
     ValueError
-        If the loss has no form for tensors.
+        If the loss has no form for tensors, or compares K outputs with classes.
     """
 
     def __init__(self, name: str) -> None:
-        validate.choice("loss", name, [n for n, loss in LOSSES.items() if loss.tensor_value is not None])
+        one_output = [n for n, loss in LOSSES.items() if loss.tensor_value is not None and not loss.classes]
+        validate.choice("loss", name, one_output)
         self._loss = LOSSES[name]
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin.data import labels, tables
+from langevin.data import tables
 from langevin.model.losses import LOSSES
+from langevin.model.weights import head
 from langevin.store import npz
-from langevin.support import validate
+from langevin.support import labels, validate
 from langevin.support.validate import FloatArray
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class FileProblem(NamedTuple):
     problem : Problem
     W, v : ndarray or None
     classes : tuple of str
-        Names of the classes -1 and +1; none if ``y`` holds targets of a regression.
+        Names of the classes -1 and +1, or 0 to K - 1; none if ``y`` holds targets of a regression.
     file : DataFile
     """
 
@@ -84,15 +85,17 @@ def held(path: str | Path) -> tuple[str, ...]:
 def from_file(
     path: str | Path, *, label: str = "y", activation: str = "relu", loss: str = "logistic"
 ) -> FileProblem:
-    r"""Read a problem of two classes, or of regression, from a file.
+    r"""Read a problem of classes, or of regression, from a file.
 
-    Labels of any kind become -1 and +1 in sorted order. With a loss of real targets, such as ``"square"``,
-    numbers stay as they are.
+    Labels of any kind become -1 and +1 in sorted order; with ``"softmax"`` and ``"ovr"``, class numbers, and
+    there may be more than two of them. With a loss of real targets, such as ``"square"``, numbers stay as
+    they are.
 
     Parameters
     ----------
     path : path
-        ``.npz``: ``X (n, d)`` and ``y (n,)``; optionally ``W (h, d)``, ``v (h,)``, ``X_test``, ``y_test``.
+        ``.npz``: ``X (n, d)`` and ``y (n,)``; optionally ``W (h, d)``, ``v (h,)`` or ``(h, K)``,
+        ``X_test``, ``y_test``.
         ``.csv``: UTF-8, separated by commas, the first line names the columns. ``.parquet``: needs pyarrow.
         Of a table, one column holds the labels and all others are features, which must be numbers.
     label : str
@@ -109,7 +112,7 @@ def from_file(
     ValueError
         If the file is missing, damaged, pickled, or something else than its suffix says; if it has no such
         label, features that are no numbers, or missing values, by row and column; if there are more than two
-        classes.
+        classes with a loss of two.
     MemoryError
         If it does not fit into memory, before it is read.
     ImportError
@@ -129,18 +132,22 @@ def from_file(
 
     file = read(path, label)
     arrays, targets, names = file.arrays, {}, ()
-    if not LOSSES[loss].signs and np.asarray(file.arrays["y"]).dtype.kind in "iuf":
+    called = f"label {label!r}" if file.features else "y"
+    if LOSSES[loss].classes:
+        names, targets = _numbered(called, arrays)
+    elif LOSSES[loss].real and np.asarray(file.arrays["y"]).dtype.kind in "iuf":
         targets = {name: arrays[name] for name in ("y", "y_test") if name in arrays}
     else:
-        names, targets = _two_classes(f"label {label!r}" if file.features else "y", arrays)
+        names, targets = _two_classes(called, arrays)
     W, v = arrays.get("W"), arrays.get("v")
     problem = Problem(
-        arrays["X"], targets["y"], activation, loss, arrays.get("X_test"), targets.get("y_test")
+        *(arrays["X"], targets["y"], activation, loss, arrays.get("X_test"), targets.get("y_test")),
+        classes=names if LOSSES[loss].classes else None,
     )
     return FileProblem(
         problem,
         None if W is None else validate.array("W", W, 2),
-        None if v is None else validate.array("v", v, 1),
+        None if v is None else head("v", v),
         names,
         file,
     )
@@ -182,9 +189,20 @@ def _suffix(path: str | Path) -> str:
     return suffix
 
 
+def _numbered(
+    name: str, arrays: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return the names of the classes, and the number of each sample's."""
+    names, numbers = labels.classes(name, arrays["y"])
+    targets = {"y": numbers}
+    if "y_test" in arrays:
+        targets["y_test"] = labels.classes("y_test", arrays["y_test"], names)[1]
+    return names, targets
+
+
 def _two_classes(
     name: str, arrays: Mapping[str, NDArray[Any]]
-) -> tuple[tuple[str, ...], dict[str, FloatArray]]:
+) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
     """Return the names of the two classes, and labels -1 and +1."""
     names, numbers = labels.classes(name, arrays["y"])
     if len(names) == 1 and names[0] in ("-1", "1"):
@@ -194,7 +212,7 @@ def _two_classes(
             f"{name} must hold two classes, got {len(names)}: {tables.listed(names)}; keep the samples of "
             "two, or take loss='square' for regression"
         )
-    targets: dict[str, FloatArray] = {"y": 2.0 * numbers - 1}
+    targets: dict[str, NDArray[Any]] = {"y": 2.0 * numbers - 1}
     if "y_test" in arrays:
         targets["y_test"] = 2.0 * labels.classes("y_test", arrays["y_test"], names)[1] - 1
     return names, targets

@@ -40,10 +40,13 @@ def collapsed_features(
     Every ``w_j`` lies strictly in the cone of one class, ``w_j . x_i > 0`` iff ``y_i = s_j``; the classes
     alternate from neuron to neuron. The cone's axis is ``s_j X^T y``, which lies in it under Assumption 3.1.
 
+    With K classes (new; theory for K outputs, section 3.2') neuron ``j`` has class ``j`` modulo K. The axis
+    is the mean of the class less the means of all others, which need not lie in the cone.
+
     Parameters
     ----------
     problem : Problem
-        With labels -1 and +1, and separable as Assumption 3.1 has it.
+        With labels -1 and +1, or K classes, and separable as Assumption 3.1 has it.
     width : int
         ``h``.
     spread : float
@@ -59,7 +62,7 @@ def collapsed_features(
     Raises
     ------
     ValueError
-        If the axis does not lie in its cone: the data are not orthogonally separable.
+        If an axis does not lie in its cone: with two classes the data are not orthogonally separable then.
 
     References
     ----------
@@ -78,24 +81,45 @@ def collapsed_features(
     if not 0 <= validate.number("spread", spread) < 1:
         raise ValueError(f"spread must lie in [0, 1), got {spread!r}")
     scale = width**-0.5 if scale is None else validate.positive("scale", scale)
-    validate.labels("problem.y", problem.y)
     random = generator(rng, "collapsed features")
-    axis = problem.X.T @ problem.y
-    axis = axis / max(float(np.linalg.norm(axis)), np.finfo(float).tiny)
-    lengths = np.sqrt(problem.squared_norms)
-    margin = float((problem.y * (problem.X @ axis) / np.where(lengths > 0, lengths, np.inf)).min())
-    if margin <= 1e-12:
+    axes, margins = _axes(problem)
+    if margins.min() <= 1e-12:
         raise ValueError(
             "problem must be orthogonally separable (Assumption 3.1) for collapsed features: the cone of a "
-            f"class does not hold its axis, whose smallest cosine is {margin:.3g}; take gaussian_features"
+            f"class does not hold its axis, whose smallest cosine is {margins.min():.3g}; take "
+            "gaussian_features"
         )
+    own = np.arange(width) % len(axes)
     deviations = random.standard_normal((width, problem.dim))
     deviations /= np.linalg.norm(deviations, axis=1, keepdims=True)
     # a deviation shorter than the margin cannot change a sign
-    rows = axis + spread * margin * random.uniform(size=(width, 1)) ** (1 / problem.dim) * deviations
+    longest = spread * margins[own, None]
+    rows = axes[own] + longest * random.uniform(size=(width, 1)) ** (1 / problem.dim) * deviations
     rows *= scale / np.linalg.norm(rows, axis=1, keepdims=True)
-    signs = np.where(np.arange(width) % 2 == 0, 1.0, -1.0)
-    return Weights(signs[:, None] * rows, gaussian_head(width, head_scale, rng=random))
+    head = gaussian_head(width, head_scale, outputs=problem.outputs_dim, rng=random)
+    if not problem.class_names:
+        # both axes are that of class +1
+        rows *= np.where(own == 0, 1.0, -1.0)[:, None]
+    return Weights(rows, head)
+
+
+def _axes(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """Unit axis of each class's cone, and its smallest cosine to the cone's sides, negative outside.
+
+    With labels -1 and +1 the axis of class +1, twice.
+    """
+    if problem.class_names:
+        means = np.array([problem.X[problem.y == k].mean(axis=0) for k in range(problem.outputs_dim)])
+        pairs = list(zip(2 * means - means.sum(axis=0), 2 * problem.targets.T - 1, strict=True))
+    else:
+        validate.labels("problem.y", problem.y)
+        pairs = [(problem.X.T @ problem.y, problem.y)] * 2
+    lengths = np.sqrt(problem.squared_norms)
+    axes, margins = [], []
+    for axis, signs in pairs:
+        axes.append(axis / max(float(np.linalg.norm(axis)), np.finfo(float).tiny))
+        margins.append((signs * (problem.X @ axes[-1]) / np.where(lengths > 0, lengths, np.inf)).min())
+    return np.array(axes), np.array(margins)
 
 
 def gaussian_features(width: int, dim: int, *, scale: float | None = None, rng: RNG = None) -> FloatArray:
@@ -153,20 +177,31 @@ def gaussian_gram(
             "matrix that tells its outputs; take gaussian_features"
         )
     span = Span.of(problem.X, problem.X_test)
-    columns = span.dim + 1
+    outputs = problem.outputs_dim
+    columns = span.dim + outputs
     rows = min(width, columns)
     random = generator(rng, "Gram matrix")
     factor = np.triu(random.standard_normal((rows, columns)), 1)
     factor[np.arange(rows), np.arange(rows)] = np.sqrt(random.chisquare(width - np.arange(rows)))
-    W = _scaled("scale", length, span.embed(factor[:, :-1]), length / problem.dim**0.5)
-    return GramWeights(W, _scaled("head_scale", deviation, factor[:, -1], deviation), width)
+    W = _scaled("scale", length, span.embed(factor[:, : span.dim]), length / problem.dim**0.5)
+    head = factor[:, -1] if outputs == 1 else factor[:, span.dim :]
+    return GramWeights(W, _scaled("head_scale", deviation, head, deviation), width)
 
 
-def gaussian_head(width: int, scale: float | None = None, *, rng: RNG = None) -> FloatArray:
-    """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``; shape (h,)."""
-    width = _width(width, 1)
-    deviation = width**-0.5 if scale is None else validate.non_negative("head_scale", scale)
-    return _scaled("head_scale", deviation, generator(rng, "head").standard_normal(width), deviation)
+def gaussian_head(width: int, scale: float | None = None, *, outputs: int = 1, rng: RNG = None) -> FloatArray:
+    """A head of independent ``N(0, scale^2)``, by default ``scale = 1 / sqrt(width)``.
+
+    Its shape is (h,) for one output, otherwise (h, K).
+    """
+    shape = _head_shape(width, outputs)
+    deviation = shape[0] ** -0.5 if scale is None else validate.non_negative("head_scale", scale)
+    return _scaled("head_scale", deviation, generator(rng, "head").standard_normal(shape), deviation)
+
+
+def _head_shape(width: int, outputs: int) -> tuple[int, ...]:
+    outputs = validate.integer("outputs", outputs, 1)
+    width = _width(width, outputs)
+    return (width,) if outputs == 1 else (width, outputs)
 
 
 def _scaled(name: str, scale: float, values: FloatArray, factor: float) -> FloatArray:
@@ -178,35 +213,45 @@ def _scaled(name: str, scale: float, values: FloatArray, factor: float) -> Float
     return scaled
 
 
-def zero_head(width: int) -> FloatArray:
-    """A head of zeros; shape (h,)."""
-    return np.zeros(_width(width, 1))
+def zero_head(width: int, *, outputs: int = 1) -> FloatArray:
+    """A head of zeros; shape (h,) for one output, otherwise (h, K)."""
+    return np.zeros(_head_shape(width, outputs))
 
 
 def prototype_head(problem: Problem, W: FloatArray, scale: float | None = None) -> FloatArray:
     """The difference of the classes' mean features, scaled to root mean square ``scale``; shape (h,).
+
+    With K classes, the mean features of each class less the mean of these over the classes; shape (h, K).
 
     Not private: on private data the prototypes have to be released with noise first.
 
     Parameters
     ----------
     problem : Problem
-        With labels -1 and +1, both present.
+        With labels -1 and +1, both present, or K classes.
     W : ndarray, shape (h, d)
     scale : float, optional
         ``1 / sqrt(h)`` by default, as a Gaussian head's.
     """
-    validate.labels("problem.y", validate.instance("problem", problem, Problem).y)
+    if not validate.instance("problem", problem, Problem).class_names:
+        validate.labels("problem.y", problem.y)
     W = validate.array("W", W, 2)
     if W.shape[1] != problem.dim:
         raise ValueError(f"W must have as many columns as problem.X, got {W.shape[1]} and {problem.dim}")
     size = len(W) ** -0.5 if scale is None else validate.positive("head_scale", scale)
-    features = problem.features(W)
-    positive = problem.y > 0
-    if positive.all() or not positive.any():
-        raise ValueError("problem.y must hold both classes for a prototype head, got one")
-    difference = features[positive].mean(axis=0) - features[~positive].mean(axis=0)
+    difference = _prototypes(problem, problem.features(W))
     norm = float(np.linalg.norm(difference))
     if norm == 0:
         raise ValueError("W must tell the classes apart for a prototype head: their mean features coincide")
-    return _scaled("head_scale", size, difference / norm * len(W) ** 0.5, size)
+    return _scaled("head_scale", size, difference / norm * difference.size**0.5, size)
+
+
+def _prototypes(problem: Problem, features: FloatArray) -> FloatArray:
+    """Difference of two classes' mean features, or those of K classes less their mean."""
+    if problem.class_names:
+        means = np.array([features[problem.y == k].mean(axis=0) for k in range(problem.outputs_dim)])
+        return (means - means.mean(axis=0)).T
+    positive = problem.y > 0
+    if positive.all() or not positive.any():
+        raise ValueError("problem.y must hold both classes for a prototype head, got one")
+    return features[positive].mean(axis=0) - features[~positive].mean(axis=0)

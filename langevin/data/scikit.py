@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from langevin.data.initial import gaussian_features, gaussian_head
+from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
@@ -41,7 +42,7 @@ def digits(
     Parameters
     ----------
     classes : pair of int
-        The private digits, labelled -1 and +1.
+        The private digits, labelled -1 and +1; classes 0 and 1 with the losses ``"softmax"`` and ``"ovr"``.
     width : int
         ``h``.
     activation, loss
@@ -79,11 +80,17 @@ def digits(
     public = Problem(X[~private], np.where(labels[~private] % 2 == 0, 1.0, -1.0), activation)
     W = _pretrained(public, start, cache)
 
-    y = np.where(labels[private] == pair[1], 1.0, -1.0)
+    numbered = LOSSES[validate.choice("loss", loss, LOSSES)].classes
+    second = labels[private] == pair[1]
+    y = second.astype(np.int64) if numbered else np.where(second, 1.0, -1.0)
     order = random.permutation(len(y))
     held_out, train = np.split(order, [round(_TEST_SHARE * len(y))])
-    problem = Problem(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out])
-    return problem, Weights(W, gaussian_head(width, head_scale, rng=random))
+    problem = Problem(
+        *(X[private][train], y[train], activation, loss, X[private][held_out], y[held_out]),
+        classes=pair if numbered else None,
+    )
+    head = gaussian_head(width, head_scale, outputs=problem.outputs_dim, rng=random)
+    return problem, Weights(W, head)
 
 
 def _cache_folder() -> Path | None:

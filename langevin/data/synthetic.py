@@ -21,14 +21,15 @@ def orthogonally_separable(
     samples: int = 64,
     dim: int = 16,
     *,
-    spread: float = 0.2,
-    angle: float = 135.0,
+    classes: int = 2,
+    spread: float | None = None,
+    angle: float | None = None,
     activation: str = "relu",
     loss: str = "logistic",
     test_samples: int = 0,
     rng: RNG = None,
 ) -> Problem:
-    """Two classes that satisfy Assumption 3.1 of [1]_.
+    """Classes that satisfy Assumption 3.1 of [1]_: two, or K in its extension (new; K outputs, section 3.1').
 
     A sample is its class's unit mean plus a vector across it, uniform in direction, of length at most
     ``spread``: so within a class all products are positive, between classes none is.
@@ -36,12 +37,16 @@ def orthogonally_separable(
     Parameters
     ----------
     samples, dim : int
-        ``n`` (half of each class) and ``d``; at least 2 each.
-    spread : float
+        ``n``, of which each class has an equal share up to one, and ``d``; at least 2 each. K classes take at
+        least K samples, and K dimensions, or K - 1 with the default angle.
+    classes : int
+        ``K``, at least 2; more than 2 need loss ``"softmax"`` or ``"ovr"``.
+    spread : float, optional
         Tangent of the largest angle between a sample and its class's mean; 0 collapses the classes. Must
-        be less than ``tan((angle - 90) / 2)``.
-    angle : float
-        Between the class means, in degrees, in (90, 180].
+        be less than ``tan((angle - 90) / 2)``; by default 0.2, or half of that limit if this is less.
+    angle : float, optional
+        Between any two class means, in degrees, above 90 and at most ``arccos(-1 / (K - 1))``: 180 for two
+        classes. By default 135 for two classes and the largest for more, whose means are a centred simplex.
     activation, loss
         As in `Problem`.
     test_samples : int
@@ -62,33 +67,71 @@ def orthogonally_separable(
     True
     """
     samples, dim = validate.integer("samples", samples, 2), validate.integer("dim", dim, 2)
+    classes = _class_count(classes, samples, loss)
     test_samples = validate.integer("test_samples", test_samples, 0)
     _fits(samples + test_samples, dim)
-    if not 90 < validate.number("angle", angle) <= 180:
-        raise ValueError(f"angle must lie in (90, 180] degrees, got {angle!r}")
+    angle = _angle(classes, angle)
     limit = math.tan(math.radians(angle - 90) / 2)
-    if not 0 <= validate.number("spread", spread) < limit:
+    spread = min(0.2, limit / 2) if spread is None else validate.number("spread", spread)
+    if not 0 <= spread < limit:
         raise ValueError(
             f"spread must lie in [0, {limit:.4g}) at angle={angle:g}: samples of different classes may "
             f"have a positive product; got {spread!r}"
         )
     random = generator(rng, "separable data")
-    plane = np.linalg.qr(random.standard_normal((dim, 2)))[0].T
-    turn = math.radians(angle)
-    means = {1.0: plane[0], -1.0: math.cos(turn) * plane[0] + math.sin(turn) * plane[1]}
+    means = _means(random, classes, dim, math.radians(angle))
 
-    def draw(count: int) -> tuple[FloatArray, FloatArray]:
-        y = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
-        centres = np.array([means[label] for label in y])
+    def draw(count: int) -> tuple[FloatArray, np.ndarray]:
+        order = np.arange(count) % classes
+        centres = means[order]
         across = random.standard_normal((count, dim))
         across -= np.einsum("ij,ij->i", across, centres)[:, None] * centres
         across /= np.linalg.norm(across, axis=1, keepdims=True)
         lengths = random.uniform(size=(count, 1)) ** (1 / (dim - 1))
-        return centres + spread * lengths * across, y
+        # of two classes the first is +1, and the later one in the order of labels
+        y = order if classes > 2 else 1 - order
+        return centres + spread * lengths * across, y if LOSSES[loss].classes else np.where(y == 1, 1.0, -1.0)
 
     X, y = draw(samples)
     test = draw(test_samples) if test_samples else (None, None)
     return Problem(X, y, activation, loss, *test)
+
+
+def _class_count(classes: int, samples: int, loss: str) -> int:
+    """Return the number of classes if the loss and the number of samples allow it."""
+    classes = validate.integer("classes", classes, 2)
+    if classes > 2 and not LOSSES[validate.choice("loss", loss, LOSSES)].classes:
+        raise ValueError(f"classes must be 2 with loss {loss!r}, got {classes}: take loss='softmax' or 'ovr'")
+    if classes > samples:
+        raise ValueError(f"samples must be at least classes={classes}, got {samples}: each class needs one")
+    return classes
+
+
+def _angle(classes: int, angle: float | None) -> float:
+    """Angle between two class means, in degrees."""
+    most = math.degrees(math.acos(-1 / (classes - 1)))
+    if angle is None:
+        return 135.0 if classes == 2 else most
+    if not 90 < validate.number("angle", angle) <= most:
+        raise ValueError(f"angle must lie in (90, {most:.4g}] degrees, got {angle!r}")
+    return angle
+
+
+def _means(random: np.random.Generator, classes: int, dim: int, angle: float) -> FloatArray:
+    """Unit means of the classes, shape (K, d), in a random position."""
+    if classes == 2:
+        plane = np.linalg.qr(random.standard_normal((dim, 2)))[0].T
+        return np.array([plane[0], math.cos(angle) * plane[0] + math.sin(angle) * plane[1]])
+    from scipy.linalg import helmert
+
+    # squared length of the part that all means share: none in a centred simplex, except for rounding
+    common = 1 + (classes - 1) * math.cos(angle)
+    frame = math.sqrt(1 - math.cos(angle)) * helmert(classes).T
+    if common > 1e-12:
+        frame = np.column_stack([frame, np.full(classes, math.sqrt(common / classes))])
+    if frame.shape[1] > dim:
+        raise ValueError(f"dim must be at least {frame.shape[1]} for {classes} classes, got {dim}")
+    return frame @ np.linalg.qr(random.standard_normal((dim, frame.shape[1])))[0].T
 
 
 def linear_teacher(
@@ -116,7 +159,7 @@ def linear_teacher(
     loss : str
         As in `Problem`, one that takes real targets.
     """
-    validate.choice("loss", loss, [name for name, entry in LOSSES.items() if not entry.signs])
+    validate.choice("loss", loss, [name for name, entry in LOSSES.items() if entry.real])
     samples, dim = validate.integer("samples", samples, 1), validate.integer("dim", dim, 1)
     test_samples = validate.integer("test_samples", test_samples, 0)
     _fits(samples + test_samples, dim)

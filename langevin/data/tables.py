@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin.data.labels import plain
 from langevin.support import validate
+from langevin.support.labels import plain
 from langevin.support.validate import FloatArray
 
 # what stands for no number, and for no label: a class may be called None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from langevin.engine import outputs
+from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
 from langevin.engine.kernels.types import Records, Rule, Scratch
 from langevin.engine.layout import aligned_zeros
 from langevin.engine.observer import Observer
@@ -30,8 +33,9 @@ _FLOPS = 2e10
 class Chain(System):
     """What all paths of a run share: a system, its steps, records and noise.
 
-    ``key`` is the noise's; ``draws`` the number of draws a step; without ``noisy`` all noise is left out,
-    which gives the zeroth-order approximation on the same grid, to the last bit.
+    ``key`` is that of the noise and the batches; ``draws`` the number of draws a step; without ``noisy`` all
+    noise is left out and batches are full, which gives the zeroth-order approximation on the same grid, to
+    the last bit.
     """
 
     grid: Grid
@@ -73,23 +77,18 @@ class Chain(System):
         """What the step loop writes records by."""
         return self.observer.records
 
-    def rule(self, phase: Phase) -> Rule:
-        """Convert a phase to the form of the compiled code."""
-        number = self.layout.dtype
-        sigma = phase.sigma if self.noisy else 0.0
-        return (
-            super()
-            .rule(phase)
-            ._replace(
-                dt=number(self.grid.dt),
-                noise=number(sigma * math.sqrt(2 * self.grid.dt / self.draws)),
-                draws=self.draws,
-                folded=self.reduction.folded if self.noisy else 0,
-            )
-        )
+    def rule(self, phase: Phase) -> Rule | OutputsRule:
+        """Convert a phase to the form of the compiled code; without noise, on full batches."""
+        noise: Any = {}
+        if self.noisy:
+            folded, rate = self.reduction.folded, phase.sample_rate
+            noise = dict(sigma=phase.sigma, sample_rate=rate, folded=folded)
+        return self._rule(phase, dt=self.grid.dt, draws=self.draws, **noise)
 
     def step_seconds(self) -> float:
         """Estimate the time of a step of one path, to divide work into calls."""
+        if isinstance(self.data, OutputsData):
+            return outputs.step_flops(self.layout, self.data, self.schedule) / _FLOPS + 1e-6
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
@@ -100,7 +99,11 @@ class Chain(System):
 
     def steps_a_call(self, paths: int) -> int:
         """Steps of so many paths that a call into compiled code takes."""
-        return max(1, int(_CALL_SECONDS / (self.step_seconds() * paths)))
+        step, start = self.step_seconds(), 0.0
+        if isinstance(self.data, OutputsData):
+            # a call computes the features of linear probing first, which may take longer than many batches
+            start = outputs.freeze_flops(self.data) / _FLOPS
+        return max(1, int(_CALL_SECONDS / (step * paths)), int(start / step))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
@@ -108,7 +111,7 @@ class Chain(System):
         fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
 
-    def advance(self, chunk: Chunk, results: Results, scratch: Scratch, stop: int) -> None:
+    def advance(self, chunk: Chunk, results: Results, scratch: Scratch | OutputsScratch, stop: int) -> None:
         """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
         phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1

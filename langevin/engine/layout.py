@@ -23,7 +23,8 @@ NEURONS_A_PRODUCT = 128
 STREAMED = 4 * 2**20
 
 
-def _up(value: int, multiple: int) -> int:
+def up(value: int, multiple: int) -> int:
+    """Round up to a multiple."""
     return -(-value // multiple) * multiple
 
 
@@ -45,38 +46,45 @@ class Layout:
         ``k`` and ``h``.
     dtype : numpy dtype
         float64 or float32.
+    outputs : int
+        ``K``: columns of the head, each of which takes a row of ``ld`` elements in its slot.
     """
 
     inputs: int
     width: int
     dtype: Any
+    outputs: int = 1
 
     @property
     def ld(self) -> int:
         """Row length: whole cache lines, and an odd number of them where rows would share cache sets."""
         itemsize = np.dtype(self.dtype).itemsize
         line = CACHE_LINE // itemsize
-        ld = _up(self.width, line)
+        ld = up(self.width, line)
         return ld + line if ld * itemsize >= 2048 and ld // line % 2 == 0 else ld
 
     @property
     def head(self) -> int:
         """Slot of the head."""
-        return _up(self.ld, TILE)
+        return up(self.outputs * self.ld, TILE)
 
     @property
     def size(self) -> int:
         """Elements of a state."""
-        return self.head + _up(self.inputs * self.ld, TILE)
+        return self.head + up(self.inputs * self.ld, TILE)
 
     def pack(self, W: FloatArray, v: FloatArray, theta: np.ndarray) -> None:
-        """Write ``W (h, k)`` and ``v (h,)`` into a state."""
-        theta[: self.width] = v
+        """Write ``W (h, k)`` and ``v``, shape (h,) or (h, K), into a state."""
+        self._head_rows(theta)[:, : self.width] = v.T
         self._first_layer(theta)[:, : self.width] = W.T
 
     def unpack(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Views of ``W (h, k)`` and ``v (h,)`` in a state."""
-        return self._first_layer(theta)[:, : self.width].T, theta[: self.width]
+        """Views of ``W (h, k)`` and ``v``, shape (h,) if there is one output and (h, K) otherwise."""
+        head = self._head_rows(theta)[:, : self.width].T
+        return self._first_layer(theta)[:, : self.width].T, head[:, 0] if self.outputs == 1 else head
+
+    def _head_rows(self, theta: np.ndarray) -> np.ndarray:
+        return theta[: self.outputs * self.ld].reshape(self.outputs, self.ld)
 
     def _first_layer(self, theta: np.ndarray) -> np.ndarray:
         return theta[self.head : self.head + self.inputs * self.ld].reshape(self.inputs, self.ld)
@@ -85,9 +93,9 @@ class Layout:
         self, X: FloatArray, y: FloatArray, *, activation: str, loss: str, features: FloatArray | None = None
     ) -> Data:
         """The compiled code's view of a problem with inputs ``X (n, k)``, or with ``features (n, h)``."""
-        samples = _up(X.shape[0], 4)
+        samples = up(X.shape[0], 4)
         padded = aligned_zeros(
-            (samples, _up(self.inputs, CACHE_LINE // np.dtype(self.dtype).itemsize)), self.dtype
+            (samples, up(self.inputs, CACHE_LINE // np.dtype(self.dtype).itemsize)), self.dtype
         )
         padded[: X.shape[0], : self.inputs] = X[:, : self.inputs]
         streamed = self.inputs * self.ld * np.dtype(self.dtype).itemsize > STREAMED
@@ -108,7 +116,7 @@ class Layout:
             self.head,
             types.CODES.get(activation, types.CALLED),
             types.CODES.get(loss, types.CALLED),
-            *_addresses(activation, loss, self.dtype),
+            *addresses(activation, None if loss in types.CODES else loss, self.dtype),
         )
 
     def scratch(self, data: Data, folds: bool = False) -> Scratch:
@@ -117,8 +125,8 @@ class Layout:
         folding: tuple[Any, ...] = (None,) * 4
         if folds:
             q = self.inputs + 1
-            shape = q, _up(q + 1, CACHE_LINE // np.dtype(self.dtype).itemsize)
-            shapes = shape, shape, (_up(q * (q - 1) // 2, TILE),), (2, REFLECTORS * q)
+            shape = q, up(q + 1, CACHE_LINE // np.dtype(self.dtype).itemsize)
+            shapes = shape, shape, (up(q * (q - 1) // 2, TILE),), (2, REFLECTORS * q)
             folding = tuple(aligned_zeros(s, self.dtype) for s in shapes)
         return Scratch(
             aligned_zeros((samples, self.ld), self.dtype),
@@ -135,12 +143,12 @@ class Layout:
         )
 
 
-def _addresses(activation: str, loss: str, dtype: Any) -> tuple[int, int, int]:
-    """Of ``phi``, the loss and its residual; 0 for what `langevin.engine.kernels.loop` has of its own."""
+def addresses(activation: str, loss: str | None, dtype: Any) -> tuple[int, int, int]:
+    """Of ``phi``, the loss and its residual; 0 for what the compiled step has of its own."""
     phi = value = residual = 0
     if activation not in types.CODES:
         phi = elementwise.rows(ACTIVATIONS[activation], dtype).address
-    if loss not in types.CODES:
+    if loss is not None:
         value, residual = (
             elementwise.scalar(LOSSES[loss], derivative).address for derivative in (False, True)
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from langevin.engine.kernels import types
+from langevin.engine.kernels.outputs.types import OutputsScratch
 from langevin.engine.kernels.types import Records, Scratch
 from langevin.engine.results import Chunk, Results
 from langevin.engine.system import System
@@ -79,7 +80,7 @@ class Observer:
         r = int(np.searchsorted(self.records.steps, step))
         return r if r < self.records.steps.size and self.records.steps[r] == step else None
 
-    def observe(self, r: int, chunk: Chunk, results: Results, scratch: Scratch) -> None:
+    def observe(self, r: int, chunk: Chunk, results: Results, scratch: Scratch | OutputsScratch) -> None:
         """Write record ``r`` of a chunk's states as they are."""
         system, step, rows = self.system, int(self.records.steps[r]), chunk.paths
         system.reduction.loop(

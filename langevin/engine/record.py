@@ -19,6 +19,7 @@ from langevin.engine.kernels import types
 from langevin.engine.observer import Observer
 from langevin.engine.results import Chunk, Results
 from langevin.model.observables import OBSERVABLES
+from langevin.model.schedule import Phase
 from langevin.store import checkpoints, errors
 from langevin.support import validate
 
@@ -69,9 +70,10 @@ def configuration(
             "activation": problem.activation,
             "loss": problem.loss,
             "digest": _digest(problem.X, problem.y, problem.X_test, problem.y_test),
+            **({"classes": problem.class_names} if problem.class_names else {}),
         },
         "weights": {"width": weights.width, "digest": _digest(weights.W, weights.v)},
-        "schedule": [asdict(phase) for phase in system.schedule],
+        "schedule": [_phase(phase) for phase in system.schedule],
         "dt": chain.grid.dt if chain else None,
         "times": _digest(observer.times),
         "paths": paths,
@@ -85,6 +87,14 @@ def configuration(
         "draws": chain.draws if chain else 1,
     }
     return json.loads(json.dumps(config))
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    """A phase as plain data; without the sample rate of full batches, which earlier checkpoints lack."""
+    found = asdict(phase)
+    if phase.sample_rate == 1:
+        del found["sample_rate"]
+    return found
 
 
 def versions(*extra: str) -> dict[str, str]:
@@ -140,6 +150,7 @@ class Run:
                 "title": "training dynamics of a two-layer network",
                 "source": "langevin",
                 "config": json.dumps(config),
+                **({"classes": json.dumps(names)} if (names := config["problem"].get("classes")) else {}),
                 "versions": json.dumps(versions(*(() if config["device"] == "cpu" else ("torch", "triton")))),
             },
         )

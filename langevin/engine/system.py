@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from langevin.engine.kernels import types
-from langevin.engine.kernels.types import Data, Rule
+from langevin.engine import outputs
+from langevin.engine.kernels import descend, forward, types
+from langevin.engine.kernels.outputs.drift import drift_outputs, freeze_outputs
+from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
+from langevin.engine.kernels.types import Data, Rule, Scratch
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Chunk
@@ -31,28 +36,46 @@ class System:
     schedule: Schedule
     reduction: Reduction
     layout: Layout
-    data: Data
+    data: Data | OutputsData
     origin: np.ndarray
 
     @classmethod
     def build(cls, request: Request, reduction: Reduction, dtype: type) -> System:
         """Lay out a reduction of what was requested."""
         rows, inputs = reduction.W.shape
-        layout = Layout(inputs, rows, dtype)
-        X = reduction.problem.X
-        data = layout.data(
-            X,
-            reduction.problem.y,
-            activation=reduction.problem.activation,
-            loss=request.problem.loss,
-            features=X if reduction.frozen else None,
-        )
+        layout = Layout(inputs, rows, dtype, reduction.problem.outputs_dim)
+        data = _data(layout, reduction)
         origin = aligned_zeros((layout.size,), dtype)
         layout.pack(reduction.W, reduction.v, origin)
         return cls(request.problem, request.weights, request.schedule, reduction, layout, data, origin)
 
-    def rule(self, phase: Phase) -> Rule:
-        """A phase in the compiled code's form: its drift, without steps or noise."""
+    def rule(self, phase: Phase) -> Rule | OutputsRule:
+        """A phase in the compiled code's form: its drift on all samples, without noise."""
+        return self._rule(phase)
+
+    def _rule(
+        self,
+        phase: Phase,
+        *,
+        dt: float = 1.0,
+        sigma: float = 0.0,
+        draws: int = 1,
+        sample_rate: float = 1.0,
+        folded: int = 0,
+    ) -> Rule | OutputsRule:
+        """A phase in the compiled code's form, its steps in units of diffusion time."""
+        if not self.reduction.scalar:
+            return outputs.build_rule(
+                self.layout,
+                method=phase.method,
+                clip=phase.clip,
+                clipping=phase.clipping,
+                stabiliser=phase.stabiliser,
+                sigma=sigma,
+                sample_rate=sample_rate,
+                dt=dt,
+                draws=draws,
+            )
         number = self.layout.dtype
         if phase.clip is not None and number(phase.clip) == 0:
             raise ValueError(
@@ -63,10 +86,10 @@ class System:
             types.UNCLIPPED if phase.clip is None else _CLIPPING[phase.clipping],
             1.0 if phase.clip is None else phase.clip,
             phase.stabiliser,
-            dt=number(0),
-            noise=number(0),
-            draws=1,
-            folded=0,
+            dt=number(dt),
+            noise=number(sigma * math.sqrt(2 * dt / draws)),
+            draws=draws,
+            folded=folded,
         )
 
     def start(self, first_path: int, paths: int) -> Chunk:
@@ -75,10 +98,33 @@ class System:
         thetas[:] = self.origin
         return Chunk(first_path, 0, thetas, np.zeros((paths, 2, self.reduction.processes)))
 
-    def scratch(self) -> types.Scratch:
+    def scratch(self) -> Scratch | OutputsScratch:
         """Return the work space of one thread."""
+        if isinstance(self.data, OutputsData):
+            probing = any(phase.method == "lp" for phase in self.schedule)
+            return outputs.build_scratch(self.layout, self.data, probing=probing)
         return self.layout.scratch(self.data, folds=self.reduction.folds)
 
     def scratch_bytes(self) -> int:
         """Size of the work space of a thread."""
         return sum(a.nbytes for a in self.scratch() if a is not None)
+
+    def freeze(self, theta: np.ndarray, scratch: Scratch | OutputsScratch) -> None:
+        """Leave the features at a state in the work space, for `drift` in linear probing."""
+        (forward.freeze if self.reduction.scalar else freeze_outputs)(theta, self.data, scratch)
+
+    def drift(self, theta: np.ndarray, out: np.ndarray, rule: Any, scratch: Any) -> None:
+        """Write the clipped drift of `rule` to ``out``; in linear probing the head's slot alone will do."""
+        (descend.drift if self.reduction.scalar else drift_outputs)(theta, out, self.data, rule, scratch)
+
+
+def _data(layout: Layout, reduction: Reduction) -> Data | OutputsData:
+    """The reduction's problem in the form that its loop reads."""
+    problem = reduction.problem
+    given: Any = dict(
+        activation=problem.activation, loss=problem.loss, features=problem.X if reduction.frozen else None
+    )
+    if reduction.scalar:
+        return layout.data(problem.X, problem.y, **given)
+    order, classes = reduction.span.order, problem.classification
+    return outputs.build_data(layout, problem.X, problem.targets, classes=classes, order=order, **given)

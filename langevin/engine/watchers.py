@@ -22,7 +22,7 @@ class Watcher(Protocol):
         ...
 
     def __call__(self, W: np.ndarray, v: np.ndarray) -> float:
-        """Evaluate at ``W (h, k)``, ``v (h,)``, in the coordinates that the watcher was made for."""
+        """Evaluate at ``W (h, k)`` and a head, in the coordinates that the watcher was made for."""
         ...
 
 
@@ -52,7 +52,7 @@ class KNNAccuracy:
 
 @dataclass(frozen=True, eq=False)
 class TestAccuracy:
-    """Share of held-out samples with ``y f > 0``."""
+    """Share of held-out samples with ``y f > 0``, or whose largest output is that of their class."""
 
     problem: Problem
     name: str = "test_accuracy"
@@ -62,7 +62,8 @@ class TestAccuracy:
         assert p.X_test is not None
         assert p.y_test is not None
         W = W.astype(np.float64)
-        return float((p.y_test * (p.activate(p.X_test @ W.T) @ v) > 0).mean())
+        f = p.activate(p.X_test @ W.T) @ v
+        return float(((p.y_test * f > 0) if f.ndim == 1 else f.argmax(axis=1) == p.y_test).mean())
 
 
 WATCHERS: dict[str, Any] = {"knn_accuracy": KNNAccuracy, "test_accuracy": TestAccuracy}

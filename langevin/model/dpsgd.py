@@ -1,4 +1,4 @@
-"""Conversion between the diffusion and full-batch DP-SGD."""
+"""Conversion between phases and DP-SGD, with full or Poisson batches."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from langevin.support import validate
 
 @dataclass(frozen=True)
 class DPSGD:
-    """One phase of DP-SGD, and its map to the Langevin diffusion.
+    """One phase of DP-SGD, and the `Phase` whose Euler-Maruyama chain it is.
 
     With ``sample_rate=None`` (full batch) a step is
     ``theta <- theta - eta (sum_i clip(g_i) + nu C xi)``: an Euler-Maruyama step with ``dt = eta``
     and ``sigma = nu C sqrt(eta / 2)``, and privacy carries over exactly.
 
     With Poisson sampling at rate ``q`` it is
-    ``theta <- theta - eta / (q n) (sum_batch clip(g_i) + nu C xi)``: the same mean drift and the
-    same *DP* noise as a step with ``dt = eta / n`` and ``sigma = nu C sqrt(eta) / (q sqrt(2 n))``.
-    The sampling noise comes on top of that, and **privacy must not be read through this map**: the
-    diffusion's guarantee understates the loss of the subsampled mechanism. Use an accountant.
+    ``theta <- theta - eta / (q n) (sum_batch clip(g_i) + nu C xi)``: a step of a phase with the same
+    ``sample_rate``, ``dt = eta / n`` and ``sigma = nu C sqrt(dt) / (q sqrt(2))`` (new; theory for K outputs
+    and mini-batches, section 8'a). The expected batch size ``q n`` is a public constant. **Privacy must not
+    be read off the diffusion with this sigma**: its guarantee understates the loss of the subsampled
+    mechanism. Use an accountant.
 
     Parameters
     ----------
@@ -47,6 +48,9 @@ class DPSGD:
     (2.0, 0.5)
     >>> DPSGD.from_phase(phase, dt=dpsgd.dt).noise_multiplier
     5.0
+    >>> dpsgd = DPSGD(0.5, 2.0, 1.0, 100, sample_rate=0.1, samples=1000)
+    >>> print(dpsgd.phase("lp"))
+    LP for time 0.05, sigma 0.316228, flat clip 1, sample rate 0.1
     """
 
     learning_rate: float
@@ -62,8 +66,7 @@ class DPSGD:
         validate.positive("clip", self.clip)
         validate.integer("steps", self.steps, 1)
         if self.sample_rate is not None:
-            validate.positive("sample_rate", self.sample_rate)
-            validate.fraction("sample_rate", self.sample_rate)
+            validate.rate("sample_rate", self.sample_rate)
             if self.samples is None:
                 raise ValueError("samples must be given with a sample_rate, got None")
             validate.integer("samples", self.samples, 1)
@@ -81,22 +84,31 @@ class DPSGD:
         return self.learning_rate / self.samples
 
     def phase(self, method: Method) -> Phase:
-        """The phase of clipped Langevin diffusion with the same drift and the same DP noise."""
+        """The phase whose Euler-Maruyama chain in steps of `dt` is this DP-SGD, its sampling included."""
         scale = 1.0 if self.sample_rate is None or self.samples is None else self.sample_rate * self.samples
         # noise of a step: learning_rate * nu * C / scale = sigma * sqrt(2 dt)
         sigma = self.learning_rate * self.noise_multiplier * self.clip / scale / math.sqrt(2 * self.dt)
-        return Phase(method, self.steps * self.dt, sigma, self.clip)
+        rate = 1.0 if self.sample_rate is None else self.sample_rate
+        return Phase(method, self.steps * self.dt, sigma, self.clip, sample_rate=rate)
 
     @classmethod
-    def from_phase(
-        cls, phase: Phase, *, dt: float, sample_rate: float | None = None, samples: int | None = None
-    ) -> DPSGD:
-        """The DP-SGD whose map is ``phase`` in steps of ``dt``.
+    def from_phase(cls, phase: Phase, *, dt: float, samples: int | None = None) -> DPSGD:
+        """The DP-SGD that the Euler-Maruyama chain of ``phase`` in steps of ``dt`` is.
+
+        Parameters
+        ----------
+        phase : Phase
+        dt : float
+            Step, in units of diffusion time.
+        samples : int, optional
+            ``n``; needed if the phase has a sample rate below 1. With full batches it decides the form: None
+            for steps on summed gradients, otherwise ``sample_rate=1.0`` and steps on their mean.
 
         Raises
         ------
         ValueError
-            Without flat clipping: unclipped steps have no finite sensitivity.
+            Without flat clipping: unclipped steps have no finite sensitivity. Or without ``samples`` where
+            they are needed.
         """
         validate.original("phase", phase, Phase)
         dt = validate.positive("dt", dt)
@@ -105,18 +117,20 @@ class DPSGD:
                 f"phase must have flat clipping to be a DP-SGD, got clip={phase.clip}, "
                 f"clipping={phase.clipping!r}"
             )
-        if sample_rate is None:
-            learning_rate, scale = dt, 1.0
+        if samples is None:
+            if phase.sample_rate < 1:
+                raise ValueError(
+                    f"samples must be given with sample_rate={phase.sample_rate:g}, got None: take the "
+                    "number of training samples"
+                )
+            rate, learning_rate, scale = None, dt, 1.0
         else:
-            validate.positive("sample_rate", sample_rate)
-            if samples is None:
-                raise ValueError("samples must be given with a sample_rate, got None")
-            samples = validate.integer("samples", samples, 1)
-            learning_rate, scale = dt * samples, sample_rate * samples
+            samples, rate = validate.integer("samples", samples, 1), phase.sample_rate
+            learning_rate, scale = dt * samples, rate * samples
         nu = phase.sigma * math.sqrt(2 * dt) * scale / (learning_rate * phase.clip)
         if phase.time / dt >= 2**32:
             raise ValueError(f"dt must give fewer than 2^32 steps, got {dt:g} for a time of {phase.time:g}")
         steps = round(phase.time / dt)
         if abs(steps * dt - phase.time) > 1e-6 * dt:
             raise ValueError(f"dt must divide the phase's time, got {dt:g} for a time of {phase.time:g}")
-        return cls(learning_rate, nu, phase.clip, steps, sample_rate, samples)
+        return cls(learning_rate, nu, phase.clip, steps, rate, samples)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from langevin.model.problem import Problem
+from langevin.model.problem import Problem, beyond_scalar
+from langevin.model.schedule import Schedule
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
@@ -29,7 +30,7 @@ class Observable:
     units : str
         "1" for ratios and counts.
     classes : bool
-        Whether it needs labels -1 and +1.
+        Whether it needs labels -1 and +1, or classes.
     neurons : bool
         Whether it looks at single neurons, which not every reduction simulates.
     per_neuron : bool
@@ -53,7 +54,9 @@ _EACH_NEURON: dict[str, Any] = dict(classes=True, neurons=True, per_neuron=True,
 
 OBSERVABLES = {
     "loss": Observable("training loss, the sum over samples", "loss"),
-    "accuracy": Observable("share of training samples with y f > 0", classes=True),
+    "accuracy": Observable(
+        "share of training samples with y f > 0, or the largest output in their class", classes=True
+    ),
     "displacement": Observable("distance ||theta_t - theta_0|| of all parameters", "parameter"),
     "squared_distance": Observable(
         "squared distance ||theta_t - theta~_t||^2 to the zeroth-order path on the same grid", "parameter^2"
@@ -67,7 +70,10 @@ OBSERVABLES = {
     "preactivation": Observable("mean of w_j . x over its own class", "input parameter", **_EACH_NEURON),
     "head_alignment": Observable("s_j v_j", "parameter", **_EACH_NEURON),
     "test_accuracy": Observable(
-        "share of held-out samples with y f > 0", classes=True, held_out=True, default=False
+        "share of held-out samples with y f > 0, or the largest output in their class",
+        classes=True,
+        held_out=True,
+        default=False,
     ),
     "knn_accuracy": Observable(
         "k-nearest-neighbour accuracy of the hidden features on held-out samples",
@@ -78,13 +84,15 @@ OBSERVABLES = {
 }
 
 
-def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+def requested(
+    problem: Problem, schedule: Schedule, names: Sequence[str] | None, exclude: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Check the names requested in addition to the defaults.
 
     Raises
     ------
     ValueError
-        On an unknown name, or one that the problem does not allow.
+        On an unknown name, or one that the problem or the schedule does not allow.
     """
     names = (
         [names]
@@ -97,8 +105,14 @@ def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[s
             allowed = ", ".join(n for n in OBSERVABLES if n not in exclude)
             raise ValueError(f"observables must be among {allowed}; got {name!r}")
         observable = OBSERVABLES[name]
+        if observable.neurons and (beyond := beyond_scalar(problem, schedule)):
+            raise ValueError(
+                f"observables: {name!r} needs a scalar head and full batches, got {beyond}: leave it out"
+            )
         if observable.classes and not problem.classification:
-            raise ValueError(f"observables: {name!r} needs labels -1 and +1, but y holds other targets")
+            raise ValueError(
+                f"observables: {name!r} needs labels -1 and +1, or classes, but y holds other targets"
+            )
         if observable.held_out and problem.X_test is None:
             raise ValueError(f"observables: {name!r} needs held-out points: give Problem X_test and y_test")
     return asked
@@ -134,7 +148,17 @@ def own_class(problem: Problem, W: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray, shape (h,)
+
+    Raises
+    ------
+    ValueError
+        If the problem has K outputs.
     """
+    if problem.outputs_dim > 1:
+        raise ValueError(
+            f"problem must have one output for the own class of a neuron, got K={problem.outputs_dim}: take "
+            "'logistic' for two classes"
+        )
     features = problem.features(W)
     difference = np.zeros(W.shape[0])
     for label in (-1.0, 1.0):

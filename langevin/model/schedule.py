@@ -1,10 +1,10 @@
-"""Schedules: which parameters train, for how long, with which noise and clipping; conversion to DP-SGD."""
+"""Schedules: which parameters train, for how long, with which noise, clipping and sampling rate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,12 @@ from langevin.model.weights import Method
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-Clipping = Literal["flat", "normalised"]
+Clipping = Literal["flat", "normalised", "margin", "column"]
 
 METHODS = ("lp", "fft")
-CLIPPINGS = ("flat", "normalised")
+CLIPPINGS = ("flat", "normalised", "margin", "column")
+# clipping that is defined for one loss alone, and in linear probing alone
+CLIPPING_LOSSES = {"margin": "softmax", "column": "ovr"}
 RECORDS = 101
 # its square, over any time, is within the range of doubles
 LARGEST_SIGMA = 1e100
@@ -25,7 +27,7 @@ LARGEST_SIGMA = 1e100
 
 @dataclass(frozen=True)
 class Phase:
-    """A period of training with fixed trained parameters, noise and clipping.
+    """A period of training with fixed trained parameters, noise, clipping and sampling rate.
 
     Parameters
     ----------
@@ -38,10 +40,28 @@ class Phase:
     clip : float or None
         Threshold ``C`` of the per-sample gradient norm over the trained parameters; None: no
         clipping.
-    clipping : {"flat", "normalised"}
-        ``g min(1, C / ||g||)``, or ``g C / (||g|| + stabiliser)`` as in DP-NSGD.
+    clipping : {"flat", "normalised", "margin", "column"}
+        ``"flat"`` is ``g min(1, C / ||g||)`` and ``"normalised"`` ``g C / (||g|| + stabiliser)`` as in
+        DP-NSGD. ``"margin"`` and ``"column"`` are for linear probing with K outputs, see Notes.
     stabiliser : float
         ``r`` of the normalised clipping; must be positive there, unused otherwise.
+    sample_rate : float
+        Probability ``q`` in (0, 1] with which each sample enters the batch of a step, independently (Poisson
+        sampling); 1 for full batches. A step of the Euler-Maruyama chain then divides the clipped sum of
+        its batch by ``q``; see `langevin.DPSGD`.
+
+    Notes
+    -----
+    Flat clipping makes the drift of linear probing non-monotone with the softmax loss for ``K >= 3`` and with
+    one-vs-rest for ``K >= 2``. Two forms of clipping, new here (theory for K outputs, section 1a'), have a
+    monotone drift and the same sensitivity ``C``, so that they have the same privacy:
+
+    - margin clipping, for the softmax loss: the gradient of a sample with features ``A`` is multiplied by
+      ``min(1, C / (sqrt(2) g ||A||))``, where ``g = 1 - p_y`` is the probability of the wrong classes. Where
+      it acts, the norm is at least ``C sqrt(K / (2 (K - 1)))`` and at most ``C``. For ``K = 2`` it is flat
+      clipping.
+    - column clipping, for one-vs-rest: the gradient of each output's column of the head is clipped at
+      ``C / sqrt(K)``.
 
     Examples
     --------
@@ -51,6 +71,8 @@ class Phase:
     Traceback (most recent call last):
     ...
     ValueError: clip must be positive or None, got -1.0
+    >>> print(Phase("lp", time=0.5, clip=1.0, clipping="margin", sample_rate=0.1))
+    LP for time 0.5, sigma 0, margin clip 1, sample rate 0.1
     """
 
     method: Method
@@ -59,6 +81,7 @@ class Phase:
     clip: float | None = None
     clipping: Clipping = "flat"
     stabiliser: float = 0.01
+    sample_rate: float = 1.0
 
     def __post_init__(self) -> None:
         validate.choice("method", self.method, METHODS)
@@ -68,21 +91,31 @@ class Phase:
             ("sigma", validate.non_negative("sigma", self.sigma)),
             ("clip", validate.positive_or_none("clip", self.clip)),
             ("stabiliser", validate.positive("stabiliser", self.stabiliser)),
+            ("sample_rate", validate.rate("sample_rate", self.sample_rate)),
         ):
             object.__setattr__(self, name, value)
         if self.sigma > LARGEST_SIGMA:
             raise ValueError(f"sigma must be at most {LARGEST_SIGMA:g}, got {self.sigma:g}: take less noise")
-        if self.clipping == "normalised" and self.clip is None:
-            raise ValueError("clip must be positive with clipping='normalised', got None")
+        if self.clipping != "flat" and self.clip is None:
+            raise ValueError(f"clip must be positive with clipping={self.clipping!r}, got None")
+        if self.clipping in CLIPPING_LOSSES and self.method != "lp":
+            raise ValueError(
+                f"clipping must be 'flat' or 'normalised' with method {self.method!r}, got "
+                f"{self.clipping!r}, which is defined for linear probing alone"
+            )
 
     def __str__(self) -> str:
         clip = "no clipping" if self.clip is None else f"{self.clipping} clip {self.clip:g}"
-        return f"{self.method.upper()} for time {self.time:g}, sigma {self.sigma:g}, {clip}"
+        rate = f", sample rate {self.sample_rate:g}" if self.sample_rate < 1 else ""
+        return f"{self.method.upper()} for time {self.time:g}, sigma {self.sigma:g}, {clip}{rate}"
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A sequence of `Phase`, in the order in which they run.
+
+    The constructors `lp`, `fft` and `lp_fft` take ``clipping``, ``stabiliser`` and ``sample_rate`` as `Phase`
+    does; in `lp_fft` they apply to both phases.
 
     Examples
     --------
@@ -102,14 +135,14 @@ class Schedule:
         object.__setattr__(self, "phases", tuple(phases))
 
     @classmethod
-    def lp(cls, *, time: float, sigma: float = 0.0, clip: float | None = None, **clipping: Any) -> Schedule:
-        """Linear probing: only the head trains."""
-        return cls([Phase("lp", time, sigma, clip, **clipping)])
+    def lp(cls, *, time: float, sigma: float = 0.0, clip: float | None = None, **rest: Any) -> Schedule:
+        """Linear probing: only the head trains; ``rest`` as in `Phase`."""
+        return cls([Phase("lp", time, sigma, clip, **rest)])
 
     @classmethod
-    def fft(cls, *, time: float, sigma: float = 0.0, clip: float | None = None, **clipping: Any) -> Schedule:
-        """Full fine-tuning: everything trains."""
-        return cls([Phase("fft", time, sigma, clip, **clipping)])
+    def fft(cls, *, time: float, sigma: float = 0.0, clip: float | None = None, **rest: Any) -> Schedule:
+        """Full fine-tuning: everything trains; ``rest`` as in `Phase`."""
+        return cls([Phase("fft", time, sigma, clip, **rest)])
 
     @classmethod
     def lp_fft(
@@ -119,15 +152,15 @@ class Schedule:
         fft_time: float,
         sigma: float = 0.0,
         clip: float | None = None,
-        **clipping: Any,
+        **rest: Any,
     ) -> Schedule:
-        """Linear probing, then full fine-tuning; a phase of length 0 is omitted."""
+        """Linear probing, then full fine-tuning; a phase of length 0 is omitted; ``rest`` as in `Phase`."""
         lp_time = validate.non_negative("lp_time", lp_time)
         fft_time = validate.non_negative("fft_time", fft_time)
         if lp_time + fft_time == 0:
             raise ValueError("lp_time + fft_time must be positive, got 0.0")
         lengths: tuple[tuple[Method, float], ...] = (("lp", lp_time), ("fft", fft_time))
-        return cls([Phase(m, t, sigma, clip, **clipping) for m, t in lengths if t > 0])
+        return cls([Phase(m, t, sigma, clip, **rest) for m, t in lengths if t > 0])
 
     def __iter__(self) -> Iterator[Phase]:
         return iter(self.phases)
@@ -137,6 +170,10 @@ class Schedule:
 
     def __str__(self) -> str:
         return "; then ".join(str(phase) for phase in self.phases)
+
+    def full_batches(self) -> Schedule:
+        """The same schedule on full batches."""
+        return Schedule([replace(phase, sample_rate=1.0) for phase in self])
 
     @property
     def duration(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,20 +30,23 @@ class Weights:
     W : array_like, shape (h, d)
         First layer; row ``w_j`` is the feature of neuron ``j``. A read-only memory map stays one: reductions
         to few dimensions, such as linear probing's, read it in blocks of rows.
-    v : array_like, shape (h,)
-        Head.
+    v : array_like, shape (h,) or (h, K)
+        Head: a number per neuron, or a row of K >= 2 numbers for K outputs. A head of one output is given in
+        shape (h,).
 
     Examples
     --------
     >>> Weights([[1.0, 0.0], [0.0, 1.0]], [0.5, -0.5]).width
     2
+    >>> Weights([[1.0, 0.0], [0.0, 1.0]], [[0.5, -0.5, 0.0], [0.1, 0.2, 0.3]]).outputs_dim
+    3
     """
 
     W: FloatArray
     v: FloatArray
 
     def __init__(self, W: ArrayLike, v: ArrayLike) -> None:
-        W, v = validate.array("W", W, 2), validate.array("v", v, 1)
+        W, v = validate.array("W", W, 2), head("v", v)
         validate.same_length("W", W, "v", v)
         object.__setattr__(self, "W", W)
         object.__setattr__(self, "v", v)
@@ -57,9 +61,15 @@ class Weights:
         """Input dimension ``d``."""
         return self.W.shape[1]
 
+    @property
+    def outputs_dim(self) -> int:
+        """Number of outputs ``K``; 1 for a head of shape (h,)."""
+        return 1 if self.v.ndim == 1 else self.v.shape[1]
+
     def trained_parameters(self, method: Method) -> int:
-        """Number of trained parameters ``p``: ``h`` in LP, ``h d + h`` in FFT."""
-        return self.width * (self.dim + 1) if method == "fft" else self.width
+        """Number of trained parameters ``p``: ``h K`` in LP, ``h d + h K`` in FFT."""
+        outputs = self.outputs_dim
+        return self.width * (self.dim + outputs) if method == "fft" else self.width * outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +77,13 @@ class GramWeights(Weights):
     """Initial parameters of a linear network of any width, given by their Gram matrix.
 
     Outputs, gradient norms and hence the clipped dynamics of a linear net depend on ``[W, v]`` only through
-    ``[W, v]^T [W, v]`` (new; theory, section 7c): the rows given here have the Gram matrix of the net of
-    ``width`` neurons, and are not themselves its neurons.
+    ``[W, v]^T [W, v]`` (new; theory, section 7c, for K outputs 7c'): the rows given here have the Gram matrix
+    of the net of ``width`` neurons, and are not themselves its neurons.
 
     Parameters
     ----------
     W : array_like, shape (r, d)
-    v : array_like, shape (r,)
+    v : array_like, shape (r,) or (r, K)
     neurons : int
         The net's width ``h >= r``.
 
@@ -101,16 +111,15 @@ class GramWeights(Weights):
 
         Parameters
         ----------
-        W, v : array_like, shapes (h, d) and (h,)
+        W, v : array_like, shapes (h, d) and (h,) or (h, K)
             Anything with a shape whose slices are arrays: memory maps, HDF5 or Zarr arrays.
         """
-        W, v = (
-            array if hasattr(array, "shape") else validate.array(name, array, ndim)
-            for name, array, ndim in (("W", W, 2), ("v", v, 1))
-        )
-        if len(W.shape) != 2 or W.shape[0] < 1 or tuple(v.shape) != (W.shape[0],):
+        W = W if hasattr(W, "shape") else validate.array("W", W, 2)
+        v = v if hasattr(v, "shape") else head("v", v)
+        shape = tuple(v.shape)
+        if len(W.shape) != 2 or W.shape[0] < 1 or shape[:1] != (W.shape[0],) or len(shape) > 2 or 0 in shape:
             raise ValueError(
-                f"W and v must have shapes (h, d) and (h,), got {tuple(W.shape)} and {tuple(v.shape)}"
+                f"W and v must have shapes (h, d) and (h,) or (h, K), got {tuple(W.shape)} and {shape}"
             )
 
         def block(rows: slice) -> FloatArray:
@@ -120,13 +129,22 @@ class GramWeights(Weights):
                 raise ValueError(f"in rows {rows.start} to {rows.stop - 1}, {error}") from None
             return np.column_stack([part.W, part.v])
 
-        rows = triangle(block(rows) for rows in blocks_of_rows(W.shape[0], W.shape[1] + 1))
-        return cls(rows[:, :-1], rows[:, -1], W.shape[0])
+        dim, columns = W.shape[1], W.shape[1] + math.prod(shape[1:])
+        rows = triangle(block(rows) for rows in blocks_of_rows(W.shape[0], columns))
+        return cls(rows[:, :dim], rows[:, dim] if len(shape) == 1 else rows[:, dim:], W.shape[0])
 
     @property
     def width(self) -> int:
         """Number of neurons ``h``."""
         return self.neurons
+
+
+def head(name: str, value: ArrayLike) -> FloatArray:
+    """Return a head of shape (h,), or (h, K) with K >= 2, as an array of `validate.array`."""
+    found = validate.array(name, value, 2 if np.ndim(validate.plain(name, value)) == 2 else 1)
+    if found.ndim == 2 and found.shape[1] == 1:
+        raise ValueError(f"{name} must have shape (h,) for one output, got {found.shape}: take {name}[:, 0]")
+    return found
 
 
 def countable(name: str, neurons: int) -> int:

@@ -89,8 +89,9 @@ class Simulation:
         Noise of d theta = b dt + sqrt(2) sigma dB.
     clip : float or None
         Per-sample gradient norm threshold, or none.
-    clipping : {"flat", "normalised"}
-        flat: g min(1, C/norm of g); normalised: g C/(norm of g + r).
+    clipping : {"flat", "normalised", "margin", "column"}
+        flat: g min(1, C/norm of g); normalised: g C/(norm of g + r); margin, for softmax, and column, for
+        ovr: see langevin.Phase, for linear probing only.
     stabiliser : float
         r of normalised clipping.
     paths : int
@@ -155,8 +156,8 @@ class Simulation:
                 validate.choice(name, value, allowed)
         for name in ("samples", "dim", "width", "paths"):
             validate.integer(name, getattr(self, name), 1)
-        if self.data == "teacher" and self.loss is not None and LOSSES[self.loss].signs:
-            real = " or ".join(repr(name) for name, loss in LOSSES.items() if not loss.signs)
+        if self.data == "teacher" and self.loss is not None and not LOSSES[self.loss].real:
+            real = " or ".join(repr(name) for name, loss in LOSSES.items() if loss.real)
             raise ValueError(f"loss must be {real} with data='teacher', got {self.loss!r}")
         if self.data == "teacher" and self.features == "collapsed":
             raise ValueError(
@@ -305,10 +306,11 @@ class Simulation:
             W = initial.gaussian_features(width, problem.dim, rng=self.seed)
         if v is not None:
             return Weights(W, v)
+        outputs = problem.outputs_dim
         if self.head == "gaussian":
-            return Weights(W, initial.gaussian_head(len(W), self.head_scale, rng=self.seed))
+            return Weights(W, initial.gaussian_head(len(W), self.head_scale, outputs=outputs, rng=self.seed))
         if self.head == "zero":
-            return Weights(W, initial.zero_head(len(W)))
+            return Weights(W, initial.zero_head(len(W), outputs=outputs))
         return Weights(W, initial.prototype_head(problem, W, self.head_scale))
 
     def _gram_weights(self, problem: Problem) -> GramWeights:
@@ -316,7 +318,9 @@ class Simulation:
 
         weights = initial.gaussian_gram(problem, self.width, head_scale=self.head_scale, rng=self.seed)
         if self.head == "zero":
-            return GramWeights(weights.W, initial.zero_head(len(weights.W)), self.width)
+            return GramWeights(
+                weights.W, initial.zero_head(len(weights.W), outputs=problem.outputs_dim), self.width
+            )
         if self.head == "prototype":
             scale = self.width**-0.5 if self.head_scale is None else self.head_scale
             # a root mean square over fewer neurons of the same norm

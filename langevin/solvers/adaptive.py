@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.integrate import DOP853, LSODA, OdeSolver
 
-from langevin.engine.kernels import descend, forward, types
+from langevin.engine.kernels import types
 from langevin.engine.system import System
 from langevin.model.activations import ACTIVATIONS
 from langevin.model.losses import LOSSES
@@ -33,16 +33,20 @@ class Jump(Exception):
 class _Watched:
     """A drift that records whether the activity of neurons has changed since the last check."""
 
-    def __init__(self, system: System, rule: types.Rule, scratch: types.Scratch, watch: bool) -> None:
+    def __init__(self, system: System, rule: Any, scratch: Any, watch: bool) -> None:
         self._system, self._rule, self._scratch, self._watch = system, rule, scratch, watch
-        # where compiled code leaves the ReLU's derivatives
-        self._slopes = scratch.Z[: len(system.data.y), : system.layout.width]
+        n, width = len(system.reduction.problem.X), system.layout.width
+        # where compiled code of scalar heads leaves the ReLU's derivatives
+        self._slopes = scratch.Z[:n, :width] if isinstance(scratch, types.Scratch) else np.empty((n, width))
         self._kept = np.empty_like(self._slopes)
         self.changed = False
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
         out = np.empty_like(y)
-        descend.drift(y, out, self._system.data, self._rule, self._scratch)
+        self._system.drift(y, out, self._rule, self._scratch)
+        if self._watch and not self._system.reduction.scalar:
+            W, _ = self._system.layout.unpack(y)
+            np.greater(self._system.reduction.problem.X @ W.T, 0, out=self._slopes)
         if self._watch and not self.changed:
             self.changed = not np.array_equal(self._slopes, self._kept)
         return out
@@ -124,7 +128,7 @@ def _follow_phase(
     jumps = not (probing or ACTIVATIONS[system.problem.activation].smooth)
     trained = system.layout.head if probing else system.layout.size
     if probing:
-        forward.freeze(theta, system.data, scratch)
+        system.freeze(theta, scratch)
     drift = _Watched(system, rule, scratch, watch=jumps)
     options: dict[str, Any] = dict(max_step=phase.time / FEWEST_STEPS, rtol=rtol, atol=atol)
     with np.errstate(all="ignore"):
@@ -161,25 +165,38 @@ def _follow_phase(
         theta[:trained] = flow.y
         report.error += rtol * steps
         if flow.status == "running":
+            if not isinstance(rule, types.Rule):
+                raise _not_followed(system, flow.t)
             yield from sliding.follow(system, rule, flow.t, stop, wanted[done:], theta, rtol, report)
+
+
+def _not_followed(system: System, t: float) -> ValueError:
+    """Why the adaptive method ends at time ``t`` of a ReLU net with K outputs."""
+    return ValueError(
+        f"dt must be given for this flow of a {system.problem.activation!r} net with K = "
+        f"{system.problem.outputs_dim} outputs, got None: at time {t:.3g} a neuron meets the hyperplane of a "
+        "sample, or the flow is stiff, and the adaptive method goes on with one output alone; take explicit "
+        "steps, such as dt=1e-3"
+    )
 
 
 def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:
     """``2 / lambda`` of the unclipped gradient flow at ``weights``, its curvature by Gauss-Newton."""
-    X = problem.X
+    X, V = problem.X, weights.v.reshape(len(weights.v), -1)
     z = X @ weights.W.T
     a, slopes = problem.activate(z), problem.slope(z)
     fine_tunes = any(phase.method == "fft" for phase in schedule)
 
     def kernel(u: np.ndarray) -> np.ndarray:
         """The tangent kernel times a vector, without the products of all pairs of samples."""
+        u = u.reshape(problem.targets.shape)
         out = a @ (a.T @ u)
         if fine_tunes:
-            pull = (slopes.T @ (X * u[:, None])) * weights.v[:, None] ** 2
-            out += np.einsum("ij,ij->i", X, slopes @ pull)
-        return out
+            layer = (slopes * (u @ V.T)).T @ X
+            out += (slopes * (X @ layer.T)) @ V
+        return out.ravel()
 
-    largest = _largest_eigenvalue(kernel, problem.samples)
+    largest = _largest_eigenvalue(kernel, problem.targets.size)
     if not np.isfinite(largest):
         return 0.0
     curvature = largest * LOSSES[problem.loss].smoothness

@@ -88,7 +88,7 @@ def _checks(schedule: Schedule, wanted: FloatArray) -> tuple[FloatArray, np.ndar
 
 def _largest_factor(phase: Phase) -> float:
     """Bound of the clipping factors ``c_i``: normalised clipping makes short gradients longer."""
-    if phase.clip is None or phase.clipping == "flat":
+    if phase.clip is None or phase.clipping != "normalised":
         return 1.0
     return phase.clip / phase.stabiliser
 

@@ -28,7 +28,13 @@ from langevin.support.threads import check_threads
 if TYPE_CHECKING:
     import xarray as xr
 from langevin.solvers.errors import Diverged, Interrupted
-from langevin.solvers.prepare import build_chain, describe_divergence, draws_per_step, on_device
+from langevin.solvers.prepare import (
+    build_chain,
+    describe_divergence,
+    draws_per_step,
+    on_device,
+    require_device,
+)
 
 _AUTOSAVE_SECONDS = 60.0
 
@@ -60,45 +66,56 @@ def euler_maruyama(
     least 1/2 at the kinks of clipping and ReLU. Unclipped full fine-tuning has a cubic drift: single paths
     may escape, and moments of the chain need not converge.
 
+    The head has one output or K, with any loss of `langevin.model.losses.LOSSES`. In a phase with a
+    ``sample_rate`` ``q < 1`` a step is one of DP-SGD on a Poisson batch,
+    ``theta <- theta - dt / q sum_i b_i clip_C(grad l_i) + sigma sqrt(2 dt) xi`` with ``b_i ~ Bernoulli(q)``,
+    independent of each other and of the noise (K outputs and batches: new; theory for K outputs and
+    mini-batches, sections 0' and 8'a; `langevin.DPSGD` converts). The sampling adds variance in proportion to
+    ``dt``: only the chain shows it, and at ``dt -> 0`` the diffusion of full batches is left.
+
     Parameters
     ----------
     problem : Problem
     weights : Weights
-        Where every path starts; for linear nets of any width also `GramWeights`.
+        Where every path starts; for linear nets of any width also `GramWeights`, with K outputs or batches in
+        linear probing alone.
     schedule : Schedule
-        Phases; each change falls on a step.
+        Phases; each change falls on a step. ``squared_distance`` is from the noise-free path on full batches.
     dt : float
         Step, in units of diffusion time.
     paths : int
         Number of independent paths.
     rng : int, Generator, SeedSequence or None
-        Source of the noise's key (SPEC 7). The same seed gives the same run to the last bit, whatever the
-        number of threads and of paths, and with or without interruption, on one machine with one set of
-        versions. What lies outside the span of the data is drawn at the recorded times: the distances, but
-        not the loss, of a path depend on them.
+        Source of the key of the noise and the batches (SPEC 7). The same seed gives the same run to the last
+        bit, whatever the number of threads and of paths, and with or without interruption, on one machine
+        with one set of versions. What lies outside the span of the data is drawn at the recorded times: the
+        distances, but not the loss, of a path depend on them.
     times : array_like, shape (m,), optional
         When to record; 101 equidistant times by default. Times between steps move to the nearest step,
         and the ``time`` coordinate says so: ``times=run.time`` gives another run the same ones.
     observables : sequence of str, optional
-        Observables in addition to the defaults, see `langevin.model.observables.OBSERVABLES`.
+        Observables in addition to the defaults, see `langevin.model.observables.OBSERVABLES`. Those of
+        neurons need a scalar head and full batches.
     precision : {"double", "single"}
         Of the state and of the drift.
     reduce : str
         What is simulated instead of the full chain, with the same law, see `langevin.engine.reductions`:
         ``"span"``, ``"kernel"``, ``"gram"`` or ``"collapsed"``; ``"none"`` for the full chain itself;
         ``"auto"`` for the cheapest one that serves the observables. Observables of neurons are recorded by
-        default only where neurons are simulated. The run's record says what was chosen; equal seeds give
-        equal paths under equal reductions.
+        default only where neurons are simulated. K outputs and batches have ``"span"`` and, in linear
+        probing, ``"kernel"``. The run's record says what was chosen; equal seeds give equal paths under
+        equal reductions.
     threads : int, optional
         By default as many as there are processors.
     device : str
         ``"cpu"``; or ``"cuda"``, ``"cuda:1"``: an NVIDIA GPU, for many paths of wide networks; it needs
         PyTorch and Triton. It follows the same Brownian paths, but rounds differently, and its last bits may
-        depend on the number of paths. A checkpoint goes on only on a device of the same name.
+        depend on the number of paths. K outputs and batches run on ``"cpu"`` alone. A checkpoint goes on only
+        on a device of the same name.
     noise_dt : float, optional
         Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
         Runs with different ``dt`` and the same ``noise_dt``, ``rng`` and ``times`` share their Brownian
-        paths.
+        paths, but not their batches.
     checkpoint : path, optional
         File that keeps an unfinished run: written every minute and on interruption, gone on from if it
         exists, removed at the end.
@@ -112,7 +129,7 @@ def euler_maruyama(
     -------
     xarray.Dataset
         Observables over ``(path, time)``, per neuron over ``(path, time, neuron)``, each with units; the
-        full record (configuration, key, versions) in the attributes.
+        full record (configuration, key, versions, names of classes) in the attributes.
 
     Raises
     ------
@@ -142,13 +159,13 @@ def euler_maruyama(
     >>> bool((run.loss[:, 1] < run.loss[:, 0]).all())
     True
     """
-    require_compatible(problem, weights)
+    require_compatible(problem, weights, schedule)
     paths = validate.integer("paths", paths, 1)
     threads = check_threads(threads)
-    validate.device(device)
+    require_device(problem, schedule, device)
     cut = grid(schedule, dt, times)
     draws = draws_per_step(cut, noise_dt)
-    asked = requested(problem, observables)
+    asked = requested(problem, schedule, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
     request = Request(
         problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None, device=device

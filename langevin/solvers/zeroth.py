@@ -49,16 +49,19 @@ def zeroth_order(
 ) -> xr.Dataset:
     """Solve the zeroth-order approximation ``d theta~ = b(theta~) dt``, equation (2) of [1]_.
 
+    It leaves out the noise of the schedule and its batches: ``b`` is the clipped drift on all samples,
+    whatever the ``sample_rate``. The head has one output or K (new; theory for K outputs, section 0').
+
     Parameters
     ----------
     problem, weights, schedule, times, observables, reduce
-        As in `euler_maruyama`; the noise of the schedule is left out. The flow of a ReLU net may also be
+        As in `euler_maruyama`. The flow of a ReLU net may also be
         reduced by ``"blocks"``, class by class, as long as it is certain that all neurons stay in the cones
         of their classes; ``"auto"`` goes back to the full flow where it is not.
     dt : float, optional
         None: adaptive methods, see Notes. A number: explicit Euler steps, to the last bit a path with
-        ``sigma = 0`` of `euler_maruyama` with the same ``dt``, ``precision`` and ``reduce``, and so with the
-        diffusion's own discretisation error.
+        ``sigma = 0`` and full batches of `euler_maruyama` with the same ``dt``, ``precision`` and ``reduce``,
+        and so with the diffusion's own discretisation error.
     rtol, atol : float
         Tolerances of a step of the adaptive method, per component of the state. Steps are at most 1/50 of a
         phase, so that they do not pass over the kinks of clipping.
@@ -79,6 +82,8 @@ def zeroth_order(
     ------
     Diverged
         If the solution is no longer finite, or takes more than 1e6 steps.
+    ValueError, TypeError
+        On bad arguments, and where the flow of a ReLU net with K outputs needs a ``dt``, see Notes.
 
     Notes
     -----
@@ -90,7 +95,8 @@ def zeroth_order(
     solution is Filippov's, the limit of Euler's steps, in which neurons cross hyperplanes or slide along
     them. The method has order 2, keeps stiff flows of up to 512 samples stable, and runs next to a second
     solution with twice the step; ``estimated_error`` is their largest distance. With the default ``rtol`` it
-    is about 1e-6, and it falls in proportion to ``rtol``.
+    is about 1e-6, and it falls in proportion to ``rtol``. With K outputs, single crossings within the
+    tolerances of a smooth step are followed, and all else is refused: take ``dt``.
 
     Where solutions are not unique: on a hyperplane that repels, a neuron stays on the side on which it is,
     and one that starts exactly there is inactive, as the ReLU's derivative at 0 is 0. Where several neurons
@@ -108,8 +114,9 @@ def zeroth_order(
     >>> bool(abs(ode.loss[1] - np.exp(-2.0)) < 1e-6)
     True
     """
-    require_compatible(problem, weights)
-    asked = requested(problem, observables, exclude=_EXCLUDED)
+    require_compatible(problem, weights, schedule)
+    schedule = schedule.full_batches()
+    asked = requested(problem, schedule, observables, exclude=_EXCLUDED)
     if dt is None:
         request = Request(problem, weights, schedule, None, asked, noisy=False)
         wanted = record_times(schedule, times)
@@ -134,7 +141,8 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     ArithmeticError
         If the flow is no longer finite at the end.
     """
-    require_compatible(problem, weights)
+    require_compatible(problem, weights, schedule)
+    schedule = schedule.full_batches()
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
     cut = grid(schedule, dt, [validate.original("schedule", schedule, Schedule).duration])

@@ -66,6 +66,14 @@ def fraction(name: str, value: Any) -> float:
     return result
 
 
+def rate(name: str, value: Any) -> float:
+    """Return ``value`` as a float in (0, 1]."""
+    result = number(name, value)
+    if not 0 < result <= 1:
+        raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
+    return result
+
+
 def integer(name: str, value: Any, minimum: int) -> int:
     """Return ``value`` as an int >= ``minimum``; floats are refused even when whole."""
     try:

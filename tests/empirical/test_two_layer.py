@@ -13,7 +13,7 @@ from empirical.networks.bodies import Classifier, convnet, mlp
 from empirical.two_layer import from_torch, problem_of, run_schedule, to_torch
 from langevin import Phase, Problem, Schedule, Weights, euler_maruyama
 from langevin.model.activations import ACTIVATIONS
-from langevin.model.losses import LOSSES
+from tests.helpers import SCALAR_LOSSES
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(9, 4))
@@ -29,7 +29,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", SCALAR_LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_full_batch_is_euler_maruyama_step_by_step(schedule: Schedule, loss: str, activation: str) -> None:
     problem = Problem(X, Y, activation, loss)

@@ -59,10 +59,19 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         Problem,
         dict(X=[[1.0], [2.0]], y=[1, -1], activation="relu", loss="logistic", X_test=[[1.0]], y_test=[1]),
     ),
+    "Problem of classes": (
+        Problem,
+        dict(
+            X=[[1.0], [2.0]], y=["a", "b"], loss="softmax", X_test=[[1.0]], y_test=["b"], classes=["b", "a"]
+        ),
+    ),
     "Weights": (Weights, dict(W=[[1.0, 0.0]], v=[1.0])),
     "GramWeights": (GramWeights, dict(W=[[1.0, 0.0]], v=[1.0], neurons=10)),
     "from_rows": (GramWeights.from_rows, dict(W=[[1.0, 0.0]], v=[1.0])),
-    "Phase": (Phase, dict(method="lp", time=1.0, sigma=0.1, clip=1.0, clipping="flat", stabiliser=0.1)),
+    "Phase": (
+        Phase,
+        dict(method="lp", time=1.0, sigma=0.1, clip=1.0, clipping="flat", stabiliser=0.1, sample_rate=0.1),
+    ),
     "Schedule": (Schedule, dict(phases=[Phase("lp", 1.0)])),
     "lp_fft": (Schedule.lp_fft, dict(lp_time=1.0, fft_time=1.0, sigma=0.1, clip=1.0)),
     "time_in": (SCHEDULE.time_in, dict(times=[0.0, 0.1])),
@@ -72,7 +81,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "from_phase": (
         DPSGD.from_phase,
-        dict(phase=Phase("lp", 1.0, 0.1, 1.0), dt=0.1, sample_rate=0.1, samples=100),
+        dict(phase=Phase("lp", 1.0, 0.1, 1.0, sample_rate=0.1), dt=0.1, samples=100),
     ),
     "euler_maruyama": (
         langevin.euler_maruyama,
@@ -87,7 +96,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "orthogonally_separable": (
         orthogonally_separable,
-        dict(_draw, samples=4, dim=3, spread=0.1, angle=135.0, loss="logistic"),
+        dict(_draw, samples=4, dim=3, classes=2, spread=0.1, angle=135.0, loss="logistic"),
     ),
     "linear_teacher": (langevin.linear_teacher, dict(_draw, samples=4, dim=3, noise=0.1)),
     "from_file": (
@@ -104,8 +113,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         langevin.gaussian_gram,
         dict(problem=LINEAR, width=4, scale=1.0, head_scale=1.0, rng=0),
     ),
-    "gaussian_head": (langevin.gaussian_head, dict(width=4, scale=1.0, rng=0)),
-    "zero_head": (langevin.zero_head, dict(width=4)),
+    "gaussian_head": (langevin.gaussian_head, dict(width=4, scale=1.0, outputs=2, rng=0)),
+    "zero_head": (langevin.zero_head, dict(width=4, outputs=2)),
     "prototype_head": (langevin.prototype_head, dict(problem=RELU, W=WEIGHTS.W, scale=1.0)),
     "store.load": (files.load, dict(path="nowhere.nc")),
     "approximation_error": (bounds.approximation_error, dict(_run, kind="ode")),

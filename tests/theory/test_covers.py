@@ -1,6 +1,7 @@
 """What bounds declare to cover: they evaluate that, and refuse everything else by name."""
 
 import inspect
+import itertools
 import re
 from dataclasses import replace
 from typing import Any
@@ -62,12 +63,24 @@ def made_up():
 
 
 def problem_of(loss, activation):
-    return Problem([[1.0, 0.0], [0.0, 1.0]], [1, -1], activation, loss)
+    y = [0, 1] if loss in LOSSES and LOSSES[loss].classes else [1, -1]
+    return Problem([[1.0, 0.0], [0.0, 1.0]], y, activation, loss)
 
 
-def evaluate(function, problem, kind="") -> Any:
+def weights_of(problem):
+    """Weights with as many outputs as the problem."""
+    K = problem.outputs_dim
+    return WEIGHTS if K == 1 else Weights(WEIGHTS.W, np.outer(WEIGHTS.v, np.arange(1.0, K + 1)))
+
+
+def evaluate(function, problem, kind="", **others: Any) -> Any:
     """The result of a bound, or the message with which it raises."""
-    given = ARGUMENTS | OTHERS.get(function.__name__, {}) | {"problem": problem}
+    weights = weights_of(problem)
+    given = (
+        ARGUMENTS | {"weights": weights} | OTHERS.get(function.__name__, {}) | {"problem": problem} | others
+    )
+    if isinstance(given["weights"], list):
+        given["weights"] = [weights]
     needed = {
         name: given[name]
         for name, parameter in inspect.signature(function).parameters.items()
@@ -107,6 +120,64 @@ def test_every_loss_and_activation_of_the_tables(name, kind, declared):
             check(getattr(bounds, name), kind, declared, problem_of(loss, activation))
 
 
+def refused(found, reason):
+    """Assert that nothing was computed, for this reason."""
+    if isinstance(found, str):
+        assert reason in found
+    else:
+        assert not np.any(found.valid)
+        assert reason in found.reason
+
+
+@pytest.mark.parametrize("loss", ["softmax", "ovr", "square", "huber"])
+@pytest.mark.parametrize(("name", "kind", "declared"), STATEMENTS)
+def test_several_outputs_are_refused_unless_they_are_declared(name, kind, declared, loss):
+    alternatives = [declared] if isinstance(declared, Covers) else list(declared.values())
+    if any(cover.outputs for cover in alternatives):
+        return
+    for activation in ("relu", "linear"):
+        y = [0, 1, 2] if LOSSES[loss].classes else np.eye(3)
+        problem = Problem([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], y, activation, loss)
+        found = evaluate(getattr(bounds, name), problem, kind)
+        refused(found, "K = 3 outputs are not covered, only a scalar head")
+
+
+@pytest.mark.parametrize("schedule", [Schedule.fft, Schedule.lp])
+@pytest.mark.parametrize(("name", "kind", "declared"), STATEMENTS)
+def test_batches_are_refused_unless_they_are_declared(name, kind, declared, schedule):
+    function = getattr(bounds, name)
+    alternatives = [declared] if isinstance(declared, Covers) else list(declared.values())
+    if "schedule" not in inspect.signature(function).parameters or any(c.batches for c in alternatives):
+        return
+    covered = 0
+    for clip, loss in itertools.product((None, 1.0), ("logistic", "square")):
+        how: Any = dict(time=0.5, sigma=0.1, clip=clip)
+        full, sampled = schedule(**how), schedule(**how, sample_rate=0.5)
+        problem = problem_of(loss, "linear")
+        if not any(not c.refuses(problem) and all(c.phases(full)) for c in alternatives):
+            continue
+        covered += 1
+        # at time 0, before any step, a bound may hold whatever follows
+        found = evaluate(function, problem, kind, schedule=sampled)
+        reason = found if isinstance(found, str) else getattr(found, "reason", "")
+        assert "sample_rate=0.5 is not covered, only full batches" in reason
+        if not isinstance(found, str):
+            assert not np.any(found.valid[1:])
+    assert covered or not any(getattr(c, schedule.__name__) for c in alternatives)
+
+
+@pytest.mark.parametrize(("name", "kind", "declared"), STATEMENTS)
+def test_the_clipping_of_several_outputs_is_for_their_losses(name, kind, declared):
+    function = getattr(bounds, name)
+    if "schedule" not in inspect.signature(function).parameters:
+        return
+    for clipping in ("margin", "column"):
+        schedule = Schedule.lp(time=0.5, clip=1.0, clipping=clipping)
+        found = evaluate(function, problem_of("logistic", "linear"), kind, schedule=schedule)
+        assert isinstance(found, str)
+        assert f"with loss 'logistic', got {clipping!r}, which is defined for loss" in found
+
+
 def test_a_function_that_falls_through_is_seen(made_up):
     @declares(Covers(("square",), ANY))
     def forgetful(problem, weights, schedule):
@@ -115,6 +186,9 @@ def test_a_function_that_falls_through_is_seen(made_up):
     with pytest.raises(AssertionError):
         check(forgetful, "", covers.declared(forgetful), problem_of(made_up[0], "relu"))
     check(forgetful, "", covers.declared(forgetful), problem_of("square", made_up[1]))
+    several = Problem(np.eye(2), np.eye(2), "linear", "square")
+    with pytest.raises(AssertionError):
+        refused(evaluate(forgetful, several), "K = 2 outputs are not covered")
 
 
 def test_a_function_without_a_declaration_is_seen(monkeypatch):
@@ -175,6 +249,23 @@ def test_phases(phases, covered, reason):
     assert found.refuses_phases(schedule) == (f"{reason} is not covered" if reason else "")
     probing = replace(found, fft=())
     assert re.match("full fine-tuning is not covered|linear probing after", probing.refuses_phases(schedule))
+
+
+def test_clipping_of_several_outputs_and_batches():
+    margin, column = (
+        Schedule.lp(time=1.0, clip=1.0, clipping=kind, sample_rate=rate)
+        for kind, rate in (("margin", 1.0), ("column", 0.2))
+    )
+    assert Covers(ANY, ANY).refuses_phases(margin) == "linear probing with margin clipping is not covered"
+    assert Covers(ANY, ANY).refuses_phases(column) == "linear probing with column clipping is not covered"
+    found = Covers(ANY, ANY, lp=(*ALL, "margin", "column"), outputs=True)
+    assert found.refuses_phases(margin) == ""
+    assert found.refuses_phases(column) == "sample_rate=0.2 is not covered, only full batches"
+    assert replace(found, batches=True).phases(column) == [True]
+    several = Problem(np.eye(2), np.eye(2), "linear", "square")
+    assert found.refuses(several) == ""
+    assert Covers(ANY, ANY).refuses(several) == "K = 2 outputs are not covered, only a scalar head"
+    assert str(replace(found, batches=True)).endswith("heads: scalar or K outputs; batches: full or Poisson")
 
 
 @pytest.mark.parametrize(

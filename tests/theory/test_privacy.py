@@ -1,6 +1,7 @@
 """Section 2: closed forms against dp-accounting, calibration, DP-SGD."""
 
 import math
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy.stats import norm
 
 import bounds
 from langevin.model.dpsgd import DPSGD
+from langevin.model.losses import LOSSES
 from langevin.model.schedule import Phase, Schedule
 
 accounting = pytest.importorskip("dp_accounting")
@@ -145,10 +147,60 @@ def test_poisson_is_refused_and_would_understate():
     dpsgd = DPSGD(0.5, 1.0, 1.0, steps=200, sample_rate=0.05, samples=1000)
     with pytest.raises(ValueError, match="use an accountant"):
         bounds.dpsgd_gdp(dpsgd)
-    through_the_map = bounds.delta(Schedule([dpsgd.phase("fft")]), 2.0)
+    # the diffusion with this sigma is that of full batches
+    mapped = replace(dpsgd.phase("fft"), sample_rate=1.0)
+    through_the_map = bounds.delta(Schedule([mapped]), 2.0)
     pld = accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
     pld.compose(accounting.PoissonSampledDpEvent(0.05, accounting.GaussianDpEvent(1.0)), dpsgd.steps)
     assert pld.get_delta(2.0) > 2 * through_the_map
+
+
+def test_schedules_that_sample_batches_are_refused_by_name():
+    sampled = Schedule.lp_fft(lp_time=0.5, fft_time=0.5, sigma=1.0, clip=1.0, sample_rate=0.1)
+    full = Schedule([replace(phase, sample_rate=1.0) for phase in sampled])
+    calls: list[Any] = [
+        bounds.zcdp,
+        bounds.gdp,
+        lambda schedule: bounds.renyi(schedule, [2.0]),
+        lambda schedule: bounds.delta(schedule, 1.0),
+        lambda schedule: bounds.epsilon(schedule, 1e-5),
+        lambda schedule: bounds.calibrate(schedule, "sigma", epsilon=1.0, delta=1e-5),
+    ]
+    for call in calls:
+        call(full)
+        with pytest.raises(ValueError, match=r"sample_rate must be 1 for the privacy of the path, got 0\.1"):
+            call(sampled)
+
+
+@pytest.mark.parametrize("clipping", ["margin", "column"])
+def test_clipping_of_several_outputs_has_the_privacy_of_flat_clipping(clipping):
+    """Both bound a sample's gradient by the threshold: on random samples, and in the worst case reach it."""
+    flat = Schedule.lp(time=1.0, sigma=2.0, clip=0.5)
+    other = Schedule([replace(phase, clipping=clipping) for phase in flat])
+    assert bounds.gdp(other) == bounds.gdp(flat)
+    assert bounds.calibrate(other, "clip", epsilon=1.0, delta=1e-5).phases[0].clipping == clipping
+    rng, C, K = np.random.default_rng(0), 0.5, 4
+    y, A = rng.integers(0, K, 4000), 3 * rng.standard_normal((4000, 6))
+    # the first sample's wrong probability is all on one class, the second's outputs are all wrong
+    F = 3 * rng.standard_normal((4000, K))
+    F[0], F[1] = 60.0 * (np.arange(K) == (y[0] + 1) % K), 60.0 * (1 - 2 * (np.arange(K) == y[1]))
+    Y, size = np.eye(K)[y], np.linalg.norm(A, axis=1)
+    if clipping == "margin":
+        r = LOSSES["softmax"].residual(F, Y)
+        g = -(r * Y).sum(1)
+        norms, wrong = (
+            np.minimum(1, C / (factor * g * size)) * np.linalg.norm(r, axis=1) * size
+            for factor in (np.sqrt(2), 1.0)
+        )
+    else:
+        columns = np.abs(LOSSES["ovr"].residual(F, Y)) * size[:, None]
+        norms, wrong = (
+            np.linalg.norm(np.minimum(columns, C / factor), axis=1) for factor in (np.sqrt(K), np.sqrt(K - 1))
+        )
+    assert norms.max() <= C + 1e-12
+    assert norms[0 if clipping == "margin" else 1] == pytest.approx(C)
+    # another constant exceeds the threshold
+    assert wrong.max() > 1.1 * C
 
 
 def two_heads(decay, clip, sigma, lp_time, steps):

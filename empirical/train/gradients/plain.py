@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from empirical.networks.subsets import Mask
 from empirical.train.losses import Loss
 from langevin.model.schedule import Clipping
+from langevin.support import validate
 
 
 class Gradients(Protocol):
@@ -39,6 +40,7 @@ def factors(norms: Tensor, clip: float, clipping: Clipping, stabiliser: float) -
     >>> factors(torch.tensor([0.0, 0.5, 4.0]), 1.0, "flat", 0.01).tolist()
     [1.0, 1.0, 0.25]
     """
+    validate.choice("clipping", clipping, ("flat", "normalised"))
     if clipping == "flat":
         return (clip / norms).clamp(max=1)
     return clip / (norms + stabiliser)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class DeviceChain(Chain):
         # slopes and products of them, too
         layers = 1 if self.fused else 5
         each = 2.5 * state
-        each += self.data.y.size * (layers * self.data.width + 8) * self.records.origin.itemsize * 1.2
+        each += self.problem.samples * (layers * self.data.width + 8) * self.records.origin.itemsize * 1.2
         most = max(1, min(_CHUNK_BYTES // state, int(0.8 * self._free_bytes() / each)))
         return math.ceil(paths / math.ceil(paths / most))
 
@@ -133,7 +134,7 @@ class DeviceChain(Chain):
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + kept
 
-    def advance(self, chunk: Chunk, results: Results, scratch: types.Scratch, stop: int) -> None:
+    def advance(self, chunk: Chunk, results: Results, scratch: Any, stop: int) -> None:
         """Advance a chunk towards step ``stop`` for about `_CALL_SECONDS`, and record on the way."""
         assert isinstance(chunk, DeviceChunk)
         deadline = time.monotonic() + _CALL_SECONDS

@@ -38,6 +38,7 @@ class Ensemble:
 
     def __init__(self, chain: DeviceChain, chunk: Chunk, diverged: np.ndarray) -> None:
         data, layout = chain.data, chain.layout
+        assert isinstance(data, types.Data)
         n, k, h = data.y.size, data.inputs, data.width
         paths = len(chunk.thetas)
         dtype = torch.float64 if layout.dtype is np.float64 else torch.float32

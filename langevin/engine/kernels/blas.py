@@ -8,6 +8,7 @@ import ctypes
 import math
 from typing import Any
 
+import numpy as np
 import scipy.linalg.cython_blas as cython_blas
 import scipy.linalg.cython_lapack as cython_lapack
 from llvmlite import binding
@@ -34,6 +35,16 @@ _DGEMM, _SGEMM = (_routine(cython_blas, name, 13) for name in ("dgemm", "sgemm")
 _DTPQRT, _STPQRT = (_routine(cython_lapack, name, 12) for name in ("dtpqrt", "stpqrt"))
 
 
+def address(array):
+    """Address of an array's first element, signed like the offsets that are added to it."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(address)
+def _address_overload(array):
+    return lambda array: np.int64(array.ctypes.data)
+
+
 def gemm(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
     """``C = alpha A op(B) + beta C``, by addresses, in BLAS's order of columns."""
     raise NotImplementedError("compiled code only")
@@ -53,6 +64,26 @@ def _gemm_overload(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
         routine(at + 24, at + 28, at, at + 4, at + 8, alpha, a, at + 12, b, at + 16, beta, c, at + 20)
 
     return gemm
+
+
+def gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
+    """``C = alpha A^T B + beta C``, like `gemm`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(gemm_tn)
+def _gemm_tn_overload(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
+    routine = _DGEMM if scalars.dtype == types.float64 else _SGEMM
+
+    def gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
+        ints[0], ints[1], ints[2], ints[3], ints[4], ints[5] = m, n, k, lda, ldb, ldc
+        ints[6], ints[7] = 84, 78  # "T", "N"
+        at = ints.ctypes.data
+        alpha = scalars.ctypes.data
+        beta = alpha + scalars.itemsize
+        routine(at + 24, at + 28, at, at + 4, at + 8, alpha, a, at + 12, b, at + 16, beta, c, at + 20)
+
+    return gemm_tn
 
 
 @njit(**FAST)

@@ -141,3 +141,6 @@ def _warn(reason: str) -> None:
 MATH = {"reassoc", "contract", "nsz"}
 JIT: dict[str, Any] = dict(nogil=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
+# for functions that compiled code alone calls: wrappers that unpack named tuples from Python compile slowly
+INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+INNER_FAST: dict[str, Any] = dict(FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)

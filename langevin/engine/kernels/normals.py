@@ -17,7 +17,7 @@ LANES = 32
 TILE = 4 * LANES
 
 # streams of a path
-STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM = 0, 1, 2
+STATE_STREAM, COMPLEMENT_STREAM, WISHART_STREAM, BATCH_STREAM = 0, 1, 2, 3
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -157,23 +157,30 @@ def _box_muller_overload(w0, w1, scale):
 
 
 @njit(**FAST)
+def add_tiles(x, first, stop, scale, step, path, stream, k0, k1, words):
+    """`add_normals` on the tiles from ``first`` to ``stop`` alone."""
+    c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(stream)
+    for tile in range(first, stop):
+        philox_batch(words, np.uint64(tile * LANES), c1, c2, c3, k0, k1)
+        # a view: indices that cannot be negative, so that the loop is vectorised
+        part = x[tile * TILE : (tile + 1) * TILE]
+        for lane in range(LANES):
+            a, b = _box_muller(words[0, lane], words[1, lane], scale)
+            c, d = _box_muller(words[2, lane], words[3, lane], scale)
+            part[lane] += a
+            part[LANES + lane] += b
+            part[2 * LANES + lane] += c
+            part[3 * LANES + lane] += d
+
+
+@njit(**FAST)
 def add_normals(x, size, scale, step, path, stream, k0, k1, words):
     """Add ``scale`` times the standard normals of ``(path, step)`` to ``x[:size]``.
 
     ``size`` must be a multiple of `TILE`. Normal ``e`` of a step depends on ``(key, path, stream, step, e)``
     alone.
     """
-    c1, c2, c3 = np.uint64(step), np.uint64(path), np.uint64(stream)
-    for tile in range(size // TILE):
-        philox_batch(words, np.uint64(tile * LANES), c1, c2, c3, k0, k1)
-        at = tile * TILE
-        for lane in range(LANES):
-            a, b = _box_muller(words[0, lane], words[1, lane], scale)
-            c, d = _box_muller(words[2, lane], words[3, lane], scale)
-            x[at + lane] += a
-            x[at + LANES + lane] += b
-            x[at + 2 * LANES + lane] += c
-            x[at + 3 * LANES + lane] += d
+    add_tiles(x, 0, size // TILE, scale, step, path, stream, k0, k1, words)
 
 
 @njit(**FAST)

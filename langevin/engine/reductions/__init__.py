@@ -8,4 +8,7 @@ Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
 - ``"collapsed"`` (7e): full fine-tuning of a linear net whose samples all have the same ``y_i x_i``;
 - ``"blocks"`` (7d): the zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes,
   in `langevin.zeroth_order` alone.
+
+With K outputs or batches (7b', 8'e) ``"span"`` and ``"kernel"`` hold as they are; the others refuse such
+runs.
 """

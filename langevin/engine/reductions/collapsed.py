@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.engine.kernels.collapsed import advance_collapsed
-from langevin.engine.reductions.request import Reduction, Request, has_no_path, needs_neurons
+from langevin.engine.reductions.request import Reduction, Request, has_no_path, needs_neurons, scalar_only
 from langevin.engine.reductions.span import Span
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
@@ -16,6 +16,8 @@ class Collapsed:
 
     def refusal(self, request: Request) -> str:
         problem = request.problem
+        if beyond := scalar_only(request):
+            return beyond
         if problem.activation != "linear":
             return "needs a linear net: with noise nothing tells when a neuron of a ReLU net leaves its cone"
         if any(phase.method != "fft" for phase in request.schedule):

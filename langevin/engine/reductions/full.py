@@ -35,6 +35,8 @@ class Full:
             weights.v,
             span,
             f"inputs in the {span.dim} dimensions of their span" if self.name == "span" else "the full chain",
+            loop=request.loop,
+            neurons=not request.beyond,
             hidden=span.complement_dim,
             processes=weights.width if span.complement_dim else 0,
         )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.reductions.request import Reduction, Request, has_no_path, local, needs_neurons
+from langevin.engine.reductions.request import (
+    Reduction,
+    Request,
+    has_no_path,
+    local,
+    needs_neurons,
+    scalar_only,
+)
 
 
 class Gram:
@@ -23,6 +30,8 @@ class Gram:
         return along, across, (width - along - across) if request.noisy else 0
 
     def refusal(self, request: Request) -> str:
+        if beyond := scalar_only(request):
+            return beyond
         if request.problem.activation != "linear":
             return "needs a linear net: with noise the Gram matrix no longer tells which neurons are active"
         return needs_neurons(request) or has_no_path(request)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.reductions.request import Reduction, Request, needs_neurons
+from langevin.engine.reductions.request import Reduction, Request, moved, needs_neurons
 from langevin.engine.reductions.span import Span
-from langevin.model.problem import Problem
 
 
 class Kernel:
@@ -18,35 +17,32 @@ class Kernel:
         return needs_neurons(request)
 
     def cost(self, request: Request) -> float:
-        samples = request.problem.samples
-        return request.cost(min(samples, request.weights.width), 0) + request.triangle_cost(samples + 1)
+        samples, outputs = request.problem.samples, request.problem.outputs_dim
+        rows = min(samples, request.weights.width)
+        return request.cost(rows, 0) + request.triangle_cost(samples + outputs)
 
     def build(self, request: Request) -> Reduction:
         problem = request.problem
-        X_test, y_test = (problem.X_test, problem.y_test) if request.held_out else (None, None)
+        X_test, outputs = problem.X_test if request.held_out else None, problem.outputs_dim
         X = problem.X if X_test is None else np.vstack([problem.X, X_test])
-        rows = request.triangle(len(X) + 1, lambda W, v: np.column_stack([problem.activate(W @ X.T), v]))
+        rows = request.triangle(
+            len(X) + outputs, lambda W, v: np.column_stack([problem.activate(W @ X.T), v])
+        )
         if not np.isfinite(rows).all():
             raise ValueError("weights.W must give finite features, got some beyond the range of doubles")
         # neurons beyond those that any sample sees
         rows = rows[: len(X)]
-        train, test = rows[:, : problem.samples].T, rows[:, problem.samples : -1].T
-        frozen = Problem(
-            train,
-            problem.y,
-            "linear",
-            problem.loss,
-            None if X_test is None else test,
-            y_test,
-        )
-        hidden = request.weights.width - len(rows)
+        train, test = rows[:, : problem.samples].T, rows[:, problem.samples : len(X)].T
+        frozen = moved(problem, train, None if X_test is None else test, activation="linear")
+        hidden = (request.weights.width - len(rows)) * outputs
         return Reduction(
             "kernel",
             frozen,
             np.zeros((len(rows), 0)),
-            rows[:, -1],
+            rows[:, len(X)] if outputs == 1 else rows[:, len(X) :],
             Span.whole(problem),
             f"the head in {len(rows)} dimensions",
+            loop=request.loop,
             neurons=False,
             frozen=True,
             hidden=hidden,

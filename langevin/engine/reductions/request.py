@@ -11,10 +11,11 @@ import numpy as np
 
 from langevin.engine.kernels.loop import advance
 from langevin.engine.kernels.normals import TILE
+from langevin.engine.kernels.outputs.loop import advance_outputs
 from langevin.engine.kernels.types import HOUSEHOLDER
 from langevin.engine.reductions.span import Span
 from langevin.model.observables import OBSERVABLES
-from langevin.model.problem import Problem
+from langevin.model.problem import Problem, beyond_scalar
 from langevin.model.schedule import Schedule
 from langevin.model.steps import Grid
 from langevin.model.weights import BLOCK_ENTRIES, Weights, blocks_of_rows, triangle
@@ -60,6 +61,16 @@ class Request:
         return self.grid is None
 
     @property
+    def beyond(self) -> str:
+        """What needs the step loop of K outputs and batches, or nothing."""
+        return beyond_scalar(self.problem, self.schedule)
+
+    @property
+    def loop(self) -> Callable[..., None]:
+        """The compiled step loop of the request's network."""
+        return advance_outputs if self.beyond else advance
+
+    @property
     def phase_steps(self) -> Sequence[float]:
         """Steps of each phase; an adaptive method takes about as many whatever it follows."""
         return [phase.time for phase in self.schedule] if self.grid is None else self.grid.phase_steps
@@ -91,9 +102,17 @@ class Request:
 
     def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
-        samples, linear, q, total = self.problem.samples, self.problem.activation == "linear", inputs + 1, 0.0
+        linear, q, total, outputs = (
+            self.problem.activation == "linear",
+            inputs + 1,
+            0.0,
+            self.problem.outputs_dim,
+        )
         for phase, steps in zip(self.schedule, self.phase_steps, strict=True):
-            step, normals = _STEP, max(rows, TILE)
+            samples = phase.sample_rate * self.problem.samples
+            step, normals = _STEP, max(rows * outputs, TILE)
+            # a head of one output costs nothing next to the loops
+            step += 2 * samples * (outputs - 1) * rows * _PRODUCT
             if phase.method == "lp":
                 step += 2 * samples * rows * _LOOP
             else:
@@ -120,8 +139,8 @@ class Reduction:
     problem : Problem
         In the coordinates that are simulated, samples in an order in which inputs are triangular if they can
         be. ``"kernel"``: a linear net whose inputs are the features of the net in question.
-    W, v : ndarray, shapes (r, k) and (r,)
-        Where the chain starts; its neurons are the net's own only if ``neurons``.
+    W, v : ndarray, shapes (r, k) and (r,) or (r, K)
+        Where the chain starts.
     span : Span
         Coordinates of ``problem`` in the input space.
     simulated : str
@@ -131,6 +150,8 @@ class Reduction:
     folds : bool
         Whether the loop's work space has room to fold neurons; with or without noise, so that each kind of
         chain has one compiled loop.
+    neurons : bool
+        Whether its neurons are the net's own, and the loop observes them.
     by_class : bool
         Whether the flow is followed class by class, as long as neurons stay in their cones.
     frozen : bool
@@ -161,6 +182,11 @@ class Reduction:
     processes: int = 0
     hidden_method: str = "fft"
 
+    @property
+    def scalar(self) -> bool:
+        """Whether the loop is one of scalar heads and full batches."""
+        return self.loop is not advance_outputs
+
     def net(self, W: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return a network with the same outputs on ``problem``, at a state of the chain."""
         return (np.eye(len(v)), v) if self.frozen else (W, v)
@@ -184,7 +210,32 @@ def local(problem: Problem, span: Span) -> Problem:
     # zeros except for rounding, which would keep whole blocks of products alive
     X = X if span.trivial else np.tril(X)
     X_test = None if problem.X_test is None else span.coordinates(problem.X_test)
-    return Problem(X, problem.y[span.order], problem.activation, problem.loss, X_test, problem.y_test)
+    return moved(problem, X, X_test, order=span.order)
+
+
+def moved(
+    problem: Problem,
+    X: FloatArray,
+    X_test: FloatArray | None,
+    *,
+    activation: str | None = None,
+    order: np.ndarray | slice = slice(None),
+) -> Problem:
+    """The problem with other inputs, whose rows are the samples in some order."""
+    return Problem(
+        X,
+        problem.y[order],
+        activation or problem.activation,
+        problem.loss,
+        X_test,
+        None if X_test is None else problem.y_test,
+        classes=problem.class_names or None,
+    )
+
+
+def scalar_only(request: Request) -> str:
+    """Say what of a request needs the step loop of K outputs and batches, or nothing."""
+    return f"does not cover {request.beyond} yet" if request.beyond else ""
 
 
 def needs_neurons(request: Request) -> str:

@@ -127,6 +127,7 @@ def test_phases_are_those_of_dp_sgd():
         expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
         assert phase.time == pytest.approx(expected.time)
         assert phase.sigma == pytest.approx(expected.sigma)
+        assert (phase.sample_rate, expected.sample_rate) == (1.0, 0.2)
     # with half of the rows the mean gradient's noise is the same: a step moves as much
     (few,) = how.phases(Split(0, 0.3, 0.1), samples=50)
     step = few.sigma * np.sqrt(2 * few.time / 10)

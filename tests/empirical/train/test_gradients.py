@@ -14,7 +14,7 @@ from empirical.train.gradients.closed_form import ClosedForm, chain
 from empirical.train.gradients.engine import Ghost, engine
 from empirical.train.gradients.plain import Plain, factors
 from empirical.train.losses import CrossEntropy, Loss, Scalar
-from langevin.model.losses import LOSSES
+from tests.helpers import SCALAR_LOSSES
 
 CLASSES = 3
 SHAPE = (1, 8, 8)
@@ -112,7 +112,7 @@ def test_clipped_sum_is_that_of_a_loop_over_samples(net: str, kind: str, subset:
     assert max((a - b).abs().max() for a, b in zip(wrong, sums, strict=True)) > 1e-4
 
 
-@pytest.mark.parametrize("loss", [Scalar(name) for name in LOSSES])
+@pytest.mark.parametrize("loss", [Scalar(name) for name in SCALAR_LOSSES])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_losses_of_one_output(loss: Loss, activation: str) -> None:
     body = mlp((5,), (4,), activation=activation, bias=False, rng=0)

@@ -16,6 +16,7 @@ from langevin import (
     digits,
     from_npz,
     gaussian_features,
+    gaussian_gram,
     gaussian_head,
     linear_teacher,
     orthogonally_separable,
@@ -37,6 +38,82 @@ def test_assumption_3_1_holds(seed):
     same = np.equal.outer(problem.y, problem.y)
     assert (G[same] > 0).all()
     assert (G[~same] <= 1e-15).all()
+
+
+@pytest.mark.parametrize("classes", [3, 4, 10])
+@pytest.mark.parametrize("angle", [None, 91.0])
+def test_the_assumptions_hold_for_several_classes(classes, angle):
+    for seed in range(5):
+        problem = orthogonally_separable(
+            43, 11, classes=classes, angle=angle, loss="softmax", test_samples=5, rng=seed
+        )
+        assert problem.outputs_dim == classes
+        counts = np.bincount(problem.y)
+        assert counts.max() - counts.min() <= 1
+        G = problem.X @ problem.X.T
+        same = np.equal.outer(problem.y, problem.y)
+        assert (G[same] > 0).all()
+        assert (G[~same] <= 0).all()
+        weights = collapsed_features(problem, 2 * classes + 1, spread=0.9, rng=seed)
+        assert weights.outputs_dim == classes
+        z = problem.X @ weights.W.T
+        assert ((z > 0) == np.equal.outer(problem.y, np.arange(2 * classes + 1) % classes)).all()
+        assert (z != 0).all()
+
+
+def test_two_numbered_classes_are_those_of_labels():
+    labelled, numbered = (orthogonally_separable(9, 4, loss=loss, rng=0) for loss in ("logistic", "ovr"))
+    np.testing.assert_array_equal(labelled.X, numbered.X)
+    np.testing.assert_array_equal(labelled.y, 2 * numbered.y - 1)
+
+
+def test_classes_that_cannot_be_drawn_are_refused():
+    with pytest.raises(ValueError, match="classes must be 2 with loss 'logistic', got 3"):
+        orthogonally_separable(classes=3)
+    with pytest.raises(ValueError, match="samples must be at least classes=5, got 4"):
+        orthogonally_separable(4, classes=5, loss="softmax")
+    with pytest.raises(ValueError, match="dim must be at least 4 for 5 classes, got 3"):
+        orthogonally_separable(dim=3, classes=5, loss="softmax")
+    with pytest.raises(ValueError, match=r"angle must lie in \(90, 109\.5\] degrees, got 110"):
+        orthogonally_separable(classes=4, angle=110.0, loss="softmax")
+    # an axis outside its cone: one class lies between the two others
+    X = [[1.0, 0.0], [0.7, 0.7], [0.0, 1.0]]
+    with pytest.raises(ValueError, match="problem must be orthogonally separable"):
+        collapsed_features(Problem(X, [0, 1, 2], loss="softmax"), 3)
+
+
+def test_heads_of_several_outputs():
+    head = gaussian_head(4000, 0.3, outputs=3, rng=0)
+    assert head.shape == (4000, 3)
+    np.testing.assert_allclose(head.std(axis=0), 0.3, rtol=0.05)
+    assert np.abs(np.corrcoef(head.T) - np.eye(3)).max() < 0.07
+    assert zero_head(5, outputs=3).tolist() == [[0.0] * 3] * 5
+    assert gaussian_head(5, rng=0).shape == zero_head(5).shape == (5,)
+    problem = orthogonally_separable(12, 6, classes=3, loss="softmax", rng=0)
+    W = gaussian_features(50, 6, rng=0)
+    prototypes = prototype_head(problem, W, scale=0.2)
+    assert np.sqrt((prototypes**2).mean()) == pytest.approx(0.2)
+    np.testing.assert_allclose(prototypes.sum(axis=1), 0, atol=1e-12)
+    # a class's own output is the largest on its samples
+    assert (problem.outputs(Weights(W, prototypes)).argmax(axis=1) == problem.y).all()
+
+
+def test_the_gram_matrix_of_several_outputs_has_the_law_of_neurons():
+    problem = orthogonally_separable(6, 4, classes=3, activation="linear", loss="softmax", rng=0)
+    h, draws = 7, 2000
+    grams, neurons = np.empty((2, draws, 7, 7))
+    for i in range(draws):
+        drawn = gaussian_gram(problem, h, head_scale=0.5, rng=i)
+        rows = np.column_stack([drawn.W, drawn.v])
+        grams[i] = rows.T @ rows
+        whole = np.column_stack([gaussian_features(h, 4, rng=i), gaussian_head(h, 0.5, outputs=3, rng=i)])
+        neurons[i] = whole.T @ whole
+    for moment in (1, 2):
+        theirs, ours = neurons**moment, grams**moment
+        error = np.sqrt((theirs.var(axis=0) + ours.var(axis=0)) / draws)
+        assert (np.abs(theirs.mean(axis=0) - ours.mean(axis=0)) < 4.5 * error).all()
+        # the control: a head of another size
+        assert (np.abs(1.2**moment * theirs.mean(axis=0) - ours.mean(axis=0)) > 4.5 * error).any()
 
 
 def test_a_larger_spread_violates_it():
@@ -112,6 +189,17 @@ def test_digits_start_from_learned_features(tmp_path, monkeypatch):
     cached.write_bytes(cached.read_bytes()[:1000])
     assert (digits((3, 8), width=64)[1].W == weights.W).all()
     assert (digits((3, 8), width=64, cache=False)[1].W == weights.W).all()
+
+
+def test_digits_with_an_output_per_class():
+    (labelled, scalar), (numbered, weights) = (
+        digits((8, 3), 16, loss=loss) for loss in ("logistic", "softmax")
+    )
+    np.testing.assert_array_equal(labelled.X, numbered.X)
+    np.testing.assert_array_equal(labelled.y, 2 * numbered.y - 1)
+    np.testing.assert_array_equal(scalar.W, weights.W)
+    assert numbered.class_names == ("8", "3")
+    assert weights.v.shape == (16, 2)
 
 
 def test_without_a_home_nothing_is_written(tmp_path, monkeypatch):

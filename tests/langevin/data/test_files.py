@@ -13,8 +13,8 @@ from sklearn.datasets import load_wine
 
 from langevin import from_file, from_npz
 from langevin.data import files
-from langevin.data.labels import classes, plain
 from langevin.simulate import main
+from langevin.support.labels import classes, plain
 
 LABEL = "the cultivar"
 KINDS = np.array(["Barolo", "Grignolino", "Barbera"])
@@ -100,6 +100,26 @@ def test_booleans_and_spaces_in_tables():
     assert found.features == ("a", "b, c")
     assert found.arrays["X"].tolist() == [[1.5, 1.0], [2.0, 0.0]]
     assert found.arrays["y"].tolist() == ["x", "y"]
+
+
+def test_classes_of_any_labels_are_numbered():
+    found = from_file(text("a,y\n1,8\n2,3\n3,10\n4,3\n"), loss="softmax")
+    assert found.classes == found.problem.class_names == ("3", "8", "10")
+    assert found.problem.y.tolist() == [1, 0, 2, 0]
+    v = np.arange(6.0).reshape(2, 3)
+    y = {"y": ["b", "a", "c"], "y_test": ["c"]}
+    np.savez("data.npz", X=np.eye(3), X_test=np.eye(3)[:1], W=np.ones((2, 3)), v=v, **y)
+    found = from_file("data.npz", loss="ovr")
+    assert found.problem.y.tolist() == [1, 0, 2]
+    assert found.problem.y_test is not None
+    assert found.problem.y_test.tolist() == [2]
+    assert found.v is not None
+    np.testing.assert_array_equal(found.v, v)
+    # of a loss of two classes there are too many
+    with pytest.raises(ValueError, match="y must hold two classes, got 3"):
+        from_file("data.npz")
+    np.savez("targets.npz", X=np.eye(3), y=np.eye(3))
+    assert from_file("targets.npz", loss="square").problem.outputs_dim == 3
 
 
 # --- what is refused ---------------------------------------------------------------------------

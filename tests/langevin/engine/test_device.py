@@ -27,9 +27,8 @@ from langevin.engine.layout import aligned_zeros
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Request
 from langevin.model.activations import ACTIVATIONS
-from langevin.model.losses import LOSSES
 from langevin.model.steps import grid
-from tests.helpers import SECONDS, random_problem, random_weights
+from tests.helpers import SCALAR_LOSSES, SECONDS, random_problem, random_weights
 
 torch = pytest.importorskip("torch")
 _device = pytest.importorskip("langevin.engine.gpu.chain")
@@ -96,7 +95,7 @@ def test_draws_are_those_of_the_compiled_code(precision, where):
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", SCALAR_LOSSES)
 @pytest.mark.parametrize("method", ["lp", "fft"])
 @pytest.mark.parametrize(
     "clipping",
@@ -130,7 +129,7 @@ def test_a_step_without_noise_is_the_compiled_drift(activation, loss, method, cl
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", SCALAR_LOSSES)
 @pytest.mark.parametrize("reduce", ["auto", "none"])
 def test_runs_agree_with_the_compiled_ones(device, activation, loss, reduce):
     """All observables, path by path; n < d, so that something lies outside the span."""

@@ -1,5 +1,7 @@
 """Schedules, their grids, and the map between DP-SGD and the diffusion."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,10 +37,14 @@ def test_poisson_dpsgd_has_the_same_mean_step_and_dp_noise():
     assert (np.abs(steps.mean(axis=0) - 0.5 * gradients.sum(axis=0)) > 4 * error).any()
 
 
-@pytest.mark.parametrize("sampling", [{}, {"sample_rate": 0.1, "samples": 300}])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"sample_rate": 0.1, "samples": 300}, {"sample_rate": 1.0, "samples": 300}]
+)
 def test_the_map_is_invertible(sampling):
     dpsgd = DPSGD(0.3, 1.7, 0.9, 120, **sampling)
-    back = DPSGD.from_phase(dpsgd.phase("fft"), dt=dpsgd.dt, **sampling)
+    phase = dpsgd.phase("fft")
+    assert phase.sample_rate == sampling.get("sample_rate", 1.0)
+    back = DPSGD.from_phase(phase, dt=dpsgd.dt, samples=sampling.get("samples"))
     assert back.learning_rate == pytest.approx(dpsgd.learning_rate)
     assert back.noise_multiplier == pytest.approx(dpsgd.noise_multiplier)
     assert (back.steps, back.clip, back.sample_rate) == (120, 0.9, sampling.get("sample_rate"))
@@ -50,6 +56,56 @@ def test_no_map_without_flat_clipping():
             DPSGD.from_phase(phase, dt=0.1)
     with pytest.raises(ValueError, match="samples must be given"):
         DPSGD(0.1, 1.0, 1.0, 5, sample_rate=0.1)
+    with pytest.raises(ValueError, match=r"samples must be given with sample_rate=0\.1, got None"):
+        DPSGD.from_phase(Phase("fft", 1.0, 0.1, 1.0, sample_rate=0.1), dt=0.1)
+
+
+def test_dpsgd_and_its_phase_take_the_same_step():
+    """A step of the chain divides the clipped sum of its batch by the rate; see `Phase`."""
+    n, q = 40, 0.25
+    dpsgd = DPSGD(0.5, 2.0, 0.7, 10, sample_rate=q, samples=n)
+    phase = dpsgd.phase("lp")
+    rng = np.random.default_rng(0)
+    total, xi = rng.standard_normal((2, 5))
+    step = dpsgd.learning_rate / (q * n) * (total + dpsgd.noise_multiplier * dpsgd.clip * xi)
+    dt = dpsgd.dt
+    np.testing.assert_allclose(dt * total / phase.sample_rate + phase.sigma * np.sqrt(2 * dt) * xi, step)
+    assert not np.allclose(dt * total + phase.sigma * np.sqrt(2 * dt) * xi, step)
+
+
+def test_every_constructor_takes_the_fields_of_a_phase():
+    kinds: Any = dict(clip=1.0, sigma=0.3, clipping="normalised", stabiliser=0.5, sample_rate=0.2)
+    for schedule in (
+        Schedule.lp(time=1.0, **kinds),
+        Schedule.fft(time=1.0, **kinds),
+        Schedule.lp_fft(lp_time=1.0, fft_time=2.0, **kinds),
+    ):
+        for phase in schedule:
+            assert {name: getattr(phase, name) for name in kinds} == kinds
+        assert str(schedule).count("normalised clip 1, sample rate 0.2") == len(schedule)
+    assert Phase("lp", 1.0).sample_rate == 1.0
+    assert "rate" not in str(Phase("lp", 1.0))
+
+
+@pytest.mark.parametrize("clipping", ["margin", "column"])
+def test_the_clipping_of_several_outputs_is_for_linear_probing(clipping):
+    assert f"{clipping} clip 1" in str(Phase("lp", 1.0, clip=1.0, clipping=clipping))
+    with pytest.raises(ValueError, match=f"clip must be positive with clipping='{clipping}', got None"):
+        Phase("lp", 1.0, clipping=clipping)
+    message = f"clipping must be 'flat' or 'normalised' with method 'fft', got '{clipping}'"
+    with pytest.raises(ValueError, match=message):
+        Phase("fft", 1.0, clip=1.0, clipping=clipping)
+    with pytest.raises(ValueError, match=message):
+        Schedule.lp_fft(lp_time=1.0, fft_time=1.0, clip=1.0, clipping=clipping)
+    with pytest.raises(ValueError, match="flat clipping"):
+        DPSGD.from_phase(Phase("lp", 1.0, 0.1, 1.0, clipping), dt=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1])
+def test_sample_rates_lie_within_their_range(rate):
+    for call in (lambda: Phase("lp", 1.0, sample_rate=rate), lambda: DPSGD(0.1, 1.0, 1.0, 5, rate, 10)):
+        with pytest.raises(ValueError, match=r"sample_rate must lie in \(0, 1\], got"):
+            call()
 
 
 def test_lp_fft_omits_empty_phases():

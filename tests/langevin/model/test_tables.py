@@ -287,7 +287,10 @@ def test_a_step_too_long_is_told_by_the_curvature():
 def test_labels_are_those_that_a_loss_takes():
     X = [[1.0], [2.0]]
     for loss, entry in LOSSES.items():
-        if entry.signs:
+        if entry.classes:
+            with pytest.raises(ValueError, match=r"y must hold class numbers 0 to K - 1, got 0\.3"):
+                Problem(X, [0.3, 1.0], loss=loss)
+        elif entry.signs:
             with pytest.raises(ValueError, match="y must hold the labels -1 and"):
                 Problem(X, [0.3, 1.0], loss=loss)
         else:

@@ -57,7 +57,7 @@ CASES = {
     ),
     "sample rate": (
         lambda: DPSGD(0.1, 1.0, 1.0, 3, sample_rate=1.5, samples=3),
-        r"sample_rate must lie in \[0, 1\]",
+        r"sample_rate must lie in \(0, 1\]",
     ),
     "problem that is none": (lambda: run(problem="digits"), r"problem must be a langevin.Problem, got str"),
     "weights of another dimension": (

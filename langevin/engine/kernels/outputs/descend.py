@@ -1,0 +1,229 @@
+"""From the blocks of a batch to a step of the parameters."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from langevin.engine.kernels.blas import address, gemm
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.normals import STATE_STREAM, TILE, add_tiles
+from langevin.engine.kernels.outputs.forward import frozen, hidden, neurons_per_product, outputs
+from langevin.engine.kernels.outputs.residuals import clip_factors, residuals
+from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
+from langevin.engine.kernels.types import CALLED, LP, RELU, UNCLIPPED
+
+
+@njit(**INNER_FAST)
+def _masked_rows(first, count, width, G, A, D, squared):
+    """Write ``(R V^T) phi'`` of rows of ReLU to ``D``, from ``R V^T``, and its squared norms."""
+    for i in range(count):
+        zero = G.dtype.type(0)
+        q = zero
+        for j in range(width):
+            # features, not pre-activations: positive, 0 or NaN
+            g = zero if A[first + i, j] <= zero else G[i, j]
+            D[first + i, j] = g
+            q += g * g
+        squared[first + i] = q
+
+
+@njit(**INNER_FAST)
+def _sloped_rows(first, count, width, G, D, squared):
+    """`_masked_rows` of an activation that is called, with ``phi'`` in ``D``."""
+    for i in range(count):
+        q = G.dtype.type(0)
+        for j in range(width):
+            g = G[i, j] * D[first + i, j]
+            D[first + i, j] = g
+            q += g * g
+        squared[first + i] = q
+
+
+@njit(**INNER_FAST)
+def _plain_rows(first, count, width, G, D, squared):
+    """`_masked_rows` of a linear network."""
+    for i in range(count):
+        q = G.dtype.type(0)
+        for j in range(width):
+            D[first + i, j] = G[i, j]
+            q += G[i, j] * G[i, j]
+        squared[first + i] = q
+
+
+@njit(**INNER)
+def _pull_back(theta, count, data, scratch):
+    """``D = (R V^T) phi'`` of a block, and its squared norms, a few rows at a time."""
+    K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
+    squared = scratch.samples[PULLBACK]
+    V, G, R = address(theta), address(scratch.G), address(scratch.R)
+    scratch.scalars[0], scratch.scalars[1] = 1, 0
+    for i in range(0, count, scratch.G.shape[0]):
+        n = min(scratch.G.shape[0], count - i)
+        gemm(False, data.width, n, K, V, ld, R + i * K * size, K, G, ld, scratch.ints, scratch.scalars)
+        if data.activation == RELU:
+            _masked_rows(i, n, data.width, scratch.G, scratch.A, scratch.D, squared)
+        elif data.activation == CALLED:
+            _sloped_rows(i, n, data.width, scratch.G, scratch.D, squared)
+        else:
+            _plain_rows(i, n, data.width, scratch.G, scratch.D, squared)
+
+
+@njit(**INNER)
+def _add_head_gradient(A, count, data, scratch, more):
+    """Add ``A^T R`` of a block to the head's gradient, or start it."""
+    K, ld, size = data.outputs, scratch.A.shape[1], scratch.A.itemsize
+    R, gradient = address(scratch.R), address(scratch.head)
+    scratch.scalars[0] = 1
+    for i in range(0, count, data.narrow):
+        n = min(data.narrow, count - i)
+        scratch.scalars[1] = 1 if more or i > 0 else 0
+        gemm(
+            True,
+            data.width,
+            K,
+            n,
+            A + i * ld * size,
+            ld,
+            R + i * K * size,
+            K,
+            gradient,
+            ld,
+            scratch.ints,
+            scratch.scalars,
+        )
+
+
+@njit(**INNER)
+def _scale_inputs(first, count, gathered, data, scratch):
+    """Multiply the inputs of a block by their clip factors; what is not gathered stays as it is."""
+    X, factor = scratch.X, scratch.samples[FACTOR]
+    for i in range(count):
+        if gathered:
+            for c in range(X.shape[1]):
+                X[i, c] *= factor[i]
+        else:
+            for c in range(X.shape[1]):
+                X[i, c] = factor[i] * data.X[first + i, c]
+
+
+@njit(**INNER)
+def gradient_block(theta, first, count, gathered, data, rule, scratch):
+    """Head's gradient and ``D`` of a block; returns its inputs' address and whether all is finite."""
+    probing = rule.method == LP
+    X = np.int64(0)
+    if probing:
+        A = frozen(first, count, gathered, data, scratch)
+    else:
+        X = hidden(theta, first, count, gathered, data, scratch)
+        A = address(scratch.A)
+    outputs(theta, A, count, data, scratch)
+    check = residuals(first, count, data, rule, scratch)
+    if not probing:
+        _pull_back(theta, count, data, scratch)
+        for i in range(count if rule.clipping != UNCLIPPED else 0):
+            check += scratch.samples[PULLBACK, i]
+    clip_factors(first, count, not probing, data, rule, scratch)
+    if not probing and rule.clipping != UNCLIPPED:
+        _scale_inputs(first, count, gathered, data, scratch)
+        X = address(scratch.X)
+    _add_head_gradient(A, count, data, scratch, first > 0)
+    return X, math.isfinite(check)
+
+
+@njit(**INNER)
+def _product_columns(W, column, columns, X, count, data, scratch):
+    """``W += alpha D^T X`` on some columns of ``W``, at the address of their first; ``alpha`` is set."""
+    k, ld, size = data.X.shape[1], scratch.A.shape[1], scratch.A.itemsize
+    D = address(scratch.D)
+    neurons = neurons_per_product(data.width, columns, count)
+    scratch.scalars[1] = 1
+    for j in range(0, data.width, neurons):
+        m = min(neurons, data.width - j)
+        gemm(
+            True,
+            m,
+            columns,
+            count,
+            D + j * size,
+            ld,
+            X + column * size,
+            k,
+            W + j * size,
+            ld,
+            scratch.ints,
+            scratch.scalars,
+        )
+
+
+@njit(**INNER)
+def add_layer_gradient(X, count, data, scratch, more):
+    """Add ``D^T X`` of a block that is not the last to the first layer's gradient, or start it."""
+    ld, size = scratch.A.shape[1], scratch.A.itemsize
+    if not more:
+        scratch.layer[:] = 0
+    scratch.scalars[0] = 1
+    for c in range(0, data.inputs, data.columns):
+        columns = min(data.columns, data.inputs - c)
+        _product_columns(address(scratch.layer) + c * ld * size, c, columns, X, count, data, scratch)
+
+
+@njit(**INNER_FAST)
+def _subtract(theta, first, rate, gradient, rows, width):
+    """``theta -= rate gradient`` on rows of ``ld`` elements from ``first`` on."""
+    ld = gradient.shape[1]
+    for c in range(rows):
+        # a view: indices that cannot be negative, so that the loop is vectorised
+        row = theta[first + c * ld : first + (c + 1) * ld]
+        for j in range(width):
+            row[j] -= rate * gradient[c, j]
+
+
+@njit(**INNER)
+def _add_noise(theta, first, stop, step, path, k0, k1, rule, scratch):
+    """Noise of a step on elements ``first`` to ``stop``, in whole tiles."""
+    if rule.noise > 0:
+        for draw in range(step * rule.draws, (step + 1) * rule.draws):
+            add_tiles(
+                theta,
+                first // TILE,
+                stop // TILE,
+                rule.noise,
+                draw,
+                path,
+                STATE_STREAM,
+                k0,
+                k1,
+                scratch.words,
+            )
+
+
+@njit(**INNER)
+def apply_head(theta, rate, any_sample, step, path, k0, k1, data, rule, scratch):
+    """Drift and noise of the head."""
+    if any_sample:
+        _subtract(theta, np.int64(0), rate, scratch.head, data.outputs, data.width)
+    _add_noise(theta, np.int64(0), data.head, step, path, k0, k1, rule, scratch)
+
+
+@njit(**INNER)
+def apply_layer(theta, rate, X, count, summed, step, path, k0, k1, data, rule, scratch):
+    """Drift and noise of the first layer, so many columns at a time that they stay in the cache.
+
+    ``X`` and ``count`` are of the last block, whose product goes straight into the state; ``summed`` tells
+    whether there were blocks before.
+    """
+    ld, size = scratch.A.shape[1], theta.itemsize
+    for c in range(0, data.inputs, data.columns):
+        columns = min(data.columns, data.inputs - c)
+        at = data.head + c * ld
+        if summed:
+            _subtract(theta, at, rate, scratch.layer[c:], columns, data.width)
+        if count > 0:
+            scratch.scalars[0] = -rate
+            _product_columns(address(theta) + at * size, c, columns, X, count, data, scratch)
+        last = c + columns == data.inputs
+        _add_noise(theta, at, theta.size if last else at + columns * ld, step, path, k0, k1, rule, scratch)

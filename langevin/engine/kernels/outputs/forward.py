@@ -1,0 +1,154 @@
+"""From a state and rows of a batch to features and outputs."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from langevin.engine.kernels.blas import address, gemm, gemm_tn
+from langevin.engine.kernels.calls import call_rows
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.outputs.types import FEATURE
+from langevin.engine.kernels.types import CALLED, RELU
+
+# OpenBLAS multiplies without packing, at full speed, while m n k stays below the first number; fewer neurons
+# than the third per product cost more than packing
+SMALL_PRODUCT, MOST_NEURONS, FEWEST_NEURONS = 1_000_000, 128, 32
+
+
+@njit(**INNER)
+def neurons_per_product(width, rows, depth):
+    """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
+    fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
+    return min(fitting, MOST_NEURONS) if fitting > 0 else width
+
+
+@njit(**INNER)
+def gather(source, batch, first, count, out):
+    """Copy rows ``batch[first : first + count]`` of ``source`` to ``out``."""
+    for i in range(count):
+        row = batch[first + i]
+        for c in range(out.shape[1]):
+            out[i, c] = source[row, c]
+
+
+@njit(**INNER)
+def preactivate(W, X, count, Z, data, scratch):
+    """``Z = X W^T`` on ``count`` rows, by addresses of ``W (k, ld)``, ``X (count, k padded)`` and ``Z``."""
+    k, ld, size = data.X.shape[1], scratch.A.shape[1], scratch.A.itemsize
+    neurons = neurons_per_product(data.width, count, data.inputs)
+    scratch.scalars[0], scratch.scalars[1] = 1, 0
+    for j in range(0, data.width, neurons):
+        m = min(neurons, data.width - j)
+        gemm(
+            False,
+            m,
+            count,
+            data.inputs,
+            W + j * size,
+            ld,
+            X,
+            k,
+            Z + j * size,
+            ld,
+            scratch.ints,
+            scratch.scalars,
+        )
+
+
+@njit(**INNER_FAST)
+def _relu_rows(count, width, A, squared):
+    for i in range(count):
+        zero = A.dtype.type(0)
+        q = zero
+        for j in range(width):
+            # z <= 0, not z > 0: a NaN has to pass
+            a = zero if A[i, j] <= zero else A[i, j]
+            A[i, j] = a
+            q += a * a
+        squared[i] = q
+
+
+@njit(**INNER_FAST)
+def _squared_rows(count, width, A, squared):
+    for i in range(count):
+        q = A.dtype.type(0)
+        for j in range(width):
+            q += A[i, j] * A[i, j]
+        squared[i] = q
+
+
+@njit(**INNER)
+def activate(count, A, slope, squared, data):
+    """Replace ``A (count, ld)`` by ``phi(A)``, with squared norms; ``phi'`` goes to ``slope`` if called."""
+    if data.activation == RELU:
+        _relu_rows(count, data.width, A, squared)
+        return
+    if data.activation == CALLED:
+        for i in range(count):
+            a = A[i].ctypes.data
+            call_rows(data.phi, a, a, slope[i].ctypes.data, data.width)
+    _squared_rows(count, data.width, A, squared)
+
+
+@njit(**INNER)
+def freeze(theta, data, scratch):
+    """Leave the features of all samples and their squared norms in ``scratch``, for linear probing."""
+    A, size = scratch.features, theta.itemsize
+    W = address(theta) + data.head * size
+    for first in range(0, data.Y.shape[0], data.rows):
+        count = min(data.rows, data.Y.shape[0] - first)
+        X = address(data.X) + first * data.X.shape[1] * size
+        block = A[first : first + count]
+        preactivate(W, X, count, address(block), data, scratch)
+        activate(count, block, scratch.D, scratch.feature_norms[first : first + count], data)
+
+
+@njit(**INNER)
+def hidden(theta, first, count, gathered, data, scratch):
+    """Features of a block in ``scratch.A``; return the address of its inputs."""
+    size = theta.itemsize
+    X = address(data.X) + first * data.X.shape[1] * size
+    if gathered:
+        gather(data.X, scratch.batch, first, count, scratch.X)
+        X = address(scratch.X)
+    preactivate(address(theta) + data.head * size, X, count, address(scratch.A), data, scratch)
+    activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
+    return X
+
+
+@njit(**INNER)
+def frozen(first, count, gathered, data, scratch):
+    """Features of a block in linear probing: their address; their squared norms go to ``FEATURE``."""
+    if data.features.shape[0] > 0:
+        features, norms = data.features, data.feature_norms
+    else:
+        features, norms = scratch.features, scratch.feature_norms
+    for i in range(count):
+        scratch.samples[FEATURE, i] = norms[scratch.batch[first + i]]
+    if gathered:
+        gather(features, scratch.batch, first, count, scratch.A)
+        return address(scratch.A)
+    return address(features) + first * features.shape[1] * features.itemsize
+
+
+@njit(**INNER)
+def outputs(theta, A, count, data, scratch):
+    """``F = A V`` on ``count`` rows at the address ``A``."""
+    K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
+    V, F = address(theta), address(scratch.F)
+    scratch.scalars[0], scratch.scalars[1] = 1, 0
+    for i in range(0, count, data.narrow):
+        n = min(data.narrow, count - i)
+        gemm_tn(
+            K,
+            n,
+            data.width,
+            V,
+            ld,
+            A + i * ld * size,
+            ld,
+            F + i * K * size,
+            K,
+            scratch.ints,
+            scratch.scalars,
+        )

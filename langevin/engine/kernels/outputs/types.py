@@ -1,0 +1,96 @@
+"""What a step of a network with K outputs works on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from langevin.engine.kernels import types
+
+# losses that have code here; all others are called by their address. One-vs-rest is logistic in each output
+LOGISTIC, SQUARE, CALLED, SOFTMAX = types.LOGISTIC, types.SQUARE, types.CALLED, 5
+LOSSES = {"logistic": LOGISTIC, "ovr": LOGISTIC, "square": SQUARE, "softmax": SOFTMAX}
+
+# the last two in linear probing alone
+MARGIN, COLUMN = 3, 4
+CLIPPINGS = {
+    None: types.UNCLIPPED,
+    "flat": types.FLAT,
+    "normalised": types.NORMALISED,
+    "margin": MARGIN,
+    "column": COLUMN,
+}
+
+# a step whose number is a multiple of this checks that its state is finite, whatever its batch is
+CHECKED_STEPS = 64
+# columns of W are updated and given their noise at once in multiples of this: whole tiles of noise
+COLUMN_MULTIPLE = 16
+
+
+class OutputsData(NamedTuple):
+    """A problem with K outputs; rows of ``X`` are padded by zeros to whole cache lines.
+
+    Row ``position[i]`` is sample ``i``: batches are drawn for the samples, whatever the order of the rows.
+    """
+
+    X: np.ndarray  # (n, k padded)
+    Y: np.ndarray  # (n, K): targets, one-hot or -1 and +1 for classes
+    squared_norms: np.ndarray  # (n,)
+    position: np.ndarray  # (n,), int64
+    features: np.ndarray  # (n, ld): the features if the first layer is not simulated, otherwise (0, 0)
+    feature_norms: np.ndarray  # (n,): their squared norms, or (0,)
+    inputs: int  # k
+    width: int  # h
+    outputs: int  # K
+    head: int  # slot of the head in theta
+    rows: int  # largest number of rows of a block
+    frozen_rows: int  # the same where the features are frozen, at most `rows`
+    narrow: int  # rows of a product with the head
+    columns: int  # columns of W that are updated at once
+    activation: int  # RELU, LINEAR or CALLED
+    loss: int
+    classes: bool  # whether the targets are classes
+    # addresses, for those that are called: see `langevin.engine.kernels.elementwise`
+    phi: int
+    value: int
+    residual: int
+
+
+class OutputsRule(NamedTuple):
+    """The rule of a step in one phase."""
+
+    method: int
+    clipping: int
+    clip: float
+    stabiliser: float
+    sample_rate: float  # 1: all samples, and no draw
+    threshold: int  # a sample is in the batch if its 32-bit word is below
+    dt: Any  # in the state's precision, like noise
+    noise: Any  # standard deviation of what one draw adds
+    draws: int  # draws per step: more than one where a finer grid's Brownian path is followed
+
+
+class OutputsScratch(NamedTuple):
+    """Work space of one thread; ``b`` rows of a block."""
+
+    A: np.ndarray  # (b, ld): features
+    D: np.ndarray  # (b, ld): phi', then (R V^T) phi'
+    G: np.ndarray  # (narrow, ld): R V^T
+    X: np.ndarray  # (b, k padded): rows of the batch, then times their clip factors
+    F: np.ndarray  # (b, K)
+    R: np.ndarray  # (b, K): residuals, then times their clip factors
+    samples: np.ndarray  # (4, b)
+    head: np.ndarray  # (K, ld): gradient of the head
+    layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
+    features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
+    feature_norms: np.ndarray  # (n,): their squared norms
+    batch: np.ndarray  # (n and some,), int64: rows of the batch
+    words: np.ndarray  # (4, LANES), uint32
+    ints: np.ndarray  # (8,), int32
+    scalars: np.ndarray  # (2,): alpha and beta of a product
+
+
+# rows of OutputsScratch.samples: squared norms of the features, of the residuals and of the pulled-back
+# residuals, and the clip factors
+FEATURE, RESIDUAL, PULLBACK, FACTOR = range(4)

@@ -1,0 +1,192 @@
+"""Data, rule and work space of the compiled step of a network with K outputs, see `advance_outputs`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from langevin.engine.kernels import types
+from langevin.engine.kernels.normals import LANES
+from langevin.engine.kernels.outputs.types import (
+    CLIPPINGS,
+    COLUMN,
+    COLUMN_MULTIPLE,
+    LOSSES,
+    MARGIN,
+    OutputsData,
+    OutputsRule,
+    OutputsScratch,
+)
+from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
+from langevin.model.losses import LOSSES as TABLE
+from langevin.model.schedule import Schedule
+from langevin.support.validate import FloatArray
+
+# bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
+_ACTIVATIONS, _COLUMNS, _LAYER = 2**19, 2**18, 2**19
+# rows of a block if the first layer streams from further away: so many that products dominate
+_STREAMED_ROWS = 512
+# OpenBLAS multiplies without packing, at full speed, while m n k of a product with the head stays below this
+_NARROW_PRODUCT = 400_000
+
+
+def build_data(
+    layout: Layout,
+    X: FloatArray,
+    Y: FloatArray,
+    *,
+    activation: str,
+    loss: str,
+    classes: bool,
+    order: np.ndarray | None = None,
+    features: FloatArray | None = None,
+) -> OutputsData:
+    """Convert a problem to the form of the compiled code.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the states, with ``layout.outputs`` outputs.
+    X : ndarray, shape (n, k)
+        Inputs.
+    Y : ndarray, shape (n, K) or (n,)
+        Targets: one-hot for ``"softmax"`` and ``"ovr"``, -1 and +1 for ``"logistic"``, real otherwise.
+    activation, loss : str
+        Keys of the tables; the loss may also be ``"softmax"`` or ``"ovr"``.
+    classes : bool
+        Whether the targets are classes, so that there is an accuracy.
+    order : ndarray of int, shape (n,), or None
+        Row ``i`` is sample ``order[i]``, for which batches are drawn; None: rows are in the samples' order.
+    features : ndarray, shape (n, h), or None
+        ``phi(X W^T)`` if it is all the same; then only linear probing can be run.
+    """
+    n, number = len(X), np.dtype(layout.dtype)
+    inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
+    inputs[:, : layout.inputs] = X[:, : layout.inputs]
+    targets = np.ascontiguousarray(Y.reshape(n, layout.outputs), number)
+    frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
+    norms = np.zeros(0, number)
+    if features is not None:
+        frozen[:, : layout.width] = features
+        norms = np.einsum("ij,ij->i", features, features).astype(number)
+    position = np.empty(n, np.int64)
+    position[np.arange(n) if order is None else order] = np.arange(n)
+    rows = _rows(layout, n)
+    if loss not in LOSSES and TABLE[loss].classes:
+        raise ValueError(f"loss must be 'softmax' or 'ovr' to be simulated with classes, got {loss!r}")
+    phi, value, residual = addresses(activation, None if loss in LOSSES else loss, layout.dtype)
+    return OutputsData(
+        inputs,
+        2 * targets - 1 if loss == "ovr" else targets,
+        np.einsum("ij,ij->i", X, X).astype(number),
+        position,
+        frozen,
+        norms,
+        inputs=layout.inputs,
+        width=layout.width,
+        outputs=layout.outputs,
+        head=layout.head,
+        rows=rows,
+        frozen_rows=min(rows, _cached_rows(layout)),
+        narrow=_narrow(layout, rows),
+        columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
+        activation=types.CODES.get(activation, types.CALLED),
+        loss=LOSSES.get(loss, types.CALLED),
+        classes=classes,
+        phi=phi,
+        value=value,
+        residual=residual,
+    )
+
+
+def build_scratch(layout: Layout, data: OutputsData, *, probing: bool) -> OutputsScratch:
+    """Work space for one thread; ``probing`` where a phase of linear probing may be run."""
+    n, outputs = data.Y.shape
+    number, b, ld = layout.dtype, data.rows, layout.ld
+    stored = n if probing and data.features.size == 0 else 0
+    return OutputsScratch(
+        A=aligned_zeros((b, ld), number),
+        D=aligned_zeros((b, ld), number),
+        G=aligned_zeros((data.narrow, ld), number),
+        X=aligned_zeros((b, data.X.shape[1]), number),
+        F=aligned_zeros((b, outputs), number),
+        R=aligned_zeros((b, outputs), number),
+        samples=aligned_zeros((4, b), number),
+        head=aligned_zeros((outputs, ld), number),
+        layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
+        features=aligned_zeros((stored, ld), number),
+        feature_norms=np.zeros(stored, number),
+        # a row more than can be drawn, see `draw_batch`
+        batch=np.zeros(n + 1, np.int64),
+        words=aligned_zeros((4, LANES), np.uint32),
+        ints=np.zeros(8, np.int32),
+        scalars=np.zeros(2, number),
+    )
+
+
+def build_rule(
+    layout: Layout,
+    *,
+    method: Literal["lp", "fft"],
+    clip: float | None,
+    clipping: str,
+    stabiliser: float,
+    sigma: float,
+    sample_rate: float = 1.0,
+    dt: float = 0.0,
+    draws: int = 1,
+) -> OutputsRule:
+    """Convert the numbers of a phase to the form of the compiled code; ``sigma`` as in `Phase`."""
+    number = layout.dtype
+    code = types.UNCLIPPED if clip is None else CLIPPINGS[clipping]
+    if clip is not None and number(clip) == 0:
+        raise ValueError(f"clip must be larger for this precision, got {clip:g}: take precision='double'")
+    if code in (MARGIN, COLUMN) and method != "lp":
+        raise ValueError(f"clipping {clipping!r} needs method 'lp', got {method!r}")
+    return OutputsRule(
+        method=types.LP if method == "lp" else types.FFT,
+        clipping=code,
+        clip=1.0 if clip is None else clip,
+        stabiliser=stabiliser,
+        sample_rate=sample_rate,
+        threshold=math.ceil(sample_rate * 2**32),
+        dt=number(dt),
+        noise=number(sigma * math.sqrt(2 * dt / draws)),
+        draws=draws,
+    )
+
+
+def step_flops(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
+    """Rough number of multiplications and additions of a step of one path."""
+    rate = max(phase.sample_rate for phase in schedule)
+    fine_tunes = any(phase.method == "fft" for phase in schedule)
+    # an activation that is called costs some 20 ns
+    called = 400 if data.phi and fine_tunes else 0
+    neuron = 4 * (data.inputs + 2 * data.outputs) + called if fine_tunes else 4 * data.outputs + 4
+    return rate * len(data.Y) * data.width * neuron + 50 * layout.size
+
+
+def freeze_flops(data: OutputsData) -> float:
+    """Rough number of multiplications and additions that the features of all samples take."""
+    return 2.0 * len(data.Y) * data.inputs * data.width
+
+
+def _cached_rows(layout: Layout) -> int:
+    """Rows of a block that stays in the cache, with work space of its size."""
+    row = 2 * layout.ld * np.dtype(layout.dtype).itemsize
+    return max(_ACTIVATIONS // row // 16 * 16, 32)
+
+
+def _rows(layout: Layout, samples: int) -> int:
+    """Rows of a block: as many as stay in the cache, or many if the first layer does not."""
+    streamed = layout.inputs * layout.ld * np.dtype(layout.dtype).itemsize > _LAYER
+    fitting = max(_cached_rows(layout), _STREAMED_ROWS) if streamed else _cached_rows(layout)
+    return min(fitting, up(samples, 16))
+
+
+def _narrow(layout: Layout, rows: int) -> int:
+    """Rows of a product with the head."""
+    fitting = _NARROW_PRODUCT // (layout.outputs * layout.width) // 8 * 8
+    return min(max(fitting, 16), rows)
