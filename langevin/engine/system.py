@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from langevin.engine import outputs
-from langevin.engine.kernels import descend, forward, types
+from langevin.engine.kernels import descend, types
 from langevin.engine.kernels.outputs.drift import drift_outputs, freeze_outputs
 from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
 from langevin.engine.kernels.types import Data, Rule, Scratch
@@ -111,7 +111,7 @@ class System:
 
     def freeze(self, theta: np.ndarray, scratch: Scratch | OutputsScratch) -> None:
         """Leave the features at a state in the work space, for `drift` in linear probing."""
-        (forward.freeze if self.reduction.scalar else freeze_outputs)(theta, self.data, scratch)
+        (descend.freeze_features if self.reduction.scalar else freeze_outputs)(theta, self.data, scratch)
 
     def drift(self, theta: np.ndarray, out: np.ndarray, rule: Any, scratch: Any) -> None:
         """Write the clipped drift of `rule` to ``out``; in linear probing the head's slot alone will do."""

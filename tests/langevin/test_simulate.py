@@ -310,17 +310,6 @@ def test_signals_keep_what_was_done_and_resume_gives_the_same_bits(tmp_path, who
     assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
 
 
-@pytest.mark.slow
-def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    arguments = ["--width", "64", "--samples", "32", "--dim", "8", "--dt", "1e-3", "--paths", "9"]
-    for name in ("compiled.nc", "cached.nc"):
-        done = command(*arguments, "--no-bounds", "--precision", "single", "--out", name, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "cache").rglob("*.nbc"))
-    assert equal_bits(files.load(tmp_path / "compiled.nc"), files.load(tmp_path / "cached.nc"))
-
-
 def test_a_killed_run_resumes_from_its_last_autosave(tmp_path, whole):
     process = under_way(tmp_path)
     process.kill()

@@ -15,7 +15,7 @@ from llvmlite import binding
 from numba import types
 from numba.extending import overload
 
-from langevin.engine.kernels.jit import FAST, njit
+from langevin.engine.kernels.jit import INNER_FAST, njit
 from langevin.engine.kernels.types import REFLECTORS
 
 
@@ -86,7 +86,7 @@ def _gemm_tn_overload(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
     return gemm_tn
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def householder(triangle, stack, rows):
     """Bring ``stack`` below an upper triangular ``triangle`` into it; columns lie contiguously."""
     for j in range(triangle.shape[0]):

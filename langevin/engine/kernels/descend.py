@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from langevin.engine.kernels.blas import gemm
-from langevin.engine.kernels.forward import evaluate, first_layer
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.forward import evaluate, first_layer, freeze
+from langevin.engine.kernels.jit import INNER, INNER_FAST, JIT, njit
 from langevin.engine.kernels.types import GRADIENT, HEAD, LINEAR, LP, PULLBACK, RELU, RESIDUAL, borrow
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _pull_back(block, data, scratch):
     """``P = X^T diag(s) phi'(Z)`` on one block of inputs."""
     column, columns, row, rows, neurons = data.columns[block]
@@ -24,7 +24,7 @@ def _pull_back(block, data, scratch):
         gemm(True, m, columns, rows, Z + j * size, ld, X, k, P + j * size, ld, scratch.ints, scratch.scalars)
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _descend_head(theta, rate, A, data, scratch):
     """``v -= rate A^T s``."""
     s, gradient = scratch.samples[RESIDUAL], scratch.neurons[GRADIENT]
@@ -37,7 +37,7 @@ def _descend_head(theta, rate, A, data, scratch):
         theta[j] -= rate * gradient[j]
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _descend_relu(theta, rate, data, scratch):
     """``w_j -= rate v_j p_j`` and ``v_j -= rate w_j . p_j``, with ``p_j = sum_i s_i phi'(z_ij) x_i``.
 
@@ -63,7 +63,7 @@ def _descend_relu(theta, rate, data, scratch):
         theta[j] -= rate * gradient[j]
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _descend_called(theta, rate, data, scratch):
     """``w_j -= rate v_j sum_i s_i phi'(z_ij) x_i`` and ``v -= rate A^T s``."""
     s, scaled, X = scratch.samples[RESIDUAL], scratch.X, data.X
@@ -82,7 +82,7 @@ def _descend_called(theta, rate, data, scratch):
     _descend_head(theta, rate, scratch.A, data, scratch)
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _descend_linear(theta, rate, data, scratch):
     """``W -= rate v u^T`` and ``v -= rate W u`` with ``u = X^T s``."""
     s, X, u, W = (
@@ -106,7 +106,7 @@ def _descend_linear(theta, rate, data, scratch):
         theta[j] -= rate * gradient[j]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def descend(theta, rate, data, rule, scratch):
     """``theta -= rate * gradient`` at what `_evaluate` left in ``scratch``."""
     if rule.method == LP:
@@ -130,3 +130,9 @@ def drift(theta, out, data, rule, scratch):
     out[:] = theta
     descend(out, theta.dtype.type(1), data, rule, scratch)
     out -= theta
+
+
+@njit(**JIT)
+def freeze_features(theta, data, scratch):
+    """Leave the features at ``theta`` in ``scratch``, for `drift` in linear probing."""
+    freeze(theta, borrow(data), borrow(scratch))

@@ -10,7 +10,7 @@ import numpy as np
 
 from langevin.engine.kernels.blas import gemm
 from langevin.engine.kernels.calls import call_rows
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.residuals import clip_residuals
 from langevin.engine.kernels.types import (
     ACTIVE,
@@ -25,14 +25,14 @@ from langevin.engine.kernels.types import (
 )
 
 
-@njit(**JIT)
+@njit(**INNER)
 def first_layer(theta, data, scratch):
     """The first layer in a state, shape (k, ld)."""
     k, ld = data.inputs, scratch.Z.shape[1]
     return theta[data.head : data.head + k * ld].reshape(k, ld)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _preactivate(theta, block, data, scratch):
     """``Z = X W^T`` on one block of samples."""
     first, count, inputs, neurons = data.rows[block]
@@ -46,7 +46,7 @@ def _preactivate(theta, block, data, scratch):
         gemm(False, m, count, inputs, W + j * size, ld, X, k, Z + j * size, ld, scratch.ints, scratch.scalars)
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _relu_rows(first, count, theta, data, scratch):
     """Go from pre-activations to outputs and squared norms on a block; overwrite ``Z`` by ``phi'(Z)``."""
     v, Z, zero, one = theta, scratch.Z, theta.dtype.type(0), theta.dtype.type(1)
@@ -72,7 +72,7 @@ def _relu_rows(first, count, theta, data, scratch):
         f[i + 1], norm[i + 1] = f1, q1 + x[i + 1] * m1
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _called_rows(first, count, theta, data, scratch):
     """`_relu_rows` of an activation that is called; leave ``phi(Z)`` in ``A``."""
     v, Z, A, zero = theta, scratch.Z, scratch.A, theta.dtype.type(0)
@@ -88,7 +88,7 @@ def _called_rows(first, count, theta, data, scratch):
         f[i], norm[i] = output, q + x[i] * m
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _feature_outputs(theta, data, scratch):
     """``f = A v`` on the frozen features in ``Z``."""
     v, A, f, zero = theta, scratch.Z, scratch.samples[OUTPUT], theta.dtype.type(0)
@@ -102,7 +102,7 @@ def _feature_outputs(theta, data, scratch):
         f[i], f[i + 1], f[i + 2], f[i + 3] = f0, f1, f2, f3
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _linear_outputs(theta, data, rule, scratch):
     """Outputs and squared norms of a linear net, through ``W^T v``."""
     v, W, X, Z = theta, first_layer(theta, data, scratch), data.X, scratch.Z
@@ -126,7 +126,7 @@ def _linear_outputs(theta, data, rule, scratch):
         f[i], norm[i] = output, q + data.squared_norms[i] * head
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _mark_active(first, count, data, scratch):
     """Keep each neuron's largest (pre-)activation: a neuron is dead if it is not positive."""
     Z, active = scratch.Z, scratch.neurons[ACTIVE]
@@ -135,7 +135,7 @@ def _mark_active(first, count, data, scratch):
             active[j] = Z[i, j] if Z[i, j] > active[j] else active[j]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _call_features(data, scratch):
     """Overwrite ``Z`` by ``phi(Z)``; what ``A`` holds is lost."""
     Z, A = scratch.Z, scratch.A
@@ -144,7 +144,7 @@ def _call_features(data, scratch):
         call_rows(data.phi, z, z, A[i].ctypes.data, data.width)
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def freeze(theta, data, scratch):
     """Leave the hidden features in ``Z`` and their squared norms in `NORM`, for linear probing."""
     for block in range(data.rows.shape[0]):
@@ -164,7 +164,7 @@ def freeze(theta, data, scratch):
         scratch.samples[NORM, i] = q
 
 
-@njit(**JIT)
+@njit(**INNER)
 def evaluate(theta, data, rule, scratch, mark):
     """Outputs and clipped residuals at ``theta``; False if anything is not finite."""
     if mark:

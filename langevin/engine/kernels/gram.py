@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from langevin.engine.kernels.blas import householder, tpqrt
 from langevin.engine.kernels.forward import first_layer
-from langevin.engine.kernels.jit import FAST, njit
+from langevin.engine.kernels.jit import INNER_FAST, njit
 from langevin.engine.kernels.normals import WISHART_STREAM, add_normals, chi_square
 from langevin.engine.kernels.types import HOUSEHOLDER, LP
 
@@ -31,7 +31,7 @@ def _fold_overload(theta, draw, path, k0, k1, data, rule, scratch):
     )
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def _fold_neurons(theta, draw, path, k0, k1, data, rule, scratch):
     """Give the last ``q + 1`` neurons of a linear net the noise of ``folded`` others, in law.
 

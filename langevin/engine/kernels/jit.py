@@ -143,4 +143,6 @@ JIT: dict[str, Any] = dict(nogil=True, error_model="numpy")
 FAST: dict[str, Any] = dict(JIT, fastmath=MATH)
 # for functions that compiled code alone calls: wrappers that unpack named tuples from Python compile slowly
 INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-INNER_FAST: dict[str, Any] = dict(FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# in line: a copy of its own may add in another order than the caller's, and which of them runs depends on
+# whether this process has compiled the caller or read it from the cache
+INNER_FAST: dict[str, Any] = dict(INNER, fastmath=MATH, forceinline=True)

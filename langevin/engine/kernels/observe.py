@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.forward import first_layer
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.jit import INNER, INNER_FAST, JIT, njit
 from langevin.engine.kernels.normals import COMPLEMENT_STREAM, chi_square, philox, radius64, sincos64
 from langevin.engine.kernels.residuals import loss_and_accuracy
 from langevin.engine.kernels.types import (
@@ -32,7 +32,7 @@ from langevin.engine.kernels.types import (
 )
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def class_means(theta, data, scratch, means):
     """Mean pre-activation of each neuron on each class, and its squared norm in the span."""
     W = first_layer(theta, data, scratch)
@@ -49,8 +49,7 @@ def class_means(theta, data, scratch, means):
             squared[j] += W[c, j] * W[c, j]
 
 
-# in line: a copy of its own, and the caller's from the cache, might add in different orders
-@njit(**FAST, forceinline=True)
+@njit(**INNER_FAST)
 def _squared_distance(theta, other, data, scratch):
     W, V = first_layer(theta, data, scratch), first_layer(other, data, scratch)
     total = 0.0
@@ -64,7 +63,7 @@ def _squared_distance(theta, other, data, scratch):
     return total
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def move_complement(complement, scale, dim, step, path, k0, k1):
     """Move the part of ``W`` outside the data's span, Brownian, over one record interval, in law.
 
@@ -95,7 +94,7 @@ def move_complements(complements, diverged, scale, dim, draw, first_path, k0, k1
             moved[p] = move_complement(complements[p], scale, dim, draw, first_path + p, k0, k1)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, scalars, neurons):
     """Write the observables of record ``r``: ``scalars (SCALARS, m)``, ``neurons (3, m, h)`` or empty.
 

@@ -9,17 +9,17 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.calls import call_scalar
-from langevin.engine.kernels.jit import FAST, JIT, njit
+from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.types import FLAT, LOGISTIC, NORM, NORMALISED, OUTPUT, RESIDUAL, SQUARE
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _call_residuals(data, f, s):
     for i in range(data.y.size):
         s[i] = call_scalar(data.residual, f[i], data.y[i])
 
 
-@njit(**FAST)
+@njit(**INNER_FAST)
 def clip_residuals(data, rule, scratch):
     """From outputs and squared norms to the clipped residuals ``s_i = c_i r_i``; 0 on padding."""
     f, norm, s = scratch.samples[OUTPUT], scratch.samples[NORM], scratch.samples[RESIDUAL]
@@ -44,7 +44,7 @@ def clip_residuals(data, rule, scratch):
         s[i] = 0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def loss_and_accuracy(data, scratch):
     """Sum of the losses, and share of outputs with the sign of their label."""
     loss, correct = 0.0, 0

@@ -22,7 +22,7 @@ from langevin import (
 )
 from langevin.engine import noise, pool
 from langevin.engine.chain import Chain
-from langevin.engine.kernels import descend, forward
+from langevin.engine.kernels import descend
 from langevin.engine.layout import aligned_zeros
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Request
@@ -112,7 +112,7 @@ def test_a_step_without_noise_is_the_compiled_drift(activation, loss, method, cl
     theta, scratch = chain.records.origin, chain.scratch()
     drift = aligned_zeros(theta.shape, dtype)
     if method == "lp":
-        forward.freeze(theta, chain.data, scratch)
+        descend.freeze_features(theta, chain.data, scratch)
         descend.drift(
             theta[: chain.layout.head], drift[: chain.layout.head], chain.data, chain.rule(phase), scratch
         )

@@ -18,6 +18,7 @@ import pytest
 from numba.core import caching, config
 
 from langevin.engine.kernels import jit
+from tests.helpers import execute
 from tests.project.test_imports import ROOT
 from tests.survival.damage import damaged
 
@@ -214,3 +215,44 @@ def test_a_command_where_nothing_can_be_written(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled code cannot be kept") == 1
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+# prints bits of runs whose sums the compiler may order as it likes
+BITS = """
+import hashlib
+import numpy as np
+from langevin import Problem, Schedule, Weights, euler_maruyama
+from tests.helpers import random_problem, random_weights
+
+def show(problem, weights, reduce, precision, **phase):
+    schedule = Schedule.lp_fft(lp_time=0.05, fft_time=0.1, sigma=0.3, clip=1.0, **phase)
+    run = euler_maruyama(
+        problem, weights, schedule, dt=5e-3, paths=5, rng=0, reduce=reduce, threads=1, precision=precision
+    )
+    print(hashlib.sha256(run.loss.values.tobytes() + run.squared_distance.values.tobytes()).hexdigest())
+
+for precision in ("double", "single"):
+    for n, d, h, activation, reduce in (
+        (7, 4, 6, "relu", "span"),
+        (12, 3, 16, "linear", "gram"),
+        (12, 3, 16, "relu", "span"),
+        (33, 9, 40, "gelu", "none"),
+        (50, 20, 64, "relu", "none"),
+    ):
+        problem = random_problem(1, n, d, loss="square", activation=activation)
+        show(problem, random_weights(1, h, d, 0.3), reduce, precision)
+    rng = np.random.default_rng(0)
+    for n, d, h, classes, rate in ((7, 4, 6, 3, 1.0), (33, 9, 40, 3, 0.3), (64, 20, 64, 10, 0.5)):
+        problem = Problem(rng.standard_normal((n, d)), np.arange(n) % classes, loss="softmax")
+        weights = Weights(rng.standard_normal((h, d)), rng.standard_normal((h, classes)))
+        show(problem, weights, "none", precision, sample_rate=rate)
+"""
+
+
+@pytest.mark.slow
+def test_code_just_compiled_gives_the_bits_of_code_from_the_cache(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    first, again = (execute([sys.executable, "-c", BITS], env=environment, check=True) for _ in range(2))
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(set(first.stdout.split())) == 16
+    assert first.stdout == again.stdout
