@@ -102,7 +102,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ("sigma = [0.1, true]", "sigma must be a number, got True"),
         ("sigma = [0.1, nan]", "sigma must be finite, got nan"),
         ("width = [8, 8.0]", "width must be a whole number, got 8.0"),
-        ("classes = [[1, 2, 3]]", "classes must be a list of 2, each a whole number"),
+        ("classes = [[1, 2.5]]", "classes must be a list, each a whole number"),
         ('head = ["gauss"]', "head must be one of 'gaussian', 'zero', 'prototype', got 'gauss'"),
         ("sigma = [1, 1.0]", "sweep.sigma must not repeat values"),
         ("sigma = []", "sweep.sigma must be a non-empty list"),
