@@ -21,7 +21,7 @@ from langevin.support.validate import FloatArray
 # pre-training on the public digits: even against odd, to a plateau of the accuracy
 _PRETRAINING_TIME, _PRETRAINING_DT = 0.4, 1e-3
 _TEST_SHARE = 0.2
-# of all images, where fewer than two digits are left to pre-train on
+# of the private digits' images, where fewer than two digits are left to pre-train on
 _PUBLIC_SHARE = 0.25
 
 
@@ -37,14 +37,14 @@ def digits(
 ) -> tuple[Problem, Weights]:
     """Some of scikit-learn's digits, and features pre-trained on the others.
 
-    The public digits pre-train a network of the same width on a task of their own, even against odd (or every
-    second digit against the others, if all are even or all odd), by the noiseless gradient flow of the
-    logistic loss. Its head is discarded for a Gaussian one. Inputs are centred and scaled by the public images
-    alone. A fifth of the private images is held out. The features are learnt, but need not suit the private
-    digits: random ones of the same size often probe better.
+    The public digits pre-train a network of the same width on a task of their own, even against odd (if all are
+    even or all odd, every second one against the others), by the noiseless gradient flow of the logistic
+    loss. Its head is discarded for a Gaussian one. Inputs are centred and scaled by the public images alone. A
+    fifth of the private images is held out. The features are learnt, but need not suit the private digits:
+    random ones of the same size often probe better.
 
-    With nine or ten private digits, fewer than two are left to pre-train on: a random quarter of all images is
-    public instead, so that the public digits are the private ones (see `split`).
+    Nine or ten private digits leave fewer than two others to pre-train on. Then a random quarter of their
+    images is public as well.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def digits(
 
 
 def split(classes: Sequence[int]) -> bool:
-    """Tell whether these private digits leave fewer than two others, so that some of their images are public."""
+    """Tell whether some images of these private digits are public, because fewer than two others are left."""
     return len(classes) > 8
 
 
@@ -115,8 +115,8 @@ def _chosen(classes: Sequence[int], loss: str) -> tuple[int, ...]:
         raise ValueError(f"classes must be {count} different digits from 0 to 9, got {chosen!r}")
     if len(chosen) > 2 and not several:
         raise ValueError(
-            f"classes must be two different digits with loss {loss!r}, got {chosen!r}: take loss='softmax' or "
-            "'ovr' for more"
+            f"classes must be two different digits with loss {loss!r}, got {chosen!r}: take "
+            "loss='softmax' or 'ovr' for more"
         )
     return chosen
 
@@ -125,7 +125,9 @@ def _halves(labels: np.ndarray) -> FloatArray:
     """Labels of the public task: +1 for even digits, or for every second one if all are even or all odd."""
     digits = np.unique(labels)
     even = labels % 2 == 0
-    return np.where(even if 0 < even.sum() < len(labels) else np.searchsorted(digits, labels) % 2 == 0, 1.0, -1.0)
+    return np.where(
+        even if 0 < even.sum() < len(labels) else np.searchsorted(digits, labels) % 2 == 0, 1.0, -1.0
+    )
 
 
 def _cache_folder() -> Path | None:

@@ -190,8 +190,8 @@ class Simulation:
         if self.data == "separable":
             if count > 2:
                 raise ValueError(
-                    f"classes must be one number with data 'separable', that of its classes, got {classes}: take "
-                    f"{count} for as many"
+                    f"classes must be one number with data 'separable', that of its classes, got "
+                    f"{classes}: take {count} for as many"
                 )
             count = validate.integer("classes", classes[0], 2) if count == 1 else 2
         elif self.data != "digits":
@@ -210,13 +210,13 @@ class Simulation:
             return
         if self.method != "lp":
             raise ValueError(
-                f"clipping must be 'flat' or 'normalised' with method {self.method!r}, got {self.clipping!r}, "
-                "which is defined for linear probing alone: take method 'lp'"
+                f"clipping must be 'flat' or 'normalised' with method {self.method!r}, got "
+                f"{self.clipping!r}, which is defined for linear probing alone: take method 'lp'"
             )
         if needed != (loss := self.loss or "logistic"):
             raise ValueError(
-                f"clipping must be 'flat' or 'normalised' with loss {loss!r}, got {self.clipping!r}: take loss "
-                f"{needed!r}, for which it is defined"
+                f"clipping must be 'flat' or 'normalised' with loss {loss!r}, got {self.clipping!r}: take "
+                f"loss {needed!r}, for which it is defined"
             )
 
     @property
