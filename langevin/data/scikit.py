@@ -37,10 +37,10 @@ def digits(
 ) -> tuple[Problem, Weights]:
     """Some of scikit-learn's digits, and features pre-trained on the others.
 
-    The public digits pre-train a network of the same width on a task of their own, even against odd (if all are
-    even or all odd, every second one against the others), by the noiseless gradient flow of the logistic
-    loss. Its head is discarded for a Gaussian one. Inputs are centred and scaled by the public images alone. A
-    fifth of the private images is held out. The features are learnt, but need not suit the private digits:
+    The public digits pre-train a network of the same width on a task of their own, even against odd (if all
+    are even or all odd, every second one against the others), by the noiseless gradient flow of the logistic
+    loss. Its head is discarded for a Gaussian one. Inputs are centred and scaled by the public images alone.
+    A fifth of the private images is held out. The features are learnt, but need not suit the private digits:
     random ones of the same size often probe better.
 
     Nine or ten private digits leave fewer than two others to pre-train on. Then a random quarter of their
@@ -85,7 +85,7 @@ def digits(
         gaussian_features(width, X.shape[1], scale=(X.shape[1] / width) ** 0.5, rng=random),
         gaussian_head(width, rng=random),
     )
-    public = Problem(X[~private], _halves(labels[~private]), activation)
+    public = Problem(X[~private], _halves(np.asarray(labels)[~private]), activation)
     W = _pretrained(public, start, cache)
 
     numbered = LOSSES[loss].classes
