@@ -68,7 +68,9 @@ def draw(subject: Subject, path: Path) -> None:
         ax.legend(fontsize=6.5, frameon=False)
     problem = subject.problem
     classes = f"{class_line(problem)}; {problem.loss} loss\n" if problem.class_names else ""
-    figure.suptitle(f"{classes}{subject.schedule}", fontsize=8)
+    # two panels are too narrow for the phases in one line
+    phases = (";\nthen " if len(axes) < 3 else "; then ").join(map(str, subject.schedule))
+    figure.suptitle(f"{classes}{phases}", fontsize=8)
     try:
         with atomic.replacing(path) as temporary:
             figure.savefig(temporary, dpi=200)
