@@ -68,7 +68,10 @@ def _until(band: dict[str, Any], end: float | None) -> str:
 
 
 def _nowhere(band: dict[str, Any], what: str) -> str:
-    return f"does not apply: {UNCLIPPED}" if band["reason"] == UNCLIPPED else f"{what}{band['reason']}"
+    reason = band["reason"]
+    # of several obstacles, the number of outputs says enough
+    outputs = [part for part in reason.split("; ") if part.startswith("K = ")]
+    return f"does not apply: {UNCLIPPED}" if reason == UNCLIPPED else f"{what}{(outputs or [reason])[0]}"
 
 
 def _enclosure(band: dict[str, Any], end: float | None) -> str:

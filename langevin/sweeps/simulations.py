@@ -71,8 +71,8 @@ class Simulations(Kind):
         for name in record.variables:
             if OBSERVABLES[name].neurons and not scalar:
                 raise ValueError(
-                    f"variables: {name!r} needs a scalar head and full batches, got loss={simulation.loss!r}, "
-                    f"sample_rate={simulation.sample_rate:g}: leave it out"
+                    f"variables: {name!r} needs a scalar head and full batches, got "
+                    f"loss={simulation.loss!r}, sample_rate={simulation.sample_rate:g}: leave it out"
                 )
             if OBSERVABLES[name].classes and simulation.data == "teacher":
                 raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
