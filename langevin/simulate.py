@@ -7,12 +7,13 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langevin.store import rescue
 from langevin.support import options, signals, streams
-from langevin.support.command import as_option, fail, plot_target, refuse_idle
+from langevin.support.command import as_option, fail, missing, plot_target, refuse_idle
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from langevin.simulation.config import Simulation, Start
     from langevin.simulation.facts import Theory
 
-NO_EPSILON = """unknown option --epsilon: find sigma with bounds.calibrate in Python, such as
-  import bounds, langevin
-  schedule = langevin.Schedule.lp_fft(lp_time=0.25, fft_time=0.75, sigma=1.0, clip=1.0)
-  print(bounds.calibrate(schedule, "sigma", epsilon=1.0, delta=1e-5).phases[0].sigma)"""
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
 
@@ -42,12 +39,18 @@ def parser() -> options.Parser:
         description="Simulate DP fine-tuning of a two-layer network as clipped Langevin diffusion, next to "
         "its zeroth-order approximation, and report what happens to loss, features and head.",
         epilog="Times are diffusion times: with full-batch DP-SGD, dt is the learning rate and time is steps "
-        "times learning rate. Exit status: 0 done, 1 failed or diverged (what was computed is saved), "
+        "times learning rate; with Poisson batches, dt is the learning rate over the number of samples. "
+        "Exit status: 0 done, 1 failed or diverged (what was computed is saved), "
         "2 wrong usage, 130 or 143 interrupted (--resume continues).",
     )
     p.add("problem", (Simulation, "data label samples dim spread classes activation loss"))
     p.add("network", (Simulation, "width features head head_scale"))
-    p.add("schedule", (Simulation, "method lp_share time dt sigma clip clipping stabiliser"))
+    p.add(
+        "schedule",
+        (Simulation, "method lp_share time dt sigma"),
+        (Reporting, "epsilon"),
+        (Simulation, "clip clipping stabiliser sample_rate"),
+    )
     p.add(
         "run",
         (Simulation, "paths seed"),
@@ -56,8 +59,6 @@ def parser() -> options.Parser:
         (Reporting, "times observables"),
     )
     p.add("output", (Reporting, "out plot bounds delta json quiet resume"))
-    # of a later version; this one says what to do instead
-    p.add_argument("--epsilon", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return p
 
 
@@ -74,6 +75,7 @@ class _Job(NamedTuple):
 class _Done(NamedTuple):
     """What was simulated, from which start, when the first step began, and what failed."""
 
+    simulation: Simulation
     start: Start
     zeroth: xr.Dataset
     run: xr.Dataset
@@ -89,16 +91,16 @@ def main(argv: list[str] | None = None) -> int:
     with signals.interruptible() as status:
         try:
             command = parser()
-            args, _ = command.parse(argv)
-            if "epsilon" in args:
-                command.error(NO_EPSILON)
+            # a printed file holds one of the two
+            args, given = command.parse(argv, lambda given: {"sigma"} if "epsilon" in given else ())
             from langevin.store import errors
 
             try:
-                job = _job(args)
+                job = _job(args, given)
                 done = _simulate(job)
             except (ValueError, TypeError, MemoryError, ImportError, errors.StoreError) as error:
-                command.error(as_option(command, str(error), {"rng": "seed"} | command.renamed))
+                said = missing(error) if isinstance(error, ImportError) else str(error)
+                command.error(as_option(command, said, {"rng": "seed"} | command.renamed))
             return _finish(command, job, done, started)
         except KeyboardInterrupt as error:
             # a solver says where it was
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
             return status()
 
 
-def _job(args: argparse.Namespace) -> _Job:
+def _job(args: argparse.Namespace, given: set[str]) -> _Job:
     """Check what was asked for, as far as that takes no work."""
     from langevin.simulation.config import Simulation
     from langevin.store import files
@@ -122,13 +124,25 @@ def _job(args: argparse.Namespace) -> _Job:
     checkpoint = _checkpoint(out, args.resume)
     validate.integer("times", args.times, 2)
     validate.fraction("delta", args.delta)
+    if args.epsilon is not None:
+        validate.positive("epsilon", args.epsilon)
+        if "sigma" in given:
+            raise ValueError(
+                f"sigma must be left out with --epsilon {args.epsilon:g}, which determines it, got "
+                f"{args.sigma:g}: remove one of the two"
+            )
+        if args.clip is None:
+            raise ValueError(
+                f"clip must be positive with --epsilon {args.epsilon:g}, got none: without clipping no "
+                "noise is private; take --clip 1"
+            )
     return _Job(args, simulation, out, plot, checkpoint)
 
 
 def _simulate(job: _Job) -> _Done:
     """The zeroth-order path, and the paths of the diffusion."""
-    from langevin.model.observables import OBSERVABLES
-    from langevin.model.problem import require_scalar
+    from langevin.model.observables import OBSERVABLES, requested
+    from langevin.model.problem import require_compatible
     from langevin.simulation import facts
     from langevin.simulation.config import Simulation
     from langevin.solvers.diffusion import euler_maruyama
@@ -138,10 +152,13 @@ def _simulate(job: _Job) -> _Done:
     args, simulation = job.args, job.simulation
     start = simulation.start(args.observables)
     refuse_idle(simulation.idle, simulation, Simulation())
+    require_compatible(start.problem, start.weights, simulation.schedule)
+    # before the path is computed, whose full batches allow more of them
+    requested(start.problem, simulation.schedule, args.observables)
+    simulation = _calibrated(args, simulation, start.problem.samples)
     schedule = simulation.schedule
-    _talk(args, f"{facts.problem_line(start.problem, _named(args.data, start.file))}\n{schedule}")
+    _talk(args, f"{facts.problem_line(start.problem, _named(args, start))}\n{schedule}")
     times = schedule.default_times(min(args.times, simulation.steps + 1))
-    require_scalar(start.problem, schedule, "this command")
     given = (start.problem, start.weights, schedule)
     same: dict[str, Any] = dict(dt=args.dt, times=times, precision=args.precision, reduce=args.reduce)
     neurons = [name for name in args.observables if name in OBSERVABLES and OBSERVABLES[name].neurons]
@@ -166,7 +183,7 @@ def _simulate(job: _Job) -> _Done:
         )
     except Diverged as error:
         run, failure = error.run, str(error)
-    return _Done(start, zeroth, run, began, time.perf_counter() - began, failure)
+    return _Done(simulation, start, zeroth, run, began, time.perf_counter() - began, failure)
 
 
 def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: float) -> int:
@@ -177,7 +194,7 @@ def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: f
     from langevin.support.signals import shielded
 
     args, run = job.args, done.run
-    run.attrs["command"] = json.dumps(vars(args))
+    run.attrs["command"] = json.dumps(vars(args) | {"sigma": done.simulation.sigma})
     with shielded():
         try:
             saved, failure_to_save = rescue.save(run, job.out)
@@ -190,7 +207,7 @@ def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: f
     if refused:
         said["bounds"] = refused
     if done.start.file is not None:
-        said["file"] = _file(done.start.file)
+        said["file"] = _file(done.start.file, done.start.problem)
     said["end"] = subject.schedule.duration
     said["seconds"] = {"to first step": done.began - started, "simulation": done.seconds}
     said["path steps per second"] = args.paths * job.simulation.steps / done.seconds
@@ -210,19 +227,21 @@ def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
     """What the report is about, and why theory says nothing, if it was asked."""
     from langevin.simulation import facts
 
-    args, start, schedule = job.args, done.start, job.simulation.schedule
+    args, start, schedule = job.args, done.start, done.simulation.schedule
     subject = facts.Subject(
         start.problem,
         start.weights,
         schedule,
         done.run,
         done.zeroth,
-        data=_named(args.data, start.file),
+        data=_named(args, start),
         head=_head(args, start.own_head),
         solver=f"Euler-Maruyama, dt {args.dt:g}, {job.simulation.steps} steps, {args.paths} paths, "
         f"{args.precision} precision, seed {args.seed}",
         simulated=json.loads(done.run.attrs["config"])["simulated"],
     )
+    if args.bounds or args.epsilon is not None:
+        subject.privacy = _privacy(args, schedule, start.problem.samples)
     if args.bounds:
         try:
             subject.theory = _theory(args, start.problem, start.weights, schedule, done.run.time.values)
@@ -236,10 +255,12 @@ def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
 
 def _default_out(args: argparse.Namespace, simulation: Simulation) -> str:
     """Return a unique name for a run: its main options and a digest of all options."""
-    ignored = ("out", "plot", "json", "quiet", "resume", "threads", "bounds", "delta")
+    ignored = ["out", "plot", "json", "quiet", "resume", "threads", "bounds"]
+    ignored += ["sigma"] if args.epsilon is not None else ["delta"]
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
-    parts = [args.method, Path(args.data).stem, f"w{args.width}", f"sigma{args.sigma:g}", f"seed{args.seed}"]
+    noise = f"sigma{args.sigma:g}" if args.epsilon is None else f"epsilon{args.epsilon:g}"
+    parts = [args.method, Path(args.data).stem, f"w{args.width}", noise, f"seed{args.seed}"]
     if "width" in simulation.idle:
         del parts[2]
     return f"runs/{'-'.join([*parts, digest])}.nc"
@@ -259,17 +280,26 @@ def _checkpoint(out: Path, resume: bool) -> Path:
 # --- what comes of it ------------------------------------------------------------------------
 
 
-def _named(data: str, file: FileProblem | None) -> str:
+def _named(args: argparse.Namespace, start: Start) -> str:
     """The data and the meaning of their labels."""
+    data, file = args.data, start.file
+    if data == "digits":
+        from langevin.data import scikit
+
+        shared = "digits, features pre-trained on a public quarter of the images of the same digits"
+        return shared if scikit.split(args.classes) else data
     if file is None:
         return data
     label = "" if file.file.label == "y" else f", label {file.file.label!r}"
-    classes = "" if file.classes in ((), ("-1", "1")) else ": -1 is {!r}, +1 is {!r}".format(*file.classes)
+    classes = ""
+    if not start.problem.class_names and file.classes not in ((), ("-1", "1")):
+        classes = ": -1 is {!r}, +1 is {!r}".format(*file.classes)
     return f"{data}{label}{classes}{''.join(f'; {note}' for note in file.file.notes)}"
 
 
-def _file(found: FileProblem) -> dict[str, Any]:
-    classes = dict(zip(("-1", "+1"), found.classes, strict=False))
+def _file(found: FileProblem, problem: Problem) -> dict[str, Any]:
+    numbers = map(str, range(len(found.classes))) if problem.class_names else ("-1", "+1")
+    classes = dict(zip(numbers, found.classes, strict=False))
     file = found.file
     return {"label": file.label, "classes": classes, "features": file.features, "notes": file.notes}
 
@@ -293,21 +323,59 @@ def _theory(
     small = problem.samples * len(weights.v) * min(problem.samples, problem.dim) <= _SMALL
     names |= {"ode": "sharper (1b, new)"} if small else {"lambert": "sharper (1b without the path, new)"}
     try:
-        privacy: dict[str, Any] = {
-            "epsilon": bounds.epsilon(schedule, args.delta),
-            "delta": args.delta,
-            "gdp": bounds.gdp(schedule),
-            "zcdp": bounds.zcdp(schedule),
-        }
+        assumptions = str(bounds.check_assumptions(problem, weights))
     except ValueError as error:
-        privacy = {"none": str(error)}
+        assumptions = f"not checked: {error}"
     return Theory(
         {name: bounds.approximation_error(*given, kind=kind) for kind, name in names.items()},
         bounds.sandwich(*given),
         bounds.certified_loss(*given, base="flow" if small else "sandwich"),
-        privacy,
-        str(bounds.check_assumptions(problem, weights)),
+        assumptions,
     )
+
+
+def _calibrated(args: argparse.Namespace, simulation: Simulation, samples: int) -> Simulation:
+    """The same simulation with the noise that the budget allows, if there is one."""
+    if args.epsilon is None:
+        return simulation
+    budget = dict(epsilon=args.epsilon, delta=args.delta)
+    if simulation.sample_rate < 1:
+        from empirical.privacy.phases import calibrate_schedule
+
+        found = calibrate_schedule(simulation.schedule, dt=args.dt, samples=samples, **budget)
+    else:
+        import bounds
+
+        found = bounds.calibrate(simulation.schedule, "sigma", **budget)
+    return replace(simulation, sigma=found.phases[0].sigma)
+
+
+def _privacy(args: argparse.Namespace, schedule: Schedule, samples: int) -> dict[str, Any]:
+    """What the run spends; of Poisson batches by the accountants alone, never by the diffusion."""
+    import bounds
+
+    try:
+        if all(phase.sample_rate == 1 for phase in schedule):
+            mu, accountant = bounds.gdp(schedule), "Gaussian differential privacy of the path (bounds.gdp)"
+            spent = bounds.epsilon(schedule, args.delta)
+            found: dict[str, Any] = {"gdp": mu, "zcdp": bounds.zcdp(schedule)}
+        else:
+            from empirical.privacy.phases import account_schedule
+
+            report = account_schedule(schedule, dt=args.dt, samples=samples, delta=args.delta)
+            names = ["PRV of Opacus"] * (report.epsilon_prv is not None) + ["PLD of dp-accounting"]
+            spent, accountant = report.epsilon, " and ".join(names)
+            # the diffusion's understate the loss of batches
+            found = {"gdp": None, "zcdp": None}
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        return {"none": str(error)}
+    except ImportError as error:
+        return {"none": f"batches need an accountant, and {missing(error)}"}
+    phase = schedule.phases[0]
+    assert phase.clip is not None
+    multiplier = phase.sigma * phase.sample_rate * (2 / args.dt) ** 0.5 / phase.clip
+    found |= {"sigma": phase.sigma, "noise multiplier": multiplier, "sample rate": phase.sample_rate}
+    return {"epsilon": spent, "delta": args.delta} | found | {"accountant": accountant}
 
 
 def _talk(args: argparse.Namespace, text: str) -> None:

@@ -209,8 +209,9 @@ def _two_classes(
         names, numbers = ("-1", "1"), np.full(len(numbers), int(names[0] == "1"))
     if len(names) != 2:
         raise ValueError(
-            f"{name} must hold two classes, got {len(names)}: {tables.listed(names)}; keep the samples of "
-            "two, or take loss='square' for regression"
+            f"{name} must hold two classes, got {len(names)}: {tables.listed(names)}; take "
+            "loss='softmax' or 'ovr' for all of them, keep the samples of two, or take loss='square' for "
+            "regression"
         )
     targets: dict[str, NDArray[Any]] = {"y": 2.0 * numbers - 1}
     if "y_test" in arrays:

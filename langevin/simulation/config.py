@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from langevin.data import files
 from langevin.model.observables import OBSERVABLES
 from langevin.model.problem import ACTIVATIONS, LOSSES, Problem
-from langevin.model.schedule import RECORDS, Clipping, Schedule
+from langevin.model.schedule import CLIPPING_LOSSES, RECORDS, Clipping, Schedule
 from langevin.model.weights import GramWeights, Weights
 from langevin.support import options, validate
 from langevin.support.rng import generator
@@ -52,23 +52,26 @@ class Simulation:
     Parameters
     ----------
     data : str
-        separable (Assumption 3.1), teacher (regression on a linear teacher), digits (two of scikit-learn's
-        digits, features pre-trained on the other eight), or a file of two classes: .npz with X, y and
-        optionally W, v, X_test, y_test; .csv or .parquet, features in all columns but one.
+        separable (Assumption 3.1), teacher (regression on a linear teacher), digits (some of scikit-learn's
+        digits, features pre-trained on the others), or a file of classes: .npz with X, y and optionally W, v,
+        X_test, y_test; .csv or .parquet, features in all columns but one.
     label : str
         Column of the labels in a .csv or .parquet file.
     samples : int
         Training samples of synthetic data.
     dim : int
         Input dimension of synthetic data.
-    spread : float
-        Spread within a class of separable data; 0 is collapsed.
+    spread : float or None
+        Spread within a class of separable data; 0 is collapsed. By default 0.2, or half of what the number of
+        classes allows if this is less.
     classes : tuple of int
-        The two private digits.
+        The private digits, two to ten; for separable data the number of classes. More than two need loss
+        softmax or ovr.
     activation : str
         Activation.
     loss : str or None
-        Loss; by default square for the teacher, otherwise logistic.
+        Loss; by default square for the teacher, otherwise logistic. softmax and ovr (one-vs-rest) have an
+        output per class.
     width : int
         Number of neurons, for linear nets up to 1e12; unused if a file has a first layer W.
     features : {"collapsed", "gaussian"} or None
@@ -94,6 +97,8 @@ class Simulation:
         ovr: see langevin.Phase, for linear probing only.
     stabiliser : float
         r of normalised clipping.
+    sample_rate : float
+        Probability with which each sample enters the batch of a step (Poisson sampling); 1 for full batches.
     paths : int
         Number of independent paths.
     seed : int
@@ -123,8 +128,8 @@ class Simulation:
     label: str = field(default="y", metadata={"metavar": "COLUMN"})
     samples: int = 64
     dim: int = 16
-    spread: float = 0.2
-    classes: tuple[int, int] = (3, 8)
+    spread: float | None = None
+    classes: tuple[int, ...] = (3, 8)
     activation: str = field(default="relu", metadata={"choices": tuple(ACTIVATIONS)})
     loss: str | None = field(default=None, metadata={"choices": tuple(LOSSES)})
     width: int = 512
@@ -139,6 +144,7 @@ class Simulation:
     clip: float | None = 1.0
     clipping: Clipping = "flat"
     stabiliser: float = 0.01
+    sample_rate: float = 1.0
     paths: int = 64
     seed: int = 0
     device: str = "cpu"
@@ -156,6 +162,7 @@ class Simulation:
                 validate.choice(name, value, allowed)
         for name in ("samples", "dim", "width", "paths"):
             validate.integer(name, getattr(self, name), 1)
+        self._require_classes()
         if self.data == "teacher" and self.loss is not None and not LOSSES[self.loss].real:
             real = " or ".join(repr(name) for name, loss in LOSSES.items() if loss.real)
             raise ValueError(f"loss must be {real} with data='teacher', got {self.loss!r}")
@@ -173,14 +180,52 @@ class Simulation:
         validate.device(self.device)
         if self.head_scale is not None:
             validate.non_negative("head_scale", self.head_scale)
+        self._require_clipping()
         _ = self.schedule
+
+    def _require_classes(self) -> None:
+        """Refuse classes that the data or the loss do not allow."""
+        classes = tuple(validate.sequence("classes", self.classes, int))
+        count = len(classes)
+        if self.data == "separable":
+            if count > 2:
+                raise ValueError(
+                    f"classes must be one number with data 'separable', that of its classes, got "
+                    f"{classes}: take {count} for as many"
+                )
+            count = validate.integer("classes", classes[0], 2) if count == 1 else 2
+        elif self.data != "digits":
+            return
+        elif count < 2 or len(set(classes)) < count or not set(classes) <= set(range(10)):
+            raise ValueError(f"classes must be two different digits from 0 to 9, or more, got {classes}")
+        loss = self.loss or "logistic"
+        if count > 2 and not LOSSES[loss].classes:
+            several = " or ".join(repr(name) for name, entry in LOSSES.items() if entry.classes)
+            raise ValueError(f"loss must be {several} for {count} classes, got {loss!r}")
+
+    def _require_clipping(self) -> None:
+        """Refuse clipping of K outputs where it is not defined."""
+        needed = CLIPPING_LOSSES.get(self.clipping)
+        if needed is None:
+            return
+        if self.method != "lp":
+            raise ValueError(
+                f"clipping must be 'flat' or 'normalised' with method {self.method!r}, got "
+                f"{self.clipping!r}, which is defined for linear probing alone: take method 'lp'"
+            )
+        if needed != (loss := self.loss or "logistic"):
+            raise ValueError(
+                f"clipping must be 'flat' or 'normalised' with loss {loss!r}, got {self.clipping!r}: take "
+                f"loss {needed!r}, for which it is defined"
+            )
 
     @property
     def idle(self) -> dict[str, str]:
         """Parameters that have no effect, given the values of the others, and what makes them have none."""
         synthetic, theirs = self.synthetic, f"with data {self.data!r}"
         reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
-        reads |= {"classes": self.data == "digits", "label": self.is_file}
+        counted = self.data == "separable" and len(self.classes) == 1
+        reads |= {"classes": self.data == "digits" or counted, "label": self.is_file}
         found = {name: theirs for name, read in reads.items() if not read}
         held = files.held(self.data) if self.is_file else ()
         if "v" in held:
@@ -221,6 +266,7 @@ class Simulation:
         rest: dict[str, Any] = dict(
             sigma=self.sigma, clip=clip, clipping=self.clipping, stabiliser=self.stabiliser
         )
+        rest["sample_rate"] = validate.rate("sample_rate", self.sample_rate)
         if dt > time:
             raise ValueError(f"dt must be at most the time, got {dt:g} for a time of {time:g}")
         if time / dt >= _MOST_STEPS:
@@ -285,6 +331,7 @@ class Simulation:
         loss = self.loss or "logistic"
         if self.data == "separable":
             tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples)
+            tested["classes"] = self.classes[0] if len(self.classes) == 1 else 2
             problem = synthetic.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
             return problem, None, None, None
         if self.data == "digits":
@@ -348,6 +395,8 @@ class Reporting:
         Draw loss, distance and neurons (default: next to the run).
     bounds : bool
         Report what the theorems say of the run: bands, privacy, the state of their assumptions.
+    epsilon : float or None
+        Budget to calibrate sigma to, at ``delta``; in place of sigma.
     delta : float
         Delta at which to report epsilon.
     json : bool
@@ -364,6 +413,7 @@ class Reporting:
     out: str | None = None
     plot: str | None = field(default=None, metadata={"metavar": "FILE", "nargs": "?", "const": ""})
     bounds: bool = True
+    epsilon: float | None = None
     delta: float = 1e-5
     json: bool = False
     quiet: bool = False

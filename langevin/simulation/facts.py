@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from langevin.model.problem import Problem
+from langevin.model.problem import Problem, beyond_scalar
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
@@ -15,11 +15,12 @@ from langevin.support.validate import FloatArray
 if TYPE_CHECKING:
     import xarray as xr
 
-
 ACCURACIES = ("accuracy", "test_accuracy", "knn_accuracy")
 SHARES = ("misaligned", "distorted", "dead")
 # why there is no privacy, and no bound that rests on a bounded drift
 UNCLIPPED = "no clipping"
+# of the classes, the others are counted
+_NAMED = 20
 
 
 class Curve(Protocol):
@@ -47,8 +48,6 @@ class Theory:
         Bounds on ``E ||theta - theta~||^2``.
     zeroth_loss, expected_loss : Curve
         Enclosures of the zeroth-order loss and of the diffusion's expected loss.
-    privacy : dict
-        Plain data, with ``epsilon``, ``delta``, ``gdp``, ``zcdp``, or with ``none``, the reason.
     assumptions : str
         State of the theorems' assumptions on these data.
     """
@@ -56,7 +55,6 @@ class Theory:
     distance: dict[str, Curve]
     zeroth_loss: Curve
     expected_loss: Curve
-    privacy: dict[str, Any]
     assumptions: str
 
 
@@ -70,6 +68,9 @@ class Subject:
         The diffusion, and the zeroth-order approximation on the same grid.
     data, head, solver, simulated : str
         How data, head, solver and what is simulated are called.
+    privacy : dict or None
+        Plain data, with ``epsilon``, ``delta``, ``gdp``, ``zcdp``, ``sigma``, ``noise multiplier``, ``sample
+        rate`` and ``accountant``, or with ``none``, the reason; None if it was not asked for.
     """
 
     problem: Problem
@@ -82,14 +83,28 @@ class Subject:
     solver: str
     simulated: str
     theory: Theory | None = field(default=None)
+    privacy: dict[str, Any] | None = field(default=None)
 
 
 def problem_line(problem: Problem, data: str) -> str:
     """Describe the problem in one line."""
     return (
         f"{problem.samples} samples in {problem.dim} dimensions ({data}), {problem.activation}, "
-        f"{problem.loss} loss"
+        f"{problem.loss} loss{', ' if problem.class_names else ''}{class_line(problem)}"
     )
+
+
+def class_line(problem: Problem) -> str:
+    """Name the classes of K outputs; nothing for other problems.
+
+    Examples
+    --------
+    >>> class_line(Problem(np.eye(3), ["dog", "cat", "bird"], loss="softmax"))
+    '3 classes: bird, cat, dog'
+    """
+    names = problem.class_names
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} classes: {', '.join(names[:_NAMED])}{more}" if names else ""
 
 
 def build(subject: Subject) -> dict[str, Any]:
@@ -117,16 +132,19 @@ def build(subject: Subject) -> dict[str, Any]:
             "zeroth order": _neurons(zeroth, width),
             "with noise": _neurons(run[list(SHARES)].mean("path"), width),
         }
+    elif subject.problem.classification and (beyond := beyond_scalar(subject.problem, subject.schedule)):
+        report["neurons"] = {"none": f"their observables do not cover {beyond}"}
+    unclipped = any(phase.clip is None for phase in subject.schedule)
     if subject.theory is not None:
         theory = subject.theory
         report["loss"]["zeroth order, enclosed"] = _last(theory.zeroth_loss)
         report["loss"]["expectation, enclosed"] = _last(theory.expected_loss)
-        unclipped = any(phase.clip is None for phase in subject.schedule)
         report["squared distance to the zeroth-order path"]["bounds"] = {
             name: _distance(band, unclipped) for name, band in theory.distance.items()
         }
-        report["privacy"] = {"none": UNCLIPPED} if unclipped else theory.privacy
         report["assumptions"] = theory.assumptions.splitlines()
+    if subject.privacy is not None:
+        report["privacy"] = {"none": UNCLIPPED} if unclipped else subject.privacy
     return _known(report)
 
 

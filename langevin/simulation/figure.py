@@ -12,7 +12,7 @@ from langevin.store import atomic
 
 if TYPE_CHECKING:
     import xarray as xr
-from langevin.simulation.facts import SHARES, Subject
+from langevin.simulation.facts import SHARES, Subject, class_line
 
 _NOISE, _ZEROTH = "#0072b2", "black"
 _LARGEST_DRAWN = 1e300
@@ -66,7 +66,11 @@ def draw(subject: Subject, path: Path) -> None:
         for start in subject.schedule.starts[1:]:
             ax.axvline(start, color="0.6", linewidth=0.8)
         ax.legend(fontsize=6.5, frameon=False)
-    figure.suptitle(str(subject.schedule), fontsize=8)
+    problem = subject.problem
+    classes = f"{class_line(problem)}; {problem.loss} loss\n" if problem.class_names else ""
+    # two panels are too narrow for the phases in one line
+    phases = (";\nthen " if len(axes) < 3 else "; then ").join(map(str, subject.schedule))
+    figure.suptitle(f"{classes}{phases}", fontsize=8)
     try:
         with atomic.replacing(path) as temporary:
             figure.savefig(temporary, dpi=200)

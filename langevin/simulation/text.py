@@ -22,13 +22,17 @@ def text(report: dict[str, Any]) -> str:
             f"zeroth order {_number(loss['zeroth order at the end'])}",
         )
     )
+    enclosed: dict[str, list[str]] = {}
     for name, what in (("zeroth order, enclosed", "zeroth order"), ("expectation, enclosed", "expectation")):
         if name in loss:
-            lines.append(("", f"{what}: {_enclosure(loss[name], end)}"))
+            enclosed.setdefault(_enclosure(loss[name], end), []).append(what)
+    lines += [("", f"{' and '.join(names)}: {said}") for said, names in enclosed.items()]
     lines += [(name, _value(report[name])) for name in report if name.endswith("accuracy")]
     lines.append(("E|theta-theta~|^2", f"{_value(distance['measured'])} at the end, measured"))
+    bounded: dict[str, list[str]] = {}
     for name, band in distance.get("bounds", {}).items():
-        lines.append(("", f"{_bound(band, end)}: {name}"))
+        bounded.setdefault(_bound(band, end), []).append(name)
+    lines += [("", f"{said}: {'; '.join(names)}") for said, names in bounded.items()]
     if "neurons" in report:
         lines += _neuron_lines(report["neurons"])
     if "privacy" in report:
@@ -64,7 +68,10 @@ def _until(band: dict[str, Any], end: float | None) -> str:
 
 
 def _nowhere(band: dict[str, Any], what: str) -> str:
-    return f"does not apply: {UNCLIPPED}" if band["reason"] == UNCLIPPED else f"{what}{band['reason']}"
+    reason = band["reason"]
+    # of several obstacles, the number of outputs says enough
+    outputs = [part for part in reason.split("; ") if part.startswith("K = ")]
+    return f"does not apply: {UNCLIPPED}" if reason == UNCLIPPED else f"{what}{(outputs or [reason])[0]}"
 
 
 def _enclosure(band: dict[str, Any], end: float | None) -> str:
@@ -80,6 +87,8 @@ def _bound(band: dict[str, Any], end: float | None) -> str:
 
 
 def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
+    if "none" in n:
+        return [("neurons", n["none"])]
     start = n["misaligned at the start"]
     said = "not finite at the start" if start is None else f"{start} of {n['width']} misaligned at the start"
     lines = [("neurons", said)]
@@ -106,7 +115,14 @@ def _privacy(privacy: dict[str, Any]) -> str:
         return f"does not apply: {UNCLIPPED}" if privacy["none"] == UNCLIPPED else f"none: {privacy['none']}"
     if privacy["epsilon"] is None:
         return "none: there is no noise"
+    noise = f"noise multiplier {_number(privacy['noise multiplier'])}, sigma {_number(privacy['sigma'])}"
+    if privacy["sample rate"] < 1:
+        return (
+            f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}, by {privacy['accountant']}; "
+            f"{noise}; one sample added or removed, Poisson batches at rate {privacy['sample rate']:g}"
+        )
     return (
         f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {_number(privacy['gdp'])}-GDP, "
-        f"{_number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released"
+        f"{_number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released; "
+        f"{noise}"
     )

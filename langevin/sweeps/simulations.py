@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from langevin.data.files import is_file
+from langevin.model.losses import LOSSES
 from langevin.model.observables import OBSERVABLES
 from langevin.model.steps import grid as step_grid
 from langevin.simulation.config import Simulation
@@ -65,7 +66,14 @@ class Simulations(Kind):
                 f"times must be at most the number of steps plus 1, got {record.times} for "
                 f"{simulation.steps} steps"
             )
+        several = simulation.loss is not None and LOSSES[simulation.loss].classes
+        scalar = not several and simulation.sample_rate == 1
         for name in record.variables:
+            if OBSERVABLES[name].neurons and not scalar:
+                raise ValueError(
+                    f"variables: {name!r} needs a scalar head and full batches, got "
+                    f"loss={simulation.loss!r}, sample_rate={simulation.sample_rate:g}: leave it out"
+                )
             if OBSERVABLES[name].classes and simulation.data == "teacher":
                 raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
 

@@ -1,6 +1,7 @@
 """The command, end to end."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import termios
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,91 @@ def test_digits(tmp_path):
     assert report["failure"] is None
 
 
+def here(*arguments: str | Path, folder: Path) -> dict[str, Any]:
+    """The report of the command, in this process."""
+    from langevin.simulate import main
+
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        assert main([*map(str, arguments), "--json", "--quiet"]) == 0
+    return json.loads(printed.getvalue(), parse_constant=pytest.fail)
+
+
+SEVERAL = ["--width", "12", "--time", "0.1", "--dt", "0.01", "--paths", "3"]
+
+
+def test_three_digits_in_batches(tmp_path):
+    chosen = ["--data", "digits", "--classes", "4", "1", "7", "--loss", "softmax", "--sample-rate", "0.2"]
+    report = here(*SEVERAL, *chosen, "--observables", "test_accuracy", "--plot", "run.png", folder=tmp_path)
+    assert report["problem"].split("; simulated")[0].endswith("softmax loss, 3 classes: 4, 1, 7")
+    assert "sample rate 0.2" in report["schedule"]
+    assert report["neurons"] == {"none": "their observables do not cover K = 3 outputs"}
+    assert "K = 3 outputs are not covered" in report["assumptions"][0]
+    assert report["privacy"]["accountant"] == "PRV of Opacus and PLD of dp-accounting"
+    assert report["privacy"]["epsilon"] > 0
+    assert (tmp_path / "run.png").exists()
+    run = files.load(tmp_path / report["saved"])
+    assert report["accuracy"]["mean"] == pytest.approx(float(run.accuracy[:, -1].mean()))
+
+
+@pytest.mark.parametrize("head", ["gaussian", "zero", "prototype"])
+def test_classes_of_separable_data(tmp_path, head):
+    chosen = ["--samples", "9", "--dim", "4", "--classes", "4", "--loss", "ovr", "--head", head]
+    report = here(*SEVERAL, *chosen, "--method", "lp", "--clipping", "column", folder=tmp_path)
+    assert "ovr loss, 4 classes: 0, 1, 2, 3" in report["problem"]
+
+
+def test_text_labels_of_three_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["dog", "cat", "bird"]
+    rows = [f"{a:.4f},{b:.4f},{names[i % 3]}" for i, (a, b) in enumerate(rng.standard_normal((12, 2)))]
+    (tmp_path / "animals.csv").write_text("\n".join(["length,weight,kind", *rows]) + "\n")
+    chosen = ["--data", "animals.csv", "--label", "kind"]
+    report = here(*SEVERAL, *chosen, "--loss", "softmax", folder=tmp_path)
+    assert "softmax loss, 3 classes: bird, cat, dog" in report["problem"]
+    assert report["file"]["classes"] == {"0": "bird", "1": "cat", "2": "dog"}
+    done = command(*SEVERAL, *chosen, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "must hold two classes, got 3: 'bird', 'cat', 'dog'; take loss='softmax' or 'ovr'" in done.stderr
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_noise_for_a_budget(tmp_path, rate):
+    """The noise that a run records spends what was asked for, and 5 % more or less of it does not."""
+    from empirical import History, Mechanism, account
+
+    asked = ["--epsilon", "1", "--delta", "1e-4", "--sample-rate", str(rate), "--samples", "40", "--dim", "3"]
+    report = here(*SEVERAL, *asked, folder=tmp_path)
+    sigma = json.loads(files.load(tmp_path / report["saved"]).attrs["command"])["sigma"]
+    assert report["privacy"]["sigma"] == sigma
+    # sigma = nu C sqrt(dt) / (q sqrt(2))
+    multiplier = sigma * rate * (2 / 0.01) ** 0.5
+    assert report["privacy"]["noise multiplier"] == pytest.approx(multiplier)
+
+    def spent(nu: float) -> float:
+        return account(History([Mechanism("all", rate, 10, nu)], 1e-4)).epsilon
+
+    # PRV adds its error, 1e-3
+    assert 0.99 < spent(multiplier) < 1.002
+    assert spent(1.05 * multiplier) < 0.99
+    assert spent(multiplier / 1.05) > 1.002
+    assert report["privacy"]["epsilon"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_missing_accountant_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "empirical.privacy.phases", None)
+    batches = ["--samples", "40", "--dim", "3", "--sample-rate", "0.1"]
+    assert "an accountant" in here(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
+
+
+def test_two_classes_have_the_bits_that_they_always_had(tmp_path):
+    report = here(*SMALL, "--seed", "3", folder=tmp_path)
+    loss = files.load(tmp_path / report["saved"]).loss[:, -1].values
+    expected = [4.2344031717407065, 4.108345613563653, 4.894159785225875, 4.691476046242381]
+    # other processors round otherwise
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
 def test_a_users_file(tmp_path):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((12, 3))
@@ -129,6 +216,34 @@ def test_a_users_file(tmp_path):
             "--data must be a file ending in .npz, .csv or .parquet, but there is no",
         ),
         (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
+        (
+            ["--data", "digits", "--classes", "3"],
+            "--classes must be two different digits from 0 to 9, or more",
+        ),
+        (["--classes", "1"], "--classes must be at least 2, got 1"),
+        (["--classes", "0", "1", "2"], "--classes must be one number with data 'separable', that of its"),
+        (["--classes", "3"], "--loss must be 'softmax' or 'ovr' for 3 classes, got 'logistic'"),
+        (["--classes", "9", "--loss", "ovr"], "--samples must be at least classes=9, got 8"),
+        (["--sample-rate", "0"], "--sample-rate must lie in (0, 1], got 0"),
+        (["--sample-rate", "1.5"], "--sample-rate must lie in (0, 1], got 1.5"),
+        (["--sample-rate", "0.1"], "--sample-rate must be at least 1/n = 0.125 for 8 samples, got 0.1"),
+        (["--sample-rate", "0.5", "--observables", "dead"], "'dead' needs a scalar head and full batches"),
+        (
+            ["--clipping", "margin", "--loss", "softmax"],
+            "--clipping must be 'flat' or 'normalised' with method 'lp-fft', got 'margin', which is defined "
+            "for linear probing alone: take method 'lp'",
+        ),
+        (
+            ["--clipping", "margin", "--method", "lp"],
+            "--clipping must be 'flat' or 'normalised' with loss 'logistic', got 'margin': take loss "
+            "'softmax'",
+        ),
+        (["--epsilon", "1", "--clip", "none"], "--clip must be positive with --epsilon 1, got none"),
+        (
+            ["--epsilon", "1", "--sigma", "2"],
+            "--sigma must be left out with --epsilon 1, which determines it",
+        ),
+        (["--epsilon", "0"], "--epsilon must be positive, got 0"),
         (["--classes", "1", "7"], "--classes (1, 7) has no effect with data 'separable'; remove it"),
         (["--data", "digits", "--classes", "3", "3"], "--classes must be two different digits"),
         (["--spread", "3"], "--spread must lie in"),

@@ -102,7 +102,31 @@ def test_defaults_of_recipe_and_setting():
 ARGUMENTS = {
     "langevin.simulate": [
         ["--width", "12", "--clip", "none", "--plot", "--observables", "dead", "alignment", "--no-bounds"],
-        ["--classes", "1", "7", "--json", "--data", 'a "b" \\ é.npz', "--sigma", "1e-7", "--loss", "square"],
+        [
+            "--epsilon",
+            "1",
+            "--sample-rate",
+            "0.1",
+            "--clipping",
+            "margin",
+            "--method",
+            "lp",
+            "--loss",
+            "softmax",
+        ],
+        [
+            "--classes",
+            "1",
+            "7",
+            "4",
+            "--json",
+            "--data",
+            'a "b" \\ é.npz',
+            "--sigma",
+            "1e-7",
+            "--loss",
+            "square",
+        ],
     ],
     "langevin.sweep": [["grid.toml", "--threads", "--workers", "2"]],
     "bounds.plan": [["features.npz", "--epsilon", "1", "--shares", "0", "0.1", "1", "--no-theory"]],
@@ -130,8 +154,9 @@ def test_a_printed_file_gives_the_same_options(tmp_path, capsys, command, argume
     path = tmp_path / "options.toml"
     path.write_text(text, encoding="utf-8")
     expected, _ = parser(command).parse(arguments)
-    found, _ = parser(command).parse(["--config", str(path)])
+    found, given = parser(command).parse(["--config", str(path)])
     assert vars(found) == vars(expected)
+    assert not {"epsilon", "sigma"} <= given or command != "langevin.simulate"
     assert printed(command, ["--config", str(path)], capsys) == text
 
 

@@ -202,6 +202,25 @@ def test_digits_with_an_output_per_class():
     assert weights.v.shape == (16, 2)
 
 
+@pytest.mark.parametrize("classes", [(7, 1, 4), (1, 3, 5, 7, 9, 0, 2, 4), tuple(range(10))], ids=len)
+def test_digits_of_several_classes(classes):
+    problem, weights = digits(classes, 8, loss="ovr", cache=False)
+    labels = load_digits(return_X_y=True)[1]
+    assert problem.class_names == tuple(map(str, classes))
+    assert problem.y_test is not None
+    found = np.bincount(np.concatenate([problem.y, problem.y_test]), minlength=len(classes))
+    all_of_them = np.array([(labels == digit).sum() for digit in classes])
+    share = found / all_of_them
+    if len(classes) < 9:
+        assert (share == 1).all()
+    else:
+        # four standard deviations
+        assert abs(found.sum() / len(labels) - 0.75) < 4 * (0.75 * 0.25 / len(labels)) ** 0.5
+    assert np.isfinite(weights.W).all()
+    with pytest.raises(ValueError, match="classes must be two different digits with loss 'logistic'"):
+        digits(classes)
+
+
 def test_without_a_home_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)

@@ -316,7 +316,6 @@ def test_the_simulator_reads_tables_and_names_the_classes(capsys):
             ["--data", "wine.csv", "--label", LABEL],
             "--label 'the cultivar' must hold two classes, got 3: 'Barbera'",
         ),
-        (["--epsilon", "1"], "unknown option --epsilon: find sigma with bounds.calibrate in Python"),
     ],
 )
 def test_wrong_usage_of_the_simulator_is_named(capsys, arguments, message):
@@ -325,15 +324,6 @@ def test_wrong_usage_of_the_simulator_is_named(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main([*FEW, *arguments])
     assert message in capsys.readouterr().err
-
-
-def test_the_advice_on_epsilon_works(capsys):
-    with pytest.raises(SystemExit):
-        main(["--epsilon", "1"])
-    lines = capsys.readouterr().err.splitlines()
-    advice = "\n".join(line.strip() for line in lines if line.startswith("  "))
-    exec(advice, {})
-    assert float(capsys.readouterr().out) == pytest.approx(2.638, abs=1e-3)
 
 
 # --- labels of any kind ------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ("sigma = [0.1, true]", "sigma must be a number, got True"),
         ("sigma = [0.1, nan]", "sigma must be finite, got nan"),
         ("width = [8, 8.0]", "width must be a whole number, got 8.0"),
-        ("classes = [[1, 2, 3]]", "classes must be a list of 2, each a whole number"),
+        ("classes = [[1, 2.5]]", "classes must be a list, each a whole number"),
         ('head = ["gauss"]', "head must be one of 'gaussian', 'zero', 'prototype', got 'gauss'"),
         ("sigma = [1, 1.0]", "sweep.sigma must not repeat values"),
         ("sigma = []", "sweep.sigma must be a non-empty list"),
@@ -125,6 +125,13 @@ def test_a_missing_file_is_refused(tmp_path):
         ("seed = [0]\n[fixed]\nseed = 1", "'seed' is in both [fixed] and [sweep]: remove one"),
         ('seed = [0]\n[record]\nvariables = ["speed"]', "variables must be one of"),
         ('seed = [0]\n[record]\nvariable = ["loss"]', "did you mean 'variables'?"),
+        ("sample_rate = [0.5, 1.5]", "sample_rate must lie in (0, 1], got 1.5"),
+        ("classes = [[3], [4]]", "loss must be 'softmax' or 'ovr' for 3 classes, got 'logistic'"),
+        ("epsilon = [1]", "unknown parameter 'epsilon' in [sweep]"),
+        (
+            'sample_rate = [0.5]\n[record]\nvariables = ["dead"]',
+            "'dead' needs a scalar head and full batches",
+        ),
         ('data = ["teacher"]\n[record]\nvariables = ["accuracy"]', "needs labels -1 and +1"),
     ],
 )
@@ -132,6 +139,14 @@ def test_impossible_values_are_refused_before_the_first_cell(tmp_path, sweep, me
     with pytest.raises((ValueError, TypeError)) as caught:
         read(tmp_path, f'kind = "simulate"\n[sweep]\n{sweep}')
     assert message in str(caught.value)
+
+
+def test_classes_and_rates_are_swept():
+    sweep = {"classes": [[3], [4]], "sample_rate": [0.5, 1]}
+    grid = Grid(SIMULATIONS, sweep, {"loss": "softmax", "time": 0.1, "dt": 0.01, "paths": 2, "width": 8})
+    found, error = grid.kind.compute(grid.values((1, 0)), grid.record)
+    assert error is None
+    assert np.isfinite(found["loss"]).all()
 
 
 def test_neurons_need_one_width(tmp_path):
