@@ -125,14 +125,12 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """As `execute`, but of a command's function, in this process, which has imported its packages."""
     out, errors = io.StringIO(), io.StringIO()
-    done = subprocess.CompletedProcess(arguments, 0)
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
-            done.returncode = main(list(map(str, arguments)))
+            status = main(list(map(str, arguments)))
         except SystemExit as end:
-            done.returncode = end.code or 0
-    done.stdout, done.stderr = out.getvalue(), errors.getvalue()
-    return done
+            status = end.code if isinstance(end.code, int) else 0
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
 
 
 def finish(process: subprocess.Popen[Any], seconds: float = SECONDS) -> tuple[Any, Any]:

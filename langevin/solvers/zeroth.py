@@ -95,9 +95,10 @@ def zeroth_order(
     solution is Filippov's, the limit of Euler's steps, in which neurons cross hyperplanes or slide along
     them. The method has order 2, keeps stiff flows of up to 512 samples stable, and runs next to a second
     solution with twice the step; ``estimated_error`` is their largest distance. With the default ``rtol`` it
-    is about 1e-6, and it falls in proportion to ``rtol``; where the two solutions meet hyperplanes in different
-    orders it is larger (5e-4 in one of 300 random nets): take a smaller ``rtol`` then. With K outputs, single crossings within the
-    tolerances of a smooth step are followed, and all else is refused: take ``dt``.
+    is about 1e-6, and it falls in proportion to ``rtol``; where the two solutions meet hyperplanes in
+    different orders it is larger (5e-4 in one of 300 random nets): take a smaller ``rtol`` then. With K
+    outputs, single crossings within the tolerances of a smooth step are followed, and all else is refused:
+    take ``dt``.
 
     Where solutions are not unique: on a hyperplane that repels, a neuron stays on the side on which it is,
     and one that starts exactly there is inactive, as the ReLU's derivative at 0 is 0. Where several neurons

@@ -1,7 +1,6 @@
 """The command, end to end."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -97,14 +96,11 @@ def test_digits(tmp_path):
     assert report["failure"] is None
 
 
-def here(*arguments: str | Path, folder: Path) -> dict[str, Any]:
+def report_of(*arguments: str | Path, folder: Path) -> dict[str, Any]:
     """The report of the command, in this process."""
-    from langevin.simulate import main
-
-    printed = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        assert main([*map(str, arguments), "--json", "--quiet"]) == 0
-    return json.loads(printed.getvalue(), parse_constant=pytest.fail)
+    done = here(*arguments, "--json", "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout, parse_constant=pytest.fail)
 
 
 SEVERAL = ["--width", "12", "--time", "0.1", "--dt", "0.01", "--paths", "3"]
@@ -112,7 +108,8 @@ SEVERAL = ["--width", "12", "--time", "0.1", "--dt", "0.01", "--paths", "3"]
 
 def test_three_digits_in_batches(tmp_path):
     chosen = ["--data", "digits", "--classes", "4", "1", "7", "--loss", "softmax", "--sample-rate", "0.2"]
-    report = here(*SEVERAL, *chosen, "--observables", "test_accuracy", "--plot", "run.png", folder=tmp_path)
+    chosen += ["--observables", "test_accuracy", "--plot", "run.png"]
+    report = report_of(*SEVERAL, *chosen, folder=tmp_path)
     assert report["problem"].split("; simulated")[0].endswith("softmax loss, 3 classes: 4, 1, 7")
     assert "sample rate 0.2" in report["schedule"]
     assert report["neurons"] == {"none": "their observables do not cover K = 3 outputs"}
@@ -127,7 +124,7 @@ def test_three_digits_in_batches(tmp_path):
 @pytest.mark.parametrize("head", ["gaussian", "zero", "prototype"])
 def test_classes_of_separable_data(tmp_path, head):
     chosen = ["--samples", "9", "--dim", "4", "--classes", "4", "--loss", "ovr", "--head", head]
-    report = here(*SEVERAL, *chosen, "--method", "lp", "--clipping", "column", folder=tmp_path)
+    report = report_of(*SEVERAL, *chosen, "--method", "lp", "--clipping", "column", folder=tmp_path)
     assert "ovr loss, 4 classes: 0, 1, 2, 3" in report["problem"]
 
 
@@ -137,7 +134,7 @@ def test_text_labels_of_three_classes(tmp_path):
     rows = [f"{a:.4f},{b:.4f},{names[i % 3]}" for i, (a, b) in enumerate(rng.standard_normal((12, 2)))]
     (tmp_path / "animals.csv").write_text("\n".join(["length,weight,kind", *rows]) + "\n")
     chosen = ["--data", "animals.csv", "--label", "kind"]
-    report = here(*SEVERAL, *chosen, "--loss", "softmax", folder=tmp_path)
+    report = report_of(*SEVERAL, *chosen, "--loss", "softmax", folder=tmp_path)
     assert "softmax loss, 3 classes: bird, cat, dog" in report["problem"]
     assert report["file"]["classes"] == {"0": "bird", "1": "cat", "2": "dog"}
     done = command(*SEVERAL, *chosen, cwd=tmp_path)
@@ -151,7 +148,7 @@ def test_noise_for_a_budget(tmp_path, rate):
     from empirical import History, Mechanism, account
 
     asked = ["--epsilon", "1", "--delta", "1e-4", "--sample-rate", str(rate), "--samples", "40", "--dim", "3"]
-    report = here(*SEVERAL, *asked, folder=tmp_path)
+    report = report_of(*SEVERAL, *asked, folder=tmp_path)
     sigma = json.loads(files.load(tmp_path / report["saved"]).attrs["command"])["sigma"]
     assert report["privacy"]["sigma"] == sigma
     # sigma = nu C sqrt(dt) / (q sqrt(2))
@@ -171,11 +168,11 @@ def test_noise_for_a_budget(tmp_path, rate):
 def test_a_missing_accountant_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "empirical.privacy.phases", None)
     batches = ["--samples", "40", "--dim", "3", "--sample-rate", "0.1"]
-    assert "an accountant" in here(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
+    assert "an accountant" in report_of(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
 
 
 def test_two_classes_have_the_bits_that_they_always_had(tmp_path):
-    report = here(*SMALL, "--seed", "3", folder=tmp_path)
+    report = report_of(*SMALL, "--seed", "3", folder=tmp_path)
     loss = files.load(tmp_path / report["saved"]).loss[:, -1].values
     expected = [4.2344031717407065, 4.108345613563653, 4.894159785225875, 4.691476046242381]
     # other processors round otherwise

@@ -107,8 +107,8 @@ def _problem(rng: np.random.Generator, pick: Callable[..., Any], sizes: tuple[fl
     X = np.full((n, d), 5e-324) if kind == "subnormal" else X * pick(*sizes)
     if loss == "square":
         y = y * pick(1.0, 1.0, 0.0, 1e28, 1e-28, 1e150, 1e300)
-    test = {"X_test": X[::-1].copy(), "y_test": y[::-1].copy()} if rng.random() < 0.3 else {}
-    return Problem(X, y, activation, loss, **test)
+    held_out = (X[::-1].copy(), y[::-1].copy()) if rng.random() < 0.3 else (None, None)
+    return Problem(X, y, activation, loss, *held_out)
 
 
 def _weights(

@@ -107,8 +107,8 @@ def test_classes_of_any_labels_are_numbered():
     assert found.classes == found.problem.class_names == ("3", "8", "10")
     assert found.problem.y.tolist() == [1, 0, 2, 0]
     v = np.arange(6.0).reshape(2, 3)
-    y = {"y": ["b", "a", "c"], "y_test": ["c"]}
-    np.savez("data.npz", X=np.eye(3), X_test=np.eye(3)[:1], W=np.ones((2, 3)), v=v, **y)
+    y, y_test = ["b", "a", "c"], ["c"]
+    np.savez("data.npz", X=np.eye(3), y=y, X_test=np.eye(3)[:1], y_test=y_test, W=np.ones((2, 3)), v=v)
     found = from_file("data.npz", loss="ovr")
     assert found.problem.y.tolist() == [1, 0, 2]
     assert found.problem.y_test is not None
