@@ -117,7 +117,7 @@ def zeroth_order(
     True
     """
     require_compatible(problem, weights, schedule)
-    schedule = schedule.full_batches()
+    schedule = validate.original("schedule", schedule, Schedule).full_batches()
     asked = requested(problem, schedule, observables, exclude=_EXCLUDED)
     if dt is None:
         request = Request(problem, weights, schedule, None, asked, noisy=False)
@@ -144,7 +144,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
         If the flow is no longer finite at the end.
     """
     require_compatible(problem, weights, schedule)
-    schedule = schedule.full_batches()
+    schedule = validate.original("schedule", schedule, Schedule).full_batches()
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
     cut = grid(schedule, dt, [validate.original("schedule", schedule, Schedule).duration])

@@ -7,7 +7,6 @@ import pytest
 
 from empirical import run_schedule
 from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
-from langevin.simulate import main
 
 WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])
 SEVERAL = Weights(WEIGHTS.W, np.ones((2, 3)))
@@ -73,19 +72,3 @@ def test_the_adaptive_method_ends_where_a_neuron_of_several_outputs_meets_a_hype
         zeroth_order(*run)
     assert np.isfinite(zeroth_order(*run, dt=0.01).loss).all()
     assert np.isfinite(gradient_flow(*run, dt=0.01).v).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--loss", "softmax"], "for this command, got K = 2 outputs"),
-        (["--loss", "ovr", "--head", "zero"], "for this command, got K = 2 outputs"),
-        (["--method", "lp", "--clipping", "margin"], "for this command, got clipping = 'margin'"),
-        (["--clipping", "margin"], "clipping must be 'flat' or 'normalised' with method 'fft', got 'margin'"),
-    ],
-)
-def test_the_command_refuses_it_as_wrong_usage(options, message, capsys, tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        main([*options, "--samples", "8", "--dim", "3", "--width", "4", "--out", str(tmp_path / "run.nc")])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
