@@ -10,15 +10,12 @@ from numpy.typing import DTypeLike
 
 from langevin.engine.kernels import elementwise, types
 from langevin.engine.kernels.normals import LANES, TILE
-from langevin.engine.kernels.types import REFLECTORS, Data, Scratch
+from langevin.engine.kernels.types import NEURONS_A_PRODUCT, REFLECTORS, SMALL_PRODUCT, Data, Scratch
 from langevin.model.activations import ACTIVATIONS
 from langevin.model.losses import LOSSES
 from langevin.support.validate import FloatArray
 
 CACHE_LINE = 64
-# OpenBLAS multiplies without packing, at full speed, while m n k stays below this
-SMALL_PRODUCT = 1_000_000
-NEURONS_A_PRODUCT = 128
 # a first layer beyond this many bytes streams from memory: better once, by packed products, than per block
 STREAMED = 4 * 2**20
 

@@ -147,7 +147,7 @@ def gradient_flow(problem: Problem, weights: Weights, schedule: Schedule, *, dt:
     schedule = validate.original("schedule", schedule, Schedule).full_batches()
     if isinstance(weights, GramWeights):
         raise ValueError("weights must hold single neurons, got GramWeights: take Weights")
-    cut = grid(schedule, dt, [validate.original("schedule", schedule, Schedule).duration])
+    cut = grid(schedule, dt, [schedule.duration])
     chain = build_chain(
         Request(problem, weights, schedule, cut, noisy=False), "span", "double"
     ).without_noise()

@@ -171,7 +171,7 @@ def test_a_missing_accountant_is_named(tmp_path, monkeypatch):
     assert "an accountant" in report_of(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
 
 
-def test_two_classes_have_the_bits_that_they_always_had(tmp_path):
+def test_two_classes_have_the_losses_that_they_always_had(tmp_path):
     report = report_of(*SMALL, "--seed", "3", folder=tmp_path)
     loss = files.load(tmp_path / report["saved"]).loss[:, -1].values
     expected = [4.2344031717407065, 4.108345613563653, 4.894159785225875, 4.691476046242381]

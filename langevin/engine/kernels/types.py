@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 
 # columns of a triangle up to which our reflections are faster than LAPACK's, which take so many at once
 HOUSEHOLDER, REFLECTORS = 48, 16
+# OpenBLAS multiplies without packing, at full speed, while m n k stays below the first number
+SMALL_PRODUCT, NEURONS_A_PRODUCT = 1_000_000, 128
 
 LP, FFT = 0, 1
 UNCLIPPED, FLAT, NORMALISED = 0, 1, 2

@@ -8,18 +8,17 @@ from langevin.engine.kernels.blas import address, gemm, gemm_tn
 from langevin.engine.kernels.calls import call_rows
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.outputs.types import FEATURE
-from langevin.engine.kernels.types import CALLED, RELU
+from langevin.engine.kernels.types import CALLED, NEURONS_A_PRODUCT, RELU, SMALL_PRODUCT
 
-# OpenBLAS multiplies without packing, at full speed, while m n k stays below the first number; fewer neurons
-# than the third per product cost more than packing
-SMALL_PRODUCT, MOST_NEURONS, FEWEST_NEURONS = 1_000_000, 128, 32
+# fewer neurons per product cost more than packing
+FEWEST_NEURONS = 32
 
 
 @njit(**INNER)
 def neurons_per_product(width, rows, depth):
     """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
     fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
-    return min(fitting, MOST_NEURONS) if fitting > 0 else width
+    return min(fitting, NEURONS_A_PRODUCT) if fitting > 0 else width
 
 
 @njit(**INNER)
