@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,11 +58,10 @@ class Chain(System):
         assert grid is not None
         system = System.build(request, reduction, dtype)
         observer = Observer.of(system, request.observables, grid.times, grid.record_steps)
-        scale = _hidden_scale(request.schedule, grid, reduction.hidden_method)
-        records = observer.records._replace(complement_dim=reduction.hidden, complement_scale=scale)
-        return cls(
-            **vars(system), grid=grid, observer=replace(observer, records=records), key=key, draws=draws
-        )
+        dims = np.array([hidden.dims for hidden in reduction.hidden], np.int64)
+        scales = [_hidden_scale(request.schedule, grid, hidden.methods) for hidden in reduction.hidden]
+        observer = observer.with_hidden(dims, np.reshape(scales, (len(dims), len(grid.record_steps))))
+        return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws)
 
     def without_noise(self) -> Chain:
         """The zeroth-order approximation on the same grid."""
@@ -158,11 +157,11 @@ class Chain(System):
         return min(limits)
 
 
-def _hidden_scale(schedule: Schedule, grid: Grid, method: str) -> np.ndarray:
+def _hidden_scale(schedule: Schedule, grid: Grid, methods: Sequence[str]) -> np.ndarray:
     """Standard deviation, over each record interval, of what moves by noise alone in such phases."""
     variance = np.zeros(len(grid.record_steps))
     for phase, first, steps in zip(schedule, grid.phase_starts, grid.phase_steps, strict=True):
-        if phase.method == method:
+        if phase.method in methods:
             variance += 2 * phase.sigma**2 * grid.dt * np.clip(grid.record_steps - first, 0, steps)
     return np.sqrt(np.diff(variance, prepend=0.0))
 

@@ -56,15 +56,20 @@ class Observer:
             means.astype(dtype),
             np.linalg.norm(means, axis=1),
             outside,
-            complement_dim=0,
-            complement_scale=np.zeros(len(steps)),
+            complement_dims=np.zeros(0, np.int64),
+            complement_scales=np.zeros((0, len(steps))),
         )
         watchers = (WATCHERS[name](system.reduction.problem) for name in observables if name in WATCHERS)
         return cls(system, times, records, tuple(watchers))
 
     def without_noise(self) -> Observer:
         """The same observer where nothing moves outside the span."""
-        return replace(self, records=self.records._replace(complement_dim=0))
+        return self.with_hidden(np.zeros(0, np.int64), np.zeros((0, len(self.times))))
+
+    def with_hidden(self, dims: np.ndarray, scales: FloatArray) -> Observer:
+        """The same observer where what is not simulated moves, see `Records`."""
+        records = self.records._replace(complement_dims=dims, complement_scales=scales)
+        return replace(self, records=records)
 
     def with_reference(self, states: np.ndarray) -> Observer:
         """The same observer, recording the distance to ``states (m, size)``."""

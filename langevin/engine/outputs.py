@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from langevin.engine.kernels import types
-from langevin.engine.kernels.normals import LANES
+from langevin.engine.kernels.normals import LANES, TILE
 from langevin.engine.kernels.outputs.types import (
     CLIPPINGS,
     COLUMN,
@@ -19,6 +19,7 @@ from langevin.engine.kernels.outputs.types import (
     OutputsRule,
     OutputsScratch,
 )
+from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
 from langevin.model.schedule import Schedule
@@ -48,7 +49,7 @@ def build_data(
     Parameters
     ----------
     layout : Layout
-        Of the states, with ``layout.outputs`` outputs.
+        Of the states; with one output less than there are targets, heads are in gauge coordinates.
     X : ndarray, shape (n, k)
         Inputs.
     Y : ndarray, shape (n, K) or (n,)
@@ -65,7 +66,7 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    targets = np.ascontiguousarray(Y.reshape(n, layout.outputs), number)
+    targets = np.ascontiguousarray(Y.reshape(n, -1), number)
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
     if features is not None:
@@ -87,6 +88,7 @@ def build_data(
         inputs=layout.inputs,
         width=layout.width,
         outputs=layout.outputs,
+        gauge=layout.outputs < targets.shape[1],
         head=layout.head,
         rows=rows,
         frozen_rows=min(rows, _cached_rows(layout)),
@@ -101,9 +103,19 @@ def build_data(
     )
 
 
-def build_scratch(layout: Layout, data: OutputsData, *, probing: bool) -> OutputsScratch:
-    """Work space for one thread; ``probing`` where a phase of linear probing may be run."""
-    n, outputs = data.Y.shape
+def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:
+    """Work space for one thread.
+
+    Parameters
+    ----------
+    layout : Layout
+    data : OutputsData
+    probing : bool
+        Whether a phase of linear probing may be run.
+    folds : bool
+        Whether neurons are folded.
+    """
+    n, outputs = len(data.Y), layout.outputs
     number, b, ld = layout.dtype, data.rows, layout.ld
     stored = n if probing and data.features.size == 0 else 0
     return OutputsScratch(
@@ -113,6 +125,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool) -> Output
         X=aligned_zeros((b, data.X.shape[1]), number),
         F=aligned_zeros((b, outputs), number),
         R=aligned_zeros((b, outputs), number),
+        row=aligned_zeros((2, data.Y.shape[1]), number),
         samples=aligned_zeros((4, b), number),
         head=aligned_zeros((outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
@@ -123,6 +136,19 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool) -> Output
         words=aligned_zeros((4, LANES), np.uint32),
         ints=np.zeros(8, np.int32),
         scalars=np.zeros(2, number),
+        **(_folding(layout) if folds else {}),
+    )
+
+
+def _folding(layout: Layout) -> dict[str, np.ndarray]:
+    """Work space in which neurons are folded."""
+    columns, number = layout.inputs + layout.outputs, layout.dtype
+    shape = columns, up(columns + layout.outputs, CACHE_LINE // np.dtype(number).itemsize)
+    return dict(
+        triangle=aligned_zeros(shape, number),
+        stack=aligned_zeros(shape, number),
+        bartlett=aligned_zeros((up(columns * (columns - 1) // 2, TILE),), number),
+        reflectors=aligned_zeros((2, REFLECTORS * columns), number),
     )
 
 
@@ -137,6 +163,7 @@ def build_rule(
     sample_rate: float = 1.0,
     dt: float = 0.0,
     draws: int = 1,
+    folded: int = 0,
 ) -> OutputsRule:
     """Convert the numbers of a phase to the form of the compiled code; ``sigma`` as in `Phase`."""
     number = layout.dtype
@@ -155,6 +182,7 @@ def build_rule(
         dt=number(dt),
         noise=number(sigma * math.sqrt(2 * dt / draws)),
         draws=draws,
+        folded=folded,
     )
 
 

@@ -43,7 +43,7 @@ class System:
     def build(cls, request: Request, reduction: Reduction, dtype: type) -> System:
         """Lay out a reduction of what was requested."""
         rows, inputs = reduction.W.shape
-        layout = Layout(inputs, rows, dtype, reduction.problem.outputs_dim)
+        layout = Layout(inputs, rows, dtype, 1 if reduction.v.ndim == 1 else reduction.v.shape[1])
         data = _data(layout, reduction)
         origin = aligned_zeros((layout.size,), dtype)
         layout.pack(reduction.W, reduction.v, origin)
@@ -75,6 +75,7 @@ class System:
                 sample_rate=sample_rate,
                 dt=dt,
                 draws=draws,
+                folded=folded,
             )
         number = self.layout.dtype
         if phase.clip is not None and number(phase.clip) == 0:
@@ -102,7 +103,7 @@ class System:
         """Return the work space of one thread."""
         if isinstance(self.data, OutputsData):
             probing = any(phase.method == "lp" for phase in self.schedule)
-            return outputs.build_scratch(self.layout, self.data, probing=probing)
+            return outputs.build_scratch(self.layout, self.data, probing=probing, folds=self.reduction.folds)
         return self.layout.scratch(self.data, folds=self.reduction.folds)
 
     def scratch_bytes(self) -> int:

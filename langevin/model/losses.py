@@ -58,6 +58,8 @@ class Loss:
         loss, ``y^2/4`` for the square), elementwise; with ``classes`` one-hot ``Y (n, K)`` to the largest
         ``-residual . f`` of each sample, shape (n,) (theory for K outputs, section 0: ``Omega_K``). None: not
         known.
+    gauge : bool
+        Whether the same number added to all outputs changes nothing, see `langevin.model.gauge`.
     tensor_value, tensor_residual : callable or None
         ``value`` and ``residual`` for torch tensors; None: not available on a GPU.
     """
@@ -76,6 +78,7 @@ class Loss:
     tensor_residual: Any = None
     classes: bool = False
     largest_norm: float | None = None
+    gauge: bool = False
 
     @property
     def real(self) -> bool:
@@ -280,6 +283,7 @@ register(
         tensor_residual=_softmax_tensor_residual,
         classes=True,
         largest_norm=math.sqrt(2),
+        gauge=True,
     )
 )
 

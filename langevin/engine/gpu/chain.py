@@ -183,8 +183,8 @@ class DeviceChain(Chain):
             kernels_observe.move_complements(
                 chunk.complements[part],
                 diverged[part],
-                self.records.complement_scale[r],
-                self.records.complement_dim,
+                self.records.complement_scales[:, r],
+                self.records.complement_dims,
                 draw,
                 chunk.first_path + part.start,
                 np.uint64(self.key[0]),

@@ -162,7 +162,7 @@ class Ensemble:
         values = torch.stack(list(found.values())).cpu().numpy()
         diverged = results.diverged[chunk.paths] = self.diverged.cpu().numpy()
         alive, moved = diverged < 0, np.zeros(len(diverged))
-        if records.complement_dim > 0:
+        if records.complement_dims.size > 0:
             moved = chain.move_complements(r, chunk, diverged)
         scalars = results.scalars[chunk.paths]
         for row, value in zip(found, values, strict=True):
@@ -187,7 +187,7 @@ class Ensemble:
         z = preactivation.double().cpu().numpy()
         squared = self.W.square().sum(1).double().cpu().numpy()
         outside = records.complement_norms
-        if records.complement_dim > 0:
+        if records.complement_dims.size > 0:
             outside = outside + chunk.complements[:, 0]
             squared += chunk.complements[:, 1]
         norm = np.sqrt(squared + outside**2) * np.where(records.own > 0, *records.mean_norms[::-1])

@@ -128,10 +128,9 @@ def _observe_collapsed(r, step, margin, theta, complement, path, k0, k1, data, r
     else:
         loss = call_scalar(data.value, margin, 1.0)
     outside = 0.0
-    if records.complement_dim > 0:
-        outside = move_complement(
-            complement, records.complement_scale[r], records.complement_dim, step, path, k0, k1
-        )
+    if records.complement_dims.size > 0:
+        scales, dims = records.complement_scales[:, r], records.complement_dims
+        outside = move_complement(complement, scales, dims, step, path, k0, k1)
     scalars[LOSS, r], scalars[ACCURACY, r] = data.y.size * loss, margin > 0
     displacement, distance = outside, outside
     for i in range(4):

@@ -64,14 +64,17 @@ def _squared_distance(theta, other, data, scratch):
 
 
 @njit(**INNER_FAST)
-def move_complement(complement, scale, dim, step, path, k0, k1):
-    """Move the part of ``W`` outside the data's span, Brownian, over one record interval, in law.
+def move_complement(complement, scales, dims, step, path, k0, k1):
+    """Move what is outside the state, Brownian, over one record interval, in law.
 
-    ``complement (2, h)`` holds each neuron's move along its starting direction and the squared norm
-    across it, a squared Bessel process of dimension ``dim - 1``. Returns the squared displacement.
+    ``complement (2, processes)`` holds each process's move along its starting direction and the squared norm
+    across it, a squared Bessel process of dimension ``dim - 1``; ``scales`` and ``dims``, shape (kinds,), are
+    as in `Records`. Returns the squared displacement.
     """
     total = 0.0
     for j in range(complement.shape[1]):
+        kind = min(j, dims.size - 1)
+        scale, dim = scales[kind], dims[kind]
         w0, w1, _, _ = philox(
             np.uint64(j), np.uint64(step), np.uint64(path), np.uint64(COMPLEMENT_STREAM), k0, k1
         )
@@ -87,11 +90,11 @@ def move_complement(complement, scale, dim, step, path, k0, k1):
 
 
 @njit(**JIT)
-def move_complements(complements, diverged, scale, dim, draw, first_path, k0, k1, moved):
+def move_complements(complements, diverged, scales, dims, draw, first_path, k0, k1, moved):
     """Move what lies outside the span on all paths that are finite; ``moved (paths,)`` as it returns."""
     for p in range(complements.shape[0]):
         if diverged[p] < 0:
-            moved[p] = move_complement(complements[p], scale, dim, draw, first_path + p, k0, k1)
+            moved[p] = move_complement(complements[p], scales, dims, draw, first_path + p, k0, k1)
 
 
 @njit(**INNER)
@@ -102,16 +105,9 @@ def observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, sc
     """
     loss, accuracy = loss_and_accuracy(data, scratch)
     outside = 0.0
-    if records.complement_dim > 0:
-        outside = move_complement(
-            complement,
-            records.complement_scale[r],
-            records.complement_dim,
-            draw,
-            path,
-            k0,
-            k1,
-        )
+    if records.complement_dims.size > 0:
+        scales, dims = records.complement_scales[:, r], records.complement_dims
+        outside = move_complement(complement, scales, dims, draw, path, k0, k1)
     scalars[LOSS, r], scalars[ACCURACY, r] = loss, accuracy
     scalars[DISPLACEMENT, r] = _squared_distance(theta, records.origin, data, scratch) + outside
     if records.reference.shape[0] > 0:
@@ -131,7 +127,7 @@ def observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, sc
         if neurons.size > 0:
             outside = records.complement_norms[j]
             squared = np.float64(scratch.neurons[SQUARED, j])
-            if records.complement_dim > 0:
+            if records.complement_dims.size > 0:
                 outside += complement[0, j]
                 squared += complement[1, j]
             squared += outside * outside

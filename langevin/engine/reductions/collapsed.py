@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.engine.kernels.collapsed import advance_collapsed
-from langevin.engine.reductions.request import Reduction, Request, has_no_path, needs_neurons, scalar_only
+from langevin.engine.reductions.request import (
+    Hidden,
+    Reduction,
+    Request,
+    has_no_path,
+    needs_neurons,
+    scalar_only,
+)
 from langevin.engine.reductions.span import Span
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
@@ -60,6 +67,5 @@ class Collapsed:
             loop=advance_collapsed,
             neurons=False,
             folded=weights.width - 2,
-            hidden=weights.width * span.complement_dim,
-            processes=int(span.complement_dim > 0),
+            hidden=(Hidden(weights.width * span.complement_dim),) if span.complement_dim else (),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langevin.engine.reductions.request import Reduction, Request, local
+from langevin.engine.reductions.request import Hidden, Reduction, Request, local
 from langevin.engine.reductions.span import Span
 from langevin.model.weights import GramWeights
 
@@ -37,6 +37,5 @@ class Full:
             f"inputs in the {span.dim} dimensions of their span" if self.name == "span" else "the full chain",
             loop=request.loop,
             neurons=not request.beyond,
-            hidden=span.complement_dim,
-            processes=weights.width if span.complement_dim else 0,
+            hidden=(Hidden(span.complement_dim, processes=weights.width),) if span.complement_dim else (),
         )

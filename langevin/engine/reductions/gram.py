@@ -5,33 +5,33 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.engine.reductions.request import (
+    Hidden,
     Reduction,
     Request,
     has_no_path,
+    head_of,
     local,
     needs_neurons,
-    scalar_only,
 )
 
 
 class Gram:
     """A linear network of few neurons with the same Gram matrix, including noise.
 
-    In coordinates of the span of ``[W_0, v_0]``'s columns and across it: the first ``q`` neurons, whose
-    noise is Gaussian, tell distances from the start and from the zeroth-order path; of all others the Gram
-    matrix counts, which ``q + 1`` neurons carry.
+    In coordinates of the span of ``[W_0, V_0]``'s ``q = k + K`` columns and across it (with softmax
+    ``k + K - 1``, in gauge coordinates): the first ``q`` neurons, whose noise is Gaussian, tell distances from
+    the start and from the zeroth-order path; of all others the Gram matrix counts, which ``q`` neurons carry,
+    and further ones with a head alone in linear probing, as many as this has columns.
     """
 
     def _rows(self, request: Request) -> tuple[int, int, int]:
         """Neurons along and across, and neurons folded."""
-        q, width = request.span.dim + 1, request.weights.width
-        along = min(q, width)
-        across = min(q + 1, width - along) if request.noisy else 0
+        columns, width = request.span.dim + request.head_columns, request.weights.width
+        along = min(columns, width)
+        across = min(columns + request.head_columns, width - along) if request.noisy else 0
         return along, across, (width - along - across) if request.noisy else 0
 
     def refusal(self, request: Request) -> str:
-        if beyond := scalar_only(request):
-            return beyond
         if request.problem.activation != "linear":
             return "needs a linear net: with noise the Gram matrix no longer tells which neurons are active"
         return needs_neurons(request) or has_no_path(request)
@@ -39,24 +39,33 @@ class Gram:
     def cost(self, request: Request) -> float:
         along, across, folded = self._rows(request)
         inputs = request.span.dim
-        return request.cost(along + across, inputs, folded) + request.triangle_cost(inputs + 1)
+        return request.cost(along + across, inputs, folded) + request.triangle_cost(
+            inputs + request.head_columns
+        )
 
     def build(self, request: Request) -> Reduction:
-        span, width = request.span, request.weights.width
+        span, width, outputs = request.span, request.weights.width, request.head_columns
         along, across, folded = self._rows(request)
-        rows = request.triangle(span.dim + 1, lambda W, v: np.column_stack([span.coordinates(W), v]))
-        start = np.zeros((along + across, span.dim + 1))
+        rows = request.triangle(
+            span.dim + outputs, lambda W, v: np.column_stack([span.coordinates(W), request.head(v)])
+        )
+        start = np.zeros((along + across, span.dim + outputs))
         start[: len(rows)] = rows
+        hidden = (
+            Hidden(width * span.complement_dim),
+            Hidden(width * request.gauge, ("lp", "fft")),
+        )
         return Reduction(
             "gram",
             local(request.problem, span),
-            start[:, :-1],
-            start[:, -1],
+            start[:, : span.dim],
+            head_of(start, outputs),
             span,
             f"the Gram matrix, as a net of width {len(start)} in {span.dim} dimensions",
+            loop=request.loop,
             folds=True,
             neurons=False,
             folded=folded,
-            hidden=width * span.complement_dim,
-            processes=int(span.complement_dim > 0),
+            gauge=request.gauge,
+            hidden=tuple(part for part in hidden if part.dims),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.reductions.request import Reduction, Request, moved, needs_neurons
+from langevin.engine.reductions.request import Hidden, Reduction, Request, head_of, moved, needs_neurons
 from langevin.engine.reductions.span import Span
 
 
@@ -17,16 +17,16 @@ class Kernel:
         return needs_neurons(request)
 
     def cost(self, request: Request) -> float:
-        samples, outputs = request.problem.samples, request.problem.outputs_dim
+        samples = request.problem.samples
         rows = min(samples, request.weights.width)
-        return request.cost(rows, 0) + request.triangle_cost(samples + outputs)
+        return request.cost(rows, 0) + request.triangle_cost(samples + request.head_columns)
 
     def build(self, request: Request) -> Reduction:
-        problem = request.problem
-        X_test, outputs = problem.X_test if request.held_out else None, problem.outputs_dim
+        problem, outputs = request.problem, request.head_columns
+        X_test = problem.X_test if request.held_out else None
         X = problem.X if X_test is None else np.vstack([problem.X, X_test])
         rows = request.triangle(
-            len(X) + outputs, lambda W, v: np.column_stack([problem.activate(W @ X.T), v])
+            len(X) + outputs, lambda W, v: np.column_stack([problem.activate(W @ X.T), request.head(v)])
         )
         if not np.isfinite(rows).all():
             raise ValueError("weights.W must give finite features, got some beyond the range of doubles")
@@ -34,18 +34,17 @@ class Kernel:
         rows = rows[: len(X)]
         train, test = rows[:, : problem.samples].T, rows[:, problem.samples : len(X)].T
         frozen = moved(problem, train, None if X_test is None else test, activation="linear")
-        hidden = (request.weights.width - len(rows)) * outputs
+        hidden = (request.weights.width - len(rows)) * outputs + request.weights.width * request.gauge
         return Reduction(
             "kernel",
             frozen,
             np.zeros((len(rows), 0)),
-            rows[:, len(X)] if outputs == 1 else rows[:, len(X) :],
+            head_of(rows, outputs),
             Span.whole(problem),
             f"the head in {len(rows)} dimensions",
             loop=request.loop,
             neurons=False,
             frozen=True,
-            hidden=hidden,
-            processes=int(hidden > 0),
-            hidden_method="lp",
+            gauge=request.gauge,
+            hidden=(Hidden(hidden, ("lp",)),) if hidden else (),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from langevin.engine.kernels.normals import TILE
 from langevin.engine.kernels.outputs.loop import advance_outputs
 from langevin.engine.kernels.types import HOUSEHOLDER
 from langevin.engine.reductions.span import Span
+from langevin.model.gauge import gauge_basis
+from langevin.model.losses import LOSSES
 from langevin.model.observables import OBSERVABLES
 from langevin.model.problem import Problem, beyond_scalar
 from langevin.model.schedule import Schedule
 from langevin.model.steps import Grid
-from langevin.model.weights import BLOCK_ENTRIES, Weights, blocks_of_rows, triangle
+from langevin.model.weights import BLOCK_ENTRIES, Method, Weights, blocks_of_rows, triangle
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
@@ -71,6 +73,16 @@ class Request:
         return advance_outputs if self.beyond else advance
 
     @property
+    def gauge(self) -> bool:
+        """Whether the loss has a gauge, see `langevin.model.gauge`."""
+        return LOSSES[self.problem.loss].gauge
+
+    @property
+    def head_columns(self) -> int:
+        """Columns of the head that any drift depends on: K, or K - 1 in gauge coordinates."""
+        return self.problem.outputs_dim - self.gauge
+
+    @property
     def phase_steps(self) -> Sequence[float]:
         """Steps of each phase; an adaptive method takes about as many whatever it follows."""
         return [phase.time for phase in self.schedule] if self.grid is None else self.grid.phase_steps
@@ -85,6 +97,10 @@ class Request:
         """Return the span of the data if it is smaller than the input space, otherwise the latter."""
         found = Span.of(self.problem.X, self.problem.X_test if self.held_out else None)
         return found if found.dim < self.problem.dim else Span.whole(self.problem)
+
+    def head(self, v: FloatArray) -> FloatArray:
+        """Rows of a head in `head_columns` numbers each."""
+        return v @ gauge_basis(self.problem.outputs_dim) if self.gauge else v
 
     def triangle(self, columns: int, of: Callable[[FloatArray, FloatArray], FloatArray]) -> FloatArray:
         """Triangular factor of the matrix whose rows ``of(W, v)`` gives, one per neuron."""
@@ -102,12 +118,8 @@ class Request:
 
     def cost(self, rows: int, inputs: int, folded: int = 0) -> float:
         """Rough time in nanoseconds of a path that simulates a net of ``rows`` neurons."""
-        linear, q, total, outputs = (
-            self.problem.activation == "linear",
-            inputs + 1,
-            0.0,
-            self.problem.outputs_dim,
-        )
+        linear, total, outputs = self.problem.activation == "linear", 0.0, self.head_columns
+        q = inputs + outputs
         for phase, steps in zip(self.schedule, self.phase_steps, strict=True):
             samples = phase.sample_rate * self.problem.samples
             step, normals = _STEP, max(rows * outputs, TILE)
@@ -120,12 +132,30 @@ class Request:
                 step += 3 * inputs * rows * _LOOP
                 normals += max(inputs * rows, TILE)
             if folded and phase.method == "lp":
-                step += _CHI_SQUARE
+                step += outputs * _CHI_SQUARE
             elif folded:
                 step += q * _CHI_SQUARE + q**3 * (_REFLECTIONS if q <= HOUSEHOLDER else _LAPACK)
                 normals += max(q * q // 2, TILE)
             total += steps * (step + normals * _NORMAL * self.noisy)
         return total
+
+
+class Hidden(NamedTuple):
+    """What is not simulated: Brownian motion that shows in distances alone.
+
+    Attributes
+    ----------
+    dims : int
+        Dimensions of a process.
+    methods : tuple of {"lp", "fft"}
+        The phases in which it moves.
+    processes : int
+        How many there are: one for each neuron, or one for all.
+    """
+
+    dims: int
+    methods: tuple[Method, ...] = ("fft",)
+    processes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +170,7 @@ class Reduction:
         In the coordinates that are simulated, samples in an order in which inputs are triangular if they can
         be. ``"kernel"``: a linear net whose inputs are the features of the net in question.
     W, v : ndarray, shapes (r, k) and (r,) or (r, K)
-        Where the chain starts.
+        Where the chain starts; with ``gauge`` the head in gauge coordinates, shape (r, K - 1), (r,) if K = 2.
     span : Span
         Coordinates of ``problem`` in the input space.
     simulated : str
@@ -158,12 +188,10 @@ class Reduction:
         Whether the head alone is simulated, in front of features that are all the same.
     folded : int
         Neurons that are folded into the last ones, see `langevin.engine.kernels.loop`.
-    hidden : int
-        Dimensions that are not simulated, per process: Brownian motion that shows in distances alone.
-    processes : int
-        How many there are: one for each neuron, or one for all.
-    hidden_method : {"lp", "fft"}
-        The phases in which they move.
+    gauge : bool
+        Whether the head is in the coordinates of `langevin.model.gauge`.
+    hidden : tuple of Hidden
+        What is not simulated; only the last may have other than one process.
     """
 
     name: str
@@ -178,9 +206,13 @@ class Reduction:
     neurons: bool = True
     frozen: bool = False
     folded: int = 0
-    hidden: int = 0
-    processes: int = 0
-    hidden_method: str = "fft"
+    gauge: bool = False
+    hidden: tuple[Hidden, ...] = ()
+
+    @property
+    def processes(self) -> int:
+        """Number of hidden processes."""
+        return sum(hidden.processes for hidden in self.hidden)
 
     @property
     def scalar(self) -> bool:
@@ -189,6 +221,8 @@ class Reduction:
 
     def net(self, W: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return a network with the same outputs on ``problem``, at a state of the chain."""
+        if self.gauge:
+            v = v.reshape(len(v), -1) @ gauge_basis(self.problem.outputs_dim).T
         return (np.eye(len(v)), v) if self.frozen else (W, v)
 
 
@@ -231,6 +265,11 @@ def moved(
         None if X_test is None else problem.y_test,
         classes=problem.class_names or None,
     )
+
+
+def head_of(rows: FloatArray, columns: int) -> FloatArray:
+    """The last ``columns`` of some rows: a head, of shape (r,) if that is one."""
+    return rows[:, -1] if columns == 1 else rows[:, -columns:]
 
 
 def scalar_only(request: Request) -> str:

@@ -25,6 +25,7 @@ from langevin.engine.kernels.outputs.descend import (
     gradient_block,
 )
 from langevin.engine.kernels.outputs.forward import freeze
+from langevin.engine.kernels.outputs.gram import fold_outputs
 from langevin.engine.kernels.outputs.observe import is_finite, observe
 from langevin.engine.kernels.outputs.types import CHECKED_STEPS
 from langevin.engine.kernels.types import LP, borrow
@@ -103,6 +104,8 @@ def advance_outputs(
                 r += 1
             if finite and step < stop:
                 finite = take_step(theta, step, path, k0, k1, data, rule, scratch)
+                if finite and rule.folded > 0:
+                    fold_outputs(theta, step * rule.draws, path, k0, k1, data, rule, scratch)
             if not finite:
                 diverged[p] = step
                 break

@@ -72,9 +72,9 @@ def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, recor
     if not math.isfinite(check):
         return False
     outside = 0.0
-    if records.complement_dim > 0:
-        scale, dim = records.complement_scale[r], records.complement_dim
-        outside = move_complement(complement, scale, dim, draw, path, k0, k1)
+    if records.complement_dims.size > 0:
+        scales, dims = records.complement_scales[:, r], records.complement_dims
+        outside = move_complement(complement, scales, dims, draw, path, k0, k1)
     scalars[LOSS, r] = loss
     scalars[ACCURACY, r] = correct / n if data.classes or data.outputs == 1 else math.nan
     scalars[DISPLACEMENT, r] = _squared_distance(theta, records.origin, data, ld) + outside

@@ -10,6 +10,7 @@ import numpy as np
 
 from langevin.engine.kernels.calls import call_scalar
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.outputs.gauge import lift, lower
 from langevin.engine.kernels.outputs.types import (
     COLUMN,
     FACTOR,
@@ -75,6 +76,9 @@ def residuals(first, count, data, rule, scratch):
     check = 0.0
     for i in range(count):
         f, r, y = scratch.F[i], scratch.R[i], data.Y[scratch.batch[first + i]]
+        if data.gauge:
+            f, r = scratch.row[0], scratch.row[1]
+            lift(scratch.F[i], f)
         if data.loss == SOFTMAX:
             others = _softmax_residuals(f, y, r)
         else:
@@ -93,6 +97,8 @@ def residuals(first, count, data, rule, scratch):
             total += r[k] * r[k]
             check += np.float64(f[k]) * np.float64(f[k])
         scratch.samples[RESIDUAL, i] = total
+        if data.gauge:
+            lower(r, scratch.R[i])
         if rule.clipping != UNCLIPPED:
             check += np.float64(scratch.samples[FEATURE, i])
     return check
@@ -146,6 +152,9 @@ def loss_and_correct(first, count, data, scratch):
     loss, correct, check = 0.0, 0, 0.0
     for i in range(count):
         f, y = scratch.F[i], data.Y[first + i]
+        if data.gauge:
+            f = scratch.row[0]
+            lift(scratch.F[i], f)
         loss += _losses(f, y, data)
         if f.size == 1:
             correct += y[0] * f[0] > 0

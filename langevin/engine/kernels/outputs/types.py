@@ -42,7 +42,8 @@ class OutputsData(NamedTuple):
     feature_norms: np.ndarray  # (n,): their squared norms, or (0,)
     inputs: int  # k
     width: int  # h
-    outputs: int  # K
+    outputs: int  # columns of the head: K, or K - 1 in gauge coordinates
+    gauge: bool  # whether they are gauge coordinates
     head: int  # slot of the head in theta
     rows: int  # largest number of rows of a block
     frozen_rows: int  # the same where the features are frozen, at most `rows`
@@ -69,6 +70,7 @@ class OutputsRule(NamedTuple):
     dt: Any  # in the state's precision, like noise
     noise: Any  # standard deviation of what one draw adds
     draws: int  # draws per step: more than one where a finer grid's Brownian path is followed
+    folded: int  # neurons that are not simulated but folded into the last ones, see `fold_outputs`
 
 
 class OutputsScratch(NamedTuple):
@@ -78,8 +80,10 @@ class OutputsScratch(NamedTuple):
     D: np.ndarray  # (b, ld): phi', then (R V^T) phi'
     G: np.ndarray  # (narrow, ld): R V^T
     X: np.ndarray  # (b, k padded): rows of the batch, then times their clip factors
-    F: np.ndarray  # (b, K)
-    R: np.ndarray  # (b, K): residuals, then times their clip factors
+    # (b, K), or (b, K - 1) in gauge coordinates
+    F: np.ndarray
+    R: np.ndarray  # residuals, then times their clip factors
+    row: np.ndarray  # (2, K): outputs and residuals of a sample where those are gauge coordinates
     samples: np.ndarray  # (4, b)
     head: np.ndarray  # (K, ld): gradient of the head
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
@@ -89,6 +93,11 @@ class OutputsScratch(NamedTuple):
     words: np.ndarray  # (4, LANES), uint32
     ints: np.ndarray  # (8,), int32
     scalars: np.ndarray  # (2,): alpha and beta of a product
+    # only where neurons are folded: a type of its own, so that other runs do not wait for its compilation
+    triangle: np.ndarray | None = None  # (q, ld), q = k + K, by columns
+    stack: np.ndarray | None = None  # (q, ld), by columns
+    bartlett: np.ndarray | None = None  # (at least q (q - 1) / 2,)
+    reflectors: np.ndarray | None = None  # (2, at least REFLECTORS q)
 
 
 # rows of OutputsScratch.samples: squared norms of the features, of the residuals and of the pulled-back
