@@ -1,9 +1,9 @@
 """Softmax in gauge coordinates: the same number added to all outputs changes nothing (new).
 
-With an orthonormal basis ``E (K, K - 1)`` of the vectors that sum to zero, ``V E`` has the outputs' differences,
+With an orthonormal basis ``E (K, K - 1)`` of the vectors that sum to zero, ``V E`` determines the losses,
 the drift and the norms of the gradients of a head ``V``; the rest, ``V 1 / sqrt(K)``, moves by noise alone
-(theory for K outputs, section 0'). ``E`` is the first ``K - 1`` columns of the reflection that brings the last
-axis to ``1 / sqrt(K)``, so that its products cost ``O(K)``; the compiled code has them as `lift` and `lower`.
+(theory for K outputs, section 0'). ``E`` is the first ``K - 1`` columns of the reflection that brings the
+last axis to ``1 / sqrt(K)``, so that products with it cost ``O(K)``: `langevin.engine.kernels.outputs.gauge`.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ def euler_maruyama(
     ----------
     problem : Problem
     weights : Weights
-        Where every path starts; for linear nets of any width also `GramWeights`, with K outputs or batches in
-        linear probing alone.
+        Where every path starts; for linear nets of any width also `GramWeights`.
     schedule : Schedule
         Phases; each change falls on a step. ``squared_distance`` is from the noise-free path on full batches.
     dt : float

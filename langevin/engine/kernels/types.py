@@ -101,11 +101,9 @@ class Records(NamedTuple):
     means: np.ndarray  # (2, k): mean input of the classes -1 and +1
     mean_norms: np.ndarray  # (2,)
     complement_norms: np.ndarray  # (h,): norm of w_j outside the span at time 0
-    # of what moves outside the state, in one or two kinds; process j is of kind j, or of the last one
+    # of what moves outside the state: process j is of kind j, or of the last one
     complement_dims: np.ndarray  # (kinds,), int64: dimensions of a process
-    complement_scales: (
-        np.ndarray
-    )  # (kinds, m): standard deviation of a coordinate's move since the last record
+    complement_scales: np.ndarray  # (kinds, m): deviation of a coordinate's move since the last record
 
 
 @intrinsic

@@ -9,6 +9,7 @@ Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
 - ``"blocks"`` (7d): the zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes,
   in `langevin.zeroth_order` alone.
 
-With K outputs or batches (7b', 8'e) ``"span"`` and ``"kernel"`` hold as they are; the others refuse such
-runs.
+With K outputs, batches or both, ``"span"`` (8'e), ``"kernel"`` (7b') and ``"gram"`` (7c') hold as well, the last two
+with softmax in gauge coordinates (`langevin.model.gauge`); the others refuse such runs. Collapsed samples of
+K outputs (7e') are a Gram matrix of ``K + 1`` columns, one less with softmax.
 """

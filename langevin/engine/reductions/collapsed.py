@@ -11,7 +11,6 @@ from langevin.engine.reductions.request import (
     Request,
     has_no_path,
     needs_neurons,
-    scalar_only,
 )
 from langevin.engine.reductions.span import Span
 from langevin.model.losses import LOSSES
@@ -23,8 +22,8 @@ class Collapsed:
 
     def refusal(self, request: Request) -> str:
         problem = request.problem
-        if beyond := scalar_only(request):
-            return beyond
+        if request.beyond:
+            return f"covers one output and full batches, not {request.beyond}, for which 'gram' is as small"
         if problem.activation != "linear":
             return "needs a linear net: with noise nothing tells when a neuron of a ReLU net leaves its cone"
         if any(phase.method != "fft" for phase in request.schedule):

@@ -19,9 +19,9 @@ class Gram:
     """A linear network of few neurons with the same Gram matrix, including noise.
 
     In coordinates of the span of ``[W_0, V_0]``'s ``q = k + K`` columns and across it (with softmax
-    ``k + K - 1``, in gauge coordinates): the first ``q`` neurons, whose noise is Gaussian, tell distances from
-    the start and from the zeroth-order path; of all others the Gram matrix counts, which ``q`` neurons carry,
-    and further ones with a head alone in linear probing, as many as this has columns.
+    ``k + K - 1``, in gauge coordinates): the first ``q`` neurons, whose noise is Gaussian, tell distances
+    from the start and from the zeroth-order path; of all others the Gram matrix counts, which ``q`` neurons
+    carry, and in linear probing as many more as the head has columns, with a head alone.
     """
 
     def _rows(self, request: Request) -> tuple[int, int, int]:

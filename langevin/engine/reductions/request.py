@@ -272,11 +272,6 @@ def head_of(rows: FloatArray, columns: int) -> FloatArray:
     return rows[:, -1] if columns == 1 else rows[:, -columns:]
 
 
-def scalar_only(request: Request) -> str:
-    """Say what of a request needs the step loop of K outputs and batches, or nothing."""
-    return f"does not cover {request.beyond} yet" if request.beyond else ""
-
-
 def needs_neurons(request: Request) -> str:
     """Say what of a request needs single neurons or the full chain, or nothing."""
     if request.device != "cpu":

@@ -72,45 +72,6 @@ def test_two_classes_have_the_law_of_the_scalar_net(method, rate):
     assert pvalue(run, wrong) < LEVEL
 
 
-# --- reductions (sections 7' and 8'e) --------------------------------------------------------------
-
-CASES = [
-    ("span", "fft", "softmax", 0.5, "flat"),
-    ("span", "lp-fft", "square", 0.5, "flat"),
-    ("kernel", "lp", "softmax", None, "flat"),
-    ("kernel", "lp", "softmax", 0.2, "margin"),
-    ("kernel", "lp", "ovr", 0.2, "column"),
-    ("kernel", "lp", "square", 0.5, "flat"),
-]
-
-
-def observed(run: xr.Dataset) -> list[np.ndarray]:
-    distances = [run[name].values[:, i] for name in ("displacement", "squared_distance") for i in (0, 1)]
-    return [*losses(run), *distances]
-
-
-@pytest.mark.parametrize("rate", [1.0, 0.3])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_reductions_have_the_law_of_the_full_chain(case, rate):
-    reduce, method, loss, clip, clipping = case
-    problem, weights = net(loss)
-
-    # so little noise that the sampling shows next to it
-    level = 0.3 if rate == 1 else 0.1
-
-    def run(name: str, rng: int, sigma: float = level, rate: float = rate) -> list[np.ndarray]:
-        noisy = schedule(method, sigma=sigma, clip=clip, clipping=clipping, sample_rate=rate)
-        found = euler_maruyama(
-            problem, weights, noisy, dt=DT, times=TIMES, paths=10_000, rng=rng, reduce=name
-        )
-        return observed(found)
-
-    full = run("none", 1)
-    assert pvalue(full, run(reduce, 2)) > LEVEL
-    assert pvalue(full, run(reduce, 2, sigma=1.1 * level)) < LEVEL
-    assert rate == 1 or pvalue(full, run(reduce, 2, rate=1.0)) < LEVEL
-
-
 # --- exact second moments of linear probing (section 8'c) ------------------------------------------
 
 
