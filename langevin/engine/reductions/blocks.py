@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from langevin.engine.reductions.full import Full
-from langevin.engine.reductions.request import Reduction, Request, scalar_only
+from langevin.engine.reductions.request import Reduction, Request
 
 # samples of which all products are held
 _MOST_PAIRED = 4096
@@ -23,8 +23,8 @@ class Blocks(Full):
 
     def refusal(self, request: Request) -> str:
         problem, weights = request.problem, request.weights
-        if beyond := scalar_only(request):
-            return beyond
+        if request.beyond:
+            return f"covers one output and full batches, not {request.beyond}"
         if problem.activation != "relu":
             return "is for ReLU nets: take 'gram' for a linear net"
         if not request.flow:
