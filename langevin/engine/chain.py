@@ -91,7 +91,7 @@ class Chain(System):
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
-        calls = 400 * samples * self.layout.width if self.data.phi else 0
+        calls = 400 * samples * self.layout.width if self.data.activation.phi else 0
         return (
             4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding + calls
         ) / _FLOPS + 1e-6

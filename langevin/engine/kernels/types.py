@@ -20,6 +20,36 @@ UNCLIPPED, FLAT, NORMALISED = 0, 1, 2
 RELU, LINEAR, LOGISTIC, SQUARE, CALLED = range(5)
 CODES = {"relu": RELU, "linear": LINEAR, "logistic": LOGISTIC, "square": SQUARE}
 
+
+class Relu(NamedTuple):
+    """An activation in the step loop of one output, by its type: code of the others is not compiled."""
+
+    code: int
+    phi: int  # address, see `langevin.engine.kernels.elementwise`
+
+
+class Linear(NamedTuple):
+    """Like `Relu`."""
+
+    code: int
+    phi: int
+
+
+class Called(NamedTuple):
+    """Like `Relu`."""
+
+    code: int
+    phi: int
+
+
+ACTIVATIONS = {RELU: Relu, LINEAR: Linear, CALLED: Called}
+
+
+def activation_of(data: Any) -> type:
+    """The class of the activation in a numba type of `Data`."""
+    return data.types[data.fields.index("activation")].instance_class
+
+
 # rows of the scalar observables
 LOSS, ACCURACY, DISPLACEMENT, DISTANCE, MISALIGNED, DISTORTED, DEAD = range(7)
 SCALARS = 7
@@ -45,10 +75,9 @@ class Data(NamedTuple):
     inputs: int  # k
     width: int
     head: int  # slot of the head in theta
-    activation: int  # RELU, LINEAR or CALLED
+    activation: Relu | Linear | Called
     loss: int  # LOGISTIC, SQUARE or CALLED
-    # addresses, for those that are called: see `langevin.engine.kernels.elementwise`
-    phi: int
+    # addresses, for a loss that is called: see `langevin.engine.kernels.elementwise`
     value: int
     residual: int
 
