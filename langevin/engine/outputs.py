@@ -114,6 +114,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool) -> Output
         F=aligned_zeros((b, outputs), number),
         R=aligned_zeros((b, outputs), number),
         samples=aligned_zeros((4, b), number),
+        neurons=aligned_zeros((3, ld), number),
         head=aligned_zeros((outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),

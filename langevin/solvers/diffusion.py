@@ -165,7 +165,7 @@ def euler_maruyama(
     require_device(problem, schedule, device)
     cut = grid(schedule, dt, times)
     draws = draws_per_step(cut, noise_dt)
-    asked = requested(problem, schedule, observables)
+    asked = requested(problem, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
     request = Request(
         problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None, device=device

@@ -118,7 +118,7 @@ def zeroth_order(
     """
     require_compatible(problem, weights, schedule)
     schedule = validate.original("schedule", schedule, Schedule).full_batches()
-    asked = requested(problem, schedule, observables, exclude=_EXCLUDED)
+    asked = requested(problem, observables, exclude=_EXCLUDED)
     if dt is None:
         request = Request(problem, weights, schedule, None, asked, noisy=False)
         wanted = record_times(schedule, times)

@@ -36,7 +36,6 @@ class Full:
             span,
             f"inputs in the {span.dim} dimensions of their span" if self.name == "span" else "the full chain",
             loop=request.loop,
-            neurons=not request.beyond,
             hidden=span.complement_dim,
             processes=weights.width if span.complement_dim else 0,
         )
