@@ -141,8 +141,6 @@ class Run:
 
         config = {**self.config, **solver}
         variables = {name: self._variable(name) for name in self.names}
-        if per_neuron_wanted(self.names):
-            variables["own_class"] = (("neuron",), self._own_classes(), {"long_name": "own class", "units": "1"})
         labels = list(self.observer.system.problem.labels)
         dims = {dim for found, *_ in variables.values() for dim in found}
         times = self.observer.times
@@ -151,6 +149,7 @@ class Run:
             {
                 "path": np.arange(len(self.results.steps)),
                 "time": ("time", times, {"long_name": "diffusion time", "units": "diffusion time"}),
+                **({"own_class": ("neuron", self._own_classes())} if "neuron" in dims else {}),
                 **{dim: labels for dim in _OF_CLASSES if dim in dims},
             },
             {

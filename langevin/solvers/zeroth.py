@@ -71,7 +71,7 @@ def zeroth_order(
     Returns
     -------
     xarray.Dataset
-        Observables over ``(time,)``, per neuron over ``(time, neuron)``. Attributes say what was done:
+        Observables as in `euler_maruyama`, without the dimension ``path``. Attributes say what was done:
         ``method``, ``crossings`` and ``slides`` (hyperplanes that neurons have crossed, and along which they
         have begun to slide, while these were followed), ``estimated_error`` (of the weights, relative to
         their norm) and ``estimated_loss_error`` (absolute; 0 as long as no hyperplane was met);
