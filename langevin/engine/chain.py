@@ -146,14 +146,13 @@ class Chain(System):
     def watch(self, chunk: Chunk, results: Results) -> None:
         """Evaluate the watchers if the chunk is at a record."""
         r = self.observer.record_at(chunk.step)
-        if self.observer.watchers and r is not None:
+        if r is not None and chunk.step in self.observer.watched_steps:
             self.observer.watch(r, chunk.first_path, self.states(chunk), results)
 
     def stops(self, step: int) -> int:
         """Return the next step at which a call starting at ``step`` has to return."""
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
-        if self.observer.watchers:
-            limits += [int(s) for s in self.records.steps if s > step][:1]
+        limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
         return min(limits)
 
 
@@ -186,7 +185,7 @@ def follow(chain: Chain, results: Results) -> Iterator[np.ndarray]:
 def reference_path(chain: Chain) -> np.ndarray:
     """States of a noiseless chain at the record steps, shape (m, size)."""
     states = aligned_zeros((len(chain.records.steps), chain.layout.size), chain.layout.dtype)
-    results = Results.empty(1, len(states), chain.layout.width, False, ())
+    results = chain.observer.empty(1, per_neuron=False)
     with one_blas_thread():
         # the states come first: nothing runs beyond the last record
         for state, theta in zip(states, follow(chain, results), strict=False):

@@ -127,6 +127,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
         R=aligned_zeros((b, outputs), number),
         row=aligned_zeros((2, data.Y.shape[1]), number),
         samples=aligned_zeros((4, b), number),
+        neurons=aligned_zeros((3, ld), number),
         head=aligned_zeros((outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),

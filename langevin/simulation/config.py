@@ -387,8 +387,9 @@ class Reporting:
     times : int
         Recorded times, at most one per step.
     observables : tuple of str
-        Observables to record besides the default ones: alignment preactivation head_alignment test_accuracy
-        knn_accuracy; misaligned distorted dead where the reduction leaves them out.
+        Observables to record besides the default ones: alignment preactivation head_alignment cone_distance
+        wholly_misaligned test_accuracy knn_accuracy class_accuracy test_class_accuracy confusion
+        test_confusion; misaligned distorted dead where the reduction leaves them out.
     out : str or None
         file.nc or folder.zarr (default: runs/<what was asked for>.nc).
     plot : str or None

@@ -54,6 +54,7 @@ def activation_of(data: Any) -> type:
 LOSS, ACCURACY, DISPLACEMENT, DISTANCE, MISALIGNED, DISTORTED, DEAD = range(7)
 SCALARS = 7
 # rows of the per-neuron observables
+# s_j v_j with one output; with K the distance of the head to the aligned cone
 ALIGNMENT, PREACTIVATION, HEAD_ALIGNMENT = range(3)
 NEURON_ROWS = 3
 
@@ -126,9 +127,9 @@ class Records(NamedTuple):
     steps: np.ndarray  # (m,), int64
     origin: np.ndarray  # theta at time 0
     reference: np.ndarray  # (m, size): the zeroth-order path; (0, 0): no distance is wanted
-    own: np.ndarray  # (h,): own class of each neuron, -1 or +1; (0,): the labels are no classes
-    means: np.ndarray  # (2, k): mean input of the classes -1 and +1
-    mean_norms: np.ndarray  # (2,)
+    own: np.ndarray  # (h,): own class of each neuron, -1 or +1, or its number; (0,): no neurons are observed
+    means: np.ndarray  # (classes, k): mean input of the classes -1 and +1, or of all in order
+    mean_norms: np.ndarray  # (classes,)
     complement_norms: np.ndarray  # (h,): norm of w_j outside the span at time 0
     # of what moves outside the state: process j is of kind j, or of the last one
     complement_dims: np.ndarray  # (kinds,), int64: dimensions of a process
