@@ -212,7 +212,11 @@ def test_a_users_file(tmp_path):
             ["--data", "nowhere.npz"],
             "--data must be a file ending in .npz, .csv or .parquet, but there is no",
         ),
-        (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
+        (
+            ["--data", "mnist"],
+            "--data must be separable, teacher, digits, glyphs or a file ending in .npz, .csv",
+        ),
+        (["--data", "glyphs", "--classes", "3", "8", "9"], "--classes must be one number with data 'glyphs'"),
         (
             ["--data", "digits", "--classes", "3"],
             "--classes must be two different digits from 0 to 9, or more",
