@@ -1,5 +1,6 @@
 """What no solver runs is refused by name, everywhere."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ RUNS: dict[str, Any] = {
     "targets": (REAL, SEVERAL, Schedule.fft(time=0.2), "K = 3 outputs"),
     "batches": (Problem(np.eye(2), [1, -1], "linear"), WEIGHTS, BATCHES, r"sample_rate = 0\.5"),
 }
-NEURONS = ("misaligned", "distorted", "dead", "alignment", "preactivation", "head_alignment")
 
 
 @pytest.mark.parametrize("case", RUNS)
@@ -32,13 +32,31 @@ def test_reductions_refuse_what_they_do_not_cover(case):
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_devices_and_observables_of_neurons_are_refused(case):
+def test_devices_are_refused(case):
     *run, what = RUNS[case]
     with pytest.raises(ValueError, match=f"device must be 'cpu' with {what}, got 'cuda'"):
         euler_maruyama(*run, dt=0.1, rng=0, device="cuda")
-    for name in NEURONS:
-        with pytest.raises(ValueError, match=f"{name!r} needs a scalar head and full batches, got {what}"):
-            euler_maruyama(*run, dt=0.1, rng=0, observables=[name])
+
+
+OBSERVED: dict[str, Any] = {
+    "a cone of real targets": ("targets", "cone_distance", "needs labels -1 and +1, or classes"),
+    "a share of real targets": ("targets", "misaligned", "needs labels -1 and +1, or classes"),
+    "classes of real targets": ("targets", "class_accuracy", "needs labels -1 and +1, or classes"),
+    "held-out classes": ("classes", "test_confusion", "needs held-out points"),
+    "a signed head": ("classes", "head_alignment", "needs one output, got K = 3: take 'cone_distance'"),
+    "whole misalignment": ("batches", "wholly_misaligned", "needs K outputs, got one: take 'misaligned'"),
+}
+
+
+@pytest.mark.parametrize("case", OBSERVED)
+def test_observables_are_refused(case):
+    run, name, reason = OBSERVED[case]
+    for solve in (euler_maruyama, zeroth_order):
+        noise: dict[str, Any] = {"rng": 0} if solve is euler_maruyama else {}
+        with pytest.raises(ValueError, match=f"observables: {name!r} {re.escape(reason)}"):
+            solve(*RUNS[run][:3], dt=0.1, observables=[name], **noise)
+        found = solve(*RUNS[run][:3], dt=0.1, **noise)
+        assert ("misaligned" in found) == (run != "targets")
 
 
 @pytest.mark.parametrize("case", RUNS)
