@@ -21,7 +21,7 @@ from langevin.engine.kernels.outputs.types import (
 )
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
-from langevin.model.schedule import Schedule
+from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
@@ -154,6 +154,21 @@ def build_rule(
         threshold=math.ceil(sample_rate * 2**32),
         dt=number(dt),
         noise=number(sigma * math.sqrt(2 * dt / draws)),
+        draws=draws,
+    )
+
+
+def phase_rule(layout: Layout, phase: Phase, dt: float, draws: int = 1) -> OutputsRule:
+    """Convert a phase, in steps of ``dt``, to the form of the compiled code."""
+    return build_rule(
+        layout,
+        method=phase.method,
+        clip=phase.clip,
+        clipping=phase.clipping,
+        stabiliser=phase.stabiliser,
+        sigma=phase.sigma,
+        sample_rate=phase.sample_rate,
+        dt=dt,
         draws=draws,
     )
 

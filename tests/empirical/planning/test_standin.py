@@ -122,16 +122,20 @@ def test_poisson_batches_step_as_far_as_all_samples_on_average():
 
 def test_phases_are_those_of_dp_sgd():
     how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
-    lp, fft = how.phases(Split(4, 0.3, 0.1), samples=100)
-    for phase, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
-        expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
-        assert phase.time == pytest.approx(expected.time)
-        assert phase.sigma == pytest.approx(expected.sigma)
-        assert (phase.sample_rate, expected.sample_rate) == (1.0, 0.2)
+    lp, fft = how.legs(Split(4, 0.3, 0.1), samples=100, sample_rate=0.2)
+    for leg, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
+        dpsgd = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100)
+        expected = dpsgd.phase(leg.phase.method)
+        assert leg.phase.time == pytest.approx(expected.time)
+        assert leg.phase.sigma == pytest.approx(expected.sigma)
+        assert leg.phase.sample_rate == expected.sample_rate
+        assert (leg.steps, leg.dt) == (steps, dpsgd.dt)
     # with half of the rows the mean gradient's noise is the same: a step moves as much
-    (few,) = how.phases(Split(0, 0.3, 0.1), samples=50)
-    step = few.sigma * np.sqrt(2 * few.time / 10)
-    assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
+    (few,) = how.legs(Split(0, 0.3, 0.1), samples=50)
+    step = few.phase.sigma * np.sqrt(2 * few.dt)
+    assert step == pytest.approx(fft.phase.sigma * np.sqrt(2 * fft.dt))
+    # the theory of full batches leaves the sampling out
+    assert few.phase.sample_rate == 1
 
 
 @pytest.mark.parametrize("classes", [2, 3])
