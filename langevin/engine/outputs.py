@@ -65,7 +65,8 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    targets = np.ascontiguousarray(Y.reshape(n, layout.outputs), number)
+    # a copy: the loop would be compiled once more for what cannot be written
+    targets = np.array(Y.reshape(n, layout.outputs), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
     if features is not None:
