@@ -59,7 +59,7 @@ def task(loss: str) -> tuple[Problem, Weights]:
 
 
 class Drawn:
-    """Noise to hand to Opacus in the place of its own."""
+    """Noise that Opacus takes instead of its own."""
 
     def __init__(self) -> None:
         self._draws: list[Tensor] = []
