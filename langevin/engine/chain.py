@@ -12,7 +12,7 @@ import numpy as np
 from langevin.engine import outputs
 from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
 from langevin.engine.kernels.types import Records, Rule, Scratch
-from langevin.engine.layout import aligned_zeros
+from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.observer import Observer
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Chunk, Results
@@ -87,7 +87,7 @@ class Chain(System):
     def step_seconds(self) -> float:
         """Estimate the time of a step of one path, to divide work into calls."""
         if isinstance(self.data, OutputsData):
-            return outputs.step_flops(self.layout, self.data, self.schedule) / _FLOPS + 1e-6
+            return outputs_step_seconds(self.layout, self.data, self.schedule)
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
@@ -102,7 +102,7 @@ class Chain(System):
         if isinstance(self.data, OutputsData):
             # a call computes the features of linear probing first, which may take longer than many batches
             start = outputs.freeze_flops(self.data) / _FLOPS
-        return max(1, int(_CALL_SECONDS / (step * paths)), int(start / step))
+        return max(steps_a_call(step * paths), int(start / step))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
@@ -154,6 +154,16 @@ class Chain(System):
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
         limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
         return min(limits)
+
+
+def outputs_step_seconds(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
+    """Estimate the time of a step of the loop of K outputs and batches, on one path."""
+    return outputs.step_flops(layout, data, schedule) / _FLOPS + 1e-6
+
+
+def steps_a_call(step_seconds: float) -> int:
+    """Steps that a call into compiled code takes, if one takes so long."""
+    return max(1, int(_CALL_SECONDS / step_seconds))
 
 
 def _hidden_scale(schedule: Schedule, grid: Grid, methods: Sequence[str]) -> np.ndarray:

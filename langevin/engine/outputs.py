@@ -22,7 +22,7 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
-from langevin.model.schedule import Schedule
+from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
@@ -66,7 +66,8 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    targets = np.ascontiguousarray(Y.reshape(n, -1), number)
+    # a copy: the loop would be compiled once more for what cannot be written
+    targets = np.array(Y.reshape(n, -1), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
     if features is not None:
@@ -182,6 +183,22 @@ def build_rule(
         threshold=math.ceil(sample_rate * 2**32),
         dt=number(dt),
         noise=number(sigma * math.sqrt(2 * dt / draws)),
+        draws=draws,
+        folded=folded,
+    )
+
+
+def phase_rule(layout: Layout, phase: Phase, dt: float, draws: int = 1, folded: int = 0) -> OutputsRule:
+    """Convert a phase, in steps of ``dt``, to the form of the compiled code."""
+    return build_rule(
+        layout,
+        method=phase.method,
+        clip=phase.clip,
+        clipping=phase.clipping,
+        stabiliser=phase.stabiliser,
+        sigma=phase.sigma,
+        sample_rate=phase.sample_rate,
+        dt=dt,
         draws=draws,
         folded=folded,
     )

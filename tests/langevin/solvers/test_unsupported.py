@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from empirical import run_schedule
 from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
 
 WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])
 SEVERAL = Weights(WEIGHTS.W, np.ones((2, 3)))
-SCALAR = Problem(np.eye(2), [1, -1])
 SOFTMAX = Problem([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0, 1, 2], "linear", "softmax")
 REAL = Problem(np.eye(2), np.ones((2, 3)), loss="square")
 BATCHES = Schedule.fft(time=0.2, sample_rate=0.5)
@@ -57,14 +55,6 @@ def test_observables_are_refused(case):
             solve(*RUNS[run][:3], dt=0.1, observables=[name], **noise)
         found = solve(*RUNS[run][:3], dt=0.1, **noise)
         assert ("misaligned" in found) == (run != "targets")
-
-
-@pytest.mark.parametrize("case", RUNS)
-def test_real_dpsgd_refuses_them(case):
-    *run, what = RUNS[case]
-    run_schedule(SCALAR, WEIGHTS, Schedule.lp(time=0.2), dt=0.1)
-    with pytest.raises(ValueError, match=f"one output, full batches and .* for run_schedule, got {what}"):
-        run_schedule(*run, dt=0.1)
 
 
 def test_accuracy_needs_classes():
