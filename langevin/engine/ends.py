@@ -20,7 +20,7 @@ from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule
 from langevin.engine.kernels.types import LOSS, NEURON_ROWS, SCALARS, Records
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.noise import DTYPES, Precision
-from langevin.engine.watchers import TestAccuracy
+from langevin.engine.watchers import WATCHERS
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
@@ -171,7 +171,7 @@ class _Runs:
         if state.diverged[0] >= 0:
             return np.nan, np.nan
         W, v = net.layout.unpack(state.theta[0])
-        return scalars[0, LOSS, 0], TestAccuracy(net.problem)(W, v)
+        return scalars[0, LOSS, 0], WATCHERS["test_accuracy"](net.problem)(W, v)
 
     def _call(
         self, state: _State, stop: int, data: OutputsData, rule: OutputsRule, records: tuple[int, ...]

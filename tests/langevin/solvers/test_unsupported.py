@@ -23,9 +23,8 @@ RUNS: dict[str, Any] = {
 @pytest.mark.parametrize("case", RUNS)
 def test_reductions_refuse_what_they_do_not_cover(case):
     *run, what = RUNS[case]
-    for reduce in ("gram", "collapsed", "blocks"):
-        with pytest.raises(ValueError, match=f"{reduce!r} does not cover {what} yet: take 'auto'"):
-            euler_maruyama(*run, dt=0.1, rng=0, reduce=reduce)
+    with pytest.raises(ValueError, match=f"'collapsed' covers one output and full batches, not {what}"):
+        euler_maruyama(*run, dt=0.1, rng=0, reduce="collapsed")
     euler_maruyama(*run, dt=0.1, rng=0)
 
 
@@ -63,14 +62,13 @@ def test_accuracy_needs_classes():
         euler_maruyama(REAL, SEVERAL, Schedule.lp(time=0.2), dt=0.1, rng=0, observables=["accuracy"])
 
 
-def test_gram_weights_of_several_outputs_run_in_linear_probing_alone():
+def test_gram_weights_of_several_outputs_know_no_neurons():
     weights = GramWeights(SEVERAL.W, SEVERAL.v, 10**6)
-    run = euler_maruyama(SOFTMAX, weights, Schedule.lp(time=0.2), dt=0.1, rng=0)
-    assert '"kernel"' in run.attrs["config"]
-    with pytest.raises(
-        ValueError, match="GramWeights: 'gram' does not cover K = 3 outputs yet; take Weights"
-    ):
-        euler_maruyama(SOFTMAX, weights, Schedule.fft(time=0.2), dt=0.1, rng=0)
+    for schedule, reduce in ((Schedule.lp(time=0.2), "kernel"), (BATCHES, "gram")):
+        run = euler_maruyama(SOFTMAX, weights, schedule, dt=0.1, rng=0, reduce=reduce)
+        assert np.isfinite(run.loss).all()
+        with pytest.raises(ValueError, match="GramWeights: 'gram' simulates no single neurons, which dead"):
+            euler_maruyama(SOFTMAX, weights, schedule, dt=0.1, rng=0, observables=["dead"])
 
 
 def test_the_adaptive_method_ends_where_a_neuron_of_several_outputs_meets_a_hyperplane():
