@@ -14,10 +14,8 @@ X, X_TEST = RNG.standard_normal((2, 11, 5))
 CLASSES, SIGNS = np.arange(11) % 3, np.where(np.arange(11) % 2, 1.0, -1.0)
 W, HEAD, SEVERAL = 0.5 * RNG.standard_normal((9, 5)), RNG.standard_normal(9), RNG.standard_normal((9, 3))
 DT = 0.02
-LP, FFT = (
-    Leg(Phase(method, steps * DT, 0.3, 1.0, sample_rate=0.4), DT)
-    for method, steps in (("lp", 30), ("fft", 40))
-)
+LP = Leg(Phase("lp", 30 * DT, 0.3, 1.0, sample_rate=0.4), DT)
+FFT = Leg(Phase("fft", 40 * DT, 0.3, 1.0, sample_rate=0.4), DT)
 COURSES = {"lp": [LP], "fft": [FFT], "lp-fft": [LP, FFT]}
 
 
