@@ -14,7 +14,8 @@ from scipy.special import erf, expit, softmax
 from langevin.engine.kernels.loop import advance
 from langevin.engine.kernels.normals import LANES, STATE_STREAM, add_normals
 from langevin.engine.kernels.outputs.loop import advance_outputs
-from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, SCALARS, Records, Rule
+from langevin.engine.kernels.outputs.types import SCALARS
+from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, Records, Rule
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.outputs import build_data, build_rule, build_scratch
 from tests.langevin.engine.batches import KEY, members
