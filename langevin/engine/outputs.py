@@ -9,6 +9,7 @@ import numpy as np
 
 from langevin.engine.kernels import types
 from langevin.engine.kernels.normals import LANES, TILE
+from langevin.engine.kernels.outputs.drift import freeze_outputs
 from langevin.engine.kernels.outputs.types import (
     CLIPPINGS,
     COLUMN,
@@ -23,6 +24,7 @@ from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
 from langevin.model.schedule import Schedule
+from langevin.support.threads import one_blas_thread
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
@@ -101,6 +103,15 @@ def build_data(
         value=value,
         residual=residual,
     )
+
+
+def freeze(layout: Layout, data: OutputsData, theta: np.ndarray) -> OutputsData:
+    """Give a problem the features of all samples at a state, so that linear probing can share them."""
+    scratch = build_scratch(layout, data, probing=True)
+    # the same bits whatever the number of threads
+    with one_blas_thread():
+        freeze_outputs(theta, data, scratch)
+    return data._replace(features=scratch.features, feature_norms=scratch.feature_norms)
 
 
 def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:
