@@ -153,8 +153,8 @@ def _simulate(job: _Job) -> _Done:
     start = simulation.start(args.observables)
     refuse_idle(simulation.idle, simulation, Simulation())
     require_compatible(start.problem, start.weights, simulation.schedule)
-    # before the path is computed, whose full batches allow more of them
-    requested(start.problem, simulation.schedule, args.observables)
+    # before the zeroth-order path is computed, which some of them are not for
+    requested(start.problem, args.observables)
     simulation = _calibrated(args, simulation, start.problem.samples)
     schedule = simulation.schedule
     _talk(args, f"{facts.problem_line(start.problem, _named(args, start))}\n{schedule}")

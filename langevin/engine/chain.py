@@ -12,7 +12,7 @@ import numpy as np
 from langevin.engine import outputs
 from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
 from langevin.engine.kernels.types import Records, Rule, Scratch
-from langevin.engine.layout import aligned_zeros
+from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.observer import Observer
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Chunk, Results
@@ -92,11 +92,11 @@ class Chain(System):
     def step_seconds(self) -> float:
         """Estimate the time of a step of one path, to divide work into calls."""
         if isinstance(self.data, OutputsData):
-            return outputs.step_flops(self.layout, self.data, self.schedule) / _FLOPS + 1e-6
+            return outputs_step_seconds(self.layout, self.data, self.schedule)
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
-        calls = 400 * samples * self.layout.width if self.data.phi else 0
+        calls = 400 * samples * self.layout.width if self.data.activation.phi else 0
         return (
             4 * samples * (inputs + 1) * self.layout.width + 50 * self.layout.size + folding + calls
         ) / _FLOPS + 1e-6
@@ -108,7 +108,7 @@ class Chain(System):
         if isinstance(self.data, OutputsData) and again:
             # a call computes the features of each path first, which may take longer than many batches
             start = outputs.freeze_flops(self.data) / _FLOPS
-        return max(1, int(_CALL_SECONDS / (step * paths)), int(start / step))
+        return max(steps_a_call(step * paths), int(start / step))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
@@ -153,20 +153,29 @@ class Chain(System):
     def watch(self, chunk: Chunk, results: Results) -> None:
         """Evaluate the watchers if the chunk is at a record."""
         r = self.observer.record_at(chunk.step)
-        if self.observer.watchers and r is not None:
+        if r is not None and chunk.step in self.observer.watched_steps:
             self.observer.watch(r, chunk.first_path, self.states(chunk), results)
 
     def stops(self, step: int) -> int:
         """Return the next step at which a call starting at ``step`` has to return."""
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
-        if self.observer.watchers:
-            limits += [int(s) for s in self.records.steps if s > step][:1]
+        limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
         return min(limits)
 
 
 def _probes(phases: Sequence[Phase]) -> bool:
     """Whether all phases train the head alone."""
     return all(phase.method == "lp" for phase in phases)
+
+
+def outputs_step_seconds(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
+    """Estimate the time of a step of the loop of K outputs and batches, on one path."""
+    return outputs.step_flops(layout, data, schedule) / _FLOPS + 1e-6
+
+
+def steps_a_call(step_seconds: float) -> int:
+    """Steps that a call into compiled code takes, if one takes so long."""
+    return max(1, int(_CALL_SECONDS / step_seconds))
 
 
 def _hidden_scale(schedule: Schedule, grid: Grid, methods: Sequence[str]) -> np.ndarray:
@@ -198,7 +207,7 @@ def follow(chain: Chain, results: Results) -> Iterator[np.ndarray]:
 def reference_path(chain: Chain) -> np.ndarray:
     """States of a noiseless chain at the record steps, shape (m, size)."""
     states = aligned_zeros((len(chain.records.steps), chain.layout.size), chain.layout.dtype)
-    results = Results.empty(1, len(states), chain.layout.width, False, ())
+    results = chain.observer.empty(1, per_neuron=False)
     with one_blas_thread():
         # the states come first: nothing runs beyond the last record
         for state, theta in zip(states, follow(chain, results), strict=False):

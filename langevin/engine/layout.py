@@ -98,6 +98,8 @@ class Layout:
         streamed = self.inputs * self.ld * np.dtype(self.dtype).itemsize > STREAMED
         norms = np.zeros(samples, self.dtype)
         norms[: X.shape[0]] = np.einsum("ij,ij->i", X, X)
+        code = types.CODES.get(activation, types.CALLED)
+        phi, *of_loss = addresses(activation, None if loss in types.CODES else loss, self.dtype)
         frozen = aligned_zeros((0, 0) if features is None else (samples, self.ld), self.dtype)
         if features is not None:
             frozen[: X.shape[0], : self.width] = features
@@ -111,9 +113,9 @@ class Layout:
             self.inputs,
             self.width,
             self.head,
-            types.CODES.get(activation, types.CALLED),
+            types.ACTIVATIONS[code](code, phi),
             types.CODES.get(loss, types.CALLED),
-            *addresses(activation, None if loss in types.CODES else loss, self.dtype),
+            *of_loss,
         )
 
     def scratch(self, data: Data, folds: bool = False) -> Scratch:
@@ -127,7 +129,7 @@ class Layout:
             folding = tuple(aligned_zeros(s, self.dtype) for s in shapes)
         return Scratch(
             aligned_zeros((samples, self.ld), self.dtype),
-            aligned_zeros((samples, self.ld) if data.phi else (0, 0), self.dtype),
+            aligned_zeros((samples, self.ld) if data.activation.phi else (0, 0), self.dtype),
             aligned_zeros((int(data.columns[:, 1].max(initial=1)), self.ld), self.dtype),
             aligned_zeros((samples, inputs), self.dtype),
             aligned_zeros((3, samples), self.dtype),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from langevin.engine.kernels import types
+from langevin.engine.kernels.outputs import types as outputs_types
 from langevin.engine.kernels.outputs.types import OutputsScratch
 from langevin.engine.kernels.types import Records, Scratch
 from langevin.engine.results import Chunk, Results
 from langevin.engine.system import System
 from langevin.engine.watchers import WATCHERS, Watcher
-from langevin.model.observables import own_class
+from langevin.model.alignment import own_class
+from langevin.model.observables import OBSERVABLES
 from langevin.support.validate import FloatArray
 
 _NO_KEY = np.uint64(0), np.uint64(0)
@@ -75,10 +78,28 @@ class Observer:
         """The same observer, recording the distance to ``states (m, size)``."""
         return replace(self, records=self.records._replace(reference=states))
 
+    @property
+    def scalars(self) -> int:
+        """Number of scalar observables that the step loop writes."""
+        return types.SCALARS if self.system.reduction.scalar else outputs_types.SCALARS
+
+    @property
+    def watched_steps(self) -> np.ndarray:
+        """Steps of the records at which a watcher looks at the states."""
+        if any(OBSERVABLES[watcher.name].over_time for watcher in self.watchers):
+            return self.records.steps
+        return self.records.steps[-1:] if self.watchers else self.records.steps[:0]
+
+    def _watched_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Sizes of what each watcher sees of a path."""
+        classes = len(self.system.problem.labels)
+        sizes = {"time": len(self.times), "class": classes, "predicted": classes}
+        return {w.name: tuple(sizes[dim] for dim in OBSERVABLES[w.name].dims) for w in self.watchers}
+
     def empty(self, paths: int, per_neuron: bool) -> Results:
         """Return results that are not yet known."""
-        watched = [watcher.name for watcher in self.watchers]
-        return Results.empty(paths, len(self.times), self.system.layout.width, per_neuron, watched)
+        records, width = len(self.times), self.system.layout.width
+        return Results.empty(paths, records, width, per_neuron, self._watched_sizes(), self.scalars)
 
     def record_at(self, step: int) -> int | None:
         """The number of the record at a step, if there is one."""
@@ -109,22 +130,28 @@ class Observer:
 
     def watch(self, r: int, first_path: int, states: Iterable[np.ndarray], results: Results) -> None:
         """Write what watchers see of states at record ``r``, unless their paths have diverged."""
-        if not self.watchers:
+        watchers, system = self._watching(r), self.system
+        if not watchers:
             return
-        system = self.system
         for path, theta in enumerate(states, first_path):
             if results.diverged[path] < 0:
                 W, v = system.reduction.net(*system.layout.unpack(theta))
                 # a path about to diverge says so by its outputs
                 with np.errstate(over="ignore", invalid="ignore"):
-                    for watcher in self.watchers:
-                        results.watched[watcher.name][path, r] = watcher(W, v)
+                    for watcher in watchers:
+                        at = (path, r) if OBSERVABLES[watcher.name].over_time else path
+                        results.watched[watcher.name][at] = watcher(W, v)
+
+    def _watching(self, r: int) -> list[Watcher]:
+        """The watchers that look at the states of record ``r``."""
+        last = r == len(self.times) - 1
+        return [w for w in self.watchers if last or OBSERVABLES[w.name].over_time]
 
     def peak_bytes(self, paths: int, per_neuron: bool, threads: int, chunk: int) -> float:
         """Memory that a run of ``chunk`` paths at once on each thread holds at its peak."""
         layout, records = self.system.layout, len(self.times)
-        rows = types.SCALARS + len(self.watchers)
-        results = paths * records * 8 * (rows + types.NEURON_ROWS * layout.width * per_neuron)
+        rows = self.scalars + types.NEURON_ROWS * layout.width * per_neuron
+        results = paths * 8 * (records * rows + sum(map(math.prod, self._watched_sizes().values())))
         state = layout.size * np.dtype(layout.dtype).itemsize
         # and once more for the reference path, and for what it starts from
         in_flight = threads * chunk * state + (threads + 1) * self.system.scratch_bytes()
@@ -134,11 +161,11 @@ class Observer:
 def _own_classes(system: System) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Own class of each neuron, mean input of each class, and norms outside the span; or none of these."""
     problem, reduction, W = system.problem, system.reduction, system.weights.W
-    means = np.zeros((2, reduction.W.shape[1]))
-    if not (reduction.neurons and problem.classification):
+    X, y, labels = reduction.problem.X, reduction.problem.y, list(problem.labels.values())
+    means = np.zeros((len(labels), X.shape[1]))
+    if not (reduction.neurons and labels):
         return np.zeros(0), means, np.zeros(0)
-    X, y = reduction.problem.X, reduction.problem.y
-    for row, label in enumerate((-1.0, 1.0)):
+    for mean, label in zip(means, labels, strict=True):
         if (y == label).any():
-            means[row] = X[y == label].mean(axis=0)
-    return own_class(problem, W), means, reduction.span.complement_norms(W)
+            mean[:] = X[y == label].mean(axis=0)
+    return own_class(problem, W).astype(np.float64), means, reduction.span.complement_norms(W)

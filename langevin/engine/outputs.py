@@ -23,7 +23,7 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
-from langevin.model.schedule import Schedule
+from langevin.model.schedule import Phase, Schedule
 from langevin.support.threads import one_blas_thread
 from langevin.support.validate import FloatArray
 
@@ -68,7 +68,8 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    targets = np.ascontiguousarray(Y.reshape(n, -1), number)
+    # a copy: the loop would be compiled once more for what cannot be written
+    targets = np.array(Y.reshape(n, -1), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
     if features is not None:
@@ -138,6 +139,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
         R=aligned_zeros((b, outputs), number),
         row=aligned_zeros((2, data.Y.shape[1]), number),
         samples=aligned_zeros((4, b), number),
+        neurons=aligned_zeros((3, ld), number),
         head=aligned_zeros((outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),
@@ -192,6 +194,22 @@ def build_rule(
         threshold=math.ceil(sample_rate * 2**32),
         dt=number(dt),
         noise=number(sigma * math.sqrt(2 * dt / draws)),
+        draws=draws,
+        folded=folded,
+    )
+
+
+def phase_rule(layout: Layout, phase: Phase, dt: float, draws: int = 1, folded: int = 0) -> OutputsRule:
+    """Convert a phase, in steps of ``dt``, to the form of the compiled code."""
+    return build_rule(
+        layout,
+        method=phase.method,
+        clip=phase.clip,
+        clipping=phase.clipping,
+        stabiliser=phase.stabiliser,
+        sigma=phase.sigma,
+        sample_rate=phase.sample_rate,
+        dt=dt,
         draws=draws,
         folded=folded,
     )

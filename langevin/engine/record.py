@@ -16,6 +16,7 @@ import numpy as np
 
 from langevin.engine.chain import Chain
 from langevin.engine.kernels import types
+from langevin.engine.kernels.outputs import types as outputs_types
 from langevin.engine.observer import Observer
 from langevin.engine.results import Chunk, Results
 from langevin.model.observables import OBSERVABLES
@@ -34,12 +35,16 @@ _SCALARS = {
     "misaligned": types.MISALIGNED,
     "distorted": types.DISTORTED,
     "dead": types.DEAD,
+    "wholly_misaligned": outputs_types.WHOLLY_MISALIGNED,
 }
 _NEURONS = {
     "alignment": types.ALIGNMENT,
     "preactivation": types.PREACTIVATION,
     "head_alignment": types.HEAD_ALIGNMENT,
+    "cone_distance": types.HEAD_ALIGNMENT,
 }
+# dimensions whose coordinate are the names of classes
+_OF_CLASSES = ("class", "predicted")
 
 
 def per_neuron_wanted(names: Sequence[str]) -> bool:
@@ -136,15 +141,16 @@ class Run:
 
         config = {**self.config, **solver}
         variables = {name: self._variable(name) for name in self.names}
-        if per_neuron_wanted(self.names):
-            own = self.observer.records.own
-            variables["own_class"] = (("neuron",), own, {"long_name": "s_j", "units": "1"})
+        labels = list(self.observer.system.problem.labels)
+        dims = {dim for found, *_ in variables.values() for dim in found}
         times = self.observer.times
         return xr.Dataset(
             variables,
             {
                 "path": np.arange(len(self.results.steps)),
                 "time": ("time", times, {"long_name": "diffusion time", "units": "diffusion time"}),
+                **({"own_class": ("neuron", self._own_classes())} if "neuron" in dims else {}),
+                **{dim: labels for dim in _OF_CLASSES if dim in dims},
             },
             {
                 "title": "training dynamics of a two-layer network",
@@ -160,14 +166,27 @@ class Run:
         results, about = self.results, OBSERVABLES[name]
         attributes = {"long_name": about.meaning, "units": about.units}
         if name in _NEURONS:
-            return ("path", "time", "neuron"), results.neurons[:, _NEURONS[name]], attributes
-        if name in _SCALARS:
+            values = results.neurons[:, _NEURONS[name]]
+            if name == "cone_distance" and self.observer.system.problem.outputs_dim == 1:
+                values = np.maximum(-values, 0.0)
+        elif name in _SCALARS:
             values = results.scalars[:, _SCALARS[name]]
-            return ("path", "time"), np.sqrt(values) if name == "displacement" else values, attributes
-        # a watcher may have seen a path that was then found to have diverged at that very step
-        diverged = results.diverged[:, None]
+            values = np.sqrt(values) if name == "displacement" else values
+        else:
+            values = self._watched(name)
+        return ("path", *about.dims), values, attributes
+
+    def _watched(self, name: str) -> np.ndarray:
+        """What a watcher saw, less paths that were then found to have diverged at that very step."""
+        values, diverged = self.results.watched[name], self.results.diverged[:, None]
         lost = (diverged >= 0) & (self.observer.records.steps >= diverged)
-        return ("path", "time"), np.where(lost, np.nan, results.watched[name]), attributes
+        lost = lost if OBSERVABLES[name].over_time else lost[:, -1]
+        return np.where(lost.reshape(lost.shape + (1,) * (values.ndim - lost.ndim)), np.nan, values)
+
+    def _own_classes(self) -> np.ndarray:
+        """Own class of each neuron: -1 or +1, or the name of a class."""
+        own, names = self.observer.records.own, self.observer.system.problem.class_names
+        return np.array(names)[own.astype(np.int64)] if names else own
 
 
 @dataclass(frozen=True, eq=False)

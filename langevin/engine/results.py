@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,20 +29,28 @@ class Chunk:
 class Results:
     """Observables of an ensemble, NaN where not yet computed."""
 
-    scalars: np.ndarray  # (paths, SCALARS, m)
+    scalars: np.ndarray  # (paths, SCALARS, m), or more rows, see `Observer.scalars`
     neurons: np.ndarray  # (paths, 3, m, h), or (paths, 3, 0, 0)
-    watched: dict[str, np.ndarray]  # each (paths, m)
+    watched: dict[str, np.ndarray]  # each (paths, *sizes), by the dimensions of the observable
     diverged: np.ndarray  # (paths,): -1, or the step from which a path is not finite
     steps: np.ndarray  # (paths,): steps done
 
     @classmethod
-    def empty(cls, paths: int, records: int, width: int, per_neuron: bool, watched: Sequence[str]) -> Results:
-        """Return results that are not yet known."""
+    def empty(
+        cls,
+        paths: int,
+        records: int,
+        width: int,
+        per_neuron: bool,
+        watched: Mapping[str, tuple[int, ...]],
+        scalars: int,
+    ) -> Results:
+        """Return results that are not yet known, with so many ``scalars`` and ``watched`` of these sizes."""
         neurons = (records, width) if per_neuron else (0, 0)
         return cls(
-            np.full((paths, types.SCALARS, records), np.nan),
+            np.full((paths, scalars, records), np.nan),
             np.full((paths, types.NEURON_ROWS, *neurons), np.nan),
-            {name: np.full((paths, records), np.nan) for name in watched},
+            {name: np.full((paths, *sizes), np.nan) for name, sizes in watched.items()},
             np.full(paths, -1, np.int64),
             np.zeros(paths, np.int64),
         )

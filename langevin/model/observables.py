@@ -1,8 +1,9 @@
-"""Observables of a run: names, units and meaning; the own class of a neuron.
+"""Observables of a run: names, units, dimensions and meaning.
 
 Over ``(path, time)``: loss, accuracy, displacement, squared distance to the zeroth-order path, shares of
-misaligned, distorted and dead neurons; held-out accuracies on request. Over neurons, on request:
-alignment, own-class pre-activation and head alignment.
+misaligned, distorted and dead neurons; held-out accuracies on request. Also on request: of each neuron its
+alignment, own-class pre-activation and head, of each class its accuracy, and the confusion of classes at the
+last record.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from langevin.model.problem import Problem, beyond_scalar
-from langevin.model.schedule import Schedule
+from langevin.model.alignment import CONES, cone
+from langevin.model.problem import Problem
 from langevin.support import validate
-from langevin.support.validate import FloatArray
 
 
 @dataclass(frozen=True)
@@ -29,28 +27,65 @@ class Observable:
         In a line.
     units : str
         "1" for ratios and counts.
+    dims : tuple of str
+        Dimensions besides ``path``: ``time``, unless it is observed at the last record alone, ``neuron``,
+        ``class`` and ``predicted`` class.
     classes : bool
         Whether it needs labels -1 and +1, or classes.
     neurons : bool
         Whether it looks at single neurons, which not every reduction simulates.
-    per_neuron : bool
-        Whether it has a ``neuron`` dimension.
+    cone : bool
+        Whether it needs the aligned cones of `langevin.model.alignment`.
     held_out : bool
         Whether it needs ``X_test`` and ``y_test``.
     default : bool
         Whether it is observed unless others are asked for.
+    one_output, several : str
+        What takes its place with one output, or with K; empty where it is defined itself.
     """
 
     meaning: str
     units: str = "1"
+    dims: tuple[str, ...] = ("time",)
     classes: bool = False
     neurons: bool = False
-    per_neuron: bool = False
+    cone: bool = False
     held_out: bool = False
     default: bool = True
+    one_output: str = ""
+    several: str = ""
+
+    @property
+    def over_time(self) -> bool:
+        """Whether it is observed at every record."""
+        return "time" in self.dims
+
+    @property
+    def per_neuron(self) -> bool:
+        """Whether it has a ``neuron`` dimension."""
+        return "neuron" in self.dims
+
+    def missing(self, problem: Problem) -> str:
+        """Say what a problem lacks for it, and the remedy, or nothing."""
+        K = problem.outputs_dim
+        if self.classes and not problem.classification:
+            return "needs labels -1 and +1, or classes, but y holds other targets"
+        if self.held_out and problem.X_test is None:
+            return "needs held-out points: give Problem X_test and y_test"
+        if self.cone and cone(problem) is None:
+            return f"needs a loss with aligned cones, {' or '.join(CONES)}, got {problem.loss!r}"
+        if self.one_output and K == 1:
+            return f"needs K outputs, got one: take {self.one_output!r}"
+        if self.several and K > 1:
+            return f"needs one output, got K = {K}: take {self.several!r}"
+        return ""
 
 
-_EACH_NEURON: dict[str, Any] = dict(classes=True, neurons=True, per_neuron=True, default=False)
+_OF_NEURONS: dict[str, Any] = dict(classes=True, neurons=True)
+_EACH_NEURON: dict[str, Any] = dict(_OF_NEURONS, dims=("time", "neuron"), default=False)
+_ON_REQUEST: dict[str, Any] = dict(classes=True, default=False)
+_HELD_OUT: dict[str, Any] = dict(_ON_REQUEST, held_out=True)
+_CONFUSION = ("class", "predicted")
 
 OBSERVABLES = {
     "loss": Observable("training loss, the sum over samples", "loss"),
@@ -61,38 +96,60 @@ OBSERVABLES = {
     "squared_distance": Observable(
         "squared distance ||theta_t - theta~_t||^2 to the zeroth-order path on the same grid", "parameter^2"
     ),
-    "misaligned": Observable("share of neurons with s_j v_j < 0", classes=True, neurons=True),
-    "distorted": Observable(
-        "share of neurons whose mean own-class pre-activation is below its start", classes=True, neurons=True
+    "misaligned": Observable(
+        "share of neurons with s_j v_j < 0, or with K outputs a head outside the aligned cone of their class",
+        cone=True,
+        **_OF_NEURONS,
     ),
-    "dead": Observable("share of ReLU neurons active on no training sample", classes=True, neurons=True),
+    "distorted": Observable(
+        "share of neurons whose mean own-class pre-activation is below its start", **_OF_NEURONS
+    ),
+    "dead": Observable("share of ReLU neurons active on no training sample", **_OF_NEURONS),
+    "wholly_misaligned": Observable(
+        "share of neurons whose head exceeds every condition of the aligned cone of their class",
+        cone=True,
+        default=False,
+        one_output="misaligned",
+        **_OF_NEURONS,
+    ),
     "alignment": Observable("cosine of w_j and the mean of its own class", **_EACH_NEURON),
     "preactivation": Observable("mean of w_j . x over its own class", "input parameter", **_EACH_NEURON),
-    "head_alignment": Observable("s_j v_j", "parameter", **_EACH_NEURON),
+    "head_alignment": Observable("s_j v_j", "parameter", several="cone_distance", **_EACH_NEURON),
+    "cone_distance": Observable(
+        "distance of v_j to the aligned cone of its own class", "parameter", cone=True, **_EACH_NEURON
+    ),
     "test_accuracy": Observable(
-        "share of held-out samples with y f > 0, or the largest output in their class",
-        classes=True,
-        held_out=True,
-        default=False,
+        "share of held-out samples with y f > 0, or the largest output in their class", **_HELD_OUT
     ),
     "knn_accuracy": Observable(
-        "k-nearest-neighbour accuracy of the hidden features on held-out samples",
-        classes=True,
-        held_out=True,
-        default=False,
+        "k-nearest-neighbour accuracy of the hidden features on held-out samples", **_HELD_OUT
+    ),
+    "class_accuracy": Observable(
+        "accuracy on the training samples of a class", dims=("time", "class"), **_ON_REQUEST
+    ),
+    "test_class_accuracy": Observable(
+        "accuracy on the held-out samples of a class", dims=("time", "class"), **_HELD_OUT
+    ),
+    "confusion": Observable(
+        "training samples of a class that are predicted to be of another, at the last record",
+        dims=_CONFUSION,
+        **_ON_REQUEST,
+    ),
+    "test_confusion": Observable(
+        "held-out samples of a class that are predicted to be of another, at the last record",
+        dims=_CONFUSION,
+        **_HELD_OUT,
     ),
 }
 
 
-def requested(
-    problem: Problem, schedule: Schedule, names: Sequence[str] | None, exclude: Sequence[str] = ()
-) -> tuple[str, ...]:
+def requested(problem: Problem, names: Sequence[str] | None, exclude: Sequence[str] = ()) -> tuple[str, ...]:
     """Check the names requested in addition to the defaults.
 
     Raises
     ------
     ValueError
-        On an unknown name, or one that the problem or the schedule does not allow.
+        On an unknown name, or one that the problem does not allow.
     """
     names = (
         [names]
@@ -104,17 +161,8 @@ def requested(
         if name not in OBSERVABLES or name in exclude:
             allowed = ", ".join(n for n in OBSERVABLES if n not in exclude)
             raise ValueError(f"observables must be among {allowed}; got {name!r}")
-        observable = OBSERVABLES[name]
-        if observable.neurons and (beyond := beyond_scalar(problem, schedule)):
-            raise ValueError(
-                f"observables: {name!r} needs a scalar head and full batches, got {beyond}: leave it out"
-            )
-        if observable.classes and not problem.classification:
-            raise ValueError(
-                f"observables: {name!r} needs labels -1 and +1, or classes, but y holds other targets"
-            )
-        if observable.held_out and problem.X_test is None:
-            raise ValueError(f"observables: {name!r} needs held-out points: give Problem X_test and y_test")
+        if missing := OBSERVABLES[name].missing(problem):
+            raise ValueError(f"observables: {name!r} {missing}")
     return asked
 
 
@@ -128,41 +176,6 @@ def select(
     defaults = [
         name
         for name, o in OBSERVABLES.items()
-        if o.default
-        and (problem.classification or not o.classes)
-        and (neurons or not o.neurons)
-        and name not in exclude
+        if o.default and not o.missing(problem) and (neurons or not o.neurons) and name not in exclude
     ]
     return tuple(dict.fromkeys([*defaults, *asked]))
-
-
-def own_class(problem: Problem, W: FloatArray) -> FloatArray:
-    """Own class ``s_j`` of each neuron, -1 or +1: where it responds more, on average over a class.
-
-    Under Assumption 3.2 this is the class of the neuron's cone.
-
-    Parameters
-    ----------
-    W : ndarray, shape (h, d)
-
-    Returns
-    -------
-    ndarray, shape (h,)
-
-    Raises
-    ------
-    ValueError
-        If the problem has K outputs.
-    """
-    if problem.outputs_dim > 1:
-        raise ValueError(
-            f"problem must have one output for the own class of a neuron, got K={problem.outputs_dim}: take "
-            "'logistic' for two classes"
-        )
-    features = problem.features(W)
-    difference = np.zeros(W.shape[0])
-    for label in (-1.0, 1.0):
-        members = problem.y == label
-        if members.any():
-            difference += label * features[members].mean(axis=0)
-    return np.where(difference >= 0, 1.0, -1.0)

@@ -144,6 +144,21 @@ class Problem:
     def classification(self) -> bool:
         return bool(self.class_names) or (self.y.ndim == 1 and bool((np.abs(self.y) == 1.0).all()))
 
+    @property
+    def labels(self) -> dict[str, float]:
+        """Label in ``y`` of each class, by its name; empty unless this is a ``classification``.
+
+        Examples
+        --------
+        >>> Problem(np.eye(2), [1, -1]).labels
+        {'-1': -1.0, '+1': 1.0}
+        >>> Problem(np.eye(2), ["dog", "cat"], loss="softmax").labels
+        {'cat': 0, 'dog': 1}
+        """
+        if self.class_names:
+            return {name: number for number, name in enumerate(self.class_names)}
+        return {"-1": -1.0, "+1": 1.0} if self.classification else {}
+
     @cached_property
     def targets(self) -> FloatArray:
         """Target of each output, shape (n, K): one-hot for classes, otherwise ``y``; read-only."""
@@ -260,21 +275,6 @@ def beyond_scalar(problem: Problem, schedule: Schedule) -> str:
         if phase.clipping in CLIPPING_LOSSES:
             return f"clipping = {phase.clipping!r}"
     return ""
-
-
-def require_scalar(problem: Problem, schedule: Schedule, what: str) -> None:
-    """Refuse runs that are `beyond_scalar`, by the name of what does not cover them.
-
-    Raises
-    ------
-    ValueError
-    """
-    validate.original("problem", problem, Problem)
-    if beyond := beyond_scalar(problem, validate.original("schedule", schedule, Schedule)):
-        raise ValueError(
-            f"problem and schedule must have one output, full batches and flat or normalised clipping for "
-            f"{what}, got {beyond}: take langevin.euler_maruyama"
-        )
 
 
 def require_schedule(problem: Problem, schedule: Schedule) -> None:

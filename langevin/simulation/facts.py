@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from langevin.model.problem import Problem, beyond_scalar
+from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ACCURACIES = ("accuracy", "test_accuracy", "knn_accuracy")
+CLASS_ACCURACIES = ("class_accuracy", "test_class_accuracy")
+CONFUSIONS = ("confusion", "test_confusion")
 SHARES = ("misaligned", "distorted", "dead")
 # why there is no privacy, and no bound that rests on a bounded drift
 UNCLIPPED = "no clipping"
@@ -125,6 +127,7 @@ def build(subject: Subject) -> dict[str, Any]:
     for name in ACCURACIES:
         if name in run:
             report[name.replace("_", " ")] = _mean(run[name].isel(time=-1))
+    report |= _classes(run)
     if all(name in run and name in zeroth for name in SHARES):
         report["neurons"] = {
             "width": width,
@@ -132,8 +135,6 @@ def build(subject: Subject) -> dict[str, Any]:
             "zeroth order": _neurons(zeroth, width),
             "with noise": _neurons(run[list(SHARES)].mean("path"), width),
         }
-    elif subject.problem.classification and (beyond := beyond_scalar(subject.problem, subject.schedule)):
-        report["neurons"] = {"none": f"their observables do not cover {beyond}"}
     unclipped = any(phase.clip is None for phase in subject.schedule)
     if subject.theory is not None:
         theory = subject.theory
@@ -162,6 +163,26 @@ def _mean(values: Any) -> dict[str, float | None]:
         return {"mean": None, "standard error": None}
     error = float(finite.std(ddof=1) / finite.size**0.5) if finite.size > 1 else None
     return {"mean": float(finite.mean()), "standard error": error}
+
+
+def _classes(run: xr.Dataset) -> dict[str, Any]:
+    """Accuracy of each class, and mean numbers of samples by class and prediction, at the last record."""
+    found: dict[str, Any] = {}
+    for name in CLASS_ACCURACIES:
+        if name in run:
+            at_end = run[name].isel(time=-1)
+            found[name.replace("_", " ")] = {
+                str(c): _mean(at_end.sel({"class": c})) for c in at_end["class"].values
+            }
+    for name in CONFUSIONS:
+        if name in run:
+            found[name.replace("_", " ")] = {
+                str(c): {
+                    str(p): _mean(run[name].sel({"class": c, "predicted": p})) for p in run.predicted.values
+                }
+                for c in run["class"].values
+            }
+    return found
 
 
 def _count(share: Any, width: int) -> int | None:

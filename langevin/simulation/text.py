@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-from langevin.simulation.facts import UNCLIPPED
+from langevin.simulation.facts import ACCURACIES, CLASS_ACCURACIES, CONFUSIONS, UNCLIPPED
+
+# classes up to which their confusion is shown
+_SHOWN = 20
 
 
 def text(report: dict[str, Any]) -> str:
@@ -27,7 +29,8 @@ def text(report: dict[str, Any]) -> str:
         if name in loss:
             enclosed.setdefault(_enclosure(loss[name], end), []).append(what)
     lines += [("", f"{' and '.join(names)}: {said}") for said, names in enclosed.items()]
-    lines += [(name, _value(report[name])) for name in report if name.endswith("accuracy")]
+    lines += [(title, _value(said)) for title, said in _reported(report, ACCURACIES).items()]
+    lines += _class_lines(report)
     lines.append(("E|theta-theta~|^2", f"{_value(distance['measured'])} at the end, measured"))
     bounded: dict[str, list[str]] = {}
     for name, band in distance.get("bounds", {}).items():
@@ -55,9 +58,9 @@ def _number(x: float | None) -> str:
     return "not finite" if x is None else f"{x:.4g}"
 
 
-def _value(x: dict[str, float | None]) -> str:
+def _value(x: dict[str, float | None], none: str = "not finite") -> str:
     if x["mean"] is None:
-        return "not finite"
+        return none
     error = x["standard error"]
     return f"{x['mean']:.4g}" + ("" if error is None else f" +- {error:.2g}")
 
@@ -86,9 +89,40 @@ def _bound(band: dict[str, Any], end: float | None) -> str:
     return f"at most {_number(band['upper'])}{_until(band, end)}"
 
 
+def _reported(report: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What is said of these observables, by their titles."""
+    return {title: report[title] for name in names if (title := name.replace("_", " ")) in report}
+
+
+def _class_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """A table of accuracies with a row per class, and the tables of confusion."""
+    lines = []
+    if found := _reported(report, CLASS_ACCURACIES):
+        titles = ["class", *(title.replace("class ", "") for title in found)]
+        classes = next(iter(found.values()))
+        lines += _table(
+            "by class", [titles, *([c, *(_value(of[c], "-") for of in found.values())] for c in classes)]
+        )
+    for title, counts in _reported(report, CONFUSIONS).items():
+        if len(counts) > _SHOWN:
+            lines.append((title, f"of {len(counts)} classes: see the saved run"))
+            continue
+        rows = ([c, *(_number(count["mean"]) for count in row.values())] for c, row in counts.items())
+        lines += _table(title, [["class \\ predicted", *counts], *rows])
+    return lines
+
+
+def _table(name: str, rows: list[list[str]]) -> list[tuple[str, str]]:
+    """Rows of aligned columns, the first of which is on the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *cells in rows:
+        aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([f"{first:<{widths[0]}}", *aligned]))
+    return [("" if i else name, line) for i, line in enumerate(lines)]
+
+
 def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
-    if "none" in n:
-        return [("neurons", n["none"])]
     start = n["misaligned at the start"]
     said = "not finite at the start" if start is None else f"{start} of {n['width']} misaligned at the start"
     lines = [("neurons", said)]

@@ -1,7 +1,8 @@
-"""The zeroth-order flow of a ReLU network whose neurons stay in their cones (theory, section 7d).
+"""The zeroth-order flow of a ReLU network whose neurons stay in their cones (theory, section 7d; 7d').
 
 Under Assumptions 3.1 and 3.2 of [1]_ the samples and neurons of a class train like a linear net, apart from
-those of the other class, until a neuron leaves its cone: so the Gram matrix of each class tells all neurons.
+those of the other classes, until a neuron leaves its cone: so the Gram matrix of each class tells all
+neurons. For K classes this is new (theory for K outputs, section 3').
 
 References
 ----------
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from langevin.engine.reductions.blocks import MARGINS
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Request
 from langevin.engine.system import System
+from langevin.model.alignment import cone_distance, head_excess
+from langevin.model.gauge import gauge_basis
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
@@ -46,7 +50,12 @@ def follow(
         As soon as it is not certain that all neurons stay in their cones.
     """
     problem, W, v = system.reduction.problem, system.reduction.W.copy(), system.reduction.v.copy()
-    blocks = [block for sign in (1.0, -1.0) if (block := _Block.of(problem, W, v, sign)).neurons.size]
+    labels = range(problem.outputs_dim) if problem.class_names else (1.0, -1.0)
+    blocks = [
+        _Block.of(problem, W, v, label, neurons)
+        for label in labels
+        if (neurons := _neurons_of(problem, W, label)).size
+    ]
     times, probing = _checks(system.schedule, wanted)
     flows = [block.flow(system, times, rtol, atol, report) for block in blocks]
     records, theta = set(wanted.tolist()), np.zeros_like(system.origin)
@@ -57,12 +66,11 @@ def follow(
             state = next(states, None)
             if state is None:
                 return
-            moved = block.frame @ state
             # features that have not moved keep their bits
             if i > 0 and not probing[i]:
-                W[block.neurons] = moved[:, :-1]
+                W[block.neurons] = block.frame @ state[0]
             if i > 0:
-                v[block.neurons] = moved[:, -1]
+                v[block.neurons] = block.frame @ state[1] + block.resting
         if i > 0 and not probing[i]:
             for block in blocks:
                 if not block.certain(problem, *before, v, largest * (t - times[i - 1])):
@@ -72,6 +80,12 @@ def follow(
         if t in records:
             system.layout.pack(W, v, theta)
             yield theta
+
+
+def _neurons_of(problem: Problem, W: FloatArray, label: float) -> np.ndarray:
+    """The neurons in the cone of a class; none if it has no samples."""
+    X = problem.X[problem.y == label]
+    return np.flatnonzero(W @ X[0] > 0) if len(X) else np.zeros(0, int)
 
 
 def _checks(schedule: Schedule, wanted: FloatArray) -> tuple[FloatArray, np.ndarray]:
@@ -95,65 +109,147 @@ def _largest_factor(phase: Phase) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """The samples and neurons of a class; no neurons if it has no samples."""
+    """The samples and neurons of a class.
 
+    Attributes
+    ----------
+    label : float
+        Of the class.
+    X, others : ndarray, shapes (n_c, k) and (n - n_c, k)
+        Its samples, and those of the other classes.
+    neurons : ndarray of int, shape (h_c,)
+        Its neurons.
+    frame : ndarray, shape (h_c, r)
+        Orthonormal columns: the neurons are ``frame @ start.W``, their heads ``frame @ start.v + resting``.
+    start : Weights
+        A linear net with the Gram matrix of the class.
+    resting : ndarray, shape (h_c,) or (h_c, K)
+        What never moves of the heads: with softmax the mean over outputs.
+    """
+
+    label: float
     X: FloatArray
-    y: FloatArray
-    others: FloatArray  # samples of the other class
+    others: FloatArray
     neurons: np.ndarray
-    sign: float
-    frame: FloatArray  # orthonormal columns: rows [W, v] = frame @ coordinates
-    coordinates: FloatArray
+    frame: FloatArray
+    start: Weights
+    resting: FloatArray
 
     @classmethod
-    def of(cls, problem: Problem, W: FloatArray, v: FloatArray, sign: float) -> _Block:
-        own = problem.y == sign
-        X = problem.X[own]
-        neurons = np.flatnonzero(W @ X[0] > 0) if len(X) else np.zeros(0, int)
-        frame, coordinates = np.linalg.qr(np.column_stack([W[neurons], v[neurons]]))
-        return cls(X, problem.y[own], problem.X[~own], neurons, sign, frame, coordinates)
+    def of(cls, problem: Problem, W: FloatArray, v: FloatArray, label: float, neurons: np.ndarray) -> _Block:
+        own, gauge = problem.y == label, LOSSES[problem.loss].gauge
+        X, outputs = problem.X[own], problem.outputs_dim
+        W, v = W[neurons], v[neurons]
+        E = gauge_basis(outputs) if gauge else np.eye(outputs)
+        moving = v @ E if v.ndim > 1 else v
+        frame, coordinates = np.linalg.qr(np.column_stack([W, moving]))
+        head = coordinates[:, W.shape[1] :]
+        start = Weights(coordinates[:, : W.shape[1]], head[:, 0] if v.ndim == 1 else head @ E.T)
+        resting = v.mean(axis=1, keepdims=True) * np.ones(outputs) if gauge else np.zeros_like(v)
+        return cls(label, X, problem.X[~own], neurons, frame, start, resting)
 
     def flow(
         self, system: System, times: FloatArray, rtol: float, atol: float, report: Report
-    ) -> Iterator[FloatArray]:
-        """Yield the coordinates ``[W, v]`` at each time."""
-        local = Problem(self.X, self.y, "linear", system.problem.loss)
-        W, v = self.coordinates[:, :-1], self.coordinates[:, -1]
-        request = Request(local, Weights(W, v), system.schedule, None, noisy=False)
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield ``W`` and ``v`` of the linear net at each time."""
+        problem = system.reduction.problem
+        X, y = self.X, np.full(len(self.X), self.label)
+        if names := problem.class_names:
+            # every class needs a sample: at 0 it has no gradient
+            X = np.vstack([X, np.zeros((len(names), X.shape[1]))])
+            y = np.concatenate([y, np.arange(len(names))]).astype(int)
+        local = Problem(X, y, "linear", problem.loss, classes=names or None)
+        request = Request(local, self.start, system.schedule, None, noisy=False)
         linear = System.build(request, reduction("none", request), np.float64)
         for theta in adaptive.follow(linear, times, rtol, atol, report):
-            yield np.column_stack(linear.layout.unpack(theta))
+            yield linear.layout.unpack(theta)
 
     def certain(
         self, problem: Problem, W: FloatArray, v: FloatArray, after: FloatArray, longest: float
     ) -> bool:
         """Tell whether all neurons stay in their cones from ``W``, ``v`` until the heads ``after``.
 
-        ``longest`` bounds the integral of each ``c_i`` until then. In the clock ``S = int sum_i c_i g_i dt``,
-        ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha`` and ``d alpha / dS >= zeta`` while
-        ``alpha < 0``, which hyperbolic functions solve.
+        ``longest`` bounds the integral of each ``c_i`` until then.
         """
-        W, alpha, rise = W[self.neurons], self.sign * v[self.neurons], self.sign * (after - v)[self.neurons]
-        own = W @ self.X.T
-        zeta, room = own.min(axis=1), (-(W @ self.others.T))
-        gamma = float((self.X @ self.X.T).max())
+        W, v, rise = W[self.neurons], v[self.neurons], (after - v)[self.neurons]
+        own, room = W @ self.X.T, -(W @ self.others.T)
+        if problem.class_names:
+            return self._certain_of_classes(problem, own, room, v, rise, longest)
+        return self._certain_of_signs(problem, own, room, self.label * v, self.label * rise, longest)
+
+    def _certain_of_signs(
+        self,
+        problem: Problem,
+        own: FloatArray,
+        room: FloatArray,
+        alpha: FloatArray,
+        rise: FloatArray,
+        longest: float,
+    ) -> bool:
+        """`certain` of one output.
+
+        In the clock ``S = int sum_i c_i g_i dt``, ``zeta = min_k z_jk`` obeys ``d zeta / dS >= Gamma alpha``
+        and ``d alpha / dS >= zeta`` while ``alpha < 0``, which hyperbolic functions solve.
+        """
+        zeta, gamma = own.min(axis=1), self._largest_product
         aligned, clock = alpha >= 0, np.inf
         if aligned.any():
             # an aligned head rises at least at the rate of its smallest pre-activation
             clock = float((rise[aligned] / zeta[aligned]).min())
         elif (residual := LOSSES[problem.loss].largest_residual) is not None:
-            clock = len(self.y) * longest * residual
+            clock = len(self.X) * longest * residual
         turn = gamma**0.5 * clock
         if (limit := MARGINS[problem.loss]) < np.inf:
             growth = float((own.max(axis=1) ** 2 + gamma * alpha**2).sum())
-            margin = float((self.sign * (own.T @ v[self.neurons])).max())
+            margin = float((own.T @ alpha).max())
             if not margin + growth * np.expm1(2 * turn) / (2 * gamma**0.5) < limit:
                 return False
         zeta, room, a = zeta[~aligned], room[~aligned], gamma**0.5 * -alpha[~aligned]
-        pull = np.abs(self.others @ self.X.T).max(axis=1, initial=0.0)
+        pull = self._pull
         with np.errstate(divide="ignore", invalid="ignore"):
             drop = np.where(pull > 0, gamma * room / pull, np.inf).min(axis=1, initial=np.inf)
             lowest = np.maximum(0.0, zeta - drop)
             squared = lowest**2 - zeta**2 + a**2
             leaves = np.where(squared >= 0, np.log((zeta + a) / (lowest + np.sqrt(squared))), np.inf)
         return bool((turn < leaves).all())
+
+    def _certain_of_classes(
+        self,
+        problem: Problem,
+        own: FloatArray,
+        room: FloatArray,
+        v: FloatArray,
+        rise: FloatArray,
+        longest: float,
+    ) -> bool:
+        """`certain` of K outputs.
+
+        In the clock ``S = int sum_i c_i |r_i| dt``, summed over outputs (softmax: of the own output alone),
+        no excess of a head over a condition of its aligned cone grows, so that ``zeta = min_k z_jk`` falls at
+        most at the rate ``Gamma`` times the largest. And ``zeta^2 - Gamma a^2`` does not decrease, with the
+        distance ``a`` to the cone: where it is positive, ``zeta`` never falls by more than
+        ``zeta - sqrt(zeta^2 - Gamma a^2)``.
+        """
+        classes, zeta, gamma = np.full(len(v), int(self.label)), own.min(axis=1), self._largest_product
+        largest = head_excess(problem, v, classes).max(axis=1)
+        moved = rise[:, int(self.label)] if LOSSES[problem.loss].gauge else np.abs(rise).sum(axis=1)
+        aligned, outputs = largest <= 0, 1 if LOSSES[problem.loss].gauge else problem.outputs_dim
+        clock = len(self.X) * longest * outputs
+        if aligned.any():
+            # an aligned head moves at least at the rate of its smallest pre-activation
+            clock = min(clock, float((moved[aligned] / zeta[aligned]).min()))
+        drop = gamma * np.maximum(largest, 0.0) * clock
+        squared = zeta**2 - gamma * cone_distance(problem, v, classes) ** 2
+        drop = np.where(squared > 0, np.minimum(drop, zeta - np.sqrt(np.maximum(squared, 0.0))), drop)
+        rooms = room - self._pull / gamma * drop[:, None]
+        return bool((drop < zeta).all() and (rooms > 0).all())
+
+    @cached_property
+    def _largest_product(self) -> float:
+        """``Gamma``: the largest product of two samples of the class."""
+        return float((self.X @ self.X.T).max())
+
+    @cached_property
+    def _pull(self) -> FloatArray:
+        """Largest product of each sample of other classes with one of the class, by absolute value."""
+        return np.abs(self.others @ self.X.T).max(axis=1, initial=0.0)

@@ -93,8 +93,7 @@ def euler_maruyama(
         When to record; 101 equidistant times by default. Times between steps move to the nearest step,
         and the ``time`` coordinate says so: ``times=run.time`` gives another run the same ones.
     observables : sequence of str, optional
-        Observables in addition to the defaults, see `langevin.model.observables.OBSERVABLES`. Those of
-        neurons need a scalar head and full batches.
+        Observables in addition to the defaults, see `langevin.model.observables.OBSERVABLES`.
     precision : {"double", "single"}
         Of the state and of the drift.
     reduce : str
@@ -127,8 +126,11 @@ def euler_maruyama(
     Returns
     -------
     xarray.Dataset
-        Observables over ``(path, time)``, per neuron over ``(path, time, neuron)``, each with units; the
-        full record (configuration, key, versions, names of classes) in the attributes.
+        Observables over ``(path, time)``, per neuron over ``(path, time, neuron)``, per class over
+        ``(path, time, class)``, each with units; confusions, in numbers of samples at the last record, over
+        ``(path, class, predicted)``. The dimensions of classes carry their names, -1 and +1 where labels are
+        these: ``run.class_accuracy.sel({"class": "cat"})``. Neurons carry their ``own_class``. The full
+        record (configuration, key, versions, names of classes) is in the attributes.
 
     Raises
     ------
@@ -164,7 +166,7 @@ def euler_maruyama(
     require_device(problem, schedule, device)
     cut = grid(schedule, dt, times)
     draws = draws_per_step(cut, noise_dt)
-    asked = requested(problem, schedule, observables)
+    asked = requested(problem, observables)
     noisy = any(phase.sigma > 0 for phase in schedule)
     request = Request(
         problem, weights, schedule, cut, asked, noisy, coupled=noise_dt is not None, device=device

@@ -71,7 +71,7 @@ def zeroth_order(
     Returns
     -------
     xarray.Dataset
-        Observables over ``(time,)``, per neuron over ``(time, neuron)``. Attributes say what was done:
+        Observables as in `euler_maruyama`, without the dimension ``path``. Attributes say what was done:
         ``method``, ``crossings`` and ``slides`` (hyperplanes that neurons have crossed, and along which they
         have begun to slide, while these were followed), ``estimated_error`` (of the weights, relative to
         their norm) and ``estimated_loss_error`` (absolute; 0 as long as no hyperplane was met);
@@ -118,7 +118,7 @@ def zeroth_order(
     """
     require_compatible(problem, weights, schedule)
     schedule = validate.original("schedule", schedule, Schedule).full_batches()
-    asked = requested(problem, schedule, observables, exclude=_EXCLUDED)
+    asked = requested(problem, observables, exclude=_EXCLUDED)
     if dt is None:
         request = Request(problem, weights, schedule, None, asked, noisy=False)
         wanted = record_times(schedule, times)

@@ -30,7 +30,7 @@ class Recorded:
     Parameters
     ----------
     variables : tuple of str
-        Of `langevin.model.observables.OBSERVABLES`.
+        Of `langevin.model.observables.OBSERVABLES`, but not those of each class.
     times : int
         Number of recorded times, equally spaced.
     paths : {"mean", "all"}
@@ -45,7 +45,7 @@ class Recorded:
         if not self.variables or len(set(self.variables)) < len(self.variables):
             raise ValueError(f"variables must be different ones, got {list(self.variables)}")
         for name in self.variables:
-            validate.choice("variables", name, OBSERVABLES)
+            validate.choice("variables", name, [n for n, o in OBSERVABLES.items() if "class" not in o.dims])
         validate.integer("times", self.times, 2)
         validate.choice("paths", self.paths, ("mean", "all"))
 
@@ -67,14 +67,14 @@ class Simulations(Kind):
                 f"{simulation.steps} steps"
             )
         several = simulation.loss is not None and LOSSES[simulation.loss].classes
-        scalar = not several and simulation.sample_rate == 1
         for name in record.variables:
-            if OBSERVABLES[name].neurons and not scalar:
+            about = OBSERVABLES[name]
+            if instead := about.several if several else about.one_output:
+                outputs = "one output" if several else "K outputs"
                 raise ValueError(
-                    f"variables: {name!r} needs a scalar head and full batches, got "
-                    f"loss={simulation.loss!r}, sample_rate={simulation.sample_rate:g}: leave it out"
+                    f"variables: {name!r} needs {outputs}, got loss={simulation.loss!r}: take {instead!r}"
                 )
-            if OBSERVABLES[name].classes and simulation.data == "teacher":
+            if about.classes and simulation.data == "teacher":
                 raise ValueError(f"variables: {name!r} needs labels -1 and +1, which data='teacher' lacks")
 
     def idle(self, values: Values) -> Collection[str]:

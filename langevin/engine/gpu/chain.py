@@ -100,7 +100,7 @@ class DeviceChain(Chain):
     @property
     def fused(self) -> bool:
         """Whether `langevin.engine.gpu.fused` has kernels for both."""
-        return types.CALLED not in (self.data.activation, self.data.loss)
+        return types.CALLED not in (self.data.activation.code, self.data.loss)
 
     @property
     def place(self) -> str:

@@ -4,10 +4,22 @@
 
 from __future__ import annotations
 
+from numba.extending import overload
+
 from langevin.engine.kernels.blas import gemm
 from langevin.engine.kernels.forward import evaluate, first_layer, freeze
 from langevin.engine.kernels.jit import INNER, INNER_FAST, JIT, njit
-from langevin.engine.kernels.types import GRADIENT, HEAD, LINEAR, LP, PULLBACK, RELU, RESIDUAL, borrow
+from langevin.engine.kernels.types import (
+    GRADIENT,
+    HEAD,
+    LP,
+    PULLBACK,
+    RESIDUAL,
+    Linear,
+    Relu,
+    activation_of,
+    borrow,
+)
 
 
 @njit(**INNER)
@@ -106,17 +118,27 @@ def _descend_linear(theta, rate, data, scratch):
         theta[j] -= rate * gradient[j]
 
 
+def _descend_all(theta, rate, data, scratch):
+    """A step of full fine-tuning."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_descend_all, jit_options=INNER)
+def _descend_all_overload(theta, rate, data, scratch):
+    if activation_of(data) is Relu:
+        return lambda theta, rate, data, scratch: _descend_relu(theta, rate, data, scratch)
+    if activation_of(data) is Linear:
+        return lambda theta, rate, data, scratch: _descend_linear(theta, rate, data, scratch)
+    return lambda theta, rate, data, scratch: _descend_called(theta, rate, data, scratch)
+
+
 @njit(**INNER)
 def descend(theta, rate, data, rule, scratch):
-    """``theta -= rate * gradient`` at what `_evaluate` left in ``scratch``."""
+    """``theta -= rate * gradient`` at what `evaluate` left in ``scratch``."""
     if rule.method == LP:
         _descend_head(theta, rate, scratch.Z, data, scratch)
-    elif data.activation == RELU:
-        _descend_relu(theta, rate, data, scratch)
-    elif data.activation == LINEAR:
-        _descend_linear(theta, rate, data, scratch)
     else:
-        _descend_called(theta, rate, data, scratch)
+        _descend_all(theta, rate, data, scratch)
 
 
 @njit(**JIT)

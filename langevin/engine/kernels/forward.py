@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba.extending import overload
 
 from langevin.engine.kernels.blas import gemm
 from langevin.engine.kernels.calls import call_rows
@@ -14,14 +15,16 @@ from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.residuals import clip_residuals
 from langevin.engine.kernels.types import (
     ACTIVE,
-    CALLED,
-    LINEAR,
     LP,
     NORM,
     OUTPUT,
     PROJECTION,
     RELU,
     UNCLIPPED,
+    Called,
+    Linear,
+    Relu,
+    activation_of,
 )
 
 
@@ -79,7 +82,7 @@ def _called_rows(first, count, theta, data, scratch):
     f, norm, x = scratch.samples[OUTPUT], scratch.samples[NORM], data.squared_norms
     for i in range(first, first + count):
         z, a = Z[i].ctypes.data, A[i].ctypes.data
-        call_rows(data.phi, z, a, z, data.width)
+        call_rows(data.activation.phi, z, a, z, data.width)
         output, q, m = zero, zero, zero
         for j in range(data.width):
             output += v[j] * A[i, j]
@@ -103,7 +106,7 @@ def _feature_outputs(theta, data, scratch):
 
 
 @njit(**INNER_FAST)
-def _linear_outputs(theta, data, rule, scratch):
+def _projected_outputs(theta, data, rule, scratch):
     """Outputs and squared norms of a linear net, through ``W^T v``."""
     v, W, X, Z = theta, first_layer(theta, data, scratch), data.X, scratch.Z
     f, norm, beta = scratch.samples[OUTPUT], scratch.samples[NORM], scratch.inputs[PROJECTION]
@@ -141,7 +144,19 @@ def _call_features(data, scratch):
     Z, A = scratch.Z, scratch.A
     for i in range(Z.shape[0]):
         z = Z[i].ctypes.data
-        call_rows(data.phi, z, z, A[i].ctypes.data, data.width)
+        call_rows(data.activation.phi, z, z, A[i].ctypes.data, data.width)
+
+
+def _activate_frozen(data, scratch):
+    """Go from pre-activations to features, without those that the loop of `freeze` computes."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_activate_frozen, jit_options=INNER)
+def _activate_frozen_overload(data, scratch):
+    if activation_of(data) is Called:
+        return lambda data, scratch: _call_features(data, scratch)
+    return lambda data, scratch: None
 
 
 @njit(**INNER_FAST)
@@ -153,15 +168,49 @@ def freeze(theta, data, scratch):
     for i in range(data.features.shape[0]):
         for j in range(data.width):
             Z[i, j] = data.features[i, j]
-    if data.activation == CALLED:
-        _call_features(data, scratch)
+    _activate_frozen(data, scratch)
     for i in range(Z.shape[0]):
         q = zero
         for j in range(data.width):
-            if data.activation == RELU:
+            if data.activation.code == RELU:
                 Z[i, j] = zero if Z[i, j] <= zero else Z[i, j]
             q += Z[i, j] * Z[i, j]
         scratch.samples[NORM, i] = q
+
+
+def _relu_outputs(theta, data, rule, scratch, mark):
+    for block in range(data.rows.shape[0]):
+        _preactivate(theta, block, data, scratch)
+        first, count = data.rows[block, 0], data.rows[block, 1]
+        if mark:
+            _mark_active(first, count, data, scratch)
+        _relu_rows(first, count, theta, data, scratch)
+
+
+def _called_outputs(theta, data, rule, scratch, mark):
+    for block in range(data.rows.shape[0]):
+        _preactivate(theta, block, data, scratch)
+        _called_rows(data.rows[block, 0], data.rows[block, 1], theta, data, scratch)
+
+
+def _linear_outputs(theta, data, rule, scratch, mark):
+    for block in range(data.rows.shape[0]):
+        if rule.clipping != UNCLIPPED:
+            _preactivate(theta, block, data, scratch)
+    _projected_outputs(theta, data, rule, scratch)
+
+
+_HIDDEN = {Relu: _relu_outputs, Linear: _linear_outputs, Called: _called_outputs}
+
+
+def _hidden_outputs(theta, data, rule, scratch, mark):
+    """Outputs and squared norms in full fine-tuning; ``mark``: also which neurons of ReLU are active."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_hidden_outputs, jit_options=INNER)
+def _hidden_outputs_overload(theta, data, rule, scratch, mark):
+    return _HIDDEN[activation_of(data)]
 
 
 @njit(**INNER)
@@ -174,18 +223,7 @@ def evaluate(theta, data, rule, scratch, mark):
             _mark_active(np.int64(0), scratch.Z.shape[0], data, scratch)
         _feature_outputs(theta, data, scratch)
     else:
-        for block in range(data.rows.shape[0]):
-            if data.activation != LINEAR or rule.clipping != UNCLIPPED:
-                _preactivate(theta, block, data, scratch)
-            first, count = data.rows[block, 0], data.rows[block, 1]
-            if data.activation == RELU:
-                if mark:
-                    _mark_active(first, count, data, scratch)
-                _relu_rows(first, count, theta, data, scratch)
-            elif data.activation == CALLED:
-                _called_rows(first, count, theta, data, scratch)
-        if data.activation == LINEAR:
-            _linear_outputs(theta, data, rule, scratch)
+        _hidden_outputs(theta, data, rule, scratch, mark)
     check = 0.0
     for i in range(data.y.size):
         f = np.float64(scratch.samples[OUTPUT, i])

@@ -123,7 +123,7 @@ def observe(r, draw, theta, complement, path, k0, k1, data, scratch, records, sc
         head = records.own[j] * theta[j]
         misaligned += head < 0
         distorted += preactivation < start[j]
-        dead += data.activation == RELU and not scratch.neurons[ACTIVE, j] > 0
+        dead += data.activation.code == RELU and not scratch.neurons[ACTIVE, j] > 0
         if neurons.size > 0:
             outside = records.complement_norms[j]
             squared = np.float64(scratch.neurons[SQUARED, j])

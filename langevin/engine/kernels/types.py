@@ -20,10 +20,41 @@ UNCLIPPED, FLAT, NORMALISED = 0, 1, 2
 RELU, LINEAR, LOGISTIC, SQUARE, CALLED = range(5)
 CODES = {"relu": RELU, "linear": LINEAR, "logistic": LOGISTIC, "square": SQUARE}
 
+
+class Relu(NamedTuple):
+    """An activation in the step loop of one output, by its type: code of the others is not compiled."""
+
+    code: int
+    phi: int  # address, see `langevin.engine.kernels.elementwise`
+
+
+class Linear(NamedTuple):
+    """Like `Relu`."""
+
+    code: int
+    phi: int
+
+
+class Called(NamedTuple):
+    """Like `Relu`."""
+
+    code: int
+    phi: int
+
+
+ACTIVATIONS = {RELU: Relu, LINEAR: Linear, CALLED: Called}
+
+
+def activation_of(data: Any) -> type:
+    """The class of the activation in a numba type of `Data`."""
+    return data.types[data.fields.index("activation")].instance_class
+
+
 # rows of the scalar observables
 LOSS, ACCURACY, DISPLACEMENT, DISTANCE, MISALIGNED, DISTORTED, DEAD = range(7)
 SCALARS = 7
 # rows of the per-neuron observables
+# s_j v_j with one output; with K the distance of the head to the aligned cone
 ALIGNMENT, PREACTIVATION, HEAD_ALIGNMENT = range(3)
 NEURON_ROWS = 3
 
@@ -45,10 +76,9 @@ class Data(NamedTuple):
     inputs: int  # k
     width: int
     head: int  # slot of the head in theta
-    activation: int  # RELU, LINEAR or CALLED
+    activation: Relu | Linear | Called
     loss: int  # LOGISTIC, SQUARE or CALLED
-    # addresses, for those that are called: see `langevin.engine.kernels.elementwise`
-    phi: int
+    # addresses, for a loss that is called: see `langevin.engine.kernels.elementwise`
     value: int
     residual: int
 
@@ -97,9 +127,9 @@ class Records(NamedTuple):
     steps: np.ndarray  # (m,), int64
     origin: np.ndarray  # theta at time 0
     reference: np.ndarray  # (m, size): the zeroth-order path; (0, 0): no distance is wanted
-    own: np.ndarray  # (h,): own class of each neuron, -1 or +1; (0,): the labels are no classes
-    means: np.ndarray  # (2, k): mean input of the classes -1 and +1
-    mean_norms: np.ndarray  # (2,)
+    own: np.ndarray  # (h,): own class of each neuron, -1 or +1, or its number; (0,): no neurons are observed
+    means: np.ndarray  # (classes, k): mean input of the classes -1 and +1, or of all in order
+    mean_norms: np.ndarray  # (classes,)
     complement_norms: np.ndarray  # (h,): norm of w_j outside the span at time 0
     # of what moves outside the state: process j is of kind j, or of the last one
     complement_dims: np.ndarray  # (kinds,), int64: dimensions of a process

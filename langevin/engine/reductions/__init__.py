@@ -9,7 +9,7 @@ Each holds for the Euler-Maruyama *chain*, and so for the diffusion:
 - ``"blocks"`` (7d): the zeroth-order flow of a ReLU net whose neurons stay in the cones of their classes,
   in `langevin.zeroth_order` alone.
 
-With K outputs, batches or both, ``"span"`` (8'e), ``"kernel"`` (7b') and ``"gram"`` (7c') hold as well, the last two
-with softmax in gauge coordinates (`langevin.model.gauge`); the others refuse such runs. Collapsed samples of
-K outputs (7e') are a Gram matrix of ``K + 1`` columns, one less with softmax.
+With K outputs, batches or both, ``"span"`` (8'e), ``"kernel"`` (7b') and ``"gram"`` (7c') hold as well, the
+last two with softmax in gauge coordinates (`langevin.model.gauge`), and with K classes ``"blocks"`` (7d').
+Collapsed samples of K outputs (7e') are a Gram matrix of ``K + 1`` columns, or K with softmax.
 """

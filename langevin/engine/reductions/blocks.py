@@ -11,8 +11,10 @@ from langevin.engine.reductions.request import Reduction, Request
 
 # samples of which all products are held
 _MOST_PAIRED = 4096
-# losses that `_Blocks` covers, each with the margin y f below which -y r is positive
+# losses of one output that `Blocks` covers, each with the margin y f below which -y r is positive
 MARGINS = {"logistic": np.inf, "square": 1.0, "huber": 1.0}
+# and of K outputs: an output's residual has one sign for all samples of a class
+CLASS_LOSSES = ("softmax", "ovr")
 
 
 class Blocks(Full):
@@ -23,8 +25,6 @@ class Blocks(Full):
 
     def refusal(self, request: Request) -> str:
         problem, weights = request.problem, request.weights
-        if request.beyond:
-            return f"covers one output and full batches, not {request.beyond}"
         if problem.activation != "relu":
             return "is for ReLU nets: take 'gram' for a linear net"
         if not request.flow:
@@ -32,26 +32,28 @@ class Blocks(Full):
                 "is for the zeroth-order flow: with noise, or in whole steps, a class's Gram matrix does not "
                 "tell when a neuron leaves its cone"
             )
-        if problem.loss not in MARGINS:
-            return f"is for the losses {', '.join(MARGINS)}, not {problem.loss!r}"
+        if problem.loss not in (*MARGINS, *CLASS_LOSSES):
+            return f"is for the losses {', '.join((*MARGINS, *CLASS_LOSSES))}, not {problem.loss!r}"
         if not problem.classification:
-            return "needs labels -1 and +1"
+            return "needs labels -1 and +1, or classes"
         if problem.samples > _MOST_PAIRED:
             return f"is for at most {_MOST_PAIRED} samples, of which it looks at all pairs"
-        y, lengths = problem.y, np.sqrt(problem.squared_norms)
-        products = y[:, None] * (problem.X @ problem.X.T) * y
-        rounding = 1e-12 * lengths[:, None] * lengths
-        within = y[:, None] == y
-        if (products < -rounding).any() or (products <= rounding)[within].any():
+        lengths, within = np.sqrt(problem.squared_norms), problem.y[:, None] == problem.y
+        products, rounding = problem.X @ problem.X.T, 1e-12 * lengths[:, None] * lengths
+        if (products > rounding)[~within].any() or (products <= rounding)[within].any():
             return "needs orthogonally separable data (Assumption 3.1)"
-        sides = y[:, None] * np.sign(problem.X @ weights.W.T)
-        if (sides != sides[0]).any() or (sides == 0).any():
+        sides = np.sign(problem.X @ weights.W.T)
+        of_classes = [sides[problem.y == label] for label in set(problem.y)]
+        agree = all((side == side[0]).all() for side in of_classes)
+        active = np.sum([side[0] > 0 for side in of_classes], axis=0)
+        if not agree or (sides == 0).any() or (active > 1).any():
             return "needs every neuron in the cone of a class (Assumption 3.2)"
         return ""
 
     def cost(self, request: Request) -> float:
         # all neurons are looked at now and then
-        return request.cost(2 * (request.span.dim + 1), request.span.dim) + 0.2 * super().cost(request)
+        rows = 2 * (request.span.dim + request.head_columns)
+        return request.cost(rows, request.span.dim) + 0.2 * super().cost(request)
 
     def build(self, request: Request) -> Reduction:
         return replace(

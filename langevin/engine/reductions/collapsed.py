@@ -13,6 +13,7 @@ from langevin.engine.reductions.request import (
     needs_neurons,
 )
 from langevin.engine.reductions.span import Span
+from langevin.engine.watchers import WATCHERS
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
 
@@ -36,8 +37,8 @@ class Collapsed:
             return "needs labels -1 and +1"
         if not LOSSES[problem.loss].symmetric:
             return f"needs a loss with l(-f, -y) = l(f, y), which {problem.loss!r} is not"
-        if request.held_out:
-            return "knows nothing of held-out points"
+        if watched := [name for name in request.observables if name in WATCHERS]:
+            return f"simulates no whole network, which {', '.join(watched)} needs"
         directed = problem.y[:, None] * problem.X
         size = np.abs(directed).max()
         if size == 0 or np.abs(directed - directed[0]).max() > 1e-12 * size:

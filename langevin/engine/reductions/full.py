@@ -36,6 +36,5 @@ class Full:
             span,
             f"inputs in the {span.dim} dimensions of their span" if self.name == "span" else "the full chain",
             loop=request.loop,
-            neurons=not request.beyond,
             hidden=(Hidden(span.complement_dim, processes=weights.width),) if span.complement_dim else (),
         )

@@ -16,7 +16,6 @@ from langevin import (
     Problem,
     Schedule,
     Weights,
-    collapsed_features,
     euler_maruyama,
     gaussian_gram,
     gradient_flow,
@@ -100,6 +99,13 @@ REFUSALS = {
         FFT,
         {"weights": Weights([[1.0, 0, 0]], [1.0])},
         "needs two neurons",
+    ),
+    "collapsed classes": (
+        "collapsed",
+        COLLAPSED,
+        FFT,
+        {"observables": ["class_accuracy"]},
+        "simulates no whole network, which class_accuracy needs",
     ),
     "blocks with noise": ("blocks", SEPARABLE, FFT, {}, "is for the zeroth-order flow: with noise"),
     "blocks of a linear net": ("blocks", LINEAR, FFT, {}, "take 'gram' for a linear net"),
@@ -318,70 +324,3 @@ def test_a_billion_neurons(schedule):
     assert abs(squared.mean() - 1) < tolerance
     # negative control
     assert abs(squared.mean() - 1.1) > tolerance
-
-
-# --- class by class ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("schedule", [FFT, LP_FFT, Schedule.lp_fft(lp_time=1.0, fft_time=2.0)])
-@pytest.mark.parametrize("samples", [12, 11])
-def test_blocks_follow_the_zeroth_order_flow(schedule, samples):
-    problem = orthogonally_separable(samples, 4, rng=1)
-    weights = collapsed_features(problem, 50, head_scale=0.02, rng=1)
-    ask: dict[str, Any] = dict(rtol=1e-11, atol=1e-13, observables=NEURONS)
-    full = zeroth_order(problem, weights, schedule, reduce="none", **ask)
-    short = zeroth_order(problem, weights, schedule, reduce="blocks", **ask)
-    assert taken(short) == "blocks"
-    assert full.misaligned[0] > 0.2
-    for name in full.data_vars:
-        np.testing.assert_allclose(short[name], full[name], rtol=1e-8, atol=1e-9, err_msg=name)
-
-
-def test_blocks_of_one_class():
-    problem = orthogonally_separable(12, 4, rng=1)
-    one = Problem(problem.X[problem.y > 0], problem.y[problem.y > 0])
-    weights = collapsed_features(problem, 50, head_scale=0.02, rng=1)
-    full, short = (zeroth_order(one, weights, FFT, reduce=name) for name in ("none", "blocks"))
-    np.testing.assert_allclose(short.loss, full.loss, rtol=1e-6)
-
-
-def test_blocks_end_when_a_neuron_may_leave_its_cone():
-    problem = orthogonally_separable(12, 4, rng=1)
-    weights = collapsed_features(problem, 50, head_scale=1.0, rng=1)
-    with pytest.raises(ValueError, match="'blocks' does not all along: neurons may leave the cones"):
-        zeroth_order(problem, weights, Schedule.fft(time=2.0), reduce="blocks")
-    # and some do: a linear network for each class would be wrong
-    full = zeroth_order(problem, weights, Schedule.fft(time=2.0), observables=["preactivation"])
-    assert taken(full) in ("none", "span")
-    assert (full.preactivation[-1] * full.own_class <= 0).any() or (full.dead[-1] > 0)
-
-
-def test_blocks_allow_for_longer_gradients_with_normalised_clipping():
-    """Every head of a class misaligned: only time, times the largest clipping factor, bounds the clock."""
-    problem = orthogonally_separable(8, 3, spread=0.4, rng=69)
-    W = collapsed_features(problem, 4, spread=0.99, scale=0.3, rng=69).W
-    weights = Weights(W, [-0.25, 0.25, -0.25, 0.25])
-    schedule = Schedule.fft(time=4e-5, clip=1e6, clipping="normalised")
-    with pytest.raises(ValueError, match="neurons may leave the cones"):
-        zeroth_order(problem, weights, schedule, reduce="blocks")
-    auto, full = (zeroth_order(problem, weights, schedule, reduce=name) for name in ("auto", "none"))
-    np.testing.assert_allclose(auto.loss, full.loss, rtol=1e-6)
-    gentle = Schedule.fft(time=1.0, clip=1.0, clipping="normalised", stabiliser=1.0)
-    weights = Weights(W, 0.1 * weights.v)
-    short, full = (zeroth_order(problem, weights, gentle, reduce=name) for name in ("blocks", "none"))
-    np.testing.assert_allclose(short.loss, full.loss, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("problem", "weights", "reason"),
-    [
-        (RELU, None, "Assumption 3.1"),
-        (SEPARABLE, random_weights(1, h=9), "Assumption 3.2"),
-        (Problem(SEPARABLE.X, 0.5 * SEPARABLE.y, loss="square"), None, "labels -1"),
-    ],
-)
-def test_blocks_are_refused(problem, weights, reason):
-    with pytest.raises(ValueError, match=f"'blocks' needs .*{reason}"):
-        zeroth_order(problem, weights or weights_of(problem), FFT, reduce="blocks")
-    with pytest.raises(ValueError, match="or in whole steps"):
-        zeroth_order(problem, weights or weights_of(problem), FFT, reduce="blocks", dt=0.01)

@@ -26,8 +26,9 @@ from langevin.engine.kernels.outputs.descend import (
 )
 from langevin.engine.kernels.outputs.forward import freeze
 from langevin.engine.kernels.outputs.gram import fold_outputs
+from langevin.engine.kernels.outputs.neurons import observe_neurons, own_means
 from langevin.engine.kernels.outputs.observe import is_finite, observe
-from langevin.engine.kernels.outputs.types import CHECKED_STEPS
+from langevin.engine.kernels.outputs.types import CHECKED_STEPS, START
 from langevin.engine.kernels.types import LP, borrow
 
 
@@ -78,12 +79,16 @@ def advance_outputs(
 ):
     """Run the paths of a chunk from step ``first`` to ``stop``, see `langevin.engine.kernels.loop.advance`.
 
-    Nothing is written to ``neurons``. A path has diverged at the step at which an output of its batch is not
+    A path has diverged at the step at which an output of its batch is not
     finite, or of any sample at a record, or the state itself at a step that is a multiple of
     `CHECKED_STEPS`.
     """
     data, scratch, records = borrow(data), borrow(scratch), borrow(records)
     start_record = np.searchsorted(records.steps, first)
+    if records.own.size > 0:
+        own_means(
+            records.origin[data.head :], records.own, records.means, data.outputs, scratch.neurons[START]
+        )
     for p in range(thetas.shape[0]):
         if diverged[p] >= 0:
             continue
@@ -101,6 +106,8 @@ def advance_outputs(
                 finite = observe(
                     r, draw, theta, complement, path, k0, k1, data, rule, scratch, records, scalars[p]
                 )
+                if finite and records.own.size > 0:
+                    observe_neurons(r, theta, complement, data, scratch, records, scalars[p], neurons[p])
                 r += 1
             if finite and step < stop:
                 finite = take_step(theta, step, path, k0, k1, data, rule, scratch)

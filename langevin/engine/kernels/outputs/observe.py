@@ -13,8 +13,10 @@ from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.observe import move_complement
 from langevin.engine.kernels.outputs.batches import take_all
 from langevin.engine.kernels.outputs.forward import frozen, hidden, outputs
+from langevin.engine.kernels.outputs.neurons import mark_active
 from langevin.engine.kernels.outputs.residuals import loss_and_correct
-from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, LP
+from langevin.engine.kernels.outputs.types import ACTIVE
+from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, LP, RELU
 
 
 @njit(**INNER_FAST)
@@ -51,8 +53,14 @@ def is_finite(theta, data, ld):
 
 @njit(**INNER)
 def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, records, scalars):
-    """Write the observables of record ``r`` to ``scalars (SCALARS, m)``; False if an output is not finite."""
+    """Write the observables of record ``r``; False if an output is not finite.
+
+    They go to ``scalars (SCALARS, m)``, and of neurons to ``neurons (3, m, h)`` unless this is empty.
+    """
     n, ld = data.Y.shape[0], scratch.A.shape[1]
+    marking = records.own.size > 0 and data.activation == RELU
+    active = scratch.neurons[ACTIVE]
+    active[:] = 0
     take_all(scratch.batch, n)
     # typed, not a constant, for which the callees would be compiled once more
     gathered = np.bool_(False)
@@ -61,9 +69,13 @@ def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, recor
         count = min(data.rows, n - first)
         if rule.method == LP:
             A = frozen(first, count, gathered, data, scratch)
+            if marking:
+                mark_active(scratch.features, first, count, active)
         else:
             hidden(theta, first, count, gathered, data, scratch)
             A = address(scratch.A)
+            if marking:
+                mark_active(scratch.A, np.int64(0), count, active)
         outputs(theta, A, count, data, scratch)
         part = loss_and_correct(first, count, data, scratch)
         loss += part[0]

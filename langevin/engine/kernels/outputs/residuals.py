@@ -126,12 +126,20 @@ def clip_factors(first, count, trained_layer, data, rule, scratch):
 
 
 @njit(**INNER)
+def _largest(f):
+    """Place of the first largest number, without the passes of NumPy's, which are slow to compile."""
+    found = 0
+    for k in range(1, f.size):
+        found = k if f[k] > f[found] else found
+    return found
+
+
+@njit(**INNER)
 def _losses(f, y, data):
     """Loss of one sample, from ``f (K,)``."""
     loss = 0.0
     if data.loss == SOFTMAX:
-        at = f[np.argmax(y)]
-        largest = f.max()
+        at, largest = f[_largest(y)], f[_largest(f)]
         for k in range(f.size):
             loss += math.exp(np.float64(f[k]) - largest)
         return math.log(loss) + (np.float64(largest) - at)
@@ -159,7 +167,7 @@ def loss_and_correct(first, count, data, scratch):
         if f.size == 1:
             correct += y[0] * f[0] > 0
         else:
-            correct += np.argmax(f) == np.argmax(y)
+            correct += _largest(f) == _largest(y)
         for k in range(f.size):
             check += np.float64(f[k]) * np.float64(f[k])
     return loss, correct, check

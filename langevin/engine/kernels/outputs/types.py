@@ -22,6 +22,10 @@ CLIPPINGS = {
     "column": COLUMN,
 }
 
+# a row of the scalar observables that the loop of one output and full batches lacks
+WHOLLY_MISALIGNED = types.SCALARS
+SCALARS = types.SCALARS + 1
+
 # a step whose number is a multiple of this checks that its state is finite, whatever its batch is
 CHECKED_STEPS = 64
 # columns of W are updated and given their noise at once in multiples of this: whole tiles of noise
@@ -85,6 +89,7 @@ class OutputsScratch(NamedTuple):
     R: np.ndarray  # residuals, then times their clip factors
     row: np.ndarray  # (2, K): outputs and residuals of a sample where those are gauge coordinates
     samples: np.ndarray  # (4, b)
+    neurons: np.ndarray  # (3, ld)
     head: np.ndarray  # (K, ld): gradient of the head
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
     features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
@@ -103,3 +108,5 @@ class OutputsScratch(NamedTuple):
 # rows of OutputsScratch.samples: squared norms of the features, of the residuals and of the pulled-back
 # residuals, and the clip factors
 FEATURE, RESIDUAL, PULLBACK, FACTOR = range(4)
+# rows of OutputsScratch.neurons: largest activation, and mean own-class pre-activation now and at the start
+ACTIVE, MEAN, START = range(3)
