@@ -103,9 +103,9 @@ class Run:
 def records(origin: np.ndarray, steps=(), reference: np.ndarray | None = None) -> Records:
     dtype = origin.dtype
     none = np.zeros((0, 0), dtype) if reference is None else reference
-    means, outside = np.zeros((2, 1), dtype), np.zeros(len(steps))
+    means, outside = np.zeros((2, 1), dtype), (np.zeros(0, np.int64), np.zeros((0, len(steps))))
     return Records(
-        np.array(steps, np.int64), origin, none, np.zeros(0), means, np.zeros(2), np.zeros(0), 0, outside
+        np.array(steps, np.int64), origin, none, np.zeros(0), means, np.zeros(2), np.zeros(0), *outside
     )
 
 
