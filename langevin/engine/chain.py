@@ -35,7 +35,8 @@ class Chain(System):
 
     ``key`` is that of the noise and the batches; ``draws`` the number of draws a step; without ``noisy`` all
     noise is left out and batches are full, which gives the zeroth-order approximation on the same grid, to
-    the last bit.
+    the last bit. ``probed`` is the data with the features that all paths have until the first layer is
+    trained, if `data` has none and linear probing comes first.
     """
 
     grid: Grid
@@ -43,6 +44,7 @@ class Chain(System):
     key: tuple[int, int]
     draws: int = 1
     noisy: bool = True
+    probed: OutputsData | None = None
 
     @classmethod
     def build(
@@ -61,7 +63,10 @@ class Chain(System):
         dims = np.array([hidden.dims for hidden in reduction.hidden], np.int64)
         scales = [_hidden_scale(request.schedule, grid, hidden.methods) for hidden in reduction.hidden]
         observer = observer.with_hidden(dims, np.reshape(scales, (len(dims), len(grid.record_steps))))
-        return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws)
+        probed, data = None, system.data
+        if isinstance(data, OutputsData) and data.features.size == 0 and _probes(system.schedule.phases[:1]):
+            probed = outputs.freeze(system.layout, data, system.origin)
+        return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws, probed=probed)
 
     def without_noise(self) -> Chain:
         """The zeroth-order approximation on the same grid."""
@@ -98,9 +103,10 @@ class Chain(System):
 
     def steps_a_call(self, paths: int) -> int:
         """Steps of so many paths that a call into compiled code takes."""
-        step, start = self.step_seconds(), 0.0
-        if isinstance(self.data, OutputsData):
-            # a call computes the features of linear probing first, which may take longer than many batches
+        step, start, phases = self.step_seconds(), 0.0, self.schedule.phases
+        again = any(phase.method == "lp" and not _probes(phases[:i]) for i, phase in enumerate(phases))
+        if isinstance(self.data, OutputsData) and again:
+            # a call computes the features of each path first, which may take longer than many batches
             start = outputs.freeze_flops(self.data) / _FLOPS
         return max(steps_a_call(step * paths), int(start / step))
 
@@ -114,6 +120,7 @@ class Chain(System):
         """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
         phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        shared = self.probed is not None and _probes(self.schedule.phases[: phase + 1])
         self.reduction.loop(
             chunk.thetas,
             chunk.complements,
@@ -124,7 +131,7 @@ class Chain(System):
             stop == self.grid.steps,
             np.uint64(self.key[0]),
             np.uint64(self.key[1]),
-            self.data,
+            self.probed if shared else self.data,
             self.rule(self.schedule.phases[phase]),
             scratch,
             self.records,
@@ -154,6 +161,11 @@ class Chain(System):
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
         limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
         return min(limits)
+
+
+def _probes(phases: Sequence[Phase]) -> bool:
+    """Whether all phases train the head alone."""
+    return all(phase.method == "lp" for phase in phases)
 
 
 def outputs_step_seconds(layout: Layout, data: OutputsData, schedule: Schedule) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from langevin.engine.kernels import types
 from langevin.engine.kernels.normals import LANES, TILE
+from langevin.engine.kernels.outputs.drift import freeze_outputs
 from langevin.engine.kernels.outputs.types import (
     CLIPPINGS,
     COLUMN,
@@ -23,14 +24,17 @@ from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
 from langevin.model.schedule import Phase, Schedule
+from langevin.support.threads import one_blas_thread
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
 _ACTIVATIONS, _COLUMNS, _LAYER = 2**19, 2**18, 2**19
 # rows of a block if the first layer streams from further away: so many that products dominate
 _STREAMED_ROWS = 512
-# OpenBLAS multiplies without packing, at full speed, while m n k of a product with the head stays below this
-_NARROW_PRODUCT = 400_000
+# OpenBLAS multiplies by the head without packing while the product has at most so many elements
+_NARROW_PRODUCT = 1200
+# rows that are multiplied by the head, and by its transpose, at once
+_HEAD_ROWS, _PULLED_ROWS = 48, 16
 
 
 def build_data(
@@ -79,11 +83,15 @@ def build_data(
     if loss not in LOSSES and TABLE[loss].classes:
         raise ValueError(f"loss must be 'softmax' or 'ovr' to be simulated with classes, got {loss!r}")
     phi, value, residual = addresses(activation, None if loss in LOSSES else loss, layout.dtype)
+    filled = np.where(inputs.any(axis=1), inputs.shape[1] - (inputs != 0)[:, ::-1].argmax(axis=1), 1)
     return OutputsData(
         inputs,
         2 * targets - 1 if loss == "ovr" else targets,
+        targets.argmax(axis=1) if loss == "softmax" else np.zeros(0, np.int64),
+        np.maximum.accumulate(filled),
         np.einsum("ij,ij->i", X, X).astype(number),
         position,
+        bool((position != np.arange(n)).any()),
         frozen,
         norms,
         inputs=layout.inputs,
@@ -94,6 +102,7 @@ def build_data(
         rows=rows,
         frozen_rows=min(rows, _cached_rows(layout)),
         narrow=_narrow(layout, rows),
+        pulled=min(_PULLED_ROWS, rows),
         columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
         activation=types.CODES.get(activation, types.CALLED),
         loss=LOSSES.get(loss, types.CALLED),
@@ -102,6 +111,15 @@ def build_data(
         value=value,
         residual=residual,
     )
+
+
+def freeze(layout: Layout, data: OutputsData, theta: np.ndarray) -> OutputsData:
+    """Give a problem the features of all samples at a state, so that linear probing can share them."""
+    scratch = build_scratch(layout, data, probing=True)
+    # the same bits whatever the number of threads
+    with one_blas_thread():
+        freeze_outputs(theta, data, scratch)
+    return data._replace(features=scratch.features, feature_norms=scratch.feature_norms)
 
 
 def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:
@@ -122,12 +140,13 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
     return OutputsScratch(
         A=aligned_zeros((b, ld), number),
         D=aligned_zeros((b, ld), number),
-        G=aligned_zeros((data.narrow, ld), number),
+        G=aligned_zeros((data.pulled if data.phi else 0, ld), number),
         X=aligned_zeros((b, data.X.shape[1]), number),
-        F=aligned_zeros((b, outputs), number),
-        R=aligned_zeros((b, outputs), number),
-        row=aligned_zeros((2, data.Y.shape[1]), number),
-        samples=aligned_zeros((4, b), number),
+        F=aligned_zeros((outputs, up(b, 16)), number),
+        R=aligned_zeros((outputs, up(b, 16)), number),
+        lifted=aligned_zeros((2, data.Y.shape[1], b if data.gauge else 0), number),
+        row=aligned_zeros((data.Y.shape[1],), number),
+        samples=aligned_zeros((6, b), number),
         neurons=aligned_zeros((3, ld), number),
         head=aligned_zeros((outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
@@ -135,6 +154,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
         feature_norms=np.zeros(stored, number),
         # a row more than can be drawn, see `draw_batch`
         batch=np.zeros(n + 1, np.int64),
+        marks=np.zeros(n, np.uint8),
         words=aligned_zeros((4, LANES), np.uint32),
         ints=np.zeros(8, np.int32),
         scalars=np.zeros(2, number),
@@ -233,6 +253,6 @@ def _rows(layout: Layout, samples: int) -> int:
 
 
 def _narrow(layout: Layout, rows: int) -> int:
-    """Rows of a product with the head."""
-    fitting = _NARROW_PRODUCT // (layout.outputs * layout.width) // 8 * 8
-    return min(max(fitting, 16), rows)
+    """Rows of a product with the head: so few that nothing is packed, or all if that is not possible."""
+    fitting = min(_NARROW_PRODUCT // layout.outputs, _HEAD_ROWS) // 8 * 8
+    return min(fitting, rows) if fitting > 0 else rows

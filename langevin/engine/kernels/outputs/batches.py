@@ -35,3 +35,15 @@ def take_all(batch, samples):
     for i in range(samples):
         batch[i] = i
     return samples
+
+
+@njit(**INNER)
+def sort_rows(batch, count, marks):
+    """Sort the rows of a batch; ``marks``, of all rows, are 0 before and after."""
+    for i in range(count):
+        marks[batch[i]] = 1
+    found = 0
+    for row in range(marks.size):
+        batch[found] = row
+        found += marks[row]
+        marks[row] = 0

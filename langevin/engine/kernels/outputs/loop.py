@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.engine.kernels.jit import INNER, JIT, njit
-from langevin.engine.kernels.outputs.batches import draw_batch, take_all
+from langevin.engine.kernels.outputs.batches import draw_batch, sort_rows, take_all
 from langevin.engine.kernels.outputs.descend import (
     add_layer_gradient,
     apply_head,
@@ -38,24 +38,27 @@ def take_step(theta, step, path, k0, k1, data, rule, scratch):
     gathered = rule.sample_rate < 1
     if gathered:
         rows = draw_batch(scratch.batch, data.position, rule.threshold, step, path, k0, k1, scratch.words)
+        if data.permuted:
+            sort_rows(scratch.batch, rows, scratch.marks)
     else:
         rows = take_all(scratch.batch, data.Y.shape[0])
     # blocks of about the same size, in multiples of eight rows
     largest = data.frozen_rows if rule.method == LP else data.rows
     blocks = max((rows + largest - 1) // largest, 1)
     size = max(min(((rows + blocks - 1) // blocks + 7) // 8 * 8, largest), 1)
-    X, count = np.int64(0), np.int64(0)
+    X, last, count = np.int64(0), np.int64(0), np.int64(0)
     for first in range(0, rows, size):
+        last = first
         count = min(size, rows - first)
         X, finite = gradient_block(theta, first, count, gathered, data, rule, scratch)
         if not finite:
             return False
         if rule.method != LP and first + count < rows:
-            add_layer_gradient(X, count, data, scratch, first > 0)
+            add_layer_gradient(X, first, count, data, scratch)
     rate = theta.dtype.type(rule.dt / rule.sample_rate)
     apply_head(theta, rate, rows > 0, step, path, k0, k1, data, rule, scratch)
     if rule.method != LP:
-        apply_layer(theta, rate, X, count, rows > size, step, path, k0, k1, data, rule, scratch)
+        apply_layer(theta, rate, X, last, count, step, path, k0, k1, data, rule, scratch)
     return True
 
 
