@@ -63,7 +63,7 @@ def an_ensemble(problem, weights, phase, dtype=np.float64, first_path=0, paths=3
     request = Request(problem, weights, schedule, cut)
     chain = Chain.build(request, reduction("none", request), dtype, noise.key(3), draws)
     chain = _device.DeviceChain.of(chain, torch.device(where), 1)
-    ensemble = _device.Ensemble(chain, chain.start(first_path, paths), np.full(paths, -1))
+    ensemble = chain.ensemble(chain.start(first_path, paths), np.full(paths, -1))
     ensemble.enter(0)
     return chain, ensemble
 
