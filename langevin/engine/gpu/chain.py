@@ -141,7 +141,7 @@ class DeviceChain(Chain):
         """Numbers of work space for each of so many paths."""
         if isinstance(self.data, OutputsData):
             return outputs.work_numbers(self, paths)
-        # pre-activations, outputs and residuals; plain passes hold activations, slopes and products of them, too
+        # pre-activations, outputs and residuals; plain passes hold activations, slopes and products of them
         return self.problem.samples * ((1 if self.fused else 5) * self.data.width + 8)
 
     def _free_bytes(self) -> float:

@@ -55,6 +55,8 @@ class Ensemble:
         if self.device.type == "cuda":
             from langevin.engine.gpu import fused
 
+            # of all graphs: they run one after the other
+            self._pool = torch.cuda.graph_pool_handle()
             self.noise = fused.add_normals
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
@@ -78,11 +80,11 @@ class Ensemble:
             return
         self.phase, self.rule = phase, self.chain.rule(self.chain.schedule.phases[phase])
         rule = self.rule
-        numbers = [float(x) for x in (rule.clip, rule.stabiliser, self._length(), rule.noise)]
+        numbers = [float(x) for x in (rule.clip, rule.stabiliser, self.length(), rule.noise)]
         self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
         self._prepare()
 
-    def _length(self) -> float:
+    def length(self) -> float:
         """What a step of the present phase multiplies its sum of gradients by."""
         return float(self.rule.dt)
 
@@ -103,7 +105,7 @@ class Ensemble:
         step()
         if self.device.type == "cuda":
             self.graphs[key] = graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 step()
 
     def _add_noise(self) -> None:

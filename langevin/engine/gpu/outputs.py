@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # outputs of a network up to which there are fused passes: a tile holds all of them
 MOST_OUTPUTS = 32
-# with features that all paths share, reading those of a batch costs as much as so many bytes of each row for
-# every output of every sample
+# for features that all paths share: what a byte of a number costs that is read per row of a batch, against a
+# product with an output of a sample
 _GATHERED_BYTES = 6
 # work space is meant to do for the batches of all paths in this share of the steps
 _RARE = 1e-9
@@ -111,7 +111,7 @@ class OutputsEnsemble(Ensemble):
 
     # phases
 
-    def _length(self) -> float:
+    def length(self) -> float:
         # rounded as on the processor
         return float(self.chain.layout.dtype(self.rule.dt / self.rule.sample_rate))
 
@@ -130,10 +130,10 @@ class OutputsEnsemble(Ensemble):
         data = self.chain.data
         if data.features.size > 0:
             return self._padded(data.features[:, : data.width])
-        W = self.W
-        if shares_features(self.chain, self.phase):
-            W = self._parts(self.origin.unsqueeze(0))[1][0]
-        return self.activation.tensor_value(torch.matmul(self.X, W))
+        shared = shares_features(self.chain, self.phase)
+        W = self._parts(self.origin.unsqueeze(0))[1] if shared else self.W
+        Z = torch.bmm(self.X.expand(len(W), -1, -1), W)
+        return self.activation.tensor_value(Z[0] if shared else Z)
 
     # steps
 
@@ -160,7 +160,7 @@ class OutputsEnsemble(Ensemble):
 
     def _fine_tune(self, block: Block) -> None:
         assert block.X is not None
-        alpha = -self._length()
+        alpha = -self.length()
         torch.bmm(block.X, self.W, out=block.Z)
         self.passes.rows(self, block)
         if self.activation.name == "linear":
@@ -257,7 +257,7 @@ def shares_features(chain: DeviceChain, phase: int) -> bool:
 
 
 def gathering_pays(chain: DeviceChain, phase: int, rows: int) -> bool:
-    """Whether a batch of so many rows is better gathered, or all samples multiplied and those outside weighed 0.
+    """Whether gathering batches of so many rows costs less than products of all samples with weights.
 
     Products with features that all paths share cost little.
     """
@@ -285,8 +285,9 @@ def work_numbers(chain: DeviceChain, paths: int) -> float:
     """Numbers of work space that the steps of each of so many paths need."""
     n, K = chain.data.Y.shape
     k, h = chain.layout.inputs, chain.layout.width
-    # plain passes hold features, slopes and products of them, too; observation does so for some rows
-    layers = 1.5 if chain.fused else 5.5
+    # observation holds features of some rows; plain passes hold features, slopes and products of them, once in
+    # the first step and once in its graph
+    layers = 1.5 if chain.fused else 9.5
     total = 0.0
     for number, phase in enumerate(chain.schedule):
         rule: Any = chain.rule(phase)
@@ -297,5 +298,7 @@ def work_numbers(chain: DeviceChain, paths: int) -> float:
             needed = rows * (8 * K + (0 if chain.fused else h))
         else:
             needed = n * 8 * K
-        total = max(total, needed + (0 if shared or rule.method == FFT else (n + 1) * h))
+        # with their squares, or with what they are computed from
+        own = 0 if shared or rule.method == FFT else 2 * (n + 1) * h
+        total = max(total, needed + own)
     return total

@@ -22,14 +22,15 @@ _WORDS = 2**22
 # --- products with the head --------------------------------------------------------------------------
 
 
-def outputs(V: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+def outputs(V: torch.Tensor, A: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """``A V^T``, shape (paths, b, K), of heads ``V (paths, K, h)`` and features ``A ([paths,] b, h)``.
 
-    Where paths share the features, a product covers all paths: one for each output.
+    Where paths share the features, a product covers all paths, and there is one for each output.
     """
     if A.dim() == 2:
-        return torch.bmm(V.transpose(0, 1), A.mT.expand(V.shape[1], -1, -1)).permute(1, 2, 0)
-    return torch.bmm(A, V.mT)
+        each = None if out is None else out.permute(2, 0, 1)
+        return torch.bmm(V.transpose(0, 1), A.mT.expand(V.shape[1], -1, -1), out=each).permute(1, 2, 0)
+    return torch.bmm(A, V.mT, out=out)
 
 
 def add_head_gradient(V: torch.Tensor, R: torch.Tensor, A: torch.Tensor, alpha: float) -> None:
@@ -44,7 +45,7 @@ def add_head_gradient(V: torch.Tensor, R: torch.Tensor, A: torch.Tensor, alpha: 
 
 
 def rows(e: OutputsEnsemble, block: Block) -> None:
-    """Compute residuals times clip factors from ``Z``, and report outputs of the batch that are not finite."""
+    """Compute residuals times clip factors from ``Z``; report outputs of the batch that are not finite."""
     rule, index, n = e.rule, block.index, e.samples
     everything: Any = slice(n) if index is None else index
     there = block.members if index is None else index < n
@@ -75,7 +76,7 @@ def rows(e: OutputsEnsemble, block: Block) -> None:
 def columns(e: OutputsEnsemble, block: Block, store: bool) -> None:
     """Take and count the step of the head; with ``store``, leave ``(R V) phi'`` in ``D``."""
     assert block.A is not None
-    add_head_gradient(e.V, block.R, block.A, -e._length())
+    add_head_gradient(e.V, block.R, block.A, -e.length())
     e.clock[STEP] += 1
 
 
