@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from langevin.engine.gpu import passes_outputs
+from langevin.engine.gpu import batches, passes_outputs
 from langevin.engine.gpu.ensemble import Ensemble
 from langevin.engine.gpu.passes import mark
 from langevin.engine.gpu.passes_outputs import outputs
@@ -86,6 +86,7 @@ class OutputsEnsemble(Ensemble):
         super().__init__(chain, chunk, diverged)
         data = chain.data
         assert isinstance(data, OutputsData)
+        self.classes = data.classes
         self.samples = len(data.Y)
         self.X = self._padded(data.X[:, : data.inputs])
         self.Y, self.squared_norms = self._padded(data.Y), self._padded(data.squared_norms)
@@ -98,11 +99,11 @@ class OutputsEnsemble(Ensemble):
         if chunk.step > 0:
             self.theta.copy_(self._there(chunk.thetas))
         self.passes: Any = passes_outputs
-        self.batches: Any = passes_outputs
+        self.batches: Any = batches
         if self.device.type == "cuda":
-            from langevin.engine.gpu import fused_outputs
+            from langevin.engine.gpu import fused_batches, fused_outputs
 
-            self.batches = fused_outputs
+            self.batches = fused_batches
             if chain.fused:
                 self.passes = fused_outputs
 
@@ -229,7 +230,7 @@ class OutputsEnsemble(Ensemble):
             check += F.square().sum((1, 2))
         mark(self, torch.isfinite(check))
         found = {types.LOSS: loss}
-        if self.chain.data.classes or self.V.shape[1] == 1:
+        if self.classes or self.V.shape[1] == 1:
             found[types.ACCURACY] = correct / n
         return found
 
@@ -263,7 +264,7 @@ def gathering_pays(chain: DeviceChain, phase: int, rows: int) -> bool:
     """
     if not shares_features(chain, phase):
         return True
-    n, K = chain.data.Y.shape
+    n, K = chain.problem.samples, chain.layout.outputs
     return rows * np.dtype(chain.layout.dtype).itemsize * _GATHERED_BYTES < n * K
 
 
@@ -283,10 +284,10 @@ def likely_rows(samples: int, rate: float, paths: int) -> int:
 
 def work_numbers(chain: DeviceChain, paths: int) -> float:
     """Numbers of work space that the steps of each of so many paths need."""
-    n, K = chain.data.Y.shape
+    n, K = chain.problem.samples, chain.layout.outputs
     k, h = chain.layout.inputs, chain.layout.width
-    # observation holds features of some rows; plain passes hold features, slopes and products of them, once in
-    # the first step and once in its graph
+    # observation holds features of some rows; plain passes hold features, slopes and products of them, once
+    # before a graph is recorded and once for graphs
     layers = 1.5 if chain.fused else 9.5
     total = 0.0
     for number, phase in enumerate(chain.schedule):

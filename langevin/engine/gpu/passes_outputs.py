@@ -1,4 +1,4 @@
-"""Passes of a step with K outputs, and Poisson batches, in PyTorch; `fused_outputs` has kernels for both."""
+"""Passes of a step with K outputs, in PyTorch; `langevin.engine.gpu.fused_outputs` has fused ones."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langevin.engine.gpu.passes import CLIP, STABILISER, STEP, mark, philox
-from langevin.engine.kernels.normals import BATCH_STREAM
+from langevin.engine.gpu.passes import CLIP, STABILISER, STEP, mark
 from langevin.engine.kernels.outputs.types import COLUMN, MARGIN
 from langevin.engine.kernels.types import FLAT, LP, NORMALISED, UNCLIPPED
 
 if TYPE_CHECKING:
     from langevin.engine.gpu.outputs import Block, OutputsEnsemble
-
-# words of batches that are drawn at once
-_WORDS = 2**22
-
 
 # --- products with the head --------------------------------------------------------------------------
 
@@ -49,28 +44,35 @@ def rows(e: OutputsEnsemble, block: Block) -> None:
     rule, index, n = e.rule, block.index, e.samples
     everything: Any = slice(n) if index is None else index
     there = block.members if index is None else index < n
-    pulled = norms = None
     if rule.method == LP:
-        block.A, feature = _frozen_rows(e, index)
+        A, feature = _frozen_rows(e, index)
     else:
-        block.A, norms = e.activation.tensor_value(block.Z), e.squared_norms[everything]
-        feature = block.A.square().sum(2)
-    F, Y = outputs(e.V, block.A), e.Y[everything]
+        if there is not None:
+            # whatever a state that is not finite has made of the padding
+            block.Z.masked_fill_(~there.unsqueeze(2), 0)
+        A = e.activation.tensor_value(block.Z)
+        feature = A.square().sum(2)
+    F, Y = outputs(e.V, A), e.Y[everything]
     R = _clipped_alone(e, e.loss.tensor_residual(F, Y), Y, feature)
+    squared, check = R.square().sum(2) * feature, F.double().square().sum(2)
+    if rule.clipping != UNCLIPPED:
+        check = check + feature
     if rule.method != LP:
-        block.D = torch.bmm(R, e.V) * e.activation.tensor_slope(block.Z)
-        pulled = block.D.square().sum(2)
-    factor = _factors(e, R, feature, pulled, norms)
+        block.D = D = torch.bmm(R, e.V) * e.activation.tensor_slope(block.Z)
+        pulled = D.square().sum(2)
+        squared = squared + e.squared_norms[everything] * pulled
+        if rule.clipping != UNCLIPPED:
+            check = check + pulled
+    factor = _factors(e, squared.sqrt())
     if there is not None:
         # not a product: what is not there may be infinite
         R, factor = R.masked_fill(~there.unsqueeze(2), 0), factor.masked_fill(~there, 0)
+        check = check.masked_fill(~there, 0)
+    block.A = A
     block.R.copy_(R * factor.unsqueeze(2))
     if block.D is not None:
         block.D *= factor.unsqueeze(2)
-    check = F.double().square().sum(2)
-    if rule.clipping != UNCLIPPED:
-        check = check + feature if pulled is None else check + feature + pulled
-    mark(e, torch.isfinite(check if there is None else check.masked_fill(~there, 0)).all(1))
+    mark(e, torch.isfinite(check).all(1))
 
 
 def columns(e: OutputsEnsemble, block: Block, store: bool) -> None:
@@ -107,55 +109,11 @@ def _clipped_alone(
     return R
 
 
-def _factors(
-    e: OutputsEnsemble,
-    R: torch.Tensor,
-    feature: torch.Tensor,
-    pulled: torch.Tensor | None,
-    norms: torch.Tensor | None,
-) -> torch.Tensor:
-    """Clip factors from the squared norms of gradients, shape (paths, b)."""
-    squared = R.square().sum(2) * feature
-    if pulled is not None:
-        squared = squared + norms * pulled
-    clip, g = e.numbers[CLIP], squared.sqrt()
+def _factors(e: OutputsEnsemble, g: torch.Tensor) -> torch.Tensor:
+    """Clip factors from the norms ``g`` of gradients."""
+    clip = e.numbers[CLIP]
     if e.rule.clipping == FLAT:
         return torch.where(g > clip, clip / g, 1.0)
     if e.rule.clipping == NORMALISED:
         return clip / (g + e.numbers[STABILISER])
     return torch.ones_like(g)
-
-
-# --- batches -----------------------------------------------------------------------------------------
-
-
-def _members(e: OutputsEnsemble, first: int, steps: int) -> torch.Tensor:
-    """Whether rows are in the batches of ``steps`` steps, ``first`` from now on; shape (steps, paths, n).
-
-    As `langevin.engine.kernels.outputs.batches.draw_batch` decides.
-    """
-    step, first_path, k0, k1 = e.clock.tolist()
-    counter = torch.arange((e.samples + 3) // 4)
-    step = (step + first + torch.arange(steps).view(-1, 1, 1)) & 0xFFFFFFFF
-    path = first_path + torch.arange(len(e.theta)).view(-1, 1)
-    words = torch.stack(philox(counter, step, path, BATCH_STREAM, k0, k1), 3).flatten(2)
-    return (words < e.threshold)[:, :, e.order]
-
-
-def largest_batches(e: OutputsEnsemble, steps: int) -> torch.Tensor:
-    """Most rows that any path's batch has, in each of the coming steps."""
-    count = max(1, _WORDS // (len(e.theta) * e.samples))
-    starts = range(0, steps, count)
-    parts = [_members(e, first, min(count, steps - first)).sum(2).amax(1) for first in starts]
-    return torch.cat(parts)
-
-
-def draw_rows(e: OutputsEnsemble, index: torch.Tensor) -> None:
-    """Write the rows of the present step's batches, padded by ``n``; there must be room for them."""
-    found = torch.where(_members(e, 0, 1)[0], torch.arange(e.samples), e.samples)
-    index.copy_(found.sort(1).values[:, : index.shape[1]])
-
-
-def draw_members(e: OutputsEnsemble, members: torch.Tensor) -> None:
-    """Write which rows are in the present step's batches."""
-    members.copy_(_members(e, 0, 1)[0])
