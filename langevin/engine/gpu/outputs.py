@@ -140,18 +140,21 @@ class OutputsEnsemble(Ensemble):
 
     def advance(self, count: int) -> None:
         """Take ``count`` steps of the current phase."""
-        sizes = [self.samples] * count
-        if self.gathers:
-            largest = self.batches.largest_batches(self, count).tolist()
-            sizes = [min(padded(size), self.samples) for size in largest]
-        for size in sizes:
+        for size in self.sizes(count):
             if self.step % CHECKED_STEPS == 0:
                 self._check_state()
             self._run((self.phase, size), partial(self._step, size))
             self.step += 1
 
+    def sizes(self, count: int) -> list[int]:
+        """Rows that each of the coming steps computes with."""
+        if not self.gathers:
+            return [self.samples] * count
+        largest = self.batches.largest_batches(self, count).tolist()
+        return [min(padded(size), self.samples) for size in largest]
+
     def _step(self, size: int) -> None:
-        block = self._block(size)
+        block = self.block(size)
         if self.rule.method == LP:
             self.passes.rows(self, block)
             self.passes.columns(self, block, False)
@@ -172,8 +175,8 @@ class OutputsEnsemble(Ensemble):
             self.passes.columns(self, block, True)
             self.W.baddbmm_(block.X.mT, block.Z if block.D is None else block.D, alpha=alpha)
 
-    def _block(self, size: int) -> Block:
-        """Draw the batch, and find room for it."""
+    def block(self, size: int) -> Block:
+        """Draw the batch of a step, and gather it in work space of so many rows."""
         (paths, K, h), n = self.V.shape, self.samples
         index = members = X = None
         if self.gathers:
