@@ -83,7 +83,7 @@ def build_data(
     if loss not in LOSSES and TABLE[loss].classes:
         raise ValueError(f"loss must be 'softmax' or 'ovr' to be simulated with classes, got {loss!r}")
     phi, value, residual = addresses(activation, None if loss in LOSSES else loss, layout.dtype)
-    filled = np.where(inputs.any(axis=1), inputs.shape[1] - (inputs != 0)[:, ::-1].argmax(axis=1), 1)
+    filled = np.where(inputs != 0, np.arange(1, inputs.shape[1] + 1), 1).max(axis=1, initial=1)
     return OutputsData(
         inputs,
         2 * targets - 1 if loss == "ovr" else targets,
