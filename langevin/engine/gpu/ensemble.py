@@ -55,9 +55,8 @@ class Ensemble:
         if self.device.type == "cuda":
             from langevin.engine.gpu import fused
 
-            # of all graphs: they run one after the other
-            self._pool = torch.cuda.graph_pool_handle()
             self.noise = fused.add_normals
+            self._forget_graphs()
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array, device=self.device)
@@ -107,6 +106,13 @@ class Ensemble:
             self.graphs[key] = graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 step()
+
+    def _forget_graphs(self) -> None:
+        """Drop all graphs, whose addresses have changed, with the memory that they share."""
+        self.graphs.clear()
+        if self.device.type == "cuda":
+            # of all graphs, which run one after the other; it does not outlive them
+            self._pool = torch.cuda.graph_pool_handle()
 
     def _add_noise(self) -> None:
         rule = self.rule

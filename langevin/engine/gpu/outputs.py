@@ -205,7 +205,7 @@ class OutputsEnsemble(Ensemble):
         """Work space of shape (paths, size, ...); if it has to grow, graphs with its address are dropped."""
         row = len(self.theta) * math.prod(rest)
         if name not in self._spaces or self._spaces[name].numel() < row * size:
-            self.graphs.clear()
+            self._forget_graphs()
             self._spaces.pop(name, None)
             space = torch.empty(row * max(size, self.rows), dtype=dtype or self.dtype, device=self.device)
             self._spaces[name] = space
