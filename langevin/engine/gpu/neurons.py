@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Neurons:
     """The neurons of an ensemble that is at its start, as `langevin.engine.kernels.outputs.neurons` has them.
 
+    It holds no reference to the ensemble: both go when the latter is no longer used, and no graph is left to
+    the garbage collector, which may run while another graph is recorded.
+
     Attributes
     ----------
     mean : Tensor, shape (paths, h)
@@ -27,56 +30,52 @@ class Neurons:
         Whether a neuron is active on some sample.
     """
 
-    def __init__(self, ensemble: OutputsEnsemble) -> None:
-        self._e, records = ensemble, ensemble.chain.records
-        device, paths, h = ensemble.device, len(ensemble.W), ensemble.W.shape[2]
-        outputs = ensemble.V.shape[1]
+    def __init__(self, e: OutputsEnsemble) -> None:
+        records, problem = e.chain.records, e.chain.problem
+        paths, _, h = e.W.shape
         # rows of the means, and of the head, of each neuron's own class
-        self._row = (records.own > 0 if outputs == 1 else records.own).astype(np.int64)
-        self._means = torch.tensor(records.means, device=device)
-        self._index = torch.tensor(self._row, device=device).expand(paths, 1, h)
-        self.active = torch.zeros((paths, h), dtype=torch.bool, device=device)
+        self._row = (records.own > 0 if problem.outputs_dim == 1 else records.own).astype(np.int64)
+        self._means = torch.tensor(records.means, device=e.device).expand(paths, -1, -1)
+        self._index = torch.tensor(self._row, device=e.device).expand(paths, 1, h)
+        self._softmax = LOSSES[problem.loss].gauge
+        self.active = torch.zeros((paths, h), dtype=torch.bool, device=e.device)
         # by the same product as later ones: what has not moved must compare as equal
-        self.start = self.mean = self._own_means()
+        self.start = self.mean = self._own_means(e)
 
-    def _own_means(self) -> torch.Tensor:
-        of_classes = torch.bmm(self._means.expand(len(self._e.W), -1, -1), self._e.W)
-        return of_classes.gather(1, self._index).squeeze(1)
+    def _own_means(self, e: OutputsEnsemble) -> torch.Tensor:
+        return torch.bmm(self._means, e.W).gather(1, self._index).squeeze(1)
 
-    def clear(self) -> None:
+    def clear(self, e: OutputsEnsemble) -> None:
         """Begin with the samples of a record."""
-        self.active.fill_(self._e.activation.name != "relu")
+        self.active.fill_(e.activation.name != "relu")
 
     def mark(self, A: torch.Tensor) -> None:
         """Take in the features of some rows, shape ([paths,] rows, h)."""
         self.active |= (A > 0).any(-2)
 
-    def shares(self) -> dict[int, torch.Tensor]:
+    def shares(self, e: OutputsEnsemble) -> dict[int, torch.Tensor]:
         """Shares of neurons, each of shape (paths,)."""
-        self.mean = self._own_means()
-        V, K = self._e.V, self._e.V.shape[1]
-        if K == 1:
-            exceeded = torch.where(self._index > 0, -V, V) > 0
-        elif LOSSES[self._e.chain.problem.loss].gauge:
+        self.mean = self._own_means(e)
+        V, K = e.V, e.V.shape[1]
+        if self._softmax:
             exceeded = V.gather(1, self._index) < V
         else:
-            own = torch.arange(K, device=V.device)[:, None] == self._index
+            own = self._index > 0 if K == 1 else torch.arange(K, device=V.device)[:, None] == self._index
             exceeded = torch.where(own, -V, V) > 0
         count = exceeded.sum(1)
-        conditions = K - 1 if LOSSES[self._e.chain.problem.loss].gauge else K
         found = {
             types.MISALIGNED: count > 0,
-            WHOLLY_MISALIGNED: count == conditions,
+            WHOLLY_MISALIGNED: count == K - self._softmax,
             types.DISTORTED: self.mean < self.start,
             types.DEAD: ~self.active,
         }
         return {row: share.double().mean(1) for row, share in found.items()}
 
-    def rows(self, complements: np.ndarray) -> np.ndarray:
-        """Per-neuron observables, shape (paths, 3, h), from what is not simulated."""
-        records, problem = self._e.chain.records, self._e.chain.problem
-        mean, V = self.mean.double().cpu().numpy(), self._e.V.double().cpu().numpy()
-        squared = self._e.W.double().square().sum(1).cpu().numpy()
+    def rows(self, e: OutputsEnsemble, complements: np.ndarray) -> np.ndarray:
+        """Per-neuron observables, shape (paths, 3, h); ``complements`` are as in `Chunk`."""
+        records, problem = e.chain.records, e.chain.problem
+        mean, V = self.mean.double().cpu().numpy(), e.V.double().cpu().numpy()
+        squared = e.W.double().square().sum(1).cpu().numpy()
         outside = records.complement_norms
         if records.complement_dims.size > 0:
             outside = outside + complements[:, 0]

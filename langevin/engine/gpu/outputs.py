@@ -225,7 +225,7 @@ class OutputsEnsemble(Ensemble):
         )
         n, neurons = self.samples, self.neurons
         if neurons is not None:
-            neurons.clear()
+            neurons.clear(self)
         # few rows at once: their features take room, too
         count = n if self.features is not None else max(self.rows // 4, 1)
         for first in range(0, n, count):
@@ -242,11 +242,11 @@ class OutputsEnsemble(Ensemble):
         found = {types.LOSS: loss}
         if self.classes or self.V.shape[1] == 1:
             found[types.ACCURACY] = correct / n
-        return found if neurons is None else found | neurons.shares()
+        return found if neurons is None else found | neurons.shares(self)
 
     def _neurons(self, chunk: Chunk) -> np.ndarray:
         assert self.neurons is not None
-        return self.neurons.rows(chunk.complements)
+        return self.neurons.rows(self, chunk.complements)
 
     def _features(self, rows: slice) -> torch.Tensor:
         """Features of some rows, shape ([paths,] rows, h)."""
