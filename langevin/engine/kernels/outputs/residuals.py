@@ -45,9 +45,11 @@ def _softmax_residuals(f, y, r):
 
 
 @njit(**INNER)
-def _residuals(f, y, r, data):
-    """``r`` elementwise, shape (K,)."""
+def sample_residual(f, y, r, data):
+    """Write the residual of one sample to ``r``, shape (K,); with softmax, return ``1 - p_y``."""
     one = f.dtype.type(1)
+    if data.loss == SOFTMAX:
+        return _softmax_residuals(f, y, r)
     for k in range(f.size):
         if data.loss == LOGISTIC:
             r[k] = -y[k] / (one + math.exp(y[k] * f[k]))
@@ -55,6 +57,7 @@ def _residuals(f, y, r, data):
             r[k] = f[k] - y[k]
         else:
             r[k] = call_scalar(data.residual, f[k], y[k])
+    return one
 
 
 @njit(**INNER)
@@ -79,11 +82,7 @@ def residuals(first, count, data, rule, scratch):
         if data.gauge:
             f, r = scratch.row[0], scratch.row[1]
             lift(scratch.F[i], f)
-        if data.loss == SOFTMAX:
-            others = _softmax_residuals(f, y, r)
-        else:
-            others = clip
-            _residuals(f, y, r, data)
+        others = sample_residual(f, y, r, data)
         if rule.clipping == MARGIN:
             g = others * math.sqrt(scratch.R.dtype.type(2) * scratch.samples[FEATURE, i])
             if g > clip:

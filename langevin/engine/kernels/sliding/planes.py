@@ -11,10 +11,10 @@ import numpy as np
 from langevin.engine.kernels.jit import JIT, njit
 from langevin.engine.kernels.sliding.state import (
     AREA,
+    BEFORE,
     CROSSINGS,
     FORCE,
     ON_PLANE,
-    OWN,
     PLANE_FORCE,
     RATE,
     ROUNDS,
@@ -215,11 +215,11 @@ def follow_neuron(net, row, plane, y, size, h, counts):
                     count += 1
         if count > 0:
             for a in range(count):
-                row[OWN, plane[a]] = slope[plane[a]]
+                row[BEFORE, plane[a]] = slope[plane[a]]
             fits &= _settle(net, row, plane, count, y)
             for a in range(count):
                 i = plane[a]
-                before = row[OWN, i]
+                before = row[BEFORE, i]
                 if event > 0 and (before == 0.0 or before == 1.0) and slope[i] != before:
                     counts[CROSSINGS if slope[i] == 0.0 or slope[i] == 1.0 else SLIDES] += 1
         until = left
