@@ -66,7 +66,8 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    targets = np.ascontiguousarray(Y.reshape(n, -1), number)
+    # a copy: for arrays that are read-only the step would be compiled once more
+    targets = np.array(Y.reshape(n, -1), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
     if features is not None:

@@ -64,11 +64,8 @@ def follow(
     coarse, fine = (State(np.array(W, order="C"), np.array(V, order="C"), slopes.copy()) for _ in range(2))
     counts, t, span = np.zeros(4, np.int64), start, stop - start
     h, before, longest = FIRST_STEP * span, report.error, span / FEWEST_STEPS
-    tolerance, most = (
-        min(LOOSER * rtol, LOOSEST),
-        int(MULTIPLICATIONS_A_CALL / (n * (k + outputs - 1) * width)),
-    )
-    most = max(1, min(most, STEPS_A_CALL))
+    tolerance, most = min(LOOSER * rtol, LOOSEST), MULTIPLICATIONS_A_CALL / (n * (k + outputs - 1) * width)
+    most = max(1, min(int(most), STEPS_A_CALL))
     report.used(f"Heun's method between hyperplanes from time {start:g}")
     for record, target in enumerate([*wanted, stop]):
         while t < target:
@@ -118,11 +115,10 @@ def _difference(problem: Problem, coarse: State, fine: State) -> tuple[float, fl
 
 def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
     """Of the outputs at ``state``; nothing where steps of ``h`` are stable anyway, or outputs too many."""
-    (n, outputs), none = (
-        net.y.shape,
-        Damping(np.zeros((net.y.size, 0)), np.zeros((net.y.size, 0)), np.zeros(0)),
-    )
-    if net.y.size > MOST_DAMPED:
+    n, outputs = net.y.shape
+    nothing = np.zeros((n * outputs, 0))
+    none = Damping(nothing, nothing, np.zeros(0))
+    if n * outputs > MOST_DAMPED:
         return none
     Z = net.X @ state.W.T
     A, on = np.maximum(Z, 0.0), (Z > 0) * state.V.T[:, None]
@@ -135,7 +131,7 @@ def _damping(problem: Problem, net: Net, state: State, h: float) -> Damping:
     # curvature = root root^T
     values, vectors = np.linalg.eigh(curvature)
     root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
-    rows = on.reshape(net.y.size, -1)
+    rows = on.reshape(n * outputs, -1)
     kernel = np.kron(np.eye(outputs), A @ A.T) + np.tile(net.X @ net.XT, (outputs, outputs)) * (rows @ rows.T)
     # an output's row holds all samples
     right = np.einsum("ali,ilk->aki", kernel.reshape(-1, outputs, n), root).reshape(kernel.shape)

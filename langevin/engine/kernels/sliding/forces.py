@@ -8,13 +8,13 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, njit
 from langevin.engine.kernels.outputs.residuals import sample_residual
 from langevin.engine.kernels.sliding.state import HEAVIEST, MEAN, OUTPUT, PULL, RESIDUAL, THIRD, VARIANCE
 from langevin.engine.kernels.types import NORMALISED, UNCLIPPED
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _factor(squared, residual, net):
     """``c_i`` at a gradient of norm ``residual sqrt(squared)``."""
     if net.clipping == UNCLIPPED:
@@ -25,7 +25,7 @@ def _factor(squared, residual, net):
     return net.clip / norm if norm > net.clip else 1.0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _rest_factor(mean, variance, third, residual, net):
     """Mean of ``c_i`` over squared norms with these central moments, by the two-point Gauss rule."""
     if not variance > 1e-24 * mean * mean:
@@ -39,7 +39,7 @@ def _rest_factor(mean, variance, third, residual, net):
     )
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _mean_factor(i, own, mean, variance, third, net, room):
     """Mean of ``c_i`` over all slopes but that of neuron ``own``, which is 1; -1: over all."""
     total = 0.0
@@ -55,7 +55,7 @@ def _mean_factor(i, own, mean, variance, third, net, room):
     return total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _set_aside(i, j, weight, slope, room):
     """Add a slope between 0 and 1 to the squared norms of sample ``i``: to its heaviest, or to the rest."""
     samples = room.samples
@@ -74,18 +74,20 @@ def _set_aside(i, j, weight, slope, room):
     samples[THIRD, i] += weight * spread * (1.0 - 2.0 * slope)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def mean_outputs(head, room, f):
     """``f_i``, shape (K, n), from mean features."""
     for k in range(f.shape[0]):
-        for i in range(f.shape[1]):
-            f[k, i] = 0.0
+        row = f[k]
+        for i in range(row.size):
+            row[i] = 0.0
         for j in range(head.shape[0]):
-            for i in range(f.shape[1]):
-                f[k, i] += head[j, k] * room.features[j, i]
+            weight, features = head[j, k], room.features[j]
+            for i in range(row.size):
+                row[i] += weight * features[i]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _residuals(net, room):
     """Residuals from mean outputs: their norms and directions."""
     f, r, y = room.sample[0], room.sample[1], room.sample[2]
@@ -93,27 +95,22 @@ def _residuals(net, room):
         for k in range(f.size):
             f[k], y[k] = room.outputs[OUTPUT, k, i], net.y[i, k]
         sample_residual(f, y, r, net)
-        largest = 0.0
-        for k in range(r.size):
-            # a NaN stays
-            largest = largest if abs(r[k]) <= largest else abs(r[k])
         total = 0.0
         for k in range(r.size):
-            r[k] = r[k] / largest if largest != 0.0 else 0.0
             total += r[k] * r[k]
-        root = math.sqrt(total)
-        room.samples[RESIDUAL, i] = largest * root
+        size = math.sqrt(total)
+        room.samples[RESIDUAL, i] = size
         for k in range(r.size):
-            room.directions[k, i] = r[k] / root if root != 0.0 else 0.0
+            room.directions[k, i] = r[k] / size if size != 0.0 else 0.0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def drive_of(j, room):
     """Row of ``drive`` that belongs to neuron ``j``."""
     return room.drive[j if room.drive.shape[0] > 1 else 0]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def pulls(head, slopes, net, room):
     """Residuals, what the squared norms are, and mean pulls, from mean outputs and slopes."""
     samples, A = room.samples, room.features
@@ -140,9 +137,12 @@ def pulls(head, slopes, net, room):
     for i in range(mean.size):
         factor = _mean_factor(i, -1, mean[i], samples[VARIANCE, i], samples[THIRD, i], net, room)
         samples[PULL, i] = samples[RESIDUAL, i] * factor
+    for k in range(head.shape[1]):
+        for i in range(mean.size):
+            room.pulls[k, i] = room.directions[k, i] * samples[PULL, i]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def own_pull(i, j, slope, net, room):
     """``c_i ||r_i||`` as neuron ``j`` sees it: while it is active."""
     samples = room.samples

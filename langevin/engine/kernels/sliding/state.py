@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, njit
 
 # |z_ij| up to this share of max(||w_j||, ||V_j||) ||x_i|| is rounding: the neuron is on the hyperplane
 ON_PLANE = 1e-13
@@ -70,11 +70,11 @@ class Room(NamedTuple):
     products: np.ndarray  # (h, n)
     pulled: np.ndarray  # (h, k)
     scaled: np.ndarray  # (n, k)
-    # V_j . r_i / ||r_i|| is scale_j times the row of neuron j. Of one output there is one row for all neurons,
-    # and their products with it are cheaper
+    # V_j . r_i / ||r_i|| is scale_j drive_ji; of one output all neurons share a row, which spares work
     drive: np.ndarray  # (h, n), or (1, n)
     scale: np.ndarray  # (h,)
     directions: np.ndarray  # (K, n): r_i / ||r_i||
+    pulls: np.ndarray  # (K, n): mean c_i r_i
     outputs: np.ndarray  # (3, K, n): at the start of the step, predicted at its end, and their mean
     sample: np.ndarray  # (3, K): outputs, residual and target of one sample
     samples: np.ndarray  # (5, n)
@@ -98,7 +98,7 @@ MEAN, VARIANCE, THIRD, RESIDUAL, PULL = range(5)
 Z, RATE, SLOPE, FORCE, PLANE_FORCE, SHARE, AREA, BEFORE, OWN = range(9)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def length(W, j):
     """Norm of row ``j`` of ``W``."""
     total = 0.0
@@ -107,7 +107,7 @@ def length(W, j):
     return math.sqrt(total)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def copy(source, target):
     """Copy a matrix into another."""
     for a in range(source.shape[0]):
@@ -115,7 +115,7 @@ def copy(source, target):
             target[a, b] = source[a, b]
 
 
-@njit(**JIT)
+@njit(**INNER)
 def copy_state(source, target):
     """Copy a state into another."""
     copy(source.W, target.W)
@@ -123,7 +123,7 @@ def copy_state(source, target):
     copy(source.slopes, target.slopes)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def state_norm(state):
     """Of all weights."""
     total = 0.0
@@ -151,6 +151,7 @@ def workspace(h: int, n: int, k: int, outputs: int) -> tuple[Room, tuple[State, 
         drive=zeros(1 if outputs == 1 else h, n),
         scale=np.ones(h),
         directions=zeros(outputs, n),
+        pulls=zeros(outputs, n),
         outputs=zeros(3, outputs, n),
         sample=zeros(3, outputs),
         samples=zeros(5, n),

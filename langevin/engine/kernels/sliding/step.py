@@ -9,9 +9,10 @@ followed *exactly* from one hyperplane to the next.
 Slopes on several hyperplanes at once solve a linear complementarity problem with bounds. Two stages (Heun)
 make a method of order 2; crossings and slides cost it no order, since none is stepped over.
 
-A clipping factor depends on all slopes of its sample, weighted by ``(V_j . r_i)^2``. Its mean is taken over slopes that are on or off
-independently of each other: for one sliding neuron this is Filippov's definition; for several on the same
-sample the definition leaves a choice. The heaviest are combined one by one, the rest by a Gauss rule.
+A clipping factor depends on all slopes of its sample, weighted by ``(V_j . r_i)^2``. Its mean is taken over
+slopes that are on or off independently of each other: for one sliding neuron this is Filippov's definition;
+for several on the same sample the definition leaves a choice. The heaviest are combined one by one, the rest
+by a Gauss rule.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -22,7 +23,7 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, JIT, njit
 from langevin.engine.kernels.sliding.forces import drive_of, mean_outputs, own_pull, pulls
 from langevin.engine.kernels.sliding.planes import follow_neuron
 from langevin.engine.kernels.sliding.state import (
@@ -51,10 +52,10 @@ from langevin.engine.kernels.sliding.state import (
     length,
     state_norm,
 )
-from langevin.engine.kernels.types import UNCLIPPED
+from langevin.engine.kernels.types import UNCLIPPED, borrow
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _start(state, net, room):
     """Pre-activations, features and slopes at the start of a step."""
     np.dot(state.W, net.XT, room.Z)
@@ -68,14 +69,14 @@ def _start(state, net, room):
             room.on[j, i] = 1.0 if z > floor else (0.0 if z < -floor else state.slopes[j, i])
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _pull_all(net, room):
     """What pulls each neuron, over its scale, and minus the rates of its pre-activations over it."""
     on, pull = room.on, room.samples[PULL]
     if room.drive.shape[0] == 1:
         for i in range(pull.size):
             for c in range(room.scaled.shape[1]):
-                room.scaled[i, c] = room.drive[0, i] * pull[i] * net.X[i, c]
+                room.scaled[i, c] = room.pulls[0, i] * net.X[i, c]
         np.dot(on, room.scaled, room.pulled)
     else:
         for j in range(on.shape[0]):
@@ -85,7 +86,7 @@ def _pull_all(net, room):
     np.dot(room.pulled, net.XT, room.products)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _stage(state, h, new, net, room, counts):
     """One stage: from mean outputs, features and slopes to those of the step, and to where the step ends.
 
@@ -132,27 +133,30 @@ def _stage(state, h, new, net, room, counts):
                 partial |= 0.0 < slopes[j, i] < 1.0
                 row[OWN, i] = own
                 if slopes[j, i] > 0.0:
+                    weight = drive[i] * own * slopes[j, i]
                     for c in range(inputs):
-                        room.pulled[j, c] += drive[i] * own * slopes[j, i] * net.X[i, c]
+                        room.pulled[j, c] += weight * net.X[i, c]
+            for k in range(new.V.shape[1]):
+                turn = 0.0
+                for i in range(n):
+                    turn += room.directions[k, i] * row[OWN, i] * row[AREA, i]
+                new.V[j, k] = state.V[j, k] - turn
         else:
             for i in range(n):
                 mean = room.Z[j, i] - 0.5 * h * scale * room.products[j, i]
                 slopes[j, i] = room.on[j, i]
                 room.features[j, i] = max(mean, 0.0)
-        for k in range(new.V.shape[1]):
-            turn = 0.0
-            for i in range(n):
-                if meets:
-                    turn += room.directions[k, i] * row[OWN, i] * row[AREA, i]
-                else:
-                    turn += room.directions[k, i] * pull[i] * room.features[j, i] * h
-            new.V[j, k] = state.V[j, k] - turn
+            for k in range(new.V.shape[1]):
+                turn = 0.0
+                for i in range(n):
+                    turn += room.pulls[k, i] * room.features[j, i] * h
+                new.V[j, k] = state.V[j, k] - turn
         for c in range(inputs):
             new.W[j, c] = state.W[j, c] - h * scale * room.pulled[j, c]
     return good, partial
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _distance(new, room):
     """How far the stage has moved the step's end from the one before, which it replaces."""
     total = 0.0
@@ -166,7 +170,7 @@ def _distance(new, room):
     return math.sqrt(total)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _filter(start, predicted, h, damping, mean):
     """Outputs whose pulls keep a step stable: ``mean = start + B (predicted - start)``.
 
@@ -188,7 +192,7 @@ def _filter(start, predicted, h, damping, mean):
         mean[i] = total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _step(state, new, h, tolerance, net, damping, room, counts):
     """One step; returns the change by its second stage over the weights' size, infinite where it failed."""
     _start(state, net, room)
@@ -228,7 +232,9 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
 
     The first one's steps keep ``tolerance``. Returns the time, the next step, and how it ended.
     """
-    starts, ends, found = (coarse, fine, spare[1]), (spare[0], spare[1], spare[2]), np.zeros(4, np.int64)
+    coarse, fine, net, damping, room = borrow(coarse), borrow(fine), borrow(net), borrow(damping), borrow(room)
+    first, second, third = borrow(spare[0]), borrow(spare[1]), borrow(spare[2])
+    starts, ends, found = (coarse, fine, second), (first, second, third), np.zeros(4, np.int64)
     for _ in range(most):
         if t >= stop:
             return t, h, REACHED
@@ -247,8 +253,8 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
         if not finite and now <= shortest:
             return t, h, LOST
         if finite and (error <= tolerance or now <= shortest):
-            copy_state(spare[0], coarse)
-            copy_state(spare[2], fine)
+            copy_state(first, coarse)
+            copy_state(third, fine)
             t = stop if last else t + now
             counts[STEPS] += 1
             counts[CROSSINGS] += found[CROSSINGS]
