@@ -73,7 +73,7 @@ def _start(state, net, room):
 def _pull_all(net, room):
     """What pulls each neuron, over its scale, and minus the rates of its pre-activations over it."""
     on, pull = room.on, room.samples[PULL]
-    if room.drive.shape[0] == 1:
+    if room.pulls.shape[0] == 1:
         for i in range(pull.size):
             for c in range(room.scaled.shape[1]):
                 room.scaled[i, c] = room.pulls[0, i] * net.X[i, c]
