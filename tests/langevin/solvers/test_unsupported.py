@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from empirical import run_schedule
-from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
+from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama
 
 WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])
 SEVERAL = Weights(WEIGHTS.W, np.ones((2, 3)))
@@ -63,12 +63,3 @@ def test_gram_weights_of_several_outputs_run_in_linear_probing_alone():
         ValueError, match="GramWeights: 'gram' does not cover K = 3 outputs yet; take Weights"
     ):
         euler_maruyama(SOFTMAX, weights, Schedule.fft(time=0.2), dt=0.1, rng=0)
-
-
-def test_the_adaptive_method_ends_where_a_neuron_of_several_outputs_meets_a_hyperplane():
-    problem = Problem(SOFTMAX.X, SOFTMAX.y, "relu", "softmax")
-    run = problem, Weights(WEIGHTS.W, [[0.1, 0.2, 0.3], [0.3, -0.2, 0.1]]), Schedule.fft(time=20.0)
-    with pytest.raises(ValueError, match="dt must be given for this flow of a 'relu' net with K = 3 outputs"):
-        zeroth_order(*run)
-    assert np.isfinite(zeroth_order(*run, dt=0.01).loss).all()
-    assert np.isfinite(gradient_flow(*run, dt=0.01).v).all()

@@ -232,7 +232,8 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
 
     The first one's steps keep ``tolerance``. Returns the time, the next step, and how it ended.
     """
-    coarse, fine, net, damping, room = borrow(coarse), borrow(fine), borrow(net), borrow(damping), borrow(room)
+    coarse, fine, net = borrow(coarse), borrow(fine), borrow(net)
+    damping, room = borrow(damping), borrow(room)
     first, second, third = borrow(spare[0]), borrow(spare[1]), borrow(spare[2])
     starts, ends, found = (coarse, fine, second), (first, second, third), np.zeros(4, np.int64)
     for _ in range(most):
