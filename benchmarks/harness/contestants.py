@@ -50,6 +50,11 @@ class Case:
         """Return the schedule: full fine-tuning with flat clipping and noise."""
         return Phase("fft", HORIZON, SIGMA, CLIP)
 
+    @property
+    def rows(self) -> int:
+        """Return the number of samples of a step."""
+        return self.samples
+
     @cached_property
     def request(self) -> Request:
         """Return the request that `langevin.euler_maruyama` would make."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _diffrax(case: Case, dtype: type, reduce: str, paths: int, tree: bool) -> Co
 class Peer:
     """How to build a contestant, and which packages it requires."""
 
-    build: Callable[[Case, type, str, int], Contestant]
+    build: Callable[[Any, type, str, int], Contestant]
     needs: tuple[str, ...]
     tuned_by: str = ""  # the peer whose number of paths it uses, if it does not determine its own
     double_only: bool = False
@@ -66,12 +67,21 @@ PEERS = {
 }
 
 
-def missing() -> list[str]:
+def missing(peers: Mapping[str, Peer] = PEERS) -> list[str]:
     """Return the peers that are not installed."""
-    return [name for name, peer in PEERS.items() if not peer.installed]
+    return [name for name, peer in peers.items() if not peer.installed]
 
 
-def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -> dict[str, Contestant]:
+def lineup(
+    case: Case,
+    dtype: type,
+    candidates: Sequence[int],
+    seconds: float,
+    *,
+    peers: Mapping[str, Peer] = PEERS,
+    ours: Callable[[Any, type, str, int], Contestant] = Ours,
+    our_paths: int = OUR_PATHS,
+) -> dict[str, Contestant]:
     """Return all contestants, on full data and, where smaller, on reduced data: ``"JAX scan, reduced"``.
 
     Parameters
@@ -80,13 +90,17 @@ def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -
         Numbers of paths to try with each peer, in increasing order.
     seconds : float
         Duration of each trial.
+    peers : mapping of str to Peer
+    ours : callable
+        Builds our contestant.
+    our_paths : int
     """
     contestants: dict[str, Contestant] = {}
     for data, reduce in (("reduced", "auto"), ("full", "none")) if case.reducible else (("full", "none"),):
-        contestants[f"{US}, {data}"] = Ours(case, dtype, reduce, OUR_PATHS)
+        contestants[f"{US}, {data}"] = ours(case, dtype, reduce, our_paths)
         fitting = _fitting(case, dtype, reduce, candidates)
         best: dict[str, int] = {}
-        for name, peer in PEERS.items():
+        for name, peer in peers.items():
             if peer.installed and not (peer.double_only and dtype is not np.float64):
                 build = partial(peer.build, case, dtype, reduce)
                 best[name] = best.get(peer.tuned_by, 0) or best_paths(build, fitting, seconds)
@@ -113,7 +127,7 @@ def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], se
 
 
 def _fitting(case: Case, dtype: type, reduce: str, candidates: Sequence[int]) -> Sequence[int]:
-    a_path = case.width * max(case.span(reduce).dim, case.samples) * np.dtype(dtype).itemsize
+    a_path = case.width * max(case.span(reduce).dim, case.rows) * np.dtype(dtype).itemsize
     return [paths for paths in candidates if paths * a_path <= BATCH_BYTES] or candidates[:1]
 
 
