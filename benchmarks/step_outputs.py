@@ -73,15 +73,15 @@ def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     from benchmarks.peers.lineup import OUR_PATHS, US, lineup, require_same_drift
     from benchmarks.peers.outputs_lineup import peers
 
-    dtype, shared = PRECISIONS[precision], case.probing and case.rate == 1
+    dtype = PRECISIONS[precision]
     contestants = lineup(
         case,
         dtype,
-        SHARED if shared and len(effort.paths) > 1 else effort.paths,
+        SHARED if case.shared and len(effort.paths) > 1 else effort.paths,
         effort.seconds / 4,
         peers=peers(case),
         ours=OursOutputs,
-        our_paths=SHARED[-1] if shared else OUR_PATHS,
+        our_paths=SHARED[-1] if case.shared else OUR_PATHS,
     )
     require_same_drift(case, contestants, TOLERANCES[precision])
     ours: dict[str, Any] = {

@@ -51,9 +51,13 @@ class Case:
         return Phase("fft", HORIZON, SIGMA, CLIP)
 
     @property
-    def rows(self) -> int:
-        """Return the number of samples of a step."""
-        return self.samples
+    def shared(self) -> bool:
+        """Tell whether what a step reads most of is the same for all paths."""
+        return False
+
+    def path_numbers(self, reduce: str) -> int:
+        """Return how many numbers a path keeps in its largest array."""
+        return self.width * max(self.span(reduce).dim, self.samples)
 
     @cached_property
     def request(self) -> Request:

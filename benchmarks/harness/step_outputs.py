@@ -50,15 +50,26 @@ class OutputsCase(Case):
         """Return the schedule: flat clipping and noise."""
         return Phase(self.method, HORIZON, SIGMA, CLIP, sample_rate=self.rate)
 
+    @cached_property
+    def reducible(self) -> bool:
+        """Tell whether the span is smaller than the input space and matters: probing does not read inputs."""
+        return not self.probing and super().reducible
+
     @property
     def probing(self) -> bool:
         """Tell whether the head alone is trained."""
         return self.method == "lp"
 
     @property
-    def rows(self) -> int:
-        """Return the expected number of samples of a step."""
-        return round(self.rate * self.samples)
+    def shared(self) -> bool:
+        """Tell whether all paths read the same features, and little else."""
+        return self.probing and self.rate == 1
+
+    def path_numbers(self, reduce: str) -> int:
+        """Return how many numbers a path keeps in its largest array."""
+        if self.shared:
+            return self.samples * self.outputs
+        return self.width * max(0 if self.probing else self.span(reduce).dim, round(self.rate * self.samples))
 
     @cached_property
     def features(self) -> np.ndarray:

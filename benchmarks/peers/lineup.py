@@ -49,6 +49,7 @@ class Peer:
     needs: tuple[str, ...]
     tuned_by: str = ""  # the peer whose number of paths it uses, if it does not determine its own
     double_only: bool = False
+    shares: bool = True  # whether its paths read together what they share
 
     @property
     def installed(self) -> bool:
@@ -103,15 +104,20 @@ def lineup(
         for name, peer in peers.items():
             if peer.installed and not (peer.double_only and dtype is not np.float64):
                 build = partial(peer.build, case, dtype, reduce)
-                best[name] = best.get(peer.tuned_by, 0) or best_paths(build, fitting, seconds)
+                best[name] = best.get(peer.tuned_by, 0) or best_paths(
+                    build, fitting, seconds, case.shared and peer.shares
+                )
                 contestants[f"{name}, {data}"] = build(best[name])
     return contestants
 
 
-def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], seconds: float) -> int:
+def best_paths(
+    build: Callable[[int], Contestant], candidates: Sequence[int], seconds: float, shared: bool = False
+) -> int:
     """Return the number of paths with which a peer is fastest.
 
-    Two slower candidates end the search. So does a step so long that more paths bring no gain.
+    Two slower candidates end the search. So does a step so long that more paths bring no gain, unless paths
+    share what they read.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -121,13 +127,13 @@ def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], se
         steps = steps_within(contestant, seconds)
         elapsed = min(contestant.advance(steps) for _ in range(2)) / steps / paths
         best, fastest, slower = (paths, elapsed, 0) if elapsed < fastest else (best, fastest, slower + 1)
-        if slower == 2 or elapsed * paths > seconds:
+        if slower == 2 or (elapsed * paths > seconds and not shared):
             break
     return best
 
 
 def _fitting(case: Case, dtype: type, reduce: str, candidates: Sequence[int]) -> Sequence[int]:
-    a_path = case.width * max(case.span(reduce).dim, case.rows) * np.dtype(dtype).itemsize
+    a_path = case.path_numbers(reduce) * np.dtype(dtype).itemsize
     return [paths for paths in candidates if paths * a_path <= BATCH_BYTES] or candidates[:1]
 
 

@@ -34,7 +34,7 @@ FULL_BATCHES = {
     "torchsde": Peer(partial(_torchsde, fresh=False), ("torch", "torchsde"), "torchsde, fresh draws"),
 }
 ANY_BATCHES = {
-    "torch vmap(grad)": Peer(_vmap, ("torch",)),
+    "torch vmap(grad)": Peer(_vmap, ("torch",), shares=False),
     "JAX": Peer(_jax, ("jax",)),
     "JAX, single draws": Peer(partial(_jax, draws=np.float32), ("jax",), "JAX", True),
 }
