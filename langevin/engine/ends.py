@@ -16,8 +16,8 @@ import numpy as np
 from langevin.engine import outputs, pool
 from langevin.engine.chain import outputs_step_seconds, steps_a_call
 from langevin.engine.kernels.outputs.loop import advance_outputs
-from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule
-from langevin.engine.kernels.types import LOSS, NEURON_ROWS, SCALARS, Records
+from langevin.engine.kernels.outputs.types import SCALARS, OutputsData, OutputsRule
+from langevin.engine.kernels.types import LOSS, NEURON_ROWS, Records
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.noise import DTYPES, Precision
 from langevin.engine.watchers import WATCHERS

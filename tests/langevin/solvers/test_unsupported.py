@@ -28,13 +28,6 @@ def test_reductions_refuse_what_they_do_not_cover(case):
     euler_maruyama(*run, dt=0.1, rng=0)
 
 
-@pytest.mark.parametrize("case", RUNS)
-def test_devices_are_refused(case):
-    *run, what = RUNS[case]
-    with pytest.raises(ValueError, match=f"device must be 'cpu' with {what}, got 'cuda'"):
-        euler_maruyama(*run, dt=0.1, rng=0, device="cuda")
-
-
 OBSERVED: dict[str, Any] = {
     "a cone of real targets": ("targets", "cone_distance", "needs labels -1 and +1, or classes"),
     "a share of real targets": ("targets", "misaligned", "needs labels -1 and +1, or classes"),
