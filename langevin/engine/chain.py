@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from langevin.engine import outputs
-from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
+from langevin.engine.kernels.outputs.types import (
+    TOGETHER,
+    OutputsData,
+    OutputsRule,
+    OutputsScratch,
+)
 from langevin.engine.kernels.types import Records, Rule, Scratch
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.observer import Observer
@@ -113,6 +118,8 @@ class Chain(System):
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
         a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
+        if self.probed is not None and self.schedule.phases[0].sample_rate == 1:
+            a_call = max(a_call, TOGETHER)
         fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
 

@@ -16,6 +16,7 @@ from langevin.engine.kernels.outputs.types import (
     COLUMN_MULTIPLE,
     LOSSES,
     MARGIN,
+    TOGETHER,
     OutputsData,
     OutputsRule,
     OutputsScratch,
@@ -83,12 +84,11 @@ def build_data(
     if loss not in LOSSES and TABLE[loss].classes:
         raise ValueError(f"loss must be 'softmax' or 'ovr' to be simulated with classes, got {loss!r}")
     phi, value, residual = addresses(activation, None if loss in LOSSES else loss, layout.dtype)
-    filled = np.where(inputs != 0, np.arange(1, inputs.shape[1] + 1), 1).max(axis=1, initial=1)
     return OutputsData(
         inputs,
         2 * targets - 1 if loss == "ovr" else targets,
         targets.argmax(axis=1) if loss == "softmax" else np.zeros(0, np.int64),
-        np.maximum.accumulate(filled),
+        _reach(inputs),
         np.einsum("ij,ij->i", X, X).astype(number),
         position,
         bool((position != np.arange(n)).any()),
@@ -100,7 +100,7 @@ def build_data(
         gauge=layout.outputs < targets.shape[1],
         head=layout.head,
         rows=rows,
-        frozen_rows=min(rows, _cached_rows(layout)),
+        frozen_rows=min(rows, _cached_rows(layout, arrays=1)),
         narrow=_narrow(layout, rows),
         pulled=min(_PULLED_ROWS, rows),
         columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
@@ -111,6 +111,14 @@ def build_data(
         value=value,
         residual=residual,
     )
+
+
+def _reach(X: np.ndarray) -> np.ndarray:
+    """Columns up to the last one that is not zero, at least one, in each row or in one before it."""
+    last = np.zeros(len(X), np.int64)
+    for column in range(X.shape[1]):
+        last[X[:, column] != 0] = column
+    return np.maximum.accumulate(last + 1)
 
 
 def freeze(layout: Layout, data: OutputsData, theta: np.ndarray) -> OutputsData:
@@ -148,7 +156,7 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
         row=aligned_zeros((data.Y.shape[1],), number),
         samples=aligned_zeros((6, b), number),
         neurons=aligned_zeros((3, ld), number),
-        head=aligned_zeros((outputs, ld), number),
+        heads=aligned_zeros((TOGETHER if probing else 1, outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),
         feature_norms=np.zeros(stored, number),
@@ -239,9 +247,9 @@ def freeze_flops(data: OutputsData) -> float:
     return 2.0 * len(data.Y) * data.inputs * data.width
 
 
-def _cached_rows(layout: Layout) -> int:
-    """Rows of a block that stays in the cache, with work space of its size."""
-    row = 2 * layout.ld * np.dtype(layout.dtype).itemsize
+def _cached_rows(layout: Layout, arrays: int = 2) -> int:
+    """Rows of a block so many of whose arrays stay in the cache."""
+    row = arrays * layout.ld * np.dtype(layout.dtype).itemsize
     return max(_ACTIVATIONS // row // 16 * 16, 32)
 
 

@@ -297,6 +297,27 @@ def test_order_of_rows_changes_rounding_alone():
     assert np.abs(straight.thetas - lost.thetas).max() > 1e-3
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("rows", [None, 32])
+@pytest.mark.parametrize("loss", ["softmax", "square"])
+def test_zeros_of_triangular_inputs_are_left_out(loss, rate, rows):
+    # wider than a block of products, and with samples behind the triangle
+    net = Net.random(loss, n=150, d=100)
+    net = replace(net, X=np.tril(net.X))
+    rule: dict[str, Any] = dict(clip=2.0, sample_rate=rate)
+    order = np.random.default_rng(1).permutation(150)
+    shuffled = replace(net, X=net.X[np.argsort(order)], Y=net.Y[np.argsort(order)])
+    run = start(shuffled, order=order, rows=rows, **rule)
+    assert run.data.reach[[0, 7, 120]].tolist() == [1, 8, 100]
+    short = run.data._replace(reach=np.maximum(run.data.reach - 1, 1))
+    expected = reference_step(shuffled, clip=2.0, rate=rate)
+    assert off(run.advance(0, 1), expected) < 1e-12
+    # control: one column too few
+    cut = start(shuffled, order=order, rows=rows, **rule)
+    cut.data = short
+    assert off(cut.advance(0, 1), expected) > 1e-4
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("method", ["fft", "lp"])
 def test_calls_and_chunks_change_no_bit(dtype, method):

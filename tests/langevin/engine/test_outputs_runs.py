@@ -1,6 +1,7 @@
 """Runs with K outputs and Poisson batches: bits, records, observables, limits, and their noise-free paths."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from langevin import (
     Diverged,
     Interrupted,
+    Phase,
     Problem,
     Schedule,
     Weights,
@@ -65,6 +67,61 @@ def test_threads_chunks_and_the_number_of_paths_do_not_change_a_bit(reduce, monk
         assert equal_bits(whole, run(threads=2, **given))
     # negative control
     assert not equal_bits(whole, run(threads=1, rng=2, **given))
+
+
+@pytest.mark.parametrize("reduce", ["span", "none", "kernel"])
+def test_paths_that_read_features_together_keep_their_bits(reduce, monkeypatch):
+    given: dict[str, Any] = dict(schedule=Schedule.lp(time=0.4, sigma=0.3, clip=1.0), reduce=reduce, paths=70)
+    whole = run(threads=1, **given)
+    assert equal_bits(whole.isel(path=slice(1)), run(**given | {"paths": 1}))
+    assert equal_bits(whole.isel(path=slice(23)), run(**given | {"paths": 23}))
+    monkeypatch.setattr(chain, "_CALL_SECONDS", 1e-9)
+    assert equal_bits(whole, run(threads=2, **given))
+    assert not equal_bits(whole, run(threads=1, rng=2, **given))
+
+
+def test_a_path_that_diverges_leaves_those_beside_it_alone():
+    # unclipped steps beyond the stability limit: some paths leave the range of numbers before others
+    problem = Problem(X, TARGETS, "relu", "square")
+    schedule = Schedule.lp(time=60.0, sigma=0.3)
+    given: dict[str, Any] = dict(
+        problem=problem, schedule=schedule, dt=0.5, reduce="none", precision="single"
+    )
+    times = [0.0, 15.0, 30.0, 45.0, 60.0]
+    with pytest.raises(Diverged) as caught:
+        run(paths=8, times=times, **given)
+    whole = caught.value.run
+    for path in (0, 7):
+        with pytest.raises(Diverged) as caught:
+            run(paths=path + 1, times=times, **given)
+        assert equal_bits(whole.isel(path=[path]), caught.value.run.isel(path=[path]))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+@pytest.mark.parametrize("reduce", ["span", "none"])
+def test_features_are_those_of_the_path_once_its_layer_has_moved(reduce, rate, monkeypatch):
+    lp, fft = (
+        dict(time=0.1, sigma=0.3, clip=1.0, sample_rate=rate),
+        dict(time=0.2, sigma=0.3, clip=1.0, sample_rate=rate),
+    )
+    schedule = Schedule([Phase("lp", **lp), Phase("fft", **fft), Phase("lp", **lp)])
+    whole = run(schedule=schedule, reduce=reduce)
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "_CALL_SECONDS", 1e-9)
+        assert equal_bits(whole, run(schedule=schedule, reduce=reduce, threads=2))
+    built = chain.Chain.build
+
+    def own(*args: Any) -> Any:
+        return replace(built(*args), probed=None)
+
+    # features that each path computes at each call have the same bits
+    with monkeypatch.context() as patched:
+        patched.setattr(chain.Chain, "build", own)
+        assert equal_bits(whole, run(schedule=schedule, reduce=reduce))
+    # control: features of the start throughout
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "_probes", lambda phases: phases[-1].method == "lp")
+        assert not equal_bits(whole, run(schedule=schedule, reduce=reduce))
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])

@@ -12,7 +12,6 @@ from langevin.engine.kernels.blas import address, gemm
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.normals import STATE_STREAM, TILE, add_tiles
 from langevin.engine.kernels.outputs.forward import (
-    frozen,
     hidden,
     neurons_per_product,
     outputs,
@@ -20,7 +19,7 @@ from langevin.engine.kernels.outputs.forward import (
 )
 from langevin.engine.kernels.outputs.residuals import clip_factors, residuals
 from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
-from langevin.engine.kernels.types import CALLED, LP, RELU, UNCLIPPED
+from langevin.engine.kernels.types import CALLED, RELU, UNCLIPPED
 
 # columns and rows of a product with the inputs
 COLUMNS_A_PRODUCT, ROWS_A_PRODUCT = 32, 128
@@ -72,10 +71,10 @@ def _pull_back(theta, count, data, scratch):
 
 
 @njit(**INNER)
-def _add_head_gradient(A, count, data, scratch, more):
-    """Add ``A^T R`` of a block to the head's gradient, or start it."""
+def add_head_gradient(A, count, gradient, data, scratch, more):
+    """Add ``A^T R`` of a block, with ``A`` at that address, to a ``gradient (K, ld)``, or start it."""
     K, ld, size, b = data.outputs, scratch.A.shape[1], scratch.A.itemsize, scratch.R.shape[1]
-    R, gradient = address(scratch.R), address(scratch.head)
+    R, out = address(scratch.R), address(gradient)
     scratch.scalars[0] = 1
     for i in range(0, count, data.narrow):
         n = min(data.narrow, count - i)
@@ -89,7 +88,7 @@ def _add_head_gradient(A, count, data, scratch, more):
             ld,
             R + i * size,
             b,
-            gradient,
+            out,
             ld,
             scratch.ints,
             scratch.scalars,
@@ -112,24 +111,19 @@ def _scale_inputs(first, count, gathered, data, scratch):
 @njit(**INNER)
 def gradient_block(theta, first, count, gathered, data, rule, scratch):
     """Head's gradient and ``D`` of a block; returns its inputs' address and whether all is finite."""
-    probing = rule.method == LP
-    X = np.int64(0)
-    if probing:
-        A = frozen(first, count, gathered, data, scratch)
-    else:
-        X = hidden(theta, first, count, gathered, data, scratch)
-        A = address(scratch.A)
+    clipped = rule.clipping != UNCLIPPED
+    X = hidden(theta, first, count, gathered, data, scratch)
+    A = address(scratch.A)
     outputs(theta, A, count, data, scratch)
     check = residuals(first, count, data, rule, scratch)
-    if not probing:
-        _pull_back(theta, count, data, scratch)
-        for i in range(count if rule.clipping != UNCLIPPED else 0):
-            check += scratch.samples[PULLBACK, i]
-    clip_factors(first, count, not probing, data, rule, scratch)
-    if not probing and rule.clipping != UNCLIPPED:
+    _pull_back(theta, count, data, scratch)
+    for i in range(count if clipped else 0):
+        check += scratch.samples[PULLBACK, i]
+    clip_factors(first, count, data, rule, scratch)
+    if clipped:
         _scale_inputs(first, count, gathered, data, scratch)
         X = address(scratch.X)
-    _add_head_gradient(A, count, data, scratch, first > 0)
+    add_head_gradient(A, count, scratch.heads[0], data, scratch, first > 0)
     return X, math.isfinite(check)
 
 
@@ -211,10 +205,10 @@ def _add_noise(theta, first, stop, step, path, k0, k1, rule, scratch):
 
 
 @njit(**INNER)
-def apply_head(theta, rate, any_sample, step, path, k0, k1, data, rule, scratch):
+def apply_head(theta, rate, gradient, any_sample, step, path, k0, k1, data, rule, scratch):
     """Drift and noise of the head."""
     if any_sample:
-        _subtract(theta, np.int64(0), rate, scratch.head, data.outputs, data.width)
+        _subtract(theta, np.int64(0), rate, gradient, data.outputs, data.width)
     _add_noise(theta, np.int64(0), data.head, step, path, k0, k1, rule, scratch)
 
 

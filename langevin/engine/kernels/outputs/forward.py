@@ -15,6 +15,7 @@ from langevin.engine.kernels.types import CALLED, NEURONS_A_PRODUCT, RELU, SMALL
 FEWEST_NEURONS = 32
 # bytes of a head that stay in the first cache next to the features that it meets
 HEAD_BYTES = 20480
+ROWS_READ = 16
 
 
 @njit(**INNER)
@@ -142,15 +143,35 @@ def probed(data, scratch):
     return scratch.features, scratch.feature_norms
 
 
+@njit(**INNER_FAST)
+def _gather_features(features, batch, first, count, A, squared):
+    """Copy rows of a batch to ``A``, with their squared norms.
+
+    A few rows are read before they are copied: reads from memory run further ahead without writes between.
+    """
+    for start in range(0, count, ROWS_READ):
+        stop = min(start + ROWS_READ, count)
+        for i in range(start, stop):
+            row, q = features[batch[first + i]], A.dtype.type(0)
+            for j in range(row.size):
+                q += row[j] * row[j]
+            squared[i] = q
+        for i in range(start, stop):
+            row, out = features[batch[first + i]], A[i]
+            for j in range(row.size):
+                out[j] = row[j]
+
+
 @njit(**INNER)
 def frozen(first, count, gathered, data, scratch):
     """Features of a block in linear probing: their address; their squared norms go to ``FEATURE``."""
     features, norms = probed(data, scratch)
-    for i in range(count):
-        scratch.samples[FEATURE, i] = norms[scratch.batch[first + i]]
+    squared = scratch.samples[FEATURE]
     if gathered:
-        gather(features, scratch.batch, first, count, scratch.A)
+        _gather_features(features, scratch.batch, first, count, scratch.A, squared)
         return address(scratch.A)
+    for i in range(count):
+        squared[i] = norms[first + i]
     return address(features) + first * features.shape[1] * features.itemsize
 
 

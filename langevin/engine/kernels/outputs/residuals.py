@@ -28,7 +28,7 @@ from langevin.engine.kernels.outputs.types import (
     SOFTMAX,
     SQUARE,
 )
-from langevin.engine.kernels.types import FLAT, NORMALISED, UNCLIPPED
+from langevin.engine.kernels.types import FLAT, LP, NORMALISED, UNCLIPPED
 
 
 @njit(**INNER_FAST)
@@ -150,14 +150,14 @@ def residuals(first, count, data, rule, scratch):
 
 
 @njit(**INNER_FAST)
-def clip_factors(first, count, trained_layer, data, rule, scratch):
+def clip_factors(first, count, data, rule, scratch):
     """Factors ``c_i`` from the squared norms of a block's gradients; multiply the residuals by them."""
     samples, R = scratch.samples, scratch.R
     clip, stabiliser, one = R.dtype.type(rule.clip), R.dtype.type(rule.stabiliser), R.dtype.type(1)
     factor = samples[FACTOR]
     for i in range(count):
         squared = samples[RESIDUAL, i] * samples[FEATURE, i]
-        if trained_layer:
+        if rule.method != LP:
             squared += data.squared_norms[scratch.batch[first + i]] * samples[PULLBACK, i]
         g = math.sqrt(squared)
         if rule.clipping == FLAT:

@@ -28,6 +28,8 @@ SCALARS = types.SCALARS + 1
 
 # a step whose number is a multiple of this checks that its state is finite, whatever its batch is
 CHECKED_STEPS = 64
+# paths of linear probing that read each block of features together, if they can
+TOGETHER = 16
 # columns of W are updated and given their noise at once in multiples of this: whole tiles of noise
 COLUMN_MULTIPLE = 16
 
@@ -97,7 +99,9 @@ class OutputsScratch(NamedTuple):
     row: np.ndarray  # (K,): outputs of a sample
     samples: np.ndarray  # (6, b)
     neurons: np.ndarray  # (3, ld)
-    head: np.ndarray  # (K, ld): gradient of the head
+    heads: (
+        np.ndarray
+    )  # (paths, K, ld): gradients of the heads of paths that take their steps together, or of one
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
     features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
     feature_norms: np.ndarray  # (n,): their squared norms
