@@ -165,19 +165,7 @@ def _follow_phase(
         theta[:trained] = flow.y
         report.error += rtol * steps
         if flow.status == "running":
-            if not isinstance(rule, types.Rule):
-                raise _not_followed(system, flow.t)
             yield from sliding.follow(system, rule, flow.t, stop, wanted[done:], theta, rtol, report)
-
-
-def _not_followed(system: System, t: float) -> ValueError:
-    """Why the adaptive method ends at time ``t`` of a ReLU net with K outputs."""
-    return ValueError(
-        f"dt must be given for this flow of a {system.problem.activation!r} net with K = "
-        f"{system.problem.outputs_dim} outputs, got None: at time {t:.3g} a neuron meets the hyperplane of a "
-        "sample, or the flow is stiff, and the adaptive method goes on with one output alone; take explicit "
-        "steps, such as dt=1e-3"
-    )
 
 
 def stability_limit(problem: Problem, weights: Weights, schedule: Schedule) -> float:

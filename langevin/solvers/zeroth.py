@@ -83,7 +83,7 @@ def zeroth_order(
     Diverged
         If the solution is no longer finite, or takes more than 1e6 steps.
     ValueError, TypeError
-        On bad arguments, and where the flow of a ReLU net with K outputs needs a ``dt``, see Notes.
+        On bad arguments, and on activations with kinks other than ``"relu"`` without ``dt``.
 
     Notes
     -----
@@ -93,12 +93,11 @@ def zeroth_order(
     The drift of a ReLU net jumps where a neuron meets the hyperplane ``w_j . x_i = 0`` of a sample. From the
     first such event, the rest of a phase of full fine-tuning is followed from hyperplane to hyperplane: the
     solution is Filippov's, the limit of Euler's steps, in which neurons cross hyperplanes or slide along
-    them. The method has order 2, keeps stiff flows of up to 512 samples stable, and runs next to a second
-    solution with twice the step; ``estimated_error`` is their largest distance. With the default ``rtol`` it
-    is about 1e-6, and it falls in proportion to ``rtol``; where the two solutions meet hyperplanes in
-    different orders it is larger (5e-4 in one of 300 random nets): take a smaller ``rtol`` then. With K
-    outputs, single crossings within the tolerances of a smooth step are followed, and all else is refused:
-    take ``dt``.
+    them; for K outputs this is new. The method has order 2 and runs next to a second solution with twice the
+    step; ``estimated_error`` is their largest distance. With the default ``rtol`` it is about 1e-6, and it
+    falls in proportion to ``rtol``; where the two solutions meet hyperplanes in different orders it is larger
+    (5e-4 in one of 300 random nets): take a smaller ``rtol`` then. Stiff flows stay stable, at few steps, up
+    to n K = 512 outputs of n samples; beyond that, steps are as short as an explicit method needs them.
 
     Where solutions are not unique: on a hyperplane that repels, a neuron stays on the side on which it is,
     and one that starts exactly there is inactive, as the ReLU's derivative at 0 is 0. Where several neurons

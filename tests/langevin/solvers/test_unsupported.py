@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama, gradient_flow, zeroth_order
+from langevin import GramWeights, Problem, Schedule, Weights, euler_maruyama, zeroth_order
 
 WEIGHTS = Weights([[1.0, -0.5], [-0.5, 1.0]], [0.2, -0.3])
 SEVERAL = Weights(WEIGHTS.W, np.ones((2, 3)))
@@ -62,12 +62,3 @@ def test_gram_weights_of_several_outputs_know_no_neurons():
         assert np.isfinite(run.loss).all()
         with pytest.raises(ValueError, match="GramWeights: 'gram' simulates no single neurons, which dead"):
             euler_maruyama(SOFTMAX, weights, schedule, dt=0.1, rng=0, observables=["dead"])
-
-
-def test_the_adaptive_method_ends_where_a_neuron_of_several_outputs_meets_a_hyperplane():
-    problem = Problem(SOFTMAX.X, SOFTMAX.y, "relu", "softmax")
-    run = problem, Weights(WEIGHTS.W, [[0.1, 0.2, 0.3], [0.3, -0.2, 0.1]]), Schedule.fft(time=20.0)
-    with pytest.raises(ValueError, match="dt must be given for this flow of a 'relu' net with K = 3 outputs"):
-        zeroth_order(*run)
-    assert np.isfinite(zeroth_order(*run, dt=0.01).loss).all()
-    assert np.isfinite(gradient_flow(*run, dt=0.01).v).all()

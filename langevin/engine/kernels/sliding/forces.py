@@ -6,24 +6,26 @@ from __future__ import annotations
 
 import math
 
-from langevin.engine.kernels.calls import call_scalar
-from langevin.engine.kernels.jit import JIT, njit
+import numpy as np
+
+from langevin.engine.kernels.jit import INNER, njit
+from langevin.engine.kernels.sliding.residuals import sample_residual
 from langevin.engine.kernels.sliding.state import HEAVIEST, MEAN, OUTPUT, PULL, RESIDUAL, THIRD, VARIANCE
-from langevin.engine.kernels.types import LOGISTIC, NORMALISED, SQUARE, UNCLIPPED
+from langevin.engine.kernels.types import NORMALISED, UNCLIPPED
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _factor(squared, residual, net):
-    """``c_i`` at a gradient of norm ``|residual| sqrt(squared)``."""
+    """``c_i`` at a gradient of norm ``residual sqrt(squared)``."""
     if net.clipping == UNCLIPPED:
         return 1.0
-    norm = abs(residual) * math.sqrt(max(squared, 0.0))
+    norm = residual * math.sqrt(max(squared, 0.0))
     if net.clipping == NORMALISED:
         return net.clip / (norm + net.stabiliser)
     return net.clip / norm if norm > net.clip else 1.0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _rest_factor(mean, variance, third, residual, net):
     """Mean of ``c_i`` over squared norms with these central moments, by the two-point Gauss rule."""
     if not variance > 1e-24 * mean * mean:
@@ -37,7 +39,7 @@ def _rest_factor(mean, variance, third, residual, net):
     )
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _mean_factor(i, own, mean, variance, third, net, room):
     """Mean of ``c_i`` over all slopes but that of neuron ``own``, which is 1; -1: over all."""
     total = 0.0
@@ -53,7 +55,7 @@ def _mean_factor(i, own, mean, variance, third, net, room):
     return total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _set_aside(i, j, weight, slope, room):
     """Add a slope between 0 and 1 to the squared norms of sample ``i``: to its heaviest, or to the rest."""
     samples = room.samples
@@ -72,47 +74,77 @@ def _set_aside(i, j, weight, slope, room):
     samples[THIRD, i] += weight * spread * (1.0 - 2.0 * slope)
 
 
-@njit(**JIT)
-def outputs(head, room, f):
-    """``f_i`` from mean features."""
-    for i in range(f.size):
-        f[i] = 0.0
-    for j in range(head.size):
-        for i in range(f.size):
-            f[i] += head[j] * room.features[j, i]
+@njit(**INNER)
+def mean_outputs(head, room, f):
+    """``f_i``, shape (K, n), from mean features."""
+    for k in range(f.shape[0]):
+        row = f[k]
+        for i in range(row.size):
+            row[i] = 0.0
+        for j in range(head.shape[0]):
+            weight, features = head[j, k], room.features[j]
+            for i in range(row.size):
+                row[i] += weight * features[i]
 
 
-@njit(**JIT)
+@njit(**INNER)
+def _residuals(net, room):
+    """Residuals from mean outputs: their norms and directions."""
+    f, r, y = room.sample[0], room.sample[1], room.sample[2]
+    for i in range(net.y.shape[0]):
+        for k in range(f.size):
+            f[k], y[k] = room.outputs[OUTPUT, k, i], net.y[i, k]
+        sample_residual(f, y, r, net)
+        total = 0.0
+        for k in range(r.size):
+            total += r[k] * r[k]
+        size = math.sqrt(total)
+        room.samples[RESIDUAL, i] = size
+        for k in range(r.size):
+            room.directions[k, i] = r[k] / size if size != 0.0 else 0.0
+
+
+@njit(**INNER)
+def drive_of(j, room):
+    """Row of ``drive`` that belongs to neuron ``j``."""
+    return room.drive[j if room.drive.shape[0] > 1 else 0]
+
+
+@njit(**INNER)
 def pulls(head, slopes, net, room):
-    """What the squared norms are, residuals and mean pulls ``s_i``, from mean outputs and slopes."""
+    """Residuals, what the squared norms are, and mean pulls, from mean outputs and slopes."""
     samples, A = room.samples, room.features
     mean = samples[MEAN]
-    for i in range(net.y.size):
+    _residuals(net, room)
+    if head.shape[1] == 1:
+        room.scale[:] = head[:, 0]
+        room.drive[0] = room.directions[0]
+    else:
+        np.dot(head, room.directions, room.drive)
+    for i in range(mean.size):
         mean[i], samples[VARIANCE, i], samples[THIRD, i], room.heavies[i] = 0.0, 0.0, 0.0, 0
     if net.clipping != UNCLIPPED:
-        for j in range(head.size):
-            square = head[j] * head[j]
-            for i in range(net.y.size):
+        for j in range(head.shape[0]):
+            drive = drive_of(j, room)
+            for i in range(mean.size):
                 mean[i] += A[j, i] * A[j, i]
-                if slopes[j, i] == 1.0:
-                    mean[i] += net.squared[i] * square
-                elif slopes[j, i] > 0.0:
-                    _set_aside(i, j, net.squared[i] * square, slopes[j, i], room)
-    for i in range(net.y.size):
-        y, f = net.y[i], samples[OUTPUT, i]
-        if net.loss == LOGISTIC:
-            samples[RESIDUAL, i] = -y / (1.0 + math.exp(y * f))
-        elif net.loss == SQUARE:
-            samples[RESIDUAL, i] = f - y
-        else:
-            samples[RESIDUAL, i] = call_scalar(net.residual, f, y)
+                if slopes[j, i] > 0.0:
+                    weight = net.squared[i] * (room.scale[j] * drive[i]) ** 2
+                    if slopes[j, i] == 1.0:
+                        mean[i] += weight
+                    else:
+                        _set_aside(i, j, weight, slopes[j, i], room)
+    for i in range(mean.size):
         factor = _mean_factor(i, -1, mean[i], samples[VARIANCE, i], samples[THIRD, i], net, room)
         samples[PULL, i] = samples[RESIDUAL, i] * factor
+    for k in range(head.shape[1]):
+        for i in range(mean.size):
+            room.pulls[k, i] = room.directions[k, i] * samples[PULL, i]
 
 
-@njit(**JIT)
-def own_pull(i, j, head, slope, net, room):
-    """``s_i`` as neuron ``j`` sees it: while it is active."""
+@njit(**INNER)
+def own_pull(i, j, slope, net, room):
+    """``c_i ||r_i||`` as neuron ``j`` sees it: while it is active."""
     samples = room.samples
     if net.clipping == UNCLIPPED or slope == 0.0 or slope == 1.0:
         return samples[PULL, i]
@@ -120,7 +152,7 @@ def own_pull(i, j, head, slope, net, room):
     for a in range(room.heavies[i]):
         if room.whose[a, i] == j:
             return samples[RESIDUAL, i] * _mean_factor(i, j, mean, variance, third, net, room)
-    weight = net.squared[i] * head * head
+    weight = net.squared[i] * (room.scale[j] * drive_of(j, room)[i]) ** 2
     spread = weight * weight * slope * (1.0 - slope)
     mean, variance = mean + weight * (1.0 - slope), variance - spread
     third -= weight * spread * (1.0 - 2.0 * slope)

@@ -8,13 +8,13 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
+from langevin.engine.kernels.jit import INNER, njit
 from langevin.engine.kernels.sliding.state import (
     AREA,
+    BEFORE,
     CROSSINGS,
     FORCE,
     ON_PLANE,
-    OWN,
     PLANE_FORCE,
     RATE,
     ROUNDS,
@@ -26,7 +26,7 @@ from langevin.engine.kernels.sliding.state import (
 )
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _choose(rate, slope, force, square):
     """Slope on one hyperplane: the pre-activation's rate is ``rate`` at the present ``slope``.
 
@@ -40,7 +40,7 @@ def _choose(rate, slope, force, square):
     return 1.0 if rate + slope * force * square > 0.0 else 0.0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _solve_free(G, rate, free, count, change):
     """Solve ``G change = rate`` on the first ``count`` indices in ``free``; dependent ones do not change."""
     L = np.zeros((count, count))
@@ -68,7 +68,7 @@ def _solve_free(G, rate, free, count, change):
         change[a] = total / L[a, a] if L[a, a] > 0.0 else 0.0
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _settled(rate, slope, force, scale):
     """Whether a slope and a rate on a hyperplane fit each other."""
     slack = 1e-12 * scale
@@ -79,7 +79,7 @@ def _settled(rate, slope, force, scale):
     return force > 0.0 and abs(rate) <= slack
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _turn(net, rate, y):
     """Take the pull ``y`` from the rates of the pre-activations."""
     for i in range(rate.size):
@@ -89,7 +89,7 @@ def _turn(net, rate, y):
         rate[i] -= total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _join(net, row, i, y):
     """Bring samples with the hyperplane of sample ``i`` to its side, and add up what they do there."""
     slope, force, total = row[SLOPE], row[FORCE], 0.0
@@ -106,7 +106,7 @@ def _join(net, row, i, y):
     row[PLANE_FORCE, i] = total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _settle(net, row, plane, count, y):
     """Find the slopes on the hyperplanes ``plane[:count]``, on all of which the neuron is, and the rates."""
     X, rate, slope, force = net.X, row[RATE], row[SLOPE], row[PLANE_FORCE]
@@ -191,7 +191,7 @@ def _settle(net, row, plane, count, y):
     return fits
 
 
-@njit(**JIT)
+@njit(**INNER)
 def follow_neuron(net, row, plane, y, size, h, counts):
     """Follow one neuron's pre-activations over a step; leave mean slopes and mean features.
 
@@ -215,11 +215,11 @@ def follow_neuron(net, row, plane, y, size, h, counts):
                     count += 1
         if count > 0:
             for a in range(count):
-                row[OWN, plane[a]] = slope[plane[a]]
+                row[BEFORE, plane[a]] = slope[plane[a]]
             fits &= _settle(net, row, plane, count, y)
             for a in range(count):
                 i = plane[a]
-                before = row[OWN, i]
+                before = row[BEFORE, i]
                 if event > 0 and (before == 0.0 or before == 1.0) and slope[i] != before:
                     counts[CROSSINGS if slope[i] == 0.0 or slope[i] == 1.0 else SLIDES] += 1
         until = left

@@ -2,15 +2,17 @@
 
 There the drift jumps, and a solution is one in Filippov's sense: on a hyperplane it is a convex combination
 of the drifts on both sides. It crosses, or it *slides*: the slope ``phi'(z_ij)`` then takes the value in
-[0, 1] that keeps ``z_ij = w_j . x_i`` at 0. Between all neurons the pulls ``s_i = c_i r_i`` of the samples
-are all that is shared. So a step freezes ``s`` and ``v`` at their means over the step; the pre-activations of
-each neuron are then piecewise linear in time, and are followed *exactly* from one hyperplane to the next.
+[0, 1] that keeps ``z_ij = w_j . x_i`` at 0. Between all neurons the pulls ``s_i = c_i r_i`` of the samples, K
+numbers each, are all that is shared. So a step freezes ``s`` and ``V`` at their means over the step; the
+pre-activations of each neuron are then piecewise linear in time, with the forces ``V_j . s_i``, and are
+followed *exactly* from one hyperplane to the next.
 Slopes on several hyperplanes at once solve a linear complementarity problem with bounds. Two stages (Heun)
 make a method of order 2; crossings and slides cost it no order, since none is stepped over.
 
-A clipping factor depends on all slopes of its sample. Its mean is taken over slopes that are on or off
-independently of each other: for one sliding neuron this is Filippov's definition; for several on the same
-sample the definition leaves a choice. The heaviest are combined one by one, the rest by a Gauss rule.
+A clipping factor depends on all slopes of its sample, weighted by ``(V_j . r_i)^2``. Its mean is taken over
+slopes that are on or off independently of each other: for one sliding neuron this is Filippov's definition;
+for several on the same sample the definition leaves a choice. The heaviest are combined one by one, the rest
+by a Gauss rule.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -21,8 +23,8 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.jit import JIT, njit
-from langevin.engine.kernels.sliding.forces import outputs, own_pull, pulls
+from langevin.engine.kernels.jit import INNER, JIT, njit
+from langevin.engine.kernels.sliding.forces import drive_of, mean_outputs, own_pull, pulls
 from langevin.engine.kernels.sliding.planes import follow_neuron
 from langevin.engine.kernels.sliding.state import (
     AREA,
@@ -50,16 +52,16 @@ from langevin.engine.kernels.sliding.state import (
     length,
     state_norm,
 )
-from langevin.engine.kernels.types import UNCLIPPED
+from langevin.engine.kernels.types import UNCLIPPED, borrow
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _start(state, net, room):
     """Pre-activations, features and slopes at the start of a step."""
     np.dot(state.W, net.XT, room.Z)
-    for j in range(state.v.size):
-        size = max(length(state.W, j), abs(state.v[j]))
-        for i in range(net.y.size):
+    for j in range(state.V.shape[0]):
+        size = max(length(state.W, j), length(state.V, j))
+        for i in range(net.lead.size):
             if net.lead[i] != i:
                 room.Z[j, i] = net.ratio[i] * room.Z[j, net.lead[i]]
             z, floor = room.Z[j, i], ON_PLANE * size * net.lengths[i]
@@ -67,85 +69,108 @@ def _start(state, net, room):
             room.on[j, i] = 1.0 if z > floor else (0.0 if z < -floor else state.slopes[j, i])
 
 
-@njit(**JIT)
+@njit(**INNER)
+def _pull_all(net, room):
+    """What pulls each neuron, over its scale, and minus the rates of its pre-activations over it."""
+    on, pull = room.on, room.samples[PULL]
+    if room.pulls.shape[0] == 1:
+        for i in range(pull.size):
+            for c in range(room.scaled.shape[1]):
+                room.scaled[i, c] = room.pulls[0, i] * net.X[i, c]
+        np.dot(on, room.scaled, room.pulled)
+    else:
+        for j in range(on.shape[0]):
+            for i in range(pull.size):
+                room.products[j, i] = on[j, i] * room.drive[j, i] * pull[i]
+        np.dot(room.products, net.X, room.pulled)
+    np.dot(room.pulled, net.XT, room.products)
+
+
+@njit(**INNER)
 def _stage(state, h, new, net, room, counts):
     """One stage: from mean outputs, features and slopes to those of the step, and to where the step ends.
 
     Returns whether all neurons could be followed, and whether any slope was between 0 and 1.
     """
-    head, slopes = room.head, new.slopes
-    pulls(head, slopes, net, room)
-    n, k, row = net.y.size, net.X.shape[1], room.neuron
-    for i in range(n):
-        for c in range(k):
-            room.scaled[i, c] = room.samples[PULL, i] * net.X[i, c]
-    np.dot(room.on, room.scaled, room.pulled)
-    np.dot(room.pulled, net.XT, room.products)
+    slopes, row, pull = new.slopes, room.neuron, room.samples[PULL]
+    pulls(room.head, slopes, net, room)
+    _pull_all(net, room)
+    n, inputs = net.X.shape
     good, partial = True, False
-    for j in range(head.size):
+    for j in range(new.V.shape[0]):
+        scale, drive = room.scale[j], drive_of(j, room)
         size = length(state.W, j)
-        size = max(size, abs(state.v[j])) if size > 0.0 else 0.0
+        size = max(size, length(state.V, j)) if size > 0.0 else 0.0
         meets = False
         for i in range(n):
-            z, end = room.Z[j, i], room.Z[j, i] - h * head[j] * room.products[j, i]
+            z, end = room.Z[j, i], room.Z[j, i] - h * scale * room.products[j, i]
             meets |= z * end <= 0.0 or abs(z) <= ON_PLANE * size * net.lengths[i]
             meets |= slopes[j, i] != room.on[j, i]
-        turn = 0.0
         if meets:
             y = room.inputs
-            for c in range(k):
+            for c in range(inputs):
                 y[c] = 0.0
             for i in range(n):
-                row[OWN, i] = own_pull(i, j, head[j], slopes[j, i], net, room)
-                row[FORCE, i] = head[j] * row[OWN, i]
+                own = own_pull(i, j, slopes[j, i], net, room)
+                row[FORCE, i] = scale * (drive[i] * own)
                 row[Z, i], row[SLOPE, i] = room.Z[j, i], room.on[j, i]
-                extra = (row[OWN, i] - room.samples[PULL, i]) * room.on[j, i]
+                extra = drive[i] * (own - pull[i]) * room.on[j, i]
                 if extra != 0.0:
-                    for c in range(k):
+                    for c in range(inputs):
                         y[c] += extra * net.X[i, c]
             for i in range(n):
                 total = room.products[j, i]
-                for c in range(k):
+                for c in range(inputs):
                     total += y[c] * net.X[i, c]
-                row[RATE, i] = -head[j] * total
+                row[RATE, i] = -scale * total
             good &= follow_neuron(net, row, room.plane, y, size, h, counts)
-            for c in range(k):
+            for c in range(inputs):
                 room.pulled[j, c] = 0.0
             for i in range(n):
-                own = own_pull(i, j, head[j], slopes[j, i], net, room)
+                own = own_pull(i, j, slopes[j, i], net, room)
                 slopes[j, i] = min(max(row[SHARE, i] / h, 0.0), 1.0)
                 room.features[j, i] = row[AREA, i] / h
-                turn += own * row[AREA, i]
                 partial |= 0.0 < slopes[j, i] < 1.0
+                row[OWN, i] = own
                 if slopes[j, i] > 0.0:
-                    for c in range(k):
-                        room.pulled[j, c] += own * slopes[j, i] * net.X[i, c]
+                    weight = drive[i] * own * slopes[j, i]
+                    for c in range(inputs):
+                        room.pulled[j, c] += weight * net.X[i, c]
+            for k in range(new.V.shape[1]):
+                turn = 0.0
+                for i in range(n):
+                    turn += room.directions[k, i] * row[OWN, i] * row[AREA, i]
+                new.V[j, k] = state.V[j, k] - turn
         else:
             for i in range(n):
-                mean = room.Z[j, i] - 0.5 * h * head[j] * room.products[j, i]
+                mean = room.Z[j, i] - 0.5 * h * scale * room.products[j, i]
                 slopes[j, i] = room.on[j, i]
                 room.features[j, i] = max(mean, 0.0)
-                turn += room.samples[PULL, i] * room.features[j, i] * h
-        new.v[j] = state.v[j] - turn
-        for c in range(k):
-            new.W[j, c] = state.W[j, c] - h * head[j] * room.pulled[j, c]
+            for k in range(new.V.shape[1]):
+                turn = 0.0
+                for i in range(n):
+                    turn += room.pulls[k, i] * room.features[j, i] * h
+                new.V[j, k] = state.V[j, k] - turn
+        for c in range(inputs):
+            new.W[j, c] = state.W[j, c] - h * scale * room.pulled[j, c]
     return good, partial
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _distance(new, room):
     """How far the stage has moved the step's end from the one before, which it replaces."""
     total = 0.0
-    for j in range(new.v.size):
-        total += (new.v[j] - room.v[j]) ** 2
-        room.v[j] = new.v[j]
+    for j in range(new.V.shape[0]):
+        for k in range(new.V.shape[1]):
+            total += (new.V[j, k] - room.V[j, k]) ** 2
+            room.V[j, k] = new.V[j, k]
         for c in range(new.W.shape[1]):
             total += (new.W[j, c] - room.W[j, c]) ** 2
             room.W[j, c] = new.W[j, c]
     return math.sqrt(total)
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _filter(start, predicted, h, damping, mean):
     """Outputs whose pulls keep a step stable: ``mean = start + B (predicted - start)``.
 
@@ -167,28 +192,28 @@ def _filter(start, predicted, h, damping, mean):
         mean[i] = total
 
 
-@njit(**JIT)
+@njit(**INNER)
 def _step(state, new, h, tolerance, net, damping, room, counts):
     """One step; returns the change by its second stage over the weights' size, infinite where it failed."""
     _start(state, net, room)
     copy(room.on, new.slopes)
-    size, samples = state_norm(state), room.samples
-    for j in range(state.v.size):
-        room.head[j] = state.v[j]
-    outputs(room.head, room, samples[START])
-    for i in range(net.y.size):
-        samples[OUTPUT, i] = samples[START, i]
+    size, outputs = state_norm(state), room.outputs
+    copy(state.V, room.head)
+    mean_outputs(room.head, room, outputs[START])
+    copy(outputs[START], outputs[OUTPUT])
     error, good, waste = 0.0, True, np.zeros(4, np.int64)
     for match in range(1 + MATCHES):
         for a in range(waste.size):
             waste[a] = 0
         good, partial = _stage(state, h, new, net, room, waste)
         change = _distance(new, room)
-        for j in range(room.head.size):
-            room.head[j] = 0.5 * (state.v[j] + new.v[j])
+        for j in range(new.V.shape[0]):
+            for k in range(new.V.shape[1]):
+                room.head[j, k] = 0.5 * (state.V[j, k] + new.V[j, k])
         if match == 0:
-            outputs(room.head, room, samples[PREDICTED])
-            _filter(samples[START], samples[PREDICTED], h, damping, samples[OUTPUT])
+            mean_outputs(room.head, room, outputs[PREDICTED])
+            flat = outputs.reshape((3, net.y.size))
+            _filter(flat[START], flat[PREDICTED], h, damping, flat[OUTPUT])
             continue
         if match == 1:
             error = change
@@ -207,7 +232,10 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
 
     The first one's steps keep ``tolerance``. Returns the time, the next step, and how it ended.
     """
-    starts, ends, found = (coarse, fine, spare[1]), (spare[0], spare[1], spare[2]), np.zeros(4, np.int64)
+    coarse, fine, net = borrow(coarse), borrow(fine), borrow(net)
+    damping, room = borrow(damping), borrow(room)
+    first, second, third = borrow(spare[0]), borrow(spare[1]), borrow(spare[2])
+    starts, ends, found = (coarse, fine, second), (first, second, third), np.zeros(4, np.int64)
     for _ in range(most):
         if t >= stop:
             return t, h, REACHED
@@ -226,8 +254,8 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
         if not finite and now <= shortest:
             return t, h, LOST
         if finite and (error <= tolerance or now <= shortest):
-            copy_state(spare[0], coarse)
-            copy_state(spare[2], fine)
+            copy_state(first, coarse)
+            copy_state(third, fine)
             t = stop if last else t + now
             counts[STEPS] += 1
             counts[CROSSINGS] += found[CROSSINGS]
