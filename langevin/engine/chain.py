@@ -69,7 +69,7 @@ class Chain(System):
         scales = [_hidden_scale(request.schedule, grid, hidden.methods) for hidden in reduction.hidden]
         observer = observer.with_hidden(dims, np.reshape(scales, (len(dims), len(grid.record_steps))))
         probed, data = None, system.data
-        if isinstance(data, OutputsData) and data.features.size == 0 and _probes(system.schedule.phases[:1]):
+        if isinstance(data, OutputsData) and data.features.size == 0 and _leading(system.schedule) > 0:
             probed = outputs.freeze(system.layout, data, system.origin)
         return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws, probed=probed)
 
@@ -108,8 +108,8 @@ class Chain(System):
 
     def steps_a_call(self, paths: int) -> int:
         """Steps of so many paths that a call into compiled code takes."""
-        step, start, phases = self.step_seconds(), 0.0, self.schedule.phases
-        again = any(phase.method == "lp" and not _probes(phases[:i]) for i, phase in enumerate(phases))
+        step, start = self.step_seconds(), 0.0
+        again = any(phase.method == "lp" for phase in self.schedule.phases[_leading(self.schedule) :])
         if isinstance(self.data, OutputsData) and again:
             # a call computes the features of each path first, which may take longer than many batches
             start = outputs.freeze_flops(self.data) / _FLOPS
@@ -118,7 +118,9 @@ class Chain(System):
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
         a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
-        if self.probed is not None and self.schedule.phases[0].sample_rate == 1:
+        data = self.probed or self.data
+        if isinstance(data, OutputsData) and data.features.size and self.schedule.phases[0].sample_rate == 1:
+            # they read features together
             a_call = max(a_call, TOGETHER)
         fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
@@ -127,7 +129,7 @@ class Chain(System):
         """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
         phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
-        shared = self.probed is not None and _probes(self.schedule.phases[: phase + 1])
+        shared = self.probed is not None and phase < _leading(self.schedule)
         self.reduction.loop(
             chunk.thetas,
             chunk.complements,
@@ -170,9 +172,9 @@ class Chain(System):
         return min(limits)
 
 
-def _probes(phases: Sequence[Phase]) -> bool:
-    """Whether all phases train the head alone."""
-    return all(phase.method == "lp" for phase in phases)
+def _leading(schedule: Schedule) -> int:
+    """Number of phases before the first layer is trained."""
+    return next((i for i, phase in enumerate(schedule) if phase.method != "lp"), len(schedule))
 
 
 def outputs_step_seconds(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
