@@ -26,7 +26,7 @@ MONOTONE = {
     "ovr": ("none", "column"),
 }
 """Clipping under which the drift of K outputs is minus the gradient of a convex function, by loss."""
-DEFECTS = {"softmax": 0.0142295, "ovr": 0.25}
+DEFECTS = {"softmax": 0.0142288, "ovr": 0.25}
 """Proved ``lambda`` in ``<f - f', c r - c' r'> >= -lambda C / ||A_i|| ||f - f'||^2`` of flat clipping.
 
 For softmax the largest ``a^3 (1 - a) / (4 (1 + a^2)^(3/2))``, at ``a^3 + 4 a = 3``, rounded up.
