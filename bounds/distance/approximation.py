@@ -213,8 +213,10 @@ def _grown(e: FloatArray, part: Part, time: FloatArray, dt: float | None) -> Flo
     if not np.isfinite(rate):
         return np.where(time > 0, np.inf, e)
     exponent = time * (rate if dt is None else np.log1p(rate * dt) / dt)
-    with np.errstate(over="ignore"):
-        return e * np.exp(exponent) + part.noise_rate * np.expm1(exponent) / rate
+    with np.errstate(over="ignore", invalid="ignore"):
+        grown = e * np.exp(exponent) + part.noise_rate * np.expm1(exponent) / rate
+    # zero times an overflow
+    return np.where(np.isnan(grown), np.inf, grown)
 
 
 def _minkowski(e: FloatArray, part: Part, time: FloatArray) -> FloatArray:

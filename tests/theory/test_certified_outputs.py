@@ -111,7 +111,7 @@ def test_the_lower_end_needs_its_slope():
 
 
 def test_the_interval_of_probing_is_inside_the_older_one():
-    """``sum ||r_i|| ||A_i||`` in the place of ``||A^T R||``, and ``A sum ||A_i||`` for bounded slopes."""
+    """``||A^T R||`` replaces ``sum ||r_i|| ||A_i||``, and ``A sum ||A_i||`` for bounded slopes."""
     narrower = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)

@@ -78,7 +78,7 @@ def test_the_chain_needs_the_squares_of_its_steps():
     schedule = Schedule.lp(time=1.0, clip=1.0, sample_rate=0.25)
     mean, error = reference.mean_and_error(sizes(spread, head, schedule, 1.0, [1.0], 0, 4000))
     upper = bounds.expected_norm(spread, head, schedule, [1.0], dt=1.0).upper
-    # of 4 gradients a quarter comes, with 4 times the weight; but for the extra one they cancel
+    # of 4 gradients a quarter comes, with 4 times the weight; except for the extra one they cancel
     assert mean[0] - 9 == pytest.approx(3 * 4 + 1, abs=4 * error[0])
     assert upper == pytest.approx(9 + pull(spread, "lp") + 16 + 3 * 4)
     assert mean <= upper + 4 * error
