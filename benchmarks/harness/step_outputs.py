@@ -98,15 +98,12 @@ class OutputsCase(Case):
             residual = np.exp(f - f.max())
             residual /= residual.sum()
             residual[y[i]] -= 1
-            gradient_V, squared = np.outer(a, residual), 0.0
-            if not self.probing:
-                gradient_W = np.outer((V @ residual) * (z > 0), X[i])
-                squared = (gradient_W**2).sum()
-            norm = np.sqrt(squared + (gradient_V**2).sum())
+            gradient_V = np.outer(a, residual)
+            gradient_W = np.outer((V @ residual) * (z > 0), X[i]) * (not self.probing)
+            norm = np.sqrt((gradient_W**2).sum() + (gradient_V**2).sum())
             factor = min(1.0, CLIP / norm) / self.rate
             drift_V -= factor * gradient_V
-            if not self.probing:
-                drift_W -= factor * gradient_W
+            drift_W -= factor * gradient_W
         return drift_W, drift_V
 
 
