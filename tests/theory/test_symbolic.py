@@ -164,3 +164,31 @@ def test_noise_of_the_gram_matrix(factor, right):
                     )
                     ok &= sp.expand(true - factor * stated) == 0
     assert ok == right
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1, True), (0, False), (2, False)])
+def test_second_moments_of_probing_with_batches(factor, right):
+    # two samples with any kernel, K = 1: the residuals after a step on each of the four batches
+    q, dt = sp.symbols("q dt", positive=True)
+    G = sp.Matrix(2, 2, sp.symbols("g11 g12 g12 g22", real=True))
+    r = sp.Matrix(sp.symbols("r1 r2", real=True))
+    moment = sp.zeros(2, 2)
+    for first, second in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        chance = (q if first else 1 - q) * (q if second else 1 - q)
+        after = r - dt * G * sp.diag(first, second) * r / q
+        moment += chance * after * after.T
+    # the DP noise sigma sqrt(2 dt) xi of the head adds its covariance through A, A A^T = G, on either side
+    contracted = (sp.eye(2) - dt * G) * (r * r.T) * (sp.eye(2) - dt * G)
+    stated = contracted + factor * dt**2 * (1 - q) / q * G * sp.diag(r[0] ** 2, r[1] ** 2) * G
+    assert ((moment - stated).applyfunc(sp.simplify) == sp.zeros(2, 2)) == right
+
+
+@pytest.mark.parametrize(("power", "right"), [(1, True), (2, False)])
+def test_growth_of_the_sampling_noise_rises_with_the_step(power, right):
+    # the weights dt^2 a b / (1 - (1 - dt a)(1 - dt b)) are dt / (x + y) with x = 1/a - dt/2: a Cauchy matrix;
+    # their derivative in dt is the sum of such a matrix and dt times its elementwise square
+    dt, a, b = sp.symbols("dt a b", positive=True)
+    weight = dt**2 * a * b / (1 - (1 - dt * a) * (1 - dt * b))
+    cauchy = 1 / (1 / a + 1 / b - dt)
+    assert sp.simplify(weight - dt * cauchy) == 0
+    assert (sp.simplify(sp.diff(weight, dt) - cauchy - dt * cauchy ** (power + 1)) == 0) == right
