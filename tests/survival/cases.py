@@ -177,6 +177,10 @@ def theorems(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any
     constant, share = float(rng.choice([0.0, 1.0, -1e3, 1e300])), float(rng.choice([1e-5, 1e-300, 0.5, 0, 1]))
     budget: dict[str, Any] = {"rho": rho, "sigma": sigma, "clip": clip}
     return calls | {
+        "lp_expected_loss(dt)": lambda: bounds.lp_expected_loss(p, w, s, t, case.dt),
+        "lp_expected_test_loss": lambda: bounds.lp_expected_test_loss(p, w, s, t, dt=case.dt),
+        "lp_expected_accuracy": lambda: bounds.lp_expected_accuracy(p, w, s, t, dt=case.dt).value,
+        "lp_stability": lambda: bounds.lp_stability(p, w, sample_rate=0.5, dt=case.dt, sigma=sigma),
         "certified_loss(sandwich)": lambda: bounds.certified_loss(p, w, s, t, base="sandwich"),
         "lipschitz_error": lambda: bounds.lipschitz_error(p, w, s, t, constant=constant),
         "distortion": lambda: bounds.distortion(p, w, clip=clip),

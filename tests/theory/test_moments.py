@@ -307,6 +307,8 @@ def simulated_heads(problem, phase, steps, dt, paths, seed):
 def test_accuracy_with_k_outputs_is_close_to_simulated():
     problem, weights = clusters(3)
     phase, dt = Phase("lp", 30 * 0.02, 0.35, sample_rate=0.15), 0.02
+    assert problem.X_test is not None
+    assert problem.y_test is not None
     V = simulated_heads(problem, phase, 30, dt, 20_000, 0)
     label = problem.y_test.argmax(1)
     right = ((problem.X_test @ V).argmax(-1) == label).mean(0)

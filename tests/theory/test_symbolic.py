@@ -171,15 +171,16 @@ def test_second_moments_of_probing_with_batches(factor, right):
     # two samples with any kernel, K = 1: the residuals after a step on each of the four batches
     q, dt = sp.symbols("q dt", positive=True)
     G = sp.Matrix(2, 2, sp.symbols("g11 g12 g12 g22", real=True))
-    r = sp.Matrix(sp.symbols("r1 r2", real=True))
+    r1, r2 = sp.symbols("r1 r2", real=True)
+    r = sp.Matrix([r1, r2])
     moment = sp.zeros(2, 2)
     for first, second in ((0, 0), (0, 1), (1, 0), (1, 1)):
         chance = (q if first else 1 - q) * (q if second else 1 - q)
         after = r - dt * G * sp.diag(first, second) * r / q
         moment += chance * after * after.T
-    # the DP noise sigma sqrt(2 dt) xi of the head adds its covariance through A, A A^T = G, on either side
+    # the noise of the head is independent of both and adds 2 sigma^2 dt A A^T = 2 sigma^2 dt G
     contracted = (sp.eye(2) - dt * G) * (r * r.T) * (sp.eye(2) - dt * G)
-    stated = contracted + factor * dt**2 * (1 - q) / q * G * sp.diag(r[0] ** 2, r[1] ** 2) * G
+    stated = contracted + factor * dt**2 * (1 - q) / q * G * sp.diag(r1**2, r2**2) * G
     assert ((moment - stated).applyfunc(sp.simplify) == sp.zeros(2, 2)) == right
 
 
