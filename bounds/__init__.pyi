@@ -4,6 +4,8 @@ from .allocation.alignment import AlignmentTime as AlignmentTime
 from .allocation.alignment import alignment_time as alignment_time
 from .allocation.crossover import Crossover as Crossover
 from .allocation.crossover import lp_crossover as lp_crossover
+from .allocation.forecast import ProbingForecast as ProbingForecast
+from .allocation.forecast import probing_forecast as probing_forecast
 from .allocation.share import LpShare as LpShare
 from .allocation.share import budget_time as budget_time
 from .allocation.share import minimum_lp_share as minimum_lp_share

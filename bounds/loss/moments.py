@@ -207,6 +207,30 @@ class Moments:
         return self.probing.floor + 0.5 * float(self.probing.eigenvalues @ second)
 
 
+class Diagonal(Moments):
+    """Moments with batches whose covariance is kept diagonal, in ``O(min(n, h) K)`` per step.
+
+    What is neglected is of second order in the noise of sampling: `loss` depends on the diagonal alone, whose
+    growth by sampling is exact where the squared residuals are. These are exact at the steps that `refresh`
+    them, except for the neglected entries; between these steps all of them change in proportion.
+    """
+
+    def __init__(self, probing: Probing) -> None:
+        super().__init__(probing, coupled=False)
+        self._squares = probing.samples.features**2
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute how the noise of sampling is spread over the eigenvectors."""
+        squares = self.squared_residuals(self.probing.samples)
+        self._spread = squares @ self._squares / max(float(squares.mean()), np.finfo(float).tiny)
+
+    def _sample(self, dt: float, omega: float, noise: float) -> None:
+        mean_square = 2 * self.loss() / len(self._squares)
+        self._contract(1, dt, noise)
+        self.covariance += dt**2 * omega * mean_square * self._spread
+
+
 def geometric(lost: FloatArray, count: int) -> FloatArray:
     """``1 + ratio + ... + ratio^(count - 1)`` at ``ratio = 1 - lost >= 0``, elementwise."""
     with np.errstate(divide="ignore"):
