@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,84 +123,79 @@ class _Curves:
     """Moments with one step ``dt`` at some numbers of steps, for every sample rate and any noise.
 
     The squared residuals that sampling sees are spread evenly over the samples, so that the covariance stays
-    diagonal. It has a part that the mean drives and one that scales with the variance of the noise.
+    diagonal. It has a part that the mean drives and one that scales with the variance of the noise. Arrays
+    have the knots, numbers of steps, as their first axis.
     """
 
     def __init__(self, probing: Probing, held_out: Points, norms: FloatArray, grid: Grid, dt: float) -> None:
         self.grid, self.dt, self.outputs = grid, dt, probing.start.shape[1]
         # 0 and powers of 2 as well: the share of clipped gradients is interpolated between them
         most = max(grid.steps)
-        self.knots = np.unique([0, *(2**k for k in range(most.bit_length()) if 2**k < most), *grid.steps])
+        self.knots = sorted({0, *(2**k for k in range(most.bit_length())), *grid.steps} - {2 * most})
         rows = _spaced(len(norms), TRAINING)
         train = _taken(probing.samples, rows)
-        self.norms = np.maximum(norms[rows], 1e-6 * norms.max())
         test = _taken(held_out, _spaced(len(held_out.targets), HELD_OUT))
+        self.norms = np.maximum(norms[rows], 1e-6 * norms.max())
         self.label, self.targets = test.targets.argmax(1), test.targets
-        self.residual_norms, self.residuals, self.train_variance, self.test_variance = {}, {}, {}, {}
-        train_squares, test_squares = train.features**2, test.features**2
+        squares = np.vstack([train.features, test.features]).T ** 2
+        lengths, residuals, variances = [], [], []
         for step, mean, covariance in self._walk(probing):
-            self.residual_norms[step] = np.linalg.norm(train.features @ mean + train.gap, axis=1)
-            self.residuals[step] = test.features @ mean + test.gap
-            self.train_variance[step] = covariance @ train_squares.T / self.outputs
-            inside = covariance @ test_squares.T / self.outputs
-            inside[1] += step * test.outside
-            self.test_variance[step] = inside
+            lengths.append(np.linalg.norm(train.features @ mean + train.gap, axis=1))
+            residuals.append(test.features @ mean + test.gap)
+            variance = covariance @ squares / self.outputs
+            # the noise in the kernel of the features, which nothing contracts
+            variance[1, :, len(rows) :] += step * test.outside
+            variances.append(variance)
+        self.lengths, self.residuals = np.array(lengths), np.array(residuals)
+        self.train_variance, self.test_variance = np.split(np.array(variances), [len(rows)], axis=-1)
 
-    def _walk(self, probing: Probing):
+    def _walk(self, probing: Probing) -> Iterator[tuple[int, FloatArray, FloatArray]]:
         """Yield the mean (rank, K) and both parts of the covariance (2, rates, rank) at the knots."""
-        values, K, n = probing.eigenvalues, self.outputs, len(probing.samples.targets)
+        values, n = probing.eigenvalues, len(probing.samples.targets)
         factor = 1 - self.dt * values
         omega = 1 / np.array(self.grid.sample_rates) - 1
         spread = np.outer(self.dt**2 * omega * 2 / n, values)
         covariance = np.zeros((2, len(omega), len(values)))
-        squares, floor = (probing.start**2).sum(1), probing.floor
+        squares, floor, knots = (probing.start**2).sum(1), probing.floor, set(self.knots)
         with np.errstate(over="ignore", invalid="ignore"):
             for step in range(self.knots[-1] + 1):
-                if step in self.knots:
+                if step in knots:
                     yield step, (factor**step)[:, None] * probing.start, covariance
                 loss = 0.5 * covariance @ values
                 loss[0] += floor + 0.5 * float(values @ (factor ** (2 * step) * squares))
                 covariance = factor**2 * covariance + loss[..., None] * spread
-                covariance[1] += K
+                covariance[1] += self.outputs
 
     def candidate(self, sample_rate: float, steps: int, noise_multiplier: float) -> Candidate:
         """The setting with the smallest clip of the grid that clips hardly anything, or the largest clip."""
-        which = self.grid.sample_rates.index(sample_rate)
+        which, end = self.grid.sample_rates.index(sample_rate), self.knots.index(steps)
         clips, low, high = self.grid.clips, 0, len(self.grid.clips) - 1
         unit = (self.dt * noise_multiplier / sample_rate) ** 2
         # a larger clip brings more noise, but clips less of it
         while low < high:
             middle = (low + high) // 2
-            if self._clipped(which, steps, unit, clips[middle]) <= LARGEST_SHARE:
+            if self._clipped(which, end, unit, clips[middle]) <= LARGEST_SHARE:
                 high = middle
             else:
                 low = middle + 1
         clip = float(clips[low])
-        share = self._clipped(which, steps, unit, clip)
-        score = self._score(which, steps, unit * clip**2) if share <= LARGEST_SHARE else -np.inf
+        share = self._clipped(which, end, unit, clip)
+        score = self._score(which, end, unit * clip**2) if share <= LARGEST_SHARE else -np.inf
         return Candidate(sample_rate, steps, noise_multiplier, self.dt, clip, share, score)
 
-    def _clipped(self, which: int, steps: int, unit: float, clip: float) -> float:
+    def _clipped(self, which: int, end: int, unit: float, clip: float) -> float:
         """Expected share of clipped gradients over all steps."""
-        knots = self.knots[self.knots <= steps]
-        shares = [
-            exceeds(
-                self.residual_norms[t],
-                self.train_variance[t][0, which] + unit * clip**2 * self.train_variance[t][1, which],
-                clip / self.norms,
-                self.outputs,
-            ).mean()
-            for t in knots.tolist()
-        ]
-        found = average(knots, np.array(shares))
-        return found if np.isfinite(found) else 1.0
-
-    def _score(self, which: int, steps: int, noise: float) -> float:
-        """Expected accuracy, or minus the expected loss, on the held-out points."""
-        residual = self.residuals[steps]
-        variance = self.test_variance[steps][0, which] + noise * self.test_variance[steps][1, which]
+        parts = self.train_variance[: end + 1, :, which]
+        variance = parts[:, 0] + unit * clip**2 * parts[:, 1]
         if not np.isfinite(variance).all():
-            return -np.inf
+            return 1.0
+        shares = exceeds(self.lengths[: end + 1], variance, clip / self.norms, self.outputs).mean(1)
+        return average(np.array(self.knots[: end + 1]), shares)
+
+    def _score(self, which: int, end: int, noise: float) -> float:
+        """Expected accuracy, or minus the expected loss, on the held-out points."""
+        residual, parts = self.residuals[end], self.test_variance[end, :, which]
+        variance = parts[0] + noise * parts[1]
         if self.grid.criterion == "loss":
             return -0.5 * float(((residual**2).sum(1) + self.outputs * variance).mean())
         return float(correct(residual + self.targets, variance, self.label).mean())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds.allocation.candidates import CRITERIA, LARGEST_SHARE, Criterion, Grid, average, best
+from bounds.allocation.candidates import CRITERIA, LARGEST_SHARE, Candidate, Criterion, Grid, average, best
 from bounds.loss.held_out import chances
 from bounds.loss.law import exceeds
 from bounds.loss.moments import Diagonal, Points, Probing, probing, require_memory
@@ -19,7 +19,7 @@ from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.targets import read_targets
 from langevin.model.weights import Weights
-from langevin.support import validate
+from langevin.support import threads, validate
 from langevin.support.validate import FloatArray
 
 SOURCE = "new (theory-k 8'c), with the Gaussian law of the outputs: an approximation"
@@ -153,9 +153,6 @@ def probing_forecast(
     weights = Weights(np.eye(problem.dim), np.zeros((problem.dim, problem.outputs_dim)))
     assert problem.X_test is not None
     assert problem.y_test is not None
-    require_memory(problem, weights, len(problem.X_test))
-    found = probing(problem.X, problem.targets, weights.v)
-    held_out = found.points(problem.X_test, problem.y_test)
     norms = np.linalg.norm(problem.X, axis=1)
     grid = Grid(
         epsilon,
@@ -165,7 +162,12 @@ def probing_forecast(
         _clips(clips, norms),
         criterion,
     )
-    return _forecast(problem, weights, found, held_out, norms, grid)
+    require_memory(problem, weights, len(problem.X_test))
+    # many products of small matrices
+    with threads.one_blas_thread():
+        found = probing(problem.X, problem.targets, weights.v)
+        held_out = found.points(problem.X_test, problem.y_test)
+        return _forecast(problem, weights, found, held_out, norms, grid)
 
 
 def _forecast(
@@ -173,10 +175,11 @@ def _forecast(
 ) -> ProbingForecast:
     """Choose the settings and follow their moments on all samples."""
     chosen = best(found, held_out, norms, grid)
-    n = problem.samples
-    how = chosen.noise_multiplier, chosen.clip, chosen.steps, chosen.sample_rate, n
-    dpsgd = DPSGD(chosen.dt * n, *how)
-    moments, clipped = _follow(found, norms, dpsgd)
+    dpsgd, moments, clipped = _followed(found, norms, chosen, chosen.clip)
+    # the ranking looked at some samples: over all of them a larger clip may be needed
+    larger = iter(grid.clips[grid.clips > chosen.clip].tolist() if chosen.clipped <= LARGEST_SHARE else ())
+    while clipped > LARGEST_SHARE and (clip := next(larger, None)):
+        dpsgd, moments, clipped = _followed(found, norms, chosen, clip)
     valid = clipped <= LARGEST_SHARE
     reason = "" if valid else f"{clipped:.1%} of the gradients are clipped, more than {LARGEST_SHARE:.0%}"
     return ProbingForecast(
@@ -195,8 +198,12 @@ def _forecast(
     )
 
 
-def _follow(found: Probing, norms: FloatArray, dpsgd: DPSGD) -> tuple[Diagonal, float]:
-    """Moments at the end, and the expected share of clipped gradients."""
+def _followed(
+    found: Probing, norms: FloatArray, chosen: Candidate, clip: float
+) -> tuple[DPSGD, Diagonal, float]:
+    """Moments at the end of a setting with this clip, and the expected share of clipped gradients."""
+    n = len(norms)
+    dpsgd = DPSGD(chosen.dt * n, chosen.noise_multiplier, clip, chosen.steps, chosen.sample_rate, n)
     phase, moments = dpsgd.phase("lp"), Diagonal(found)
     knots = np.unique([0, *(2**k for k in range(dpsgd.steps.bit_length())), dpsgd.steps])
     knots = knots[knots <= dpsgd.steps]
@@ -208,7 +215,7 @@ def _follow(found: Probing, norms: FloatArray, dpsgd: DPSGD) -> tuple[Diagonal, 
         lengths = np.linalg.norm(moments.residual(found.samples), axis=1)
         variance = moments.variance(found.samples) / moments.outputs
         shares.append(exceeds(lengths, variance, threshold, moments.outputs).mean())
-    return moments, average(knots, np.array(shares))
+    return dpsgd, moments, average(knots, np.array(shares))
 
 
 def _problem(A: ArrayLike, y: ArrayLike, A_test: ArrayLike, y_test: ArrayLike, normalise: bool) -> Problem:

@@ -13,7 +13,7 @@ from scipy.special import ndtr
 
 from langevin.support.validate import FloatArray
 
-NODES = 16
+NODES, WEIGHTS = hermegauss(16)
 """Of Gauss-Hermite quadrature, whose error was measured to be 2e-5 with ten classes."""
 
 
@@ -44,8 +44,7 @@ def correct(mean: FloatArray, variance: FloatArray, label: np.ndarray) -> FloatA
     rows = np.arange(len(mean))
     leads = (mean[rows, label, None] - mean) / deviation
     leads[rows, label] = np.inf
-    nodes, weights = hermegauss(NODES)
-    chance = sum(w * ndtr(leads + z).prod(1) for z, w in zip(nodes, weights, strict=True))
+    chance = sum(w * ndtr(leads + z).prod(1) for z, w in zip(NODES, WEIGHTS, strict=True))
     return np.asarray(chance) / np.sqrt(2 * np.pi)
 
 
