@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from langevin.support.validate import FloatArray
 SOURCE = "new (theory-k 8'c), with the Gaussian law of the outputs: an approximation"
 SAMPLE_RATES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 STEPS = (4, 8, 16, 32, 64, 128, 256, 512)
+MOST_STEPS = 10_000
 SMALLEST_BATCH = 16
 
 
@@ -84,9 +84,9 @@ def probing_forecast(
     *,
     normalise: bool = True,
     criterion: Criterion = "accuracy",
-    sample_rates: Sequence[float] | None = None,
-    steps: Sequence[int] = STEPS,
-    clips: Sequence[float] | None = None,
+    sample_rates: ArrayLike | None = None,
+    steps: ArrayLike = STEPS,
+    clips: ArrayLike | None = None,
 ) -> ProbingForecast:
     """Forecast the best private linear probing of features, and what it reaches, without a trial.
 
@@ -111,12 +111,12 @@ def probing_forecast(
         forecast is for these.
     criterion : {"accuracy", "loss"}
         What to optimise on the held-out points.
-    sample_rates : sequence of float, optional
+    sample_rates : array_like, optional
         Poisson rates to choose from; powers of 1/2 down to 1/32 by default, for batches of 16 at least.
-    steps : sequence of int
+    steps : array_like of int
         Numbers of steps to choose from. Of settings that differ by less than a thousandth, the one that reads
         the fewest samples is taken.
-    clips : sequence of float, optional
+    clips : array_like, optional
         Clipping norms to choose from; by default 24 from the median to 4 times the largest norm of a gradient
         at the start.
 
@@ -158,7 +158,7 @@ def probing_forecast(
         epsilon,
         delta,
         _rates(sample_rates, problem.samples),
-        tuple(sorted({validate.integer("steps", count, 1) for count in steps})),
+        _steps(steps),
         _clips(clips, norms),
         criterion,
     )
@@ -253,22 +253,31 @@ def _labels(name: str, given: ArrayLike) -> ArrayLike:
     return rows.argmax(1)
 
 
-def _rates(given: Sequence[float] | None, samples: int) -> tuple[float, ...]:
+def _rates(given: ArrayLike | None, samples: int) -> tuple[float, ...]:
     if given is None:
         return tuple(q for q in SAMPLE_RATES if q == 1.0 or q * samples >= SMALLEST_BATCH)
-    rates = sorted({validate.rate("sample_rates", q) for q in given}, reverse=True)
-    if not rates or rates[-1] * samples < 1:
+    rates = np.unique(validate.array("sample_rates", given, 1))[::-1]
+    if rates[0] > 1 or rates[-1] * samples < 1:
         raise ValueError(
-            f"sample_rates must hold rates of at least 1/n = {1 / samples:.3g}, got {list(given)}"
+            f"sample_rates must lie between 1/n = {1 / samples:.3g} and 1, got {rates[-1]:g} to {rates[0]:g}"
         )
-    return tuple(rates)
+    return tuple(rates.tolist())
 
 
-def _clips(given: Sequence[float] | None, norms: FloatArray) -> FloatArray:
+def _steps(given: ArrayLike) -> tuple[int, ...]:
+    counts = np.unique(validate.array("steps", given, 1))
+    if counts[0] < 1 or counts[-1] > MOST_STEPS or (counts % 1 != 0).any():
+        raise ValueError(
+            f"steps must be whole numbers from 1 to {MOST_STEPS}, got {counts[0]:g} to {counts[-1]:g}: take "
+            "fewer, larger steps"
+        )
+    return tuple(counts.astype(int).tolist())
+
+
+def _clips(given: ArrayLike | None, norms: FloatArray) -> FloatArray:
     if given is None:
         # the residual of a one-hot target and a zero head has norm 1
         return np.geomspace(max(float(np.median(norms)), 1e-3 * norms.max()), 4 * norms.max(), 24)
-    clips = np.array(sorted({validate.positive("clips", clip) for clip in given}))
-    if not len(clips):
-        raise ValueError("clips must hold one clipping norm or more, got none")
+    clips = np.unique(validate.array("clips", given, 1))
+    validate.positive("clips", clips[0])
     return clips

@@ -134,6 +134,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         bounds.lp_stability,
         dict(problem=LINEAR, weights=WEIGHTS, sample_rate=0.5, dt=0.01, sigma=0.1),
     ),
+    "probing_forecast": (
+        bounds.probing_forecast,
+        dict(A=RELU.X, y=[0, 1, 0], A_test=RELU.X, y_test=[0, 1, 0], epsilon=1.0, delta=1e-5)
+        | dict(normalise=True, criterion="loss", sample_rates=[0.5], steps=[2], clips=[1.0]),
+    ),
     "distortion": (bounds.distortion, dict(problem=RELU, weights=WEIGHTS, clip=1.0)),
     "alignment_time": (bounds.alignment_time, dict(problem=RELU, weights=WEIGHTS, clip=1.0)),
     "drift_of_expectation": (bounds.drift_of_expectation, dict(problem=RELU, weights=WEIGHTS, clip=1.0)),
