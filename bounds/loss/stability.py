@@ -28,7 +28,7 @@ class LpStability:
     Attributes
     ----------
     largest_dt : float
-        The second moments stay bounded below this step, and grow without bound above it.
+        The second moments settle below this step, and grow without bound above it.
     full_batch_dt : float
         The same for full batches: ``2 / lambda_max(A A^T)``.
     growth : float
@@ -56,9 +56,9 @@ def lp_stability(
     r"""Return the largest step at which linear probing is mean-square stable, and the stationary loss.
 
     New (8'c). With ``A A^T = U diag(lambda) U^T`` on its range, ``omega = (1 - q) / q`` and ``N_il = sum_ab
-    U_ia U_ib U_la U_lb lambda_a lambda_b / (1 - (1 - dt lambda_a)(1 - dt lambda_b))``, the expected loss
-    stays bounded if and only if ``dt lambda_max < 2`` and ``dt^2 omega`` times the spectral radius of ``N``
-    is below 1. That product grows with ``dt``, so the largest step is its root; it is at least
+    U_ia U_ib U_la U_lb lambda_a lambda_b / (1 - (1 - dt lambda_a)(1 - dt lambda_b))``, the second moments
+    forget their start if and only if ``dt lambda_max < 2`` and ``dt^2 omega`` times the spectral radius of
+    ``N`` is below 1. That product grows with ``dt``, so the largest step is its root; it is at least
     ``2 / (lambda_max + omega max ||A_i||^2)``. The loss then tends to ``sum(d) / 2`` with ``(I - dt^2 omega
     N) d = ||Y_perp,i||^2 + sum_a U_ia^2 2 sigma^2 K / (2 - dt lambda_a)``: what the targets leave
     unexplained, ``Y_perp``, feeds it through the sampling.
