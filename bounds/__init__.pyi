@@ -11,7 +11,7 @@ from .allocation.utility import UtilityCurve as UtilityCurve
 from .allocation.utility import utility_curve as utility_curve
 from .band import Band as Band
 from .distance.approximation import approximation_error as approximation_error
-from .distance.approximation import lipschitz_error as lipschitz_error
+from .distance.lipschitz import lipschitz_error as lipschitz_error
 from .features.assumptions import Assumptions as Assumptions
 from .features.assumptions import check_assumptions as check_assumptions
 from .features.distortion import Distortion as Distortion

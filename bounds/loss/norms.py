@@ -8,37 +8,60 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds.band import Band, nowhere
-from bounds.support.covers import Covers, declares
+from bounds.distance.parts import parts
+from bounds.support.clock import clock
+from bounds.support.covers import PROBING, Covers, declares
 from bounds.support.growth import pull
-from bounds.support.phases import until
 from bounds.support.ranges import SMALLEST, require_moderate
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
-from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
 NORM = "new (sections 0 and 5b)"
-NORMS = Covers(("logistic", "square", "huber"), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"))
-NORM_TAIL = Covers(NORMS.losses, NORMS.activations, lp=(), fft=("none", "flat"))
+NORMS = Covers(
+    ("logistic", "square", "huber", "softmax", "ovr"),
+    ("relu", "linear"),
+    lp=("none", "flat", *PROBING),
+    fft=("none", "flat"),
+    outputs=True,
+    chain=True,
+)
+NORM_TAIL = Covers(NORMS.losses, NORMS.activations, lp=(), fft=("none", "flat"), outputs=True)
+
+UNBOUNDED = (
+    "without clipping, the drift of a step has no bound for this loss or method: give a clip, or leave out dt"
+)
 
 
 @declares(NORMS)
 def expected_norm(
-    problem: Problem, weights: Weights, schedule: Schedule, times: ArrayLike | None = None
+    problem: Problem,
+    weights: Weights,
+    schedule: Schedule,
+    times: ArrayLike | None = None,
+    dt: float | None = None,
 ) -> Band:
-    """Bound ``E ||(W, v)_t||^2`` of the diffusion.
+    """Bound ``E ||(W, v)_t||^2`` of the diffusion, or of its chain in steps of ``dt``.
 
     New (sections 0 and 5b): it grows by at most ``c + 2 sigma^2 p`` per unit time, ``c`` four times the sum
     of the largest ``-f r_i``, ``4 n Omega`` (logistic, ``Omega = W_0(1/e)``) or ``||y||^2`` (square), in full
-    fine-tuning and half that in linear probing.
+    fine-tuning and half that in linear probing. With K outputs ``Omega_K = W_0((K - 1) / e)`` (softmax), ``K
+    Omega`` (one-vs-rest), ``||Y||^2`` (square), all new (0').
+
+    The chain, new (8'd), at any sampling rate ``q``: to ``c + 2 sigma^2 p`` a step adds ``dt (sum_i G_i)^2 +
+    dt (1 - q) / q sum_i G_i^2`` per unit time, where ``G_i`` bounds the gradients: the clip, in LP before any
+    full fine-tuning also ``||r_i|| ||A_i||``.
 
     Parameters
     ----------
     problem, weights, schedule
         What is trained, from where, and how.
     times : array_like, shape (m,), optional
+        With ``dt`` each moves to the nearest step.
+    dt : float, optional
+        Step of the chain; None for the diffusion, which has full batches.
 
     Returns
     -------
@@ -50,18 +73,29 @@ def expected_norm(
     >>> problem, weights = Problem([[1.0]], [1.0], loss="square"), Weights([[1.0]], [0.0])
     >>> expected_norm(problem, weights, Schedule.fft(time=1.0, sigma=0.5), [1.0]).upper
     array([3.])
+    >>> schedule = Schedule.fft(time=1.0, sigma=0.5, clip=1.0, sample_rate=0.5)
+    >>> problem = Problem([[1.0], [2.0]], [1.0, 1.0], loss="square")
+    >>> expected_norm(problem, weights, schedule, [1.0], dt=0.1).upper
+    array([4.6])
     """
     require_moderate(problem, weights, schedule)
-    t = record_times(schedule, times)
-    reason = NORMS.refuses(problem)
+    at, covers = clock(schedule, times, dt), NORMS.at(dt)
+    source = NORM if dt is None else f"new (8'd), of the chain with dt={dt:g}"
+    reason = covers.refuses(problem)
     if reason:
-        return nowhere(t, reason, NORM)
-    upper = np.full(len(t), float((weights.W**2).sum() + weights.v @ weights.v))
-    for phase, time in zip(schedule, schedule.time_in(t), strict=True):
-        noise = 2 * phase.sigma**2 * weights.trained_parameters(phase.method)
-        upper += (pull(problem, phase.method) + noise) * time
-    valid = until(schedule, t, NORMS.phases(schedule))
-    return Band(t, 0.0, upper, valid, NORMS.refuses_phases(schedule), NORM)
+        return nowhere(at.times, reason, source)
+    upper = np.full(len(at.times), float((weights.W**2).sum() + (weights.v**2).sum()))
+    reasons = covers.reasons(schedule)
+    for k, part in enumerate(parts(problem, weights, schedule, dt)):
+        rate = pull(problem, part.phase.method) + part.noise_rate + part.free_rate
+        if dt is not None:
+            rate += dt * part.reach**2
+        reasons[k] = reasons[k] or ("" if np.isfinite(rate) else UNBOUNDED)
+        if reasons[k]:
+            break
+        upper += rate * at.spent[k]
+    _, valid, reason = at.lead(reasons)
+    return Band(at.times, 0.0, upper, valid, reason, source)
 
 
 @declares(NORM_TAIL)
@@ -78,7 +112,7 @@ def norm_tail(
 
     New (5c i): ``||theta_t||^2`` is dominated by ``2 sigma^2 t`` times a non-central chi-square with
     ``delta = p + c / (2 sigma^2)`` degrees of freedom and non-centrality ``||theta_0||^2 / (2 sigma^2
-    t)``, ``c`` as in `expected_norm`. By Doob's inequality its largest value
+    t)``, ``c`` as in `expected_norm`, also with K outputs. By Doob's inequality its largest value
     until ``t`` reaches ``x`` with probability at most ``exp(-a x / (4 sigma^2 t) + a ||theta_0||^2 /
     ((1 - a) 4 sigma^2 t)) (1 - a)^(-delta / 2)`` for each ``0 < a < 1``; the least of these is returned,
     in closed form.
@@ -130,7 +164,7 @@ def norm_tail(
         raise ValueError(f"schedule must be full fine-tuning with one sigma > 0, got '{schedule}'{reason}")
     variance = 2 * phase.sigma**2 * time
     freedom = weights.trained_parameters("fft") + pull(problem, "fft") / (2 * phase.sigma**2)
-    size = float((weights.W**2).sum() + weights.v @ weights.v)
+    size = float((weights.W**2).sum() + (weights.v**2).sum())
     if not (variance > 0 and np.isfinite(size / variance)):
         raise ValueError(f"time must leave noise next to the weights, got {time:g}: take a longer one")
     start = size / variance

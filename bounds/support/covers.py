@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from langevin.model.problem import Problem
@@ -15,8 +15,10 @@ F = TypeVar("F", bound=Callable)
 
 ANY = ("any",)
 CLIPPED = ("flat", "normalised")
-# of a scalar head: a statement that also covers the clipping of K outputs, "margin" or "column", says so
+# of a scalar head: a statement that also covers the clipping of K outputs says so
 ALL = ("none", *CLIPPED)
+# of K outputs, in linear probing alone
+PROBING = ("margin", "column")
 METHODS = {"lp": "linear probing", "fft": "full fine-tuning"}
 CLIPPING = {
     "none": "without clipping",
@@ -46,6 +48,9 @@ class Covers:
         Whether K outputs are covered; otherwise only a scalar head.
     batches : bool
         Whether Poisson sampling, a ``sample_rate`` below 1, is covered; otherwise only full batches.
+    chain : bool
+        Whether the statement takes ``dt``: it then is of the Euler-Maruyama chain in these steps, and covers
+        Poisson sampling.
 
     Examples
     --------
@@ -56,6 +61,10 @@ class Covers:
     'full fine-tuning is not covered'
     >>> covers.refuses_phases(Schedule.lp(time=1.0, sample_rate=0.1))
     'sample_rate=0.1 is not covered, only full batches'
+    >>> replace(covers, chain=True).refuses_phases(Schedule.lp(time=1.0, sample_rate=0.1))
+    'sample_rate=0.1 is not covered, only full batches: give dt, for the chain in such steps'
+    >>> replace(covers, chain=True).at(0.1).refuses_phases(Schedule.lp(time=1.0, sample_rate=0.1))
+    ''
     """
 
     losses: tuple[str, ...]
@@ -66,6 +75,11 @@ class Covers:
     binary: bool = False
     outputs: bool = False
     batches: bool = False
+    chain: bool = False
+
+    def at(self, dt: float | None) -> Covers:
+        """What is covered with this ``dt``; None: of the diffusion."""
+        return self if dt is None else replace(self, batches=self.batches or self.chain)
 
     def refuses(self, problem: Problem) -> str:
         """Return why the problem is not covered, or ''."""
@@ -89,13 +103,14 @@ class Covers:
 
     def phases(self, schedule: Schedule) -> list[bool]:
         """Whether each phase is covered."""
-        return [not reason for reason in self._reasons(schedule)]
+        return [not reason for reason in self.reasons(schedule)]
 
     def refuses_phases(self, schedule: Schedule) -> str:
         """Return why the first phase that is not covered is not, or ''."""
-        return next(filter(None, self._reasons(schedule)), "")
+        return next(filter(None, self.reasons(schedule)), "")
 
-    def _reasons(self, schedule: Schedule) -> list[str]:
+    def reasons(self, schedule: Schedule) -> list[str]:
+        """Return why each phase is not covered, or ''."""
         reasons, late = [], False
         for phase in schedule:
             late |= phase.method == "fft"
@@ -107,7 +122,9 @@ class Covers:
             if kind not in covered:
                 reasons.append(f"{method}{' ' + CLIPPING[kind] if covered else ''} is not covered")
             else:
-                reasons.append("" if self.batches else sampling(phase))
+                reason = "" if self.batches else sampling(phase)
+                remedy = ": give dt, for the chain in such steps" if reason and self.chain else ""
+                reasons.append(reason + remedy)
         return reasons
 
     def __str__(self) -> str:
@@ -123,6 +140,7 @@ class Covers:
         words += ["labels: -1 and +1"] * self.binary
         words += ["heads: scalar or K outputs"] * self.outputs
         words += ["batches: full or Poisson"] * self.batches
+        words += ["batches: full; Poisson with dt"] * (self.chain and not self.batches)
         return "; ".join(words)
 
 

@@ -172,11 +172,16 @@ def theorems(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any
         calls[f"approximation_error({kind})"] = lambda kind=kind: bounds.approximation_error(
             p, w, s, t, kind=kind
         )
+        calls[f"approximation_error({kind}, dt)"] = lambda kind=kind: bounds.approximation_error(
+            p, w, s, t, kind=kind, dt=case.dt
+        )
     clip, sigma = (float(rng.choice([1.0, 1e-28, 1e28, 1e-300, 1e300])) for _ in range(2))
     rho, time = float(rng.choice([1.0, 1e-300, 1e300])), float(rng.choice([1.0, 1e-9, 1e6]))
     constant, share = float(rng.choice([0.0, 1.0, -1e3, 1e300])), float(rng.choice([1e-5, 1e-300, 0.5, 0, 1]))
     budget: dict[str, Any] = {"rho": rho, "sigma": sigma, "clip": clip}
     return calls | {
+        "certified_loss(dt)": lambda: bounds.certified_loss(p, w, s, t, dt=case.dt),
+        "expected_norm(dt)": lambda: bounds.expected_norm(p, w, s, t, dt=case.dt),
         "certified_loss(sandwich)": lambda: bounds.certified_loss(p, w, s, t, base="sandwich"),
         "lipschitz_error": lambda: bounds.lipschitz_error(p, w, s, t, constant=constant),
         "distortion": lambda: bounds.distortion(p, w, clip=clip),

@@ -117,7 +117,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "zero_head": (langevin.zero_head, dict(width=4, outputs=2)),
     "prototype_head": (langevin.prototype_head, dict(problem=RELU, W=WEIGHTS.W, scale=1.0)),
     "store.load": (files.load, dict(path="nowhere.nc")),
-    "approximation_error": (bounds.approximation_error, dict(_run, kind="ode")),
+    "approximation_error": (bounds.approximation_error, dict(_run, kind="ode", dt=0.1)),
     "lipschitz_error": (bounds.lipschitz_error, dict(_run, constant=1.0)),
     "norm_tail": (
         bounds.norm_tail,

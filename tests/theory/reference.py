@@ -83,6 +83,56 @@ def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
     )
 
 
+def drift_outputs(problem, W, V, phase, batch=1.0):
+    """Clipped drift of K outputs at W (P, h, d), V (P, h, K); samples count ``batch`` (P, n) times."""
+    z = problem.X @ W.swapaxes(-1, -2)
+    A, slope = problem.activate(z), problem.slope(z)
+    F = A @ V
+    R = problem.residuals(F)
+    back = (R @ V.swapaxes(-1, -2)) * slope
+    sizes = np.linalg.norm(A, axis=-1)
+    norms = np.linalg.norm(R, axis=-1) * sizes
+    if phase.method == "fft":
+        norms = np.sqrt(norms**2 + (problem.X**2).sum(-1) * (back**2).sum(-1))
+    if phase.clipping == "margin":
+        p = np.exp(F - F.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        norms = np.sqrt(2) * (1 - (p * problem.targets).sum(-1)) * sizes
+    clip, norms = phase.clip, norms[..., None]
+    if phase.clipping == "column":
+        norms, clip = np.abs(R) * sizes[..., None], clip / np.sqrt(R.shape[-1])
+    if clip is None:
+        c = np.ones_like(norms)
+    elif phase.clipping == "normalised":
+        c = clip / (norms + phase.stabiliser)
+    else:
+        c = np.minimum(1.0, clip / np.maximum(norms, 1e-300))
+    c = c * np.broadcast_to(batch, F.shape[:-1])[..., None]
+    dV = -A.swapaxes(-1, -2) @ (c * R)
+    dW = -(c * back).swapaxes(-1, -2) @ problem.X if phase.method == "fft" else np.zeros_like(W)
+    return dW, dV
+
+
+def chain_outputs(problem, weights, schedule, dt, paths, seed, times):
+    """Euler-Maruyama with K outputs and Poisson batches."""
+    rng = np.random.default_rng(seed)
+    W, V = (np.repeat(part[None], paths, 0) for part in (weights.W, weights.v))
+    want = np.rint(np.asarray(times) / dt).astype(int)
+    out, step = [], 0
+    for phase in schedule:
+        for _ in range(round(phase.time / dt)):
+            out += [(W, V)] * int((want == step).sum())
+            batch = (rng.random((paths, problem.samples)) < phase.sample_rate) / phase.sample_rate
+            dW, dV = drift_outputs(problem, W, V, phase, batch)
+            scale = phase.sigma * np.sqrt(2 * dt)
+            if phase.method == "fft":
+                W = W + dW * dt + scale * rng.standard_normal(W.shape)
+            V = V + dV * dt + scale * rng.standard_normal(V.shape)
+            step += 1
+    out += [(W, V)] * int((want >= step).sum())
+    return Paths(want * dt, *(np.array(parts) for parts in zip(*out, strict=True)))
+
+
 def flow(problem, weights, schedule, times, rtol=1e-9, atol=1e-11, method: Any = "RK45", parts=64):
     """Zeroth-order flow at ``times``, one path; higher orders can miss the kinks of clipping."""
     h, d = weights.W.shape

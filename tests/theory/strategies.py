@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,45 @@ def general(rng, activation=None, loss=None, n=None, d=None, h=None):
     W = rng.standard_normal((h, d)) * np.exp(rng.uniform(-1, 0.5))
     v = rng.standard_normal(h) * np.exp(rng.uniform(-1, 0.5))
     return Problem(X, y, *names), Weights(W, v)
+
+
+CLASSES = (2, 3, 5, 10)
+
+
+def several(rng, K=None, loss=None, activation=None, n=None, d=None, h=None):
+    """Gaussian data and random weights of K outputs; classes of unequal sizes, or Gaussian targets."""
+    K = K or int(rng.choice(CLASSES))
+    n, d, h = n or K + int(rng.integers(0, 6)), d or int(rng.integers(1, 5)), h or int(rng.integers(1, 6))
+    names: Any = [
+        str(activation or rng.choice(["relu", "linear"])),
+        str(loss or rng.choice(["softmax", "ovr", "square"])),
+    ]
+    X = rng.standard_normal((n, d)) * np.exp(rng.uniform(-0.7, 0.7))
+    shares = 0.5 ** np.arange(K)
+    classes = np.concatenate([np.arange(K), rng.choice(K, n - K, p=shares / shares.sum())])
+    y = rng.standard_normal((n, K)) if names[1] == "square" else classes
+    W = rng.standard_normal((h, d)) * np.exp(rng.uniform(-1, 0.5))
+    V = rng.standard_normal((h, K)) * np.exp(rng.uniform(-1, 0.5))
+    return Problem(X, y, *names), Weights(W, V)
+
+
+def clippings(problem, methods):
+    """Clipping of each phase: in linear probing also those of the loss alone."""
+    own = {"softmax": "margin", "ovr": "column"}.get(problem.loss)
+    return [("flat", own) if method == "lp" and own else ("flat",) for method in methods]
+
+
+def sampled(rng, problem, rates=(1.0,), **how):
+    """A `schedule` for K outputs, at one of the sampling rates."""
+    found = schedule(rng, **how)
+    rate = float(rng.choice([rate for rate in rates if rate == 1 or rate * problem.samples >= 1]))
+    kinds = clippings(problem, [phase.method for phase in found])
+    return Schedule(
+        [
+            replace(phase, clipping=str(rng.choice(kind)), sample_rate=rate)
+            for phase, kind in zip(found, kinds, strict=True)
+        ]
+    )
 
 
 def schedule(rng, clip: Any = "any", sigma=None, methods=None, duration=None):

@@ -11,7 +11,7 @@ import pytest
 
 import bounds
 from bounds.support import covers
-from bounds.support.covers import ALL, ANY, Covers, declares, table
+from bounds.support.covers import ALL, ANY, PROBING, Covers, declares, table
 from langevin.model import activations, losses
 from langevin.model.activations import ACTIVATIONS, Activation
 from langevin.model.losses import LOSSES, Loss
@@ -219,7 +219,8 @@ def test_the_docstring_says_what_is_covered(name, kinds):
         assert str(found) in text
         for names, known in ((found.losses, LOSSES), (found.activations, ACTIVATIONS)):
             assert names == ANY or set(names) <= set(known)
-        assert {*found.lp, *found.fft, *(found.late_lp or ())} <= set(ALL)
+        assert {*found.lp, *(found.late_lp or ())} <= {*ALL, *PROBING}
+        assert set(found.fft) <= set(ALL)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,12 @@ def test_clipping_of_several_outputs_and_batches():
     assert found.refuses(several) == ""
     assert Covers(ANY, ANY).refuses(several) == "K = 2 outputs are not covered, only a scalar head"
     assert str(replace(found, batches=True)).endswith("heads: scalar or K outputs; batches: full or Poisson")
+    chain = replace(found, chain=True)
+    assert chain.refuses_phases(column).endswith("only full batches: give dt, for the chain in such steps")
+    assert chain.at(None) == chain
+    assert chain.at(0.1).phases(column) == [True]
+    assert found.at(0.1).phases(column) == [False]
+    assert str(chain).endswith("batches: full; Poisson with dt")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import bounds
+from bounds.distance.approximation import KINDS
 from langevin import (
     GramWeights,
     Problem,
@@ -78,3 +79,17 @@ def test_nothing_is_said_of_neurons():
     assert not band.valid.any()
     assert "Gram matrix" in band.reason
     assert not bounds.distortion(problem, weights, clip=1.0).valid
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dt", [None, 0.02])
+def test_the_distance_with_k_outputs_depends_on_the_gram_matrix_alone(kind, dt):
+    problem = Problem(PROBLEM.X, np.arange(12) % 3, "linear", "softmax")
+    weights = Weights(WEIGHTS.W, 0.1 * np.random.default_rng(0).standard_normal((40, 3)))
+    gram = GramWeights.from_rows(weights.W, weights.v)
+    ours, theirs, wider = (
+        bounds.approximation_error(problem, w, CLIPPED, TIMES, kind=kind, dt=dt).upper
+        for w in (gram, weights, GramWeights(gram.W, gram.v, 4000))
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert wider[-1] > (1 + 2e-5) * ours[-1]

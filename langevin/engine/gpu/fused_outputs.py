@@ -16,7 +16,7 @@ import triton.language as tl
 from langevin.engine.gpu.outputs import Block
 from langevin.engine.gpu.passes_outputs import add_head_gradient, outputs
 from langevin.engine.kernels.outputs.types import COLUMN, LOGISTIC, MARGIN, SOFTMAX
-from langevin.engine.kernels.types import FLAT, LP, NORMALISED, RELU, UNCLIPPED
+from langevin.engine.kernels.types import FLAT, LP, NORMALISED, UNCLIPPED
 
 _FLAT, _NORMALISED, _UNCLIPPED = tl.constexpr(FLAT), tl.constexpr(NORMALISED), tl.constexpr(UNCLIPPED)
 _MARGIN, _COLUMN = tl.constexpr(MARGIN), tl.constexpr(COLUMN)
@@ -261,7 +261,7 @@ def rows(e: Any, block: Block) -> None:
         e.V.shape[2],
         K=K,
         PROBING=e.rule.method == LP,
-        RELU=e.chain.data.activation == RELU,
+        RELU=e.activation.name == "relu",
         LOSS=e.chain.data.loss,
         CLIPPING=e.rule.clipping,
         LISTED=block.index is not None,
@@ -296,7 +296,7 @@ def columns(e: Any, block: Block, store: bool) -> None:
         K=K,
         PROBING=probing,
         # features, not pre-activations, in linear probing
-        RELU=e.chain.data.activation == RELU and not probing,
+        RELU=e.activation.name == "relu" and not probing,
         LISTED=block.index is not None,
         STORE=store,
         **tile,

@@ -1,0 +1,144 @@
+"""How fast linear probing with shared features can drive two heads apart (sections 1a, 1a' and 8'd).
+
+The drift of one output, or of K under a clipping that keeps it minus the gradient of a convex function, is
+monotone: it never drives two heads apart. Under flat clipping of the softmax loss with K >= 3 outputs, or of
+one-vs-rest, it is neither a gradient nor monotone, but nearly so.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from bounds.support.covers import CLIPPING, clipping
+from langevin.model.losses import LOSSES
+from langevin.model.problem import Problem
+from langevin.model.schedule import Phase
+from langevin.model.weights import Weights
+from langevin.support.validate import FloatArray
+
+MONOTONE = {
+    "square": ("none", "flat", "normalised"),
+    "huber": ("none",),
+    "softmax": ("none", "margin"),
+    "ovr": ("none", "column"),
+}
+"""Clipping under which the drift of K outputs is minus the gradient of a convex function, by loss."""
+DEFECTS = {"softmax": 0.0142288, "ovr": 0.25}
+"""Proved ``lambda`` in ``<f - f', c r - c' r'> >= -lambda C / ||A_i|| ||f - f'||^2`` of flat clipping.
+
+For softmax the largest ``a^3 (1 - a) / (4 (1 + a^2)^(3/2))``, at ``a^3 + 4 a = 3``, rounded up.
+"""
+
+
+class Spread(NamedTuple):
+    """Bound of the growth of ``e = E ||Delta||^2`` in linear probing.
+
+    Attributes
+    ----------
+    rate : float
+        ``e' <= noise + rate e``; of the chain ``e + dt (noise + rate e)`` after a step. 0 if the drift is
+        monotone, infinite if no bound is known.
+    reason : str
+        Why none is known.
+    """
+
+    rate: float
+    reason: str = ""
+
+
+class Features:
+    """Sizes of the features at the start, which all paths share until full fine-tuning begins."""
+
+    def __init__(self, problem: Problem, weights: Weights) -> None:
+        self.problem = problem
+        self._weights = weights
+
+    @cached_property
+    def matrix(self) -> FloatArray:
+        """``A``, shape (n, h)."""
+        return self.problem.features(self._weights.W)
+
+    @cached_property
+    def norms(self) -> FloatArray:
+        """``||A_i||``, shape (n,)."""
+        return np.linalg.norm(self.matrix, axis=1)
+
+    @cached_property
+    def largest(self) -> float:
+        """``lambda_max(A A^T)``."""
+        return float(np.linalg.norm(self.matrix, 2)) ** 2
+
+    def largest_clipped(self, clip: float) -> float:
+        """``lambda_max(A^T diag(1 / ||A_i||) A)`` over the samples that clipping at ``clip`` can reach."""
+        reached = self.steepest > clip
+        if not reached.any():
+            return 0.0
+        return float(np.linalg.norm(self.matrix[reached] / np.sqrt(self.norms[reached])[:, None], 2)) ** 2
+
+    @cached_property
+    def steepest(self) -> FloatArray:
+        """Bounds of the norms of the unclipped gradients in the head, shape (n,); infinite where none."""
+        steepest = LOSSES[self.problem.loss].steepest(self.problem.outputs_dim)
+        if steepest is None:
+            return np.where(self.norms > 0, np.inf, 0.0)
+        return steepest * self.norms
+
+    def gradients(self, phase: Phase) -> FloatArray:
+        """Bounds of the norms of the clipped gradients in the head, shape (n,)."""
+        if phase.clip is None:
+            return self.steepest
+        if phase.clipping == "normalised":
+            with np.errstate(invalid="ignore"):
+                share = self.steepest / (self.steepest + phase.stabiliser)
+            return phase.clip * np.where(np.isfinite(self.steepest), share, 1.0)
+        return np.minimum(self.steepest, phase.clip)
+
+
+def spread(features: Features, phase: Phase, dt: float | None = None) -> Spread:
+    """Bound the growth in a phase of linear probing before any full fine-tuning.
+
+    Parameters
+    ----------
+    features : Features
+    phase : Phase
+    dt : float, optional
+        Step of the chain; None for the diffusion.
+    """
+    problem, kind = features.problem, clipping(phase)
+    if kind == "flat" and phase.clip is not None and not (features.steepest > phase.clip).any():
+        # clipping cannot act
+        kind = "none"
+    # two outputs of the softmax loss are one of the logistic loss
+    scalar = problem.outputs_dim == (2 if problem.loss == "softmax" else 1)
+    expansion = 0.0
+    if not scalar and kind not in MONOTONE.get(problem.loss, ()):
+        if kind != "flat" or problem.loss not in DEFECTS:
+            return Spread(np.inf, _not_monotone(problem, kind))
+        expansion = DEFECTS[problem.loss] * (phase.clip or 0.0) * features.largest_clipped(phase.clip or 0.0)
+    if dt is None:
+        return Spread(2 * expansion)
+    smoothness = LOSSES[problem.loss].smoothness
+    if kind == "normalised" and phase.clip is not None:
+        smoothness *= phase.clip / phase.stabiliser
+    step = dt * smoothness * features.largest
+    if step > 2 or (expansion and step == 2):
+        return Spread(np.inf, _too_large(dt, step))
+    return Spread(2 * expansion / (1 - step / 2) if expansion else 0.0)
+
+
+def _not_monotone(problem: Problem, kind: str) -> str:
+    others = " or ".join(repr(name) for name in MONOTONE.get(problem.loss, ()))
+    return (
+        f"linear probing {CLIPPING[kind]} is not monotone for {problem.outputs_dim} outputs of the "
+        f"{problem.loss} loss, and how fast it can drive heads apart is not known: take clipping {others}"
+    )
+
+
+def _too_large(dt: float, step: float) -> str:
+    return (
+        f"dt={dt:g} is too large: steps of linear probing may drive heads apart, as dt times the largest "
+        f"curvature is {step:g}, which exceeds 2: take dt <= {2 * dt / step:.3g}"
+    )
