@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
-from benchmarks.harness.gpu import Effort, Ours, TorchSDE, kind
+from benchmarks.harness.gpu import Effort, Ours, TorchSDE, kind, seconds_each, seconds_of
 from benchmarks.harness.gpu_tables import FRESH, OURS, OWN, tables, title
 from benchmarks.harness.tables import keep
 from langevin import Schedule, euler_maruyama
-from langevin.engine.gpu.ensemble import Ensemble
+from langevin.engine.gpu.scalar import ScalarEnsemble
 
 # inputs, width, samples; paths; reduction
 CASES = (
@@ -64,40 +63,6 @@ def main() -> None:
     print("\n" + text)
     if not quick:
         keep(f"gpu-{environment.slug(record['device'])}", record, f"{title(record)}\n\n{text}")
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that the device takes for ``work``."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    first.record()
-    work()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1000
-
-
-def seconds_each(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return the seconds of one call among many in a row: the median of three measurements."""
-    work()
-    count = max(1, min(1000, round(seconds / 3 / max(seconds_of(work, device), 1e-6))))
-
-    def all_of_them() -> None:
-        for _ in range(count):
-            work()
-
-    if device.type == "cuda":
-        # recorded in a graph, so that the launches are not timed
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            all_of_them()
-        graph.replay()
-        return float(np.median([seconds_of(graph.replay, device) for _ in range(3)])) / count
-    return float(np.median([seconds_of(all_of_them, device) for _ in range(3)])) / count
 
 
 def measure(
@@ -149,7 +114,7 @@ def measure(
     return result
 
 
-def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
+def measure_rates(e: ScalarEnsemble, effort: Effort) -> dict[str, float]:
     """Measure rates per second: flops of the best product, bytes of a copy, our normals and torch's."""
     paths, n, k = e.X.shape
     h, like = e.v.shape[1], kind(e.theta)
@@ -179,7 +144,7 @@ def measure_rates(e: Ensemble, effort: Effort) -> dict[str, float]:
     return found
 
 
-def measure_parts(e: Ensemble, effort: Effort) -> dict[str, float]:
+def measure_parts(e: ScalarEnsemble, effort: Effort) -> dict[str, float]:
     """Measure the seconds of each part of a step of all paths separately."""
     size = e.theta.shape[1]
     parts = {

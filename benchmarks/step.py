@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ TOLERANCES = {"double": 1e-10, "single": 1e-3}
 class Effort:
     """Settings that determine how long to measure."""
 
-    shapes: tuple[tuple[int, int, int], ...]
+    shapes: tuple[tuple[Any, ...], ...]  # arguments of the cases
     precisions: tuple[str, ...]
     paths: tuple[int, ...]  # numbers of paths to try with each peer
     rounds: int
@@ -85,7 +86,7 @@ def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     """Check all contestants, then time them in turn; seconds per step and path."""
     from benchmarks.harness.contestants import Ours
     from benchmarks.harness.parts import split
-    from benchmarks.peers.lineup import US, lineup, require_same_drift, steps_within
+    from benchmarks.peers.lineup import US, lineup, require_same_drift
 
     dtype = PRECISIONS[precision]
     contestants = lineup(case, dtype, effort.paths, effort.seconds / 4)
@@ -93,31 +94,15 @@ def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     ours: Any = contestants[f"{US}, reduced" if case.reducible else f"{US}, full"]
     assert isinstance(ours, Ours)
 
-    steps = {name: steps_within(contestant, effort.seconds) for name, contestant in contestants.items()}
     work = floor.Work.of(ours.span_inputs, case.width, np.dtype(dtype).itemsize)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    rates = floor.measure(dtype, [work.working_set], effort.seconds / 4)
-    for turn in range(effort.rounds):
-        for name, contestant in contestants.items():
-            a_round = steps[name] * contestant.paths
-            if turn < 2 or sum(seconds[name]) * a_round < effort.most:
-                seconds[name].append(contestant.advance(steps[name]) / a_round)
-        rates = rates.best(floor.measure(dtype, [work.working_set], effort.seconds / 4))
+    timed, rates = take_turns(
+        contestants, effort, lambda seconds: floor.measure(dtype, [work.working_set], seconds)
+    )
     result = {
         "shape": [case.inputs, case.width, case.samples],
         "inputs_reduced": case.span("auto").dim,
         "precision": precision,
-        "contestants": {
-            name: {
-                "paths": contestant.paths,
-                "steps": steps[name],
-                "rounds": len(seconds[name]),
-                "seconds": float(np.median(seconds[name])),
-                "least": min(seconds[name]),
-                "most": max(seconds[name]),
-            }
-            for name, contestant in contestants.items()
-        },
+        "contestants": timed,
         "work": {**vars(work), "working_set": work.working_set},
         "rates": {
             "fma": rates.fma,
@@ -130,6 +115,35 @@ def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     }
     print(f"# {result['shape']} {precision} done at {time.strftime('%H:%M:%S', time.gmtime())}", flush=True)
     return result
+
+
+def take_turns(
+    contestants: dict[str, Any], effort: Effort, rates_within: Callable[[float], floor.Rates]
+) -> tuple[dict[str, Any], floor.Rates]:
+    """Time all contestants in turn, in seconds per step and path, and the machine's rates between turns."""
+    from benchmarks.peers.lineup import steps_within
+
+    steps = {name: steps_within(contestant, effort.seconds) for name, contestant in contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    rates = rates_within(effort.seconds / 4)
+    for turn in range(effort.rounds):
+        for name, contestant in contestants.items():
+            a_round = steps[name] * contestant.paths
+            if turn < 2 or sum(seconds[name]) * a_round < effort.most:
+                seconds[name].append(contestant.advance(steps[name]) / a_round)
+        rates = rates.best(rates_within(effort.seconds / 4))
+    timed = {
+        name: {
+            "paths": contestant.paths,
+            "steps": steps[name],
+            "rounds": len(seconds[name]),
+            "seconds": float(np.median(seconds[name])),
+            "least": min(seconds[name]),
+            "most": max(seconds[name]),
+        }
+        for name, contestant in contestants.items()
+    }
+    return timed, rates
 
 
 if __name__ == "__main__":

@@ -1,39 +1,33 @@
-"""The two-layer network of the theory as a torch module, and its schedules as real DP-SGD."""
+"""The two-layer network of the theory as a torch module, and schedules of its DP-SGD."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import nn
 
 from empirical.data.images import Images
 from empirical.devices import ambient
 from empirical.networks.bodies import Classifier, mlp
-from empirical.train.gradients.engine import engine
-from empirical.train.gradients.plain import Gradients, factors
-from empirical.train.losses import Loss, Scalar
-from empirical.train.streams import Streams
-from langevin.engine import noise
-from langevin.model.problem import Activation, Problem, require_scalar
-from langevin.model.schedule import Phase, Schedule
-from langevin.model.steps import grid
+from langevin.model.problem import Activation, Problem
+from langevin.model.schedule import Schedule
 from langevin.model.weights import GramWeights, Weights
+from langevin.solvers.diffusion import euler_maruyama
 from langevin.support import validate
-from langevin.support.rng import RNG, generator
+from langevin.support.rng import RNG
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
 def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
-    """The network ``f(x) = sum_j v_j phi(w_j . x)`` as a classifier of one output, in double precision.
+    """The network ``f(x) = sum_j v_j phi(w_j . x)`` as a classifier, in double precision.
 
     Parameters
     ----------
@@ -52,15 +46,15 @@ def to_torch(weights: Weights, activation: Activation = "relu") -> Classifier:
         raise TypeError("weights must hold the neurons, got GramWeights: use Weights")
     with ambient.ordinary(), torch.no_grad():
         body = mlp((weights.dim,), (weights.width,), activation=activation, bias=False)
-        model = Classifier(body, 1).double()
+        model = Classifier(body, weights.outputs_dim).double()
         first, head = _layers(model)
         first.weight.copy_(torch.tensor(weights.W))
-        head.weight.copy_(torch.tensor(weights.v)[None])
+        head.weight.copy_(torch.tensor(np.atleast_2d(weights.v.T)))
     return model
 
 
 def from_torch(model: nn.Module) -> Weights:
-    """Weights of a two-layer classifier of one output and without biases: the inverse of `to_torch`.
+    """Weights of a two-layer classifier without biases: the inverse of `to_torch`.
 
     Raises
     ------
@@ -68,19 +62,19 @@ def from_torch(model: nn.Module) -> Weights:
         If the network is another.
     """
     first, head = _layers(model)
-    return Weights(first.weight.detach().double().numpy(), head.weight.detach()[0].double().numpy())
+    W, v = (layer.weight.detach().double().numpy() for layer in (first, head))
+    return Weights(W, v[0] if len(v) == 1 else v.T)
 
 
 def _layers(model: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if (
         len(linear) != 2
-        or linear[1].out_features != 1
         or any(layer.bias is not None for layer in linear)
         or sum(p.numel() for p in model.parameters()) != sum(layer.weight.numel() for layer in linear)
     ):
         raise ValueError(
-            f"model must be a two-layer network of one output without biases, got {type(model).__name__} "
+            f"model must be a two-layer network without biases, got {type(model).__name__} "
             f"with linear layers {[(layer.in_features, layer.out_features) for layer in linear]}"
         )
     return linear[0], linear[1]
@@ -126,12 +120,13 @@ def run_schedule(
     rng: RNG = 0,
     times: ArrayLike | None = None,
 ) -> xr.Dataset:
-    """Run a schedule as DP-SGD, with real per-sample gradients of the torch network.
+    """Run a schedule as DP-SGD of the two-layer network.
 
-    A full-batch step of learning rate ``dt`` is a step of ``euler_maruyama(..., reduce="none")`` with the
-    same draws, up to rounding, for the same ``rng``. With a ``sample_rate`` ``q`` batches are Poisson and the
-    clipped sum is divided by ``q``: the same drift in the mean and the same noise of the mechanism, with the
-    noise of sampling on top, which no diffusion of the theory has.
+    This is the chain of `langevin.euler_maruyama` in its full form, ``reduce="none"``. Tests hold it equal,
+    step by step, to Opacus on the network of `to_torch`, with the same batches and noise: a step with
+    learning rate ``dt`` on the sum of the clipped gradients of all samples, or, with a sample rate ``q``, on
+    that of a Poisson batch, divided by ``q``. Batches have the same mean drift and the same noise of the
+    mechanism, and the noise of sampling in addition, which no diffusion of the theory has.
 
     Parameters
     ----------
@@ -139,21 +134,26 @@ def run_schedule(
     weights : Weights
     schedule : Schedule
     dt : float
-        Step, in units of diffusion time: the learning rate with full batches, that over ``n`` with Poisson
-        ones (see `langevin.DPSGD`).
+        Step, in units of diffusion time: the learning rate for sums of gradients, or that for means divided
+        by ``n``; `langevin.DPSGD` converts.
     sample_rate : float, optional
-        In (0, 1].
+        Poisson rate of all phases, in (0, 1]; by default each phase has its own.
     paths : int
     rng : int, Generator or None
-        Key of the noise, as in `langevin.euler_maruyama`; batches are drawn from it, too.
+        Source of the key of the noise and the batches, as in `langevin.euler_maruyama`.
     times : array_like, optional
         As in `langevin.euler_maruyama`.
 
     Returns
     -------
     xarray.Dataset
-        ``loss`` and, for labels -1 and +1, ``accuracy`` over ``(path, time)``; ``test_accuracy`` if there are
-        held-out points.
+        ``loss`` and, for labels -1 and +1 or classes, ``accuracy`` over ``(path, time)``; ``test_accuracy``
+        if there are held-out points.
+
+    Raises
+    ------
+    ValueError, TypeError, Diverged
+        As `langevin.euler_maruyama` does.
 
     Examples
     --------
@@ -161,87 +161,26 @@ def run_schedule(
     >>> problem = orthogonally_separable(samples=8, dim=4, rng=0)
     >>> weights = collapsed_features(problem, width=16, rng=0)
     >>> schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.1, sigma=0.1, clip=1.0)
-    >>> run = run_schedule(problem, weights, schedule, dt=0.01, times=[0.0, 0.2])
+    >>> run = run_schedule(problem, weights, schedule, dt=0.01, sample_rate=0.5, times=[0.0, 0.2])
     >>> bool(run.loss[0, -1] < run.loss[0, 0])
     True
     """
-    import xarray as xr
-
-    require_scalar(problem, schedule, "run_schedule")
-    paths = validate.integer("paths", paths, 1)
-    rate = 1.0 if sample_rate is None else validate.fraction("sample_rate", sample_rate)
-    if rate == 0:
-        raise ValueError("sample_rate must lie in (0, 1], got 0")
-    steps = grid(schedule, dt, times)
-    random = generator(rng, "noise")
-    key = noise.key(random)
-    streams = Streams(random)
-    loss = Scalar(problem.loss)
-    x, y = torch.tensor(problem.X), torch.tensor(problem.y)
-    found = {"loss": np.full((paths, len(steps.record_steps)), np.nan)}
-    if problem.classification:
-        found["accuracy"] = np.full_like(found["loss"], np.nan)
-        if problem.X_test is not None:
-            found["test_accuracy"] = np.full_like(found["loss"], np.nan)
-    places = {step: place for place, step in enumerate(steps.record_steps.tolist())}
-
-    for path in range(paths):
-        model = to_torch(weights, problem.activation)
-        first, head = _layers(model)
-        number = 0
-        for phase, count in zip(schedule, steps.phase_steps, strict=True):
-            first.weight.requires_grad_(phase.method == "fft")
-            gradients = engine(model, loss, "closed", clip=True)
-            spread = phase.sigma * math.sqrt(2 * dt)
-            for _ in range(count):
-                _observe(found, path, places.get(number), model, loss, problem)
-                chosen = torch.from_numpy(streams.batch(path, number, len(y), rate))
-                sums = _clipped(gradients, x[chosen], y[chosen], phase)
-                draws = noise.weight_noise(key, path, number, weights.width, weights.dim)
-                of = dict(zip((first.weight, head.weight), map(torch.from_numpy, draws), strict=True))
-                with torch.no_grad():
-                    for p, total in zip(gradients.params, sums, strict=True):
-                        p += spread * of[p].view_as(p) - dt / rate * total
-                number += 1
-        _observe(found, path, places.get(number), model, loss, problem)
-    config = {
-        "schedule": [asdict(phase) for phase in schedule],
-        "dt": dt,
-        "sample_rate": sample_rate,
-        "key": list(key),
-    }
-    return xr.Dataset(
-        {name: (("path", "time"), values) for name, values in found.items()},
-        {"path": np.arange(paths), "time": ("time", steps.times, {"units": "diffusion time"})},
-        {"title": "DP-SGD of a two-layer network", "source": "empirical", "config": json.dumps(config)},
+    validate.original("schedule", schedule, Schedule)
+    if sample_rate is not None:
+        rate = validate.rate("sample_rate", sample_rate)
+        schedule = Schedule([replace(phase, sample_rate=rate) for phase in schedule])
+    validate.original("problem", problem, Problem)
+    held_out = ["test_accuracy"] if problem.classification and problem.X_test is not None else []
+    run = euler_maruyama(
+        problem,
+        weights,
+        schedule,
+        dt=dt,
+        paths=paths,
+        rng=rng,
+        times=times,
+        observables=held_out,
+        reduce="none",
     )
-
-
-def _clipped(gradients: Gradients, x: Tensor, y: Tensor, phase: Phase) -> list[Tensor]:
-    """Sum of the clipped gradients of a batch."""
-    norms = gradients.norms(x, y)
-    assert norms is not None
-    if phase.clip is None:
-        return gradients.total(None)
-    return gradients.total(factors(norms, phase.clip, phase.clipping, phase.stabiliser))
-
-
-@torch.no_grad()
-def _observe(
-    found: dict[str, np.ndarray],
-    path: int,
-    record: int | None,
-    model: nn.Module,
-    loss: Loss,
-    problem: Problem,
-) -> None:
-    """Enter what is observed at a record; None: not at this step."""
-    if record is None:
-        return
-    outputs, y = model(torch.tensor(problem.X)), torch.tensor(problem.y)
-    found["loss"][path, record] = loss.value(outputs, y).sum().item()
-    if "accuracy" in found:
-        found["accuracy"][path, record] = loss.correct(outputs, y).double().mean().item()
-    if "test_accuracy" in found:
-        right = loss.correct(model(torch.tensor(problem.X_test)), torch.tensor(problem.y_test))
-        found["test_accuracy"][path, record] = right.double().mean().item()
+    kept = run[[name for name in ("loss", "accuracy", "test_accuracy") if name in run]]
+    return kept.assign_attrs(title="DP-SGD of a two-layer network", source="empirical")

@@ -1,3 +1,4 @@
+from .data.characters import glyphs
 from .data.files import from_file, from_npz
 from .data.initial import (
     collapsed_features,
@@ -34,6 +35,7 @@ __all__ = [
     "gaussian_features",
     "gaussian_gram",
     "gaussian_head",
+    "glyphs",
     "gradient_flow",
     "linear_teacher",
     "orthogonally_separable",

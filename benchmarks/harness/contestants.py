@@ -50,6 +50,15 @@ class Case:
         """Return the schedule: full fine-tuning with flat clipping and noise."""
         return Phase("fft", HORIZON, SIGMA, CLIP)
 
+    @property
+    def shared(self) -> bool:
+        """Tell whether what a step reads most of is the same for all paths."""
+        return False
+
+    def path_numbers(self, reduce: str) -> int:
+        """Return how many numbers a path keeps in its largest array."""
+        return self.width * max(self.span(reduce).dim, self.samples)
+
     @cached_property
     def request(self) -> Request:
         """Return the request that `langevin.euler_maruyama` would make."""

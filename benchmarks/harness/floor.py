@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from langevin.engine.layout import aligned_zeros
 CHAINS = 12  # independent products in flight: more than latency times units, fewer than registers
 NORMALS = 2048  # at most 16 KB: they stay in the first-level cache
 GEMM_SIZES = (96, 128, 192, 384, 768)
+CACHED = 2**19  # bytes that stay in the second-level cache
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Rates:
     gemm: float
     normals: float
     copy: dict[int, float]
+    read: dict[int, float]
 
     @property
     def peak(self) -> float:
@@ -43,6 +45,7 @@ class Rates:
             max(self.gemm, other.gemm),
             max(self.normals, other.normals),
             {size: max(rate, other.copy.get(size, 0.0)) for size, rate in self.copy.items()},
+            {size: max(rate, other.read.get(size, 0.0)) for size, rate in self.read.items()},
         )
 
 
@@ -85,13 +88,98 @@ class Work:
         }
 
 
-def measure(dtype: type, working_sets: list[int], seconds: float) -> Rates:
+@dataclass(frozen=True)
+class OutputsWork:
+    """The work that a step of one path with K outputs cannot avoid, on the expected rows of its batch.
+
+    Attributes
+    ----------
+    flops : float
+        Of ``A V`` and ``A^T R``; in full fine-tuning also of ``X W^T``, ``R V^T`` and ``D^T X``.
+    normals : int
+    parameter_bytes, batch_bytes : int
+        Of what is trained, and of the features of a batch.
+    gathered_bytes, source_bytes : int
+        Of the rows that a batch gathers from its inputs, or features in linear probing, and of all of them.
+    probing : bool
+    """
+
+    flops: float
+    normals: int
+    parameter_bytes: int
+    batch_bytes: int
+    gathered_bytes: int
+    source_bytes: int
+    probing: bool
+
+    @classmethod
+    def of(
+        cls, X: np.ndarray, width: int, outputs: int, rate: float, itemsize: int, probing: bool
+    ) -> OutputsWork:
+        """Return the work for inputs ``X (n, k)``; their zeros do not count."""
+        samples, inputs = X.shape
+        rows, columns = rate * samples, width if probing else inputs
+        products = 4 * rows * width * outputs
+        normals = width * outputs
+        if not probing:
+            products += 2 * rows * width * outputs + 4 * rate * int((X != 0).sum()) * width
+            normals += width * inputs
+        return cls(
+            products,
+            normals,
+            normals * itemsize,
+            round(rows * width * itemsize),
+            round(rows * columns * itemsize) if probing or rate < 1 else 0,
+            samples * columns * itemsize,
+            probing,
+        )
+
+    @property
+    def copied(self) -> list[int]:
+        """Return the sizes at which the rate of copies is needed."""
+        return [] if self.probing else [self.parameter_bytes, self._block, self.source_bytes]
+
+    @property
+    def read(self) -> list[int]:
+        """Return the sizes at which the rate of reading is needed."""
+        return [self.source_bytes] if self.probing else []
+
+    @property
+    def _block(self) -> int:
+        return min(self.batch_bytes, CACHED)
+
+    def seconds(self, rates: Rates) -> dict[str, float]:
+        """Return the time of each part, and their sum, the floor.
+
+        In full fine-tuning parameters are read, read and written by the update, and given noise: 4 passes.
+        Features are written, activated in place and read; what is pulled back to them is written and read: 6
+        passes, which a block of rows can make in the second-level cache. Rows of a batch are copied.
+
+        In linear probing the features are read once. This may overlap the products, so that the larger of the
+        two counts.
+        """
+        products, draws = self.flops / rates.peak, self.normals / rates.normals
+        if self.probing:
+            traffic = self.gathered_bytes / rates.read[self.source_bytes]
+            floor = max(products, traffic) + draws
+        else:
+            traffic = (
+                4 * self.parameter_bytes / rates.copy[self.parameter_bytes]
+                + 6 * self.batch_bytes / rates.copy[self._block]
+                + 2 * self.gathered_bytes / rates.copy[self.source_bytes]
+            )
+            floor = products + draws + traffic
+        return {"products": products, "draws": draws, "traffic": traffic, "floor": floor}
+
+
+def measure(dtype: type, working_sets: Iterable[int], seconds: float, read_sets: Iterable[int] = ()) -> Rates:
     """Measure all rates once, each for about ``seconds``."""
     return Rates(
         _fma_rate(dtype, seconds),
         _gemm_rate(dtype, seconds),
         _normal_rate(dtype, seconds),
         {size: _copy_rate(dtype, size, seconds) for size in working_sets},
+        {size: _read_rate(dtype, size, seconds) for size in read_sets},
     )
 
 
@@ -225,3 +313,18 @@ def _copy_rate(dtype: type, size: int, seconds: float) -> float:
     copied = _best_time(lambda: _copy(x, y, times), seconds / 2)
     scaled = _best_time(lambda: _scale_in_place(both, dtype(1), times), seconds / 2)
     return max(size / copied, 2 * size / scaled) * times
+
+
+@njit(**jit.FAST)
+def _total(x):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i]
+    return total
+
+
+def _read_rate(dtype: type, size: int, seconds: float) -> float:
+    """Return the bytes read per second from a working set of ``size`` bytes."""
+    x = aligned_zeros((size // np.dtype(dtype).itemsize,), dtype)
+    x[:] = 1  # pages that were never written would all be the same one
+    return size / _best_time(lambda: _total(x), seconds)

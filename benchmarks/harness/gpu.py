@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +33,40 @@ def kind(like: torch.Tensor) -> dict[str, Any]:
     return dict(dtype=like.dtype, device=like.device)
 
 
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that the device takes for ``work``."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1000
+
+
+def seconds_each(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Return the seconds of one call among many in a row: the median of three measurements."""
+    work()
+    count = max(1, min(1000, round(seconds / 3 / max(seconds_of(work, device), 1e-6))))
+
+    def all_of_them() -> None:
+        for _ in range(count):
+            work()
+
+    if device.type == "cuda":
+        # recorded in a graph, so that the launches are not timed
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            all_of_them()
+        graph.replay()
+        return float(np.median([seconds_of(graph.replay, device) for _ in range(3)])) / count
+    return float(np.median([seconds_of(all_of_them, device) for _ in range(3)])) / count
+
+
 class Ours:
     """Our contestant: the ensemble that a run on a device advances."""
 
@@ -42,7 +78,7 @@ class Ours:
         self.ensemble = self._start(self.chain)
 
     def _start(self, chain: DeviceChain) -> Ensemble:
-        ensemble = Ensemble(chain, chain.start(0, self.paths), np.full(self.paths, -1))
+        ensemble = chain.ensemble(chain.start(0, self.paths), np.full(self.paths, -1))
         ensemble.enter(0)
         return ensemble
 
@@ -86,25 +122,26 @@ class TorchSDE:
         return self.model.unpack(self.model(self.state).cpu())
 
     def advance(self, steps: int) -> None:
-        import torchsde
-
-        y, end = self.state, steps * DT
-
-        class Fresh:
-            shape, dtype, device = y.shape, y.dtype, y.device
-            levy_area_approximation = "none"
-
-            def __call__(
-                self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-            ) -> Any:
-                return torch.randn_like(y).mul_(DT**0.5)
-
-        source: Any = (
-            Fresh() if self.fresh else torchsde.BrownianInterval(0.0, end, y.shape, dt=DT, **kind(y))
-        )
-        times = torch.tensor([0.0, end], dtype=torch.float64)
-        with torch.no_grad():
-            self.state = torchsde.sdeint(sde(self.model), y, times, bm=source, method="euler", dt=DT)[-1]
+        self.state = euler_steps(self.model, self.state, steps, self.fresh)
 
     def finite(self) -> bool:
         return bool(torch.isfinite(self.state).all())
+
+
+def euler_steps(model: Any, y: torch.Tensor, steps: int, fresh: bool) -> torch.Tensor:
+    """Take steps of torchsde's Euler solver from ``y``; ``fresh`` increments are drawn but not stored."""
+    import torchsde
+
+    end = steps * DT
+
+    class Fresh:
+        shape, dtype, device = y.shape, y.dtype, y.device
+        levy_area_approximation = "none"
+
+        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+            return torch.randn_like(y).mul_(DT**0.5)
+
+    source: Any = Fresh() if fresh else torchsde.BrownianInterval(0.0, end, y.shape, dt=DT, **kind(y))
+    times = torch.tensor([0.0, end], dtype=torch.float64)
+    with torch.no_grad():
+        return torchsde.sdeint(sde(model), y, times, bm=source, method="euler", dt=DT)[-1]

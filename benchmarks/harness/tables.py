@@ -10,7 +10,7 @@ from typing import Any
 
 from langevin.store import atomic
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 US = "us"
 DATA = ("full", "reduced")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,11 @@ def _diffrax(case: Case, dtype: type, reduce: str, paths: int, tree: bool) -> Co
 class Peer:
     """How to build a contestant, and which packages it requires."""
 
-    build: Callable[[Case, type, str, int], Contestant]
+    build: Callable[[Any, type, str, int], Contestant]
     needs: tuple[str, ...]
     tuned_by: str = ""  # the peer whose number of paths it uses, if it does not determine its own
     double_only: bool = False
+    shares: bool = True  # whether its paths read together what they share
 
     @property
     def installed(self) -> bool:
@@ -66,12 +68,21 @@ PEERS = {
 }
 
 
-def missing() -> list[str]:
+def missing(peers: Mapping[str, Peer] = PEERS) -> list[str]:
     """Return the peers that are not installed."""
-    return [name for name, peer in PEERS.items() if not peer.installed]
+    return [name for name, peer in peers.items() if not peer.installed]
 
 
-def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -> dict[str, Contestant]:
+def lineup(
+    case: Case,
+    dtype: type,
+    candidates: Sequence[int],
+    seconds: float,
+    *,
+    peers: Mapping[str, Peer] = PEERS,
+    ours: Callable[[Any, type, str, int], Contestant] = Ours,
+    our_paths: int = OUR_PATHS,
+) -> dict[str, Contestant]:
     """Return all contestants, on full data and, where smaller, on reduced data: ``"JAX scan, reduced"``.
 
     Parameters
@@ -80,24 +91,33 @@ def lineup(case: Case, dtype: type, candidates: Sequence[int], seconds: float) -
         Numbers of paths to try with each peer, in increasing order.
     seconds : float
         Duration of each trial.
+    peers : mapping of str to Peer
+    ours : callable
+        Builds our contestant.
+    our_paths : int
     """
     contestants: dict[str, Contestant] = {}
     for data, reduce in (("reduced", "auto"), ("full", "none")) if case.reducible else (("full", "none"),):
-        contestants[f"{US}, {data}"] = Ours(case, dtype, reduce, OUR_PATHS)
+        contestants[f"{US}, {data}"] = ours(case, dtype, reduce, our_paths)
         fitting = _fitting(case, dtype, reduce, candidates)
         best: dict[str, int] = {}
-        for name, peer in PEERS.items():
+        for name, peer in peers.items():
             if peer.installed and not (peer.double_only and dtype is not np.float64):
                 build = partial(peer.build, case, dtype, reduce)
-                best[name] = best.get(peer.tuned_by, 0) or best_paths(build, fitting, seconds)
+                best[name] = best.get(peer.tuned_by, 0) or best_paths(
+                    build, fitting, seconds, case.shared and peer.shares
+                )
                 contestants[f"{name}, {data}"] = build(best[name])
     return contestants
 
 
-def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], seconds: float) -> int:
+def best_paths(
+    build: Callable[[int], Contestant], candidates: Sequence[int], seconds: float, shared: bool = False
+) -> int:
     """Return the number of paths with which a peer is fastest.
 
-    Two slower candidates end the search. So does a step so long that more paths bring no gain.
+    Two slower candidates end the search. So does a step so long that more paths bring no gain, unless paths
+    share what they read.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -107,13 +127,13 @@ def best_paths(build: Callable[[int], Contestant], candidates: Sequence[int], se
         steps = steps_within(contestant, seconds)
         elapsed = min(contestant.advance(steps) for _ in range(2)) / steps / paths
         best, fastest, slower = (paths, elapsed, 0) if elapsed < fastest else (best, fastest, slower + 1)
-        if slower == 2 or elapsed * paths > seconds:
+        if slower == 2 or (elapsed * paths > seconds and not shared):
             break
     return best
 
 
 def _fitting(case: Case, dtype: type, reduce: str, candidates: Sequence[int]) -> Sequence[int]:
-    a_path = case.width * max(case.span(reduce).dim, case.samples) * np.dtype(dtype).itemsize
+    a_path = case.path_numbers(reduce) * np.dtype(dtype).itemsize
     return [paths for paths in candidates if paths * a_path <= BATCH_BYTES] or candidates[:1]
 
 

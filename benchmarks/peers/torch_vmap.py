@@ -14,8 +14,8 @@ from torch.func import grad, vmap
 
 from benchmarks.harness.contestants import CLIP, DT, SIGMA, Case
 
-_GROUP_BYTES = 2**21
-_FEWEST_SAMPLES = 16
+GROUP_BYTES = 2**21
+FEWEST_SAMPLES = 16
 
 
 def _loss(W: torch.Tensor, v: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ class TorchVmap:
         W = torch.tensor(self.span.coordinates(case.weights.W), dtype=number)
         v = torch.tensor(case.weights.v, dtype=number)
         self.W, self.v = W.repeat(paths, 1, 1), v.repeat(paths, 1)
-        group = max(_FEWEST_SAMPLES, _GROUP_BYTES // (self.W.numel() * self.W.element_size()))
+        group = max(FEWEST_SAMPLES, GROUP_BYTES // (self.W.numel() * self.W.element_size()))
         self.groups = list(zip(X.split(group), y.split(group), strict=True))
 
     def position(self) -> tuple[np.ndarray, np.ndarray]:

@@ -112,7 +112,7 @@ class TorchSDE:
         return elapsed
 
 
-def sde(model: TorchDrift) -> Any:
+def sde(model: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     class SDE:
         noise_type, sde_type = "diagonal", "ito"
 

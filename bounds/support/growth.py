@@ -12,4 +12,4 @@ def pull(problem: Problem, method: Method) -> float:
     growth = LOSSES[problem.loss].growth
     if growth is None:
         raise ValueError(f"problem.loss must have a growth constant, got {problem.loss!r}: add it to LOSSES")
-    return (4 if method == "fft" else 2) * float(growth(problem.y).sum())
+    return (4 if method == "fft" else 2) * float(growth(problem.targets).sum())

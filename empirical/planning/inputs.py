@@ -59,7 +59,7 @@ def prepare_inputs(
         validate.same_length("X_test", held, "y_test", held_labels)
     trained = len(labels)
     if trained > _ROWS:
-        kept = random.permutation(trained)[:_ROWS]
+        kept = _some(labels, _ROWS, random)
         notes.append(f"simulated on {_ROWS} of {trained} training samples")
         features, labels = features[kept], labels[kept]
     if activation is None:
@@ -75,6 +75,13 @@ def prepare_inputs(
     features, held, layer, cut = _cut(features, held, layer)
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
     return Inputs(net, names, rows, trained, (*notes, *cut))
+
+
+def _some(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """Return random rows, at least one of each class."""
+    order = random.permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    return np.concatenate([order[first], np.delete(order, first)])[:count]
 
 
 def _start(

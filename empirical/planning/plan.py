@@ -176,7 +176,7 @@ def _theory(inputs: Inputs, trials: Trials, lr: float, shares: FloatArray) -> di
     random = np.random.default_rng(np.random.SeedSequence(trials.root, spawn_key=(2,)))
     count = min(THEORY_ROWS, len(net.X))
     rows = np.sort(random.permutation(len(net.X))[:count])
-    (phase,) = how.phases(Split(how.steps, lr, lr), count)
+    (leg,) = how.legs(Split(how.steps, lr, lr), count)
     heads = [net.head(random) for _ in range(1 if net.v is not None else THEORY_HEADS)]
     said = {}
     for label in range(1 if len(names) == 2 else 0, len(names)):
@@ -185,9 +185,9 @@ def _theory(inputs: Inputs, trials: Trials, lr: float, shares: FloatArray) -> di
         said[f"{names[label]} against {other}"] = split_advice(
             net.problem(label, rows),
             [Weights(net.W, v) for v in own],
-            sigma=phase.sigma,
+            sigma=leg.phase.sigma,
             clip=how.clip,
-            time=phase.time,
+            time=leg.phase.time,
             shares=shares,
         )
     return said

@@ -84,10 +84,9 @@ class PlanSettings:
         )
         for name, value in found.items():
             object.__setattr__(self, name, value)
-        if not 1e-300 <= self.clip <= 1e300:
-            raise ValueError(
-                f"clip must lie in [1e-300, 1e300], so that rates are numbers, got {self.clip:g}"
-            )
+        # learning rates are in proportion to its inverse, and the simulation is in single precision
+        if not 1e-20 <= self.clip <= 1e20:
+            raise ValueError(f"clip must lie in [1e-20, 1e20], got {self.clip:g}: take another unit of X")
         if self.activation is not None:
             validate.choice("activation", self.activation, ACTIVATIONS)
         validate.instance("theory", self.theory, bool)

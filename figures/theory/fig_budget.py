@@ -34,7 +34,6 @@ SETTINGS: output.Settings = {
     "shares": (5, 9),
     "budgets": (2, 5),
     "paths": (16, 400),
-    "runs of DP-SGD": (2, 12),
     "steps": (100, STEPS),
 }
 SOURCE = "private, last layer"
@@ -87,16 +86,16 @@ def _losses(problem: Any, weights: Any, time: float, shares: np.ndarray, quick: 
     from empirical import run_schedule
     from langevin import Schedule, euler_maruyama
 
-    _, _, paths, few, steps = output.chosen(SETTINGS, quick).values()
+    _, _, paths, steps = output.chosen(SETTINGS, quick).values()
     dt = time / steps
     found: dict[str, list[float]] = {"loss": [], "error": [], "dpsgd": [], "dpsgd_error": []}
     for share in shares:
         lp = round(share * steps)
         schedule = Schedule.lp_fft(lp_time=lp * dt, fft_time=(steps - lp) * dt, sigma=SIGMA, clip=CLIP)
-        settings: dict[str, Any] = dict(dt=dt, rng=1, times=[schedule.duration])
+        settings: dict[str, Any] = dict(dt=dt, paths=paths, rng=1, times=[schedule.duration])
         runs = {
-            "": euler_maruyama(problem, weights, schedule, paths=paths, **settings),
-            "dpsgd": run_schedule(problem, weights, schedule, sample_rate=RATE, paths=few, **settings),
+            "": euler_maruyama(problem, weights, schedule, **settings),
+            "dpsgd": run_schedule(problem, weights, schedule, sample_rate=RATE, **settings),
         }
         for name, run in runs.items():
             ends = run.loss.values[:, -1] / problem.samples

@@ -1,10 +1,11 @@
-"""Problems and initial weights: synthetic, digits, and users' files."""
+"""Problems and initial weights: synthetic, digits, glyphs, and users' files."""
 
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "characters": ["glyphs"],
         "scikit": ["digits"],
         "synthetic": ["linear_teacher", "orthogonally_separable"],
     },

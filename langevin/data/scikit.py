@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from langevin.data.initial import gaussian_features, gaussian_head
+from langevin.data.pretrained import pretrained
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
-from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
-from langevin.store import atomic
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 from langevin.support.validate import FloatArray
 
-# pre-training on the public digits: even against odd, to a plateau of the accuracy
-_PRETRAINING_TIME, _PRETRAINING_DT = 0.4, 1e-3
 _TEST_SHARE = 0.2
 # of the private digits' images, where fewer than two digits are left to pre-train on
 _PUBLIC_SHARE = 0.25
@@ -86,7 +81,7 @@ def digits(
         gaussian_head(width, rng=random),
     )
     public = Problem(X[~private], _halves(np.asarray(labels)[~private]), activation)
-    W = _pretrained(public, start, cache)
+    W = pretrained(public, start, name="digits" if cache else None)
 
     numbered = LOSSES[loss].classes
     number = np.argmax(labels[private][:, None] == np.array(chosen), axis=1).astype(np.int64)
@@ -128,43 +123,3 @@ def _halves(labels: np.ndarray) -> FloatArray:
     return np.where(
         even if 0 < even.sum() < len(labels) else np.searchsorted(digits, labels) % 2 == 0, 1.0, -1.0
     )
-
-
-def _cache_folder() -> Path | None:
-    """Return the folder of cached features; None without a home directory."""
-    from platformdirs import user_cache_path
-
-    try:
-        folder = user_cache_path("private-finetuning-dynamics")
-    except RuntimeError:
-        return None
-    # earlier versions of platformdirs take a folder called "~" in the current one
-    return folder if folder.is_absolute() else None
-
-
-def _pretrained(public: Problem, start: Weights, cache: bool) -> FloatArray:
-    """Return features after pre-training, from the cache if available."""
-    from langevin.solvers.zeroth import gradient_flow
-
-    schedule = Schedule.fft(time=_PRETRAINING_TIME)
-    folder = _cache_folder() if cache else None
-    if folder is None:
-        return gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
-    content = hashlib.sha256(repr((schedule, _PRETRAINING_DT, public.activation)).encode())
-    for array in (public.X, public.y, start.W, start.v):
-        content.update(array.tobytes())
-    path = folder / f"digits-{content.hexdigest()[:16]}.npy"
-    try:
-        W = np.load(path, allow_pickle=False)
-        if W.shape == start.W.shape and np.isfinite(W).all():
-            return W
-    except (OSError, ValueError, EOFError):
-        pass  # missing or damaged: made again
-    W = gradient_flow(public, start, schedule, dt=_PRETRAINING_DT).W
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as temporary:
-            np.save(temporary, W, allow_pickle=False)
-    except OSError:
-        pass  # a cache that cannot be written is no reason to fail
-    return W

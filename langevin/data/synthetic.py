@@ -142,12 +142,13 @@ def linear_teacher(
     activation: str = "linear",
     loss: str = "square",
     test_samples: int = 0,
+    outputs: int = 1,
     rng: RNG = None,
 ) -> Problem:
     """Regression on a random linear teacher: ``y = X beta + noise xi``.
 
-    ``X`` has independent normal entries and rows of norm about 1; ``beta`` has norm ``sqrt(dim)``, so that
-    targets are about 1.
+    ``X`` has independent normal entries and rows of norm about 1; ``beta``, or each of its columns, has norm
+    ``sqrt(dim)``, so that targets are about 1.
 
     Parameters
     ----------
@@ -158,19 +159,28 @@ def linear_teacher(
         As in `orthogonally_separable`.
     loss : str
         As in `Problem`, one that takes real targets.
+    outputs : int
+        ``K``: targets of a sample.
+
+    Examples
+    --------
+    >>> linear_teacher(samples=5, dim=3, outputs=2, rng=0).y.shape
+    (5, 2)
     """
+    outputs = validate.integer("outputs", outputs, 1)
     validate.choice("loss", loss, [name for name, entry in LOSSES.items() if entry.real])
     samples, dim = validate.integer("samples", samples, 1), validate.integer("dim", dim, 1)
     test_samples = validate.integer("test_samples", test_samples, 0)
     _fits(samples + test_samples, dim)
     noise = validate.non_negative("noise", noise)
     random = generator(rng, "teacher data")
-    beta = random.standard_normal(dim)
-    beta *= dim**0.5 / np.linalg.norm(beta)
+    shape = () if outputs == 1 else (outputs,)
+    beta = random.standard_normal((dim, *shape))
+    beta *= dim**0.5 / np.linalg.norm(beta, axis=0)
 
     def draw(count: int) -> tuple[FloatArray, FloatArray]:
         X = random.standard_normal((count, dim)) / dim**0.5
-        return X, X @ beta + noise * random.standard_normal(count)
+        return X, X @ beta + noise * random.standard_normal((count, *shape))
 
     X, y = draw(samples)
     test = draw(test_samples) if test_samples else (None, None)

@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from langevin.engine import outputs
-from langevin.engine.kernels.outputs.types import OutputsData, OutputsRule, OutputsScratch
+from langevin.engine.kernels.outputs.types import (
+    TOGETHER,
+    OutputsData,
+    OutputsRule,
+    OutputsScratch,
+)
 from langevin.engine.kernels.types import Records, Rule, Scratch
-from langevin.engine.layout import aligned_zeros
+from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.observer import Observer
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Chunk, Results
@@ -35,7 +40,8 @@ class Chain(System):
 
     ``key`` is that of the noise and the batches; ``draws`` the number of draws a step; without ``noisy`` all
     noise is left out and batches are full, which gives the zeroth-order approximation on the same grid, to
-    the last bit.
+    the last bit. ``probed`` is the data with the features that all paths have until the first layer is
+    trained, if `data` has none and linear probing comes first.
     """
 
     grid: Grid
@@ -43,6 +49,7 @@ class Chain(System):
     key: tuple[int, int]
     draws: int = 1
     noisy: bool = True
+    probed: OutputsData | None = None
 
     @classmethod
     def build(
@@ -61,7 +68,10 @@ class Chain(System):
         dims = np.array([hidden.dims for hidden in reduction.hidden], np.int64)
         scales = [_hidden_scale(request.schedule, grid, hidden.methods) for hidden in reduction.hidden]
         observer = observer.with_hidden(dims, np.reshape(scales, (len(dims), len(grid.record_steps))))
-        return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws)
+        probed, data = None, system.data
+        if isinstance(data, OutputsData) and data.features.size == 0 and _probes(system.schedule.phases[:1]):
+            probed = outputs.freeze(system.layout, data, system.origin)
+        return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws, probed=probed)
 
     def without_noise(self) -> Chain:
         """The zeroth-order approximation on the same grid."""
@@ -87,7 +97,7 @@ class Chain(System):
     def step_seconds(self) -> float:
         """Estimate the time of a step of one path, to divide work into calls."""
         if isinstance(self.data, OutputsData):
-            return outputs.step_flops(self.layout, self.data, self.schedule) / _FLOPS + 1e-6
+            return outputs_step_seconds(self.layout, self.data, self.schedule)
         samples, inputs = self.data.X.shape
         folding = 10 * (self.layout.inputs + 1) ** 3 if self.reduction.folded else 0
         # an activation that is called costs some 20 ns
@@ -98,15 +108,18 @@ class Chain(System):
 
     def steps_a_call(self, paths: int) -> int:
         """Steps of so many paths that a call into compiled code takes."""
-        step, start = self.step_seconds(), 0.0
-        if isinstance(self.data, OutputsData):
-            # a call computes the features of linear probing first, which may take longer than many batches
+        step, start, phases = self.step_seconds(), 0.0, self.schedule.phases
+        again = any(phase.method == "lp" and not _probes(phases[:i]) for i, phase in enumerate(phases))
+        if isinstance(self.data, OutputsData) and again:
+            # a call computes the features of each path first, which may take longer than many batches
             start = outputs.freeze_flops(self.data) / _FLOPS
-        return max(1, int(_CALL_SECONDS / (step * paths)), int(start / step))
+        return max(steps_a_call(step * paths), int(start / step))
 
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the number of paths per chunk, limited by call time, chunks per thread and memory."""
         a_call = int(_CALL_SECONDS / (self.step_seconds() * self.grid.steps))
+        if self.probed is not None and self.schedule.phases[0].sample_rate == 1:
+            a_call = max(a_call, TOGETHER)
         fitting = _CHUNK_BYTES // self.origin.nbytes
         return max(1, min(a_call, fitting, math.ceil(paths / (4 * threads))))
 
@@ -114,6 +127,7 @@ class Chain(System):
         """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
         phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        shared = self.probed is not None and _probes(self.schedule.phases[: phase + 1])
         self.reduction.loop(
             chunk.thetas,
             chunk.complements,
@@ -124,7 +138,7 @@ class Chain(System):
             stop == self.grid.steps,
             np.uint64(self.key[0]),
             np.uint64(self.key[1]),
-            self.data,
+            self.probed if shared else self.data,
             self.rule(self.schedule.phases[phase]),
             scratch,
             self.records,
@@ -154,6 +168,21 @@ class Chain(System):
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
         limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
         return min(limits)
+
+
+def _probes(phases: Sequence[Phase]) -> bool:
+    """Whether all phases train the head alone."""
+    return all(phase.method == "lp" for phase in phases)
+
+
+def outputs_step_seconds(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
+    """Estimate the time of a step of the loop of K outputs and batches, on one path."""
+    return outputs.step_flops(layout, data, schedule) / _FLOPS + 1e-6
+
+
+def steps_a_call(step_seconds: float) -> int:
+    """Steps that a call into compiled code takes, if one takes so long."""
+    return max(1, int(_CALL_SECONDS / step_seconds))
 
 
 def _hidden_scale(schedule: Schedule, grid: Grid, methods: Sequence[str]) -> np.ndarray:

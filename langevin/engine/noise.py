@@ -46,17 +46,23 @@ def normals(
 
 
 def weight_noise(
-    key: tuple[int, int], path: int, step: int, width: int, inputs: int, precision: Precision = "double"
+    key: tuple[int, int],
+    path: int,
+    step: int,
+    width: int,
+    inputs: int,
+    outputs: int = 1,
+    precision: Precision = "double",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The standard normals that a full chain adds to ``W`` and ``v`` in one step.
 
     With these, ``theta + b(theta) dt + sigma sqrt(2 dt) xi`` is step ``step`` of
-    ``euler_maruyama(..., reduce="none")`` on path ``path``.
+    ``euler_maruyama(..., reduce="none")`` on path ``path``, if ``b`` is that of its batch.
 
     Returns
     -------
-    tuple of ndarray, shapes (width, inputs) and (width,)
+    tuple of ndarray, shapes (width, inputs) and (width,), or (width, outputs) of several
     """
-    layout = Layout(inputs, width, DTYPES[precision])
+    layout = Layout(inputs, width, DTYPES[precision], outputs)
     W, v = layout.unpack(normals(key, path, step, layout.size, precision))
     return W.copy(), v.copy()

@@ -9,12 +9,14 @@ import numpy as np
 
 from langevin.engine.kernels import types
 from langevin.engine.kernels.normals import LANES, TILE
+from langevin.engine.kernels.outputs.drift import freeze_outputs
 from langevin.engine.kernels.outputs.types import (
     CLIPPINGS,
     COLUMN,
     COLUMN_MULTIPLE,
     LOSSES,
     MARGIN,
+    TOGETHER,
     OutputsData,
     OutputsRule,
     OutputsScratch,
@@ -22,15 +24,18 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
-from langevin.model.schedule import Schedule
+from langevin.model.schedule import Phase, Schedule
+from langevin.support.threads import one_blas_thread
 from langevin.support.validate import FloatArray
 
 # bytes that stay in the second cache: activations of a block, columns of W updated at once, a first layer
 _ACTIVATIONS, _COLUMNS, _LAYER = 2**19, 2**18, 2**19
 # rows of a block if the first layer streams from further away: so many that products dominate
 _STREAMED_ROWS = 512
-# OpenBLAS multiplies without packing, at full speed, while m n k of a product with the head stays below this
-_NARROW_PRODUCT = 400_000
+# OpenBLAS multiplies by the head without packing while the product has at most so many elements
+_NARROW_PRODUCT = 1200
+# rows that are multiplied by the head, and by its transpose, at once
+_HEAD_ROWS, _PULLED_ROWS = 48, 16
 
 
 def build_data(
@@ -66,7 +71,7 @@ def build_data(
     n, number = len(X), np.dtype(layout.dtype)
     inputs = aligned_zeros((n, up(layout.inputs, CACHE_LINE // number.itemsize)), number)
     inputs[:, : layout.inputs] = X[:, : layout.inputs]
-    # a copy: for arrays that are read-only the step would be compiled once more
+    # a copy: the loop would be compiled once more for what cannot be written
     targets = np.array(Y.reshape(n, -1), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
     norms = np.zeros(0, number)
@@ -82,8 +87,11 @@ def build_data(
     return OutputsData(
         inputs,
         2 * targets - 1 if loss == "ovr" else targets,
+        targets.argmax(axis=1) if loss == "softmax" else np.zeros(0, np.int64),
+        _reach(inputs),
         np.einsum("ij,ij->i", X, X).astype(number),
         position,
+        bool((position != np.arange(n)).any()),
         frozen,
         norms,
         inputs=layout.inputs,
@@ -92,8 +100,9 @@ def build_data(
         gauge=layout.outputs < targets.shape[1],
         head=layout.head,
         rows=rows,
-        frozen_rows=min(rows, _cached_rows(layout)),
+        frozen_rows=min(rows, _cached_rows(layout, arrays=1)),
         narrow=_narrow(layout, rows),
+        pulled=min(_PULLED_ROWS, rows),
         columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
         activation=types.CODES.get(activation, types.CALLED),
         loss=LOSSES.get(loss, types.CALLED),
@@ -102,6 +111,23 @@ def build_data(
         value=value,
         residual=residual,
     )
+
+
+def _reach(X: np.ndarray) -> np.ndarray:
+    """Columns up to the last one that is not zero, at least one, in each row or in one before it."""
+    last = np.zeros(len(X), np.int64)
+    for column in range(X.shape[1]):
+        last[X[:, column] != 0] = column
+    return np.maximum.accumulate(last + 1)
+
+
+def freeze(layout: Layout, data: OutputsData, theta: np.ndarray) -> OutputsData:
+    """Give a problem the features of all samples at a state, so that linear probing can share them."""
+    scratch = build_scratch(layout, data, probing=True)
+    # the same bits whatever the number of threads
+    with one_blas_thread():
+        freeze_outputs(theta, data, scratch)
+    return data._replace(features=scratch.features, feature_norms=scratch.feature_norms)
 
 
 def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:
@@ -122,19 +148,21 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
     return OutputsScratch(
         A=aligned_zeros((b, ld), number),
         D=aligned_zeros((b, ld), number),
-        G=aligned_zeros((data.narrow, ld), number),
+        G=aligned_zeros((data.pulled if data.phi else 0, ld), number),
         X=aligned_zeros((b, data.X.shape[1]), number),
-        F=aligned_zeros((b, outputs), number),
-        R=aligned_zeros((b, outputs), number),
-        row=aligned_zeros((2, data.Y.shape[1]), number),
-        samples=aligned_zeros((4, b), number),
+        F=aligned_zeros((outputs, up(b, 16)), number),
+        R=aligned_zeros((outputs, up(b, 16)), number),
+        lifted=aligned_zeros((2, data.Y.shape[1], b if data.gauge else 0), number),
+        row=aligned_zeros((data.Y.shape[1],), number),
+        samples=aligned_zeros((6, b), number),
         neurons=aligned_zeros((3, ld), number),
-        head=aligned_zeros((outputs, ld), number),
+        heads=aligned_zeros((TOGETHER if probing else 1, outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),
         feature_norms=np.zeros(stored, number),
         # a row more than can be drawn, see `draw_batch`
         batch=np.zeros(n + 1, np.int64),
+        marks=np.zeros(n, np.uint8),
         words=aligned_zeros((4, LANES), np.uint32),
         ints=np.zeros(8, np.int32),
         scalars=np.zeros(2, number),
@@ -188,6 +216,22 @@ def build_rule(
     )
 
 
+def phase_rule(layout: Layout, phase: Phase, dt: float, draws: int = 1, folded: int = 0) -> OutputsRule:
+    """Convert a phase, in steps of ``dt``, to the form of the compiled code."""
+    return build_rule(
+        layout,
+        method=phase.method,
+        clip=phase.clip,
+        clipping=phase.clipping,
+        stabiliser=phase.stabiliser,
+        sigma=phase.sigma,
+        sample_rate=phase.sample_rate,
+        dt=dt,
+        draws=draws,
+        folded=folded,
+    )
+
+
 def step_flops(layout: Layout, data: OutputsData, schedule: Schedule) -> float:
     """Rough number of multiplications and additions of a step of one path."""
     rate = max(phase.sample_rate for phase in schedule)
@@ -203,9 +247,9 @@ def freeze_flops(data: OutputsData) -> float:
     return 2.0 * len(data.Y) * data.inputs * data.width
 
 
-def _cached_rows(layout: Layout) -> int:
-    """Rows of a block that stays in the cache, with work space of its size."""
-    row = 2 * layout.ld * np.dtype(layout.dtype).itemsize
+def _cached_rows(layout: Layout, arrays: int = 2) -> int:
+    """Rows of a block so many of whose arrays stay in the cache."""
+    row = arrays * layout.ld * np.dtype(layout.dtype).itemsize
     return max(_ACTIVATIONS // row // 16 * 16, 32)
 
 
@@ -217,6 +261,6 @@ def _rows(layout: Layout, samples: int) -> int:
 
 
 def _narrow(layout: Layout, rows: int) -> int:
-    """Rows of a product with the head."""
-    fitting = _NARROW_PRODUCT // (layout.outputs * layout.width) // 8 * 8
-    return min(max(fitting, 16), rows)
+    """Rows of a product with the head: so few that nothing is packed, or all if that is not possible."""
+    fitting = min(_NARROW_PRODUCT // layout.outputs, _HEAD_ROWS) // 8 * 8
+    return min(fitting, rows) if fitting > 0 else rows

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from langevin.engine.chain import Chain
 from langevin.engine.results import Chunk, Results
 from langevin.support.signals import shielded
 from langevin.support.threads import one_blas_thread
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def run(
@@ -67,6 +71,23 @@ def run(
         finally:
             # whatever ended it, the pool waits for its threads
             queue.rest.set()
+
+
+def each(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> list[R]:
+    """Call ``work`` on every item, on a pool of threads.
+
+    Once its event is set, after an error or a KeyboardInterrupt, ``work`` should return soon: what it returns
+    is no longer used.
+    """
+    rest = threading.Event()
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(work, item, rest) for item in items]
+        try:
+            return [future.result() for future in running]
+        finally:
+            rest.set()
+            for future in running:
+                future.cancel()
 
 
 class _Queue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,17 +65,8 @@ class System:
     ) -> Rule | OutputsRule:
         """A phase in the compiled code's form, its steps in units of diffusion time."""
         if not self.reduction.scalar:
-            return outputs.build_rule(
-                self.layout,
-                method=phase.method,
-                clip=phase.clip,
-                clipping=phase.clipping,
-                stabiliser=phase.stabiliser,
-                sigma=sigma,
-                sample_rate=sample_rate,
-                dt=dt,
-                draws=draws,
-                folded=folded,
+            return outputs.phase_rule(
+                self.layout, replace(phase, sigma=sigma, sample_rate=sample_rate), dt, draws, folded
             )
         number = self.layout.dtype
         if phase.clip is not None and number(phase.clip) == 0:

@@ -277,21 +277,6 @@ def beyond_scalar(problem: Problem, schedule: Schedule) -> str:
     return ""
 
 
-def require_scalar(problem: Problem, schedule: Schedule, what: str) -> None:
-    """Refuse runs that are `beyond_scalar`, by the name of what does not cover them.
-
-    Raises
-    ------
-    ValueError
-    """
-    validate.original("problem", problem, Problem)
-    if beyond := beyond_scalar(problem, validate.original("schedule", schedule, Schedule)):
-        raise ValueError(
-            f"problem and schedule must have one output, full batches and flat or normalised clipping for "
-            f"{what}, got {beyond}: take langevin.euler_maruyama"
-        )
-
-
 def require_schedule(problem: Problem, schedule: Schedule) -> None:
     """Refuse phases that a problem's loss or number of samples rules out; see `require_compatible`."""
     for phase in validate.original("schedule", schedule, Schedule):

@@ -22,6 +22,8 @@ Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 
 # entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
 _LARGE = 2**18
+# data of any number of classes
+_COUNTED = ("separable", "glyphs")
 # of which a solver keeps count in 32 bits
 _MOST_STEPS = 2**32
 
@@ -53,20 +55,21 @@ class Simulation:
     ----------
     data : str
         separable (Assumption 3.1), teacher (regression on a linear teacher), digits (some of scikit-learn's
-        digits, features pre-trained on the others), or a file of classes: .npz with X, y and optionally W, v,
-        X_test, y_test; .csv or .parquet, features in all columns but one.
+        digits, features pre-trained on the others), glyphs (synthetic characters, features pre-trained on
+        others), or a file of classes: .npz with X, y and optionally W, v, X_test, y_test; .csv or .parquet,
+        features in all columns but one.
     label : str
         Column of the labels in a .csv or .parquet file.
     samples : int
-        Training samples of synthetic data.
+        Training samples of synthetic data and glyphs.
     dim : int
         Input dimension of synthetic data.
     spread : float or None
         Spread within a class of separable data; 0 is collapsed. By default 0.2, or half of what the number of
         classes allows if this is less.
     classes : tuple of int
-        The private digits, two to ten; for separable data the number of classes. More than two need loss
-        softmax or ovr.
+        The private digits, two to ten; for separable data and glyphs the number of classes. More than two
+        need loss softmax or ovr.
     activation : str
         Activation.
     loss : str or None
@@ -154,8 +157,10 @@ class Simulation:
     def __post_init__(self) -> None:
         validate.instance("data", self.data, str)
         validate.instance("label", self.label, str)
-        if self.data not in ("separable", "teacher", "digits") and not self.is_file:
-            raise ValueError(f"data must be separable, teacher, digits or {files.ALLOWED}, got {self.data!r}")
+        if self.data not in ("separable", "teacher", "digits", "glyphs") and not self.is_file:
+            raise ValueError(
+                f"data must be separable, teacher, digits, glyphs or {files.ALLOWED}, got {self.data!r}"
+            )
         for name, allowed in options.choices(Simulation).items():
             value = getattr(self, name)
             if value is not None or name not in ("loss", "features"):
@@ -187,10 +192,10 @@ class Simulation:
         """Refuse classes that the data or the loss do not allow."""
         classes = tuple(validate.sequence("classes", self.classes, int))
         count = len(classes)
-        if self.data == "separable":
+        if self.data in _COUNTED:
             if count > 2:
                 raise ValueError(
-                    f"classes must be one number with data 'separable', that of its classes, got "
+                    f"classes must be one number with data {self.data!r}, that of its classes, got "
                     f"{classes}: take {count} for as many"
                 )
             count = validate.integer("classes", classes[0], 2) if count == 1 else 2
@@ -223,8 +228,9 @@ class Simulation:
     def idle(self) -> dict[str, str]:
         """Parameters that have no effect, given the values of the others, and what makes them have none."""
         synthetic, theirs = self.synthetic, f"with data {self.data!r}"
-        reads = {"samples": synthetic, "dim": synthetic, "spread": self.data == "separable"}
-        counted = self.data == "separable" and len(self.classes) == 1
+        reads = {"samples": synthetic or self.data == "glyphs", "dim": synthetic}
+        reads["spread"] = self.data == "separable"
+        counted = self.data in _COUNTED and len(self.classes) == 1
         reads |= {"classes": self.data == "digits" or counted, "label": self.is_file}
         found = {name: theirs for name, read in reads.items() if not read}
         held = files.held(self.data) if self.is_file else ()
@@ -241,6 +247,11 @@ class Simulation:
         elif self.clipping != "normalised":
             found["stabiliser"] = f"with clipping {self.clipping!r}"
         return found
+
+    @property
+    def _count(self) -> int:
+        """Number of classes of data that have any number of them."""
+        return self.classes[0] if len(self.classes) == 1 else 2
 
     @property
     def synthetic(self) -> bool:
@@ -320,7 +331,7 @@ class Simulation:
         self,
     ) -> tuple[Problem, FloatArray | None, FloatArray | None, files.FileProblem | None]:
         """Problem, the first layer and head that come with it, and what a file says of them."""
-        from langevin.data import scikit, synthetic
+        from langevin.data import characters, scikit, synthetic
 
         about: dict[str, Any] = dict(activation=self.activation, rng=self.seed)
         if self.data == "teacher":
@@ -330,10 +341,13 @@ class Simulation:
             return problem, None, None, None
         loss = self.loss or "logistic"
         if self.data == "separable":
-            tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples)
-            tested["classes"] = self.classes[0] if len(self.classes) == 1 else 2
+            tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples, classes=self._count)
             problem = synthetic.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
             return problem, None, None, None
+        if self.data == "glyphs":
+            about |= dict(samples=self.samples, loss=loss)
+            problem, start = characters.glyphs(self._count, self.width, **about)
+            return problem, start.W, None, None
         if self.data == "digits":
             problem, start = scikit.digits(self.classes, self.width, loss=loss, **about)
             return problem, start.W, None, None

@@ -33,7 +33,6 @@ from langevin.solvers.prepare import (
     describe_divergence,
     draws_per_step,
     on_device,
-    require_device,
 )
 
 _AUTOSAVE_SECONDS = 60.0
@@ -108,8 +107,8 @@ def euler_maruyama(
     device : str
         ``"cpu"``; or ``"cuda"``, ``"cuda:1"``: an NVIDIA GPU, for many paths of wide networks; it needs
         PyTorch and Triton. It follows the same Brownian paths, but rounds differently, and its last bits may
-        depend on the number of paths. K outputs and batches run on ``"cpu"`` alone. A checkpoint goes on only
-        on a device of the same name.
+        depend on the number of paths; batches are the same. A checkpoint goes on only on a device of the same
+        name.
     noise_dt : float, optional
         Step of the grid on which the Brownian path is drawn; ``dt`` must be a whole multiple of it.
         Runs with different ``dt`` and the same ``noise_dt``, ``rng`` and ``times`` share their Brownian
@@ -163,7 +162,7 @@ def euler_maruyama(
     require_compatible(problem, weights, schedule)
     paths = validate.integer("paths", paths, 1)
     threads = check_threads(threads)
-    require_device(problem, schedule, device)
+    validate.device(device)
     cut = grid(schedule, dt, times)
     draws = draws_per_step(cut, noise_dt)
     asked = requested(problem, observables)

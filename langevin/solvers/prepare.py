@@ -9,24 +9,9 @@ from langevin.engine.noise import DTYPES
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Reduction, Request
 from langevin.engine.results import Results
-from langevin.model.problem import Problem, beyond_scalar
-from langevin.model.schedule import Schedule
 from langevin.model.steps import Grid
 from langevin.support import install, validate
 from langevin.support.threads import one_blas_thread
-
-
-def require_device(problem: Problem, schedule: Schedule, device: str) -> None:
-    """Refuse the name of a device that is none, or that does not run what is requested.
-
-    Raises
-    ------
-    ValueError
-        By the name of the argument.
-    """
-    validate.device(device)
-    if device != "cpu" and (beyond := beyond_scalar(problem, schedule)):
-        raise ValueError(f"device must be 'cpu' with {beyond}, got {device!r}: take 'cpu'")
 
 
 def draws_per_step(cut: Grid, noise_dt: float | None) -> int:

@@ -108,17 +108,39 @@ SEVERAL = ["--width", "12", "--time", "0.1", "--dt", "0.01", "--paths", "3"]
 
 def test_three_digits_in_batches(tmp_path):
     chosen = ["--data", "digits", "--classes", "4", "1", "7", "--loss", "softmax", "--sample-rate", "0.2"]
-    chosen += ["--observables", "test_accuracy", "--plot", "run.png"]
+    observed = ["test_accuracy", "class_accuracy", "test_class_accuracy", "confusion", "cone_distance"]
+    chosen += ["--observables", *observed, "--plot", "run.png"]
     report = report_of(*SEVERAL, *chosen, folder=tmp_path)
     assert report["problem"].split("; simulated")[0].endswith("softmax loss, 3 classes: 4, 1, 7")
     assert "sample rate 0.2" in report["schedule"]
-    assert report["neurons"] == {"none": "their observables do not cover K = 3 outputs"}
     assert "K = 3 outputs are not covered" in report["assumptions"][0]
     assert report["privacy"]["accountant"] == "PRV of Opacus and PLD of dp-accounting"
     assert report["privacy"]["epsilon"] > 0
     assert (tmp_path / "run.png").exists()
     run = files.load(tmp_path / report["saved"])
     assert report["accuracy"]["mean"] == pytest.approx(float(run.accuracy[:, -1].mean()))
+    assert report["neurons"]["misaligned at the start"] == round(12 * float(run.misaligned[0, 0]))
+    means = run.isel(time=-1).mean("path")
+    for name in ("class_accuracy", "test_class_accuracy"):
+        said = {c: value["mean"] for c, value in report[name.replace("_", " ")].items()}
+        assert said == pytest.approx(dict(zip("417", means[name].values, strict=True)))
+    assert list(report["confusion"]) == ["4", "1", "7"]
+    for c, counts in report["confusion"].items():
+        row = means.confusion.sel({"class": c}).values
+        assert [count["mean"] for count in counts.values()] == pytest.approx(row)
+
+
+def test_classes_are_reported_in_tables(tmp_path):
+    chosen = ["--samples", "9", "--dim", "4", "--classes", "3", "--loss", "softmax", "--sigma", "0"]
+    observed = ["class_accuracy", "test_class_accuracy", "confusion"]
+    arguments = [*SEVERAL, *chosen, "--time", "2", "--method", "fft", "--observables", *observed]
+    said = here(*arguments, "--quiet", cwd=tmp_path).stdout.splitlines()
+    first = next(i for i, line in enumerate(said) if line.startswith("by class"))
+    table = [line.split() for line in said[first : first + 8]]
+    assert table[0] == ["by", "class", "class", "accuracy", "test", "accuracy"]
+    assert [row[0] for row in table[1:4]] == ["0", "1", "2"]
+    assert table[4] == ["confusion", "class", "\\", "predicted", "0", "1", "2"]
+    assert [sum(map(float, row[1:])) for row in table[5:]] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("head", ["gaussian", "zero", "prototype"])
@@ -212,7 +234,11 @@ def test_a_users_file(tmp_path):
             ["--data", "nowhere.npz"],
             "--data must be a file ending in .npz, .csv or .parquet, but there is no",
         ),
-        (["--data", "mnist"], "--data must be separable, teacher, digits or a file ending in .npz, .csv or"),
+        (
+            ["--data", "mnist"],
+            "--data must be separable, teacher, digits, glyphs or a file ending in .npz, .csv",
+        ),
+        (["--data", "glyphs", "--classes", "3", "8", "9"], "--classes must be one number with data 'glyphs'"),
         (
             ["--data", "digits", "--classes", "3"],
             "--classes must be two different digits from 0 to 9, or more",
@@ -224,7 +250,10 @@ def test_a_users_file(tmp_path):
         (["--sample-rate", "0"], "--sample-rate must lie in (0, 1], got 0"),
         (["--sample-rate", "1.5"], "--sample-rate must lie in (0, 1], got 1.5"),
         (["--sample-rate", "0.1"], "--sample-rate must be at least 1/n = 0.125 for 8 samples, got 0.1"),
-        (["--sample-rate", "0.5", "--observables", "dead"], "'dead' needs a scalar head and full batches"),
+        (
+            ["--classes", "3", "--loss", "ovr", "--observables", "head_alignment"],
+            "'head_alignment' needs one output, got K = 3: take 'cone_distance'",
+        ),
         (
             ["--clipping", "margin", "--loss", "softmax"],
             "--clipping must be 'flat' or 'normalised' with method 'lp-fft', got 'margin', which is defined "

@@ -143,9 +143,27 @@ def test_the_floor_of_reduced_data_counts_their_triangle():
     assert work.normals == 16 * 8 + 16
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_contestants_with_several_outputs_compute_the_same_drift(dtype):
+    torch = pytest.importorskip("torch")
+    outputs, device = importlib.import_module("benchmarks.harness.outputs"), torch.device("cpu")
+    full, batches = (outputs.OutputsCase(8, 24, 40, 3, rate) for rate in (1.0, 0.2))
+    peer = outputs.TorchSDEOutputs(full, dtype, 2, device, True)
+    ours, drawn = (outputs.OurOutputs(case, dtype, 3, device) for case in (full, batches))
+    assert full.error(peer) < TOLERANCES[dtype]
+    assert full.error(ours) < TOLERANCES[dtype]
+    assert batches.error(drawn) < TOLERANCES[dtype]
+    # controls: another clip, another path's batch
+    peer.model.clip *= 1.01
+    drawn.path = 0
+    assert full.error(peer) > 5e-3
+    assert batches.error(drawn) > 0.1
+
+
 TABLES = [
     ("step", "step / floor", "20, 64, 50 single |", 5),
     ("gpu", "floor / step", "| 30, 16, 8 | 8; 8; single |", 3),
+    ("gpu_outputs", "floor / step", "| 8, 24, 20, 3 | 0.1; 8; 4; single |", 3),
 ]
 
 

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 
 from langevin.engine.chain import Chain
+from langevin.engine.gpu import outputs
 from langevin.engine.gpu.ensemble import Ensemble
+from langevin.engine.gpu.outputs import OutputsEnsemble
+from langevin.engine.gpu.scalar import ScalarEnsemble
 from langevin.engine.kernels import observe as kernels_observe
 from langevin.engine.kernels import types
+from langevin.engine.kernels.outputs.types import OutputsData
 from langevin.engine.layout import aligned_zeros
 from langevin.engine.results import Chunk, Results
 from langevin.model.activations import ACTIVATIONS, Activation
@@ -95,12 +99,16 @@ class DeviceChain(Chain):
     @property
     def tables(self) -> tuple[Activation, Loss]:
         """The entries of what is simulated."""
-        return ACTIVATIONS[self.reduction.problem.activation], LOSSES[self.problem.loss]
+        name = self.problem.loss
+        loss = outputs.tensor_loss(name) if isinstance(self.data, OutputsData) else LOSSES[name]
+        return ACTIVATIONS[self.reduction.problem.activation], loss
 
     @property
     def fused(self) -> bool:
-        """Whether `langevin.engine.gpu.fused` has kernels for both."""
-        return types.CALLED not in (self.data.activation.code, self.data.loss)
+        """Whether there are kernels for the passes over its activations, apart from those in torch."""
+        fitting, activation = self.layout.outputs <= outputs.MOST_OUTPUTS, self.data.activation
+        activation = activation if isinstance(activation, int) else activation.code
+        return fitting and types.CALLED not in (activation, self.data.loss)
 
     @property
     def place(self) -> str:
@@ -117,16 +125,25 @@ class DeviceChain(Chain):
         """Return a cost of almost zero: `advance` checks the clock itself."""
         return 1e-12
 
+    def ensemble(self, chunk: Chunk, diverged: np.ndarray) -> Ensemble:
+        """Bring the states of a chunk to the device."""
+        kind = OutputsEnsemble if isinstance(self.data, OutputsData) else ScalarEnsemble
+        return kind(self, chunk, diverged)
+
     def chunk_paths(self, paths: int, threads: int) -> int:
         """Return the paths per chunk: as many as fit on the device, up to where more are no faster."""
         state = self.records.origin.nbytes
-        # states, a difference of them, pre-activations, outputs and residuals; plain passes hold activations,
-        # slopes and products of them, too
-        layers = 1 if self.fused else 5
-        each = 2.5 * state
-        each += self.problem.samples * (layers * self.data.width + 8) * self.records.origin.itemsize * 1.2
+        # states, a difference of them, and work space
+        each = 2.5 * state + self._work_numbers(paths) * self.records.origin.itemsize * 1.2
         most = max(1, min(_CHUNK_BYTES // state, int(0.8 * self._free_bytes() / each)))
         return math.ceil(paths / math.ceil(paths / most))
+
+    def _work_numbers(self, paths: int) -> float:
+        """Numbers of work space for each of so many paths."""
+        if isinstance(self.data, OutputsData):
+            return outputs.work_numbers(self, paths)
+        # pre-activations, outputs and residuals; plain passes hold activations, slopes and products of them
+        return self.problem.samples * ((1 if self.fused else 5) * self.data.width + 8)
 
     def _free_bytes(self) -> float:
         if self.device.type != "cuda":
@@ -141,7 +158,7 @@ class DeviceChain(Chain):
         records, diverged = self.records.steps, results.diverged[chunk.paths]
         with _exact_products(self.device):
             if chunk.ensemble is None:
-                chunk.ensemble = Ensemble(self, chunk, diverged)
+                chunk.ensemble = self.ensemble(chunk, diverged)
             ensemble = chunk.ensemble
             ensemble.enter(int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1)
             r = int(np.searchsorted(records, chunk.step))

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from langevin.engine.kernels.normals import LANES, TILE
+from langevin.engine.kernels.normals import LANES, STATE_STREAM, TILE
 from langevin.engine.kernels.types import FLAT, LP, NORMALISED, Rule
 
 if TYPE_CHECKING:
     from langevin.engine.gpu.ensemble import Ensemble
+    from langevin.engine.gpu.scalar import ScalarEnsemble
 
 CLIP, STABILISER, DT, NOISE = range(4)
 STEP, FIRST_PATH, KEY = range(3)
 
 
-def _philox(counter: torch.Tensor, c1: int, c2: torch.Tensor, k0: int, k1: int) -> tuple[torch.Tensor, ...]:
-    """`langevin.engine.kernels.normals.philox` on 32-bit words in signed 64-bit lanes, all of stream 0."""
+def philox(
+    counter: torch.Tensor, step: torch.Tensor, path: torch.Tensor, stream: int, k0: int, k1: int
+) -> tuple[torch.Tensor, ...]:
+    """`langevin.engine.kernels.normals.philox` on 32-bit words in signed 64-bit lanes."""
     low = 0xFFFFFFFF
-    a, c = torch.broadcast_tensors(counter, c2)
-    b, d = torch.full_like(a, c1), torch.zeros_like(a)
+    a, b, c = torch.broadcast_tensors(counter, step, path)
+    d = torch.full_like(a, stream)
     for _ in range(10):
         p, q = a * 0xD2511F53, c * 0xCD9E8D57
         a, b, c, d = (q >> 32) & low ^ b ^ k0, q & low, (p >> 32) & low ^ d ^ k1, p & low
@@ -43,7 +46,8 @@ def add_normals(e: Ensemble, trained: int, rule: Rule, draw: int) -> None:
     step, first_path, k0, k1 = e.clock.tolist()
     counter = torch.arange(trained // 4).view(1, -1, LANES)
     path = first_path + torch.arange(len(e.theta)).view(-1, 1, 1)
-    words = _philox(counter, ((step - 1) * rule.draws + draw) & 0xFFFFFFFF, path, k0, k1)
+    number = torch.tensor(((step - 1) * rule.draws + draw) & 0xFFFFFFFF)
+    words = philox(counter, number, path, STATE_STREAM, k0, k1)
     tiles = e.theta[:, :trained].view(len(e.theta), -1, TILE // LANES, LANES)
     for first in (0, 2):
         x, y = _box_muller(words[first], words[first + 1], e.theta.dtype)
@@ -51,7 +55,13 @@ def add_normals(e: Ensemble, trained: int, rule: Rule, draw: int) -> None:
         tiles[:, :, first + 1] += e.numbers[NOISE] * y
 
 
-def rows(e: Ensemble, rule: Rule) -> None:
+def mark(e: Ensemble, finite: torch.Tensor) -> None:
+    """Let paths diverge at the present step that are not ``finite``, shape (paths,)."""
+    # no index by a mask, which a CUDA graph cannot record
+    e.diverged.copy_(torch.where(~finite & (e.diverged < 0), e.clock[STEP], e.diverged))
+
+
+def rows(e: ScalarEnsemble, rule: Rule) -> None:
     """Compute outputs, squared norms and clipped residuals from ``Z``; report which are not finite."""
     a = e.activation.tensor_value(e.Z)
     e.f[:] = torch.bmm(a, e.v.unsqueeze(2)).squeeze(2)
@@ -67,12 +77,10 @@ def rows(e: Ensemble, rule: Rule) -> None:
     elif rule.clipping == NORMALISED:
         s = s * (clip / (s.abs() * norm.sqrt() + stabiliser))
     e.s[:] = s
-    finite = torch.isfinite(e.f.double().square() + norm.double()).all(1)
-    # no index by a mask, which a CUDA graph cannot record
-    e.diverged.copy_(torch.where(~finite & (e.diverged < 0), e.clock[STEP], e.diverged))
+    mark(e, torch.isfinite(e.f.double().square() + norm.double()).all(1))
 
 
-def columns(e: Ensemble, store: bool) -> None:
+def columns(e: ScalarEnsemble, store: bool) -> None:
     """Take and count the step of the head; with ``store``, leave ``s_i v_j phi'(z_ij)`` in ``Z``."""
     gradient = torch.bmm(e.s.unsqueeze(1), e.activation.tensor_value(e.Z)).squeeze(1)
     if store:

@@ -5,7 +5,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from empirical import Part, Shift, Style, glyphs
-from empirical.data.glyphs import _figures, _ink
+from langevin.data.drawing import figures as draw_figures
+from langevin.data.drawing import ink
 
 
 def small(**changes):
@@ -56,8 +57,8 @@ def test_private_classes_are_new():
     assert task.public is not None
     assert not set(task.train.classes) & set(task.public.classes)
     # no two figures of the whole sequence look alike: the cosine of a figure with itself is 1
-    figures = _figures(40, Style(), np.random.default_rng(0))
-    looks = _ink(figures, np.full(40, 0.03, np.float32), 16).reshape(40, -1)
+    figures = draw_figures(40, Style(), np.random.default_rng(0))
+    looks = ink(figures, np.full(40, 0.03, np.float32), 16).reshape(40, -1)
     looks /= np.linalg.norm(looks, axis=1, keepdims=True)
     likeness = looks @ looks.T - np.eye(40)
     assert likeness.max() < 0.85
@@ -77,13 +78,13 @@ def test_images_are_bytes_between_black_and_white(size):
     assert (clean.mean(axis=(1, 2, 3)) < (0.4 if size > 9 else 0.6)).all()
 
 
-def test_a_line_is_as_wide_as_the_pen_and_as_bright_as_its_ink():
+def test_a_line_is_as_wide_as_the_pen_and_as_bright_as_itsink():
     ends = np.linspace(-0.8, 0.8, 101)
     line = np.zeros((1, 100, 2, 2), np.float32)
     line[0, :, 0, 0], line[0, :, 1, 0] = ends[:-1], ends[1:]
     # 2.4 standard deviations across, where the ink is a half
     width = 2 * np.sqrt(-2 * np.log(np.sqrt(np.log(2) / 4))) * 0.03
-    image = _ink(line, np.array([0.03], np.float32), 200)[0]
+    image = ink(line, np.array([0.03], np.float32), 200)[0]
     np.testing.assert_allclose(image, image[:, :1] * np.ones(200), atol=1e-4)
     assert (image[:, 100] > 0.5).mean() == pytest.approx(width, abs=2 / 200)
     assert image.max() == pytest.approx(1 - np.exp(-4), abs=0.01)
@@ -92,7 +93,7 @@ def test_a_line_is_as_wide_as_the_pen_and_as_bright_as_its_ink():
 def test_x_goes_right_and_y_goes_down():
     corner = np.zeros((1, 1, 2, 2), np.float32)
     corner[0, 0] = [[0.2, -0.3], [0.3, -0.3]]  # right, above
-    image = _ink(corner, np.array([0.03], np.float32), 20)[0]
+    image = ink(corner, np.array([0.03], np.float32), 20)[0]
     row, column = np.unravel_index(image.argmax(), image.shape)
     assert row < 10 < column
 

@@ -8,7 +8,7 @@ import pytest
 from bounds import alignment_time, lp_crossover
 from empirical import account, plan_share
 from empirical.planning import search as planning_search
-from empirical.planning.inputs import _cut
+from empirical.planning.inputs import _cut, _some
 from empirical.planning.search import _search
 from empirical.planning.share_plan import SharePlan
 from empirical.planning.stand_in import Settings, Split, StandIn
@@ -281,6 +281,26 @@ def test_wide_features_are_cut_to_their_main_directions():
     near, _, W, notes = _cut(full, full, np.eye(700))
     assert np.abs(near @ W.T - full).max() > 0.1
     assert "100.0%" not in notes[0]
+
+
+def test_some_rows_hold_every_class():
+    labels = np.repeat([0, 1, 2], [900, 99, 1])
+    kept = _some(labels, 100, np.random.default_rng(0))
+    assert len(np.unique(kept)) == 100
+    assert set(labels[kept]) == {0, 1, 2}
+    # otherwise in their shares
+    assert (labels[kept] == 1).sum() < 25
+
+
+@pytest.mark.parametrize("clip", [1e-21, 1e21])
+def test_clips_out_of_the_range_of_the_simulation_are_refused(clip):
+    X, y = clusters(each=20)
+    with pytest.raises(ValueError, match=r"clip must lie in \[1e-20, 1e20\], got 1e[-+]21"):
+        plan_share(X, y, epsilon=1.0, clip=clip, **CALM)
+    # within it, the unit of the clip alone changes nothing
+    how = {**CALM, "steps": 10}
+    small, smaller = (plan_share(X, y, epsilon=1.0, clip=c, **how) for c in (1e-15, 1e-18))
+    assert small.loss == pytest.approx(smaller.loss, rel=1e-4)
 
 
 def test_negative_features_get_a_linear_map_on_top():

@@ -1,10 +1,18 @@
 """The net that plans are tried on: its steps are those of clipped descent, its noise that of DP-SGD."""
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
+from scipy.special import expit, log_softmax, softmax
 
+from empirical.planning import stand_in
 from empirical.planning.stand_in import Settings, Split, StandIn
 from langevin import DPSGD
+from langevin.engine import noise
+from tests.langevin.engine.batches import members
 
 random = np.random.default_rng(0)
 X, LABELS = np.abs(random.standard_normal((30, 5))), random.integers(3, size=30)
@@ -62,6 +70,54 @@ def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps, cl
     assert loss == pytest.approx(expected[1], rel=1e-5)
     other = clipped_descent(activation, lp_steps, 6, (0.9, 0.4), 0.8, classes)
     assert loss != pytest.approx(other[1], rel=1e-4)
+
+
+def dp_sgd(tried, how, split, seed, weight=1.0):
+    """Accuracy and loss at the end of a draw, in NumPy, by the draw's head, batches and noise."""
+    draw, n, rate = tried._draw(seed), len(tried.X), min(1.0, how.batch / len(tried.X))
+    W, v = tried.W.copy(), draw.v.reshape(len(tried.W), -1).copy()
+    wanted = np.eye(3)[tried.labels] if tried.classes == 3 else tried.labels[:, None]
+    for step in range(how.steps):
+        probing = step < split.lp_steps
+        lr = split.lp_lr if probing else split.lr
+        z = tried.X @ W.T
+        A = np.maximum(z, 0)
+        delta = (softmax(A @ v, 1) if tried.classes == 3 else expit(A @ v)) - wanted
+        back = (delta @ v.T) * (z > 0) * (not probing)
+        norms = np.hypot(
+            *(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1) for a, b in ((delta, A), (back, tried.X)))
+        )
+        cut = members(n, rate, 0, step, draw.key) * np.minimum(1, how.clip / norms) * weight / (rate * n)
+        xi_W, xi_v = noise.weight_noise(draw.key, 0, step, *W.shape, v.shape[1], precision="single")
+        spread = how.noise_multiplier * how.clip / how.batch
+        v += lr * (spread * xi_v.reshape(v.shape) - A.T @ (cut[:, None] * delta))
+        W += lr * (spread * xi_W - (cut[:, None] * back).T @ tried.X) * (not probing)
+    f = np.maximum(tried.X @ W.T, 0) @ v
+    if tried.classes == 3:
+        said, losses = f.argmax(1), -log_softmax(f, 1)[np.arange(n), tried.labels]
+    else:
+        said, losses = f[:, 0] > 0, np.logaddexp(0, (1 - 2 * tried.labels) * f[:, 0])
+    return (said == tried.labels).mean(), losses.mean()
+
+
+@pytest.mark.parametrize("batch", [9.0, 60.0], ids=["Poisson", "more than all"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_draw_is_dp_sgd_by_its_batches_and_noise(classes, batch):
+    labels = LABELS % classes
+    tried = net(v=None, labels=labels, labels_test=labels, classes=classes)
+    how = Settings(steps=12, batch=batch, noise_multiplier=3.0, clip=0.7)
+    splits = [Split(0, 0.9, 0.4), Split(5, 0.9, 0.4), Split(12, 0.9, 0.4)]
+    seeds = [np.random.SeedSequence(4, spawn_key=(i,)) for i in range(3)]
+    ends = tried.run(how, splits, seeds)
+    expected = np.array([[dp_sgd(tried, how, split, seed) for seed in seeds] for split in splits])
+    # single precision
+    assert ends.loss == pytest.approx(expected[..., 1], rel=1e-4)
+    assert ends.accuracy == pytest.approx(expected[..., 0], abs=1.5 / len(X))
+    # the controls: other draws, and batches without their weight
+    assert np.abs(np.roll(ends.loss, 1, axis=1) / ends.loss - 1).max() > 1e-2
+    if batch < len(X):
+        wrong = [dp_sgd(tried, how, splits[0], seed, weight=batch / len(X))[1] for seed in seeds]
+        assert np.abs(ends.loss[0] / wrong - 1).max() > 1e-2
 
 
 def test_its_noise_is_that_of_the_multiplier():
@@ -122,33 +178,56 @@ def test_poisson_batches_step_as_far_as_all_samples_on_average():
 
 def test_phases_are_those_of_dp_sgd():
     how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
-    lp, fft = how.phases(Split(4, 0.3, 0.1), samples=100)
-    for phase, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
-        expected = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100).phase(phase.method)
-        assert phase.time == pytest.approx(expected.time)
-        assert phase.sigma == pytest.approx(expected.sigma)
-        assert (phase.sample_rate, expected.sample_rate) == (1.0, 0.2)
+    lp, fft = how.legs(Split(4, 0.3, 0.1), samples=100, sample_rate=0.2)
+    for leg, steps, rate in ((lp, 4, 0.3), (fft, 6, 0.1)):
+        dpsgd = DPSGD(rate, 1.5, 0.5, steps, sample_rate=0.2, samples=100)
+        expected = dpsgd.phase(leg.phase.method)
+        assert leg.phase.time == pytest.approx(expected.time)
+        assert leg.phase.sigma == pytest.approx(expected.sigma)
+        assert leg.phase.sample_rate == expected.sample_rate
+        assert (leg.steps, leg.dt) == (steps, dpsgd.dt)
     # with half of the rows the mean gradient's noise is the same: a step moves as much
-    (few,) = how.phases(Split(0, 0.3, 0.1), samples=50)
-    step = few.sigma * np.sqrt(2 * few.time / 10)
-    assert step == pytest.approx(fft.sigma * np.sqrt(2 * fft.time / 6))
+    (few,) = how.legs(Split(0, 0.3, 0.1), samples=50)
+    step = few.phase.sigma * np.sqrt(2 * few.dt)
+    assert step == pytest.approx(fft.phase.sigma * np.sqrt(2 * fft.dt))
+    # the theory of full batches leaves the sampling out
+    assert few.phase.sample_rate == 1
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_draws_and_splits_are_the_same_alone_and_together(classes):
-    how = Settings(steps=5, batch=7.0, noise_multiplier=1.0, clip=1.0)
-    tried = net(v=None, labels=LABELS % classes, labels_test=LABELS % classes, classes=classes)
+def test_a_draw_is_the_same_to_the_last_bit_alone_and_together(classes, monkeypatch):
+    how = Settings(steps=90, batch=7.0, noise_multiplier=1.0, clip=1.0)
+    labels = LABELS % classes
+    tried = net(v=None, labels=labels, labels_test=labels, classes=classes)
     streams = [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(11)]
-    splits = [Split(0, 0.5, 0.5), Split(2, 0.5, 0.25), Split(5, 0.5, 0.5)]
+    # which share probing, or a part of it, or none
+    splits = [Split(0, 0.5, 0.5), Split(70, 0.5, 0.25), Split(90, 0.5, 0.5), Split(70, 0.1, 0.25)]
     together = tried.run(how, splits, streams)
+    for threads in (1, 5):
+        monkeypatch.setattr(stand_in, "available_threads", lambda threads=threads: threads)
+        again = tried.run(how, splits[::-1], streams)
+        assert np.array_equal(again.loss[::-1], together.loss)
+        assert np.array_equal(again.accuracy[::-1], together.accuracy)
     for i, split in enumerate(splits):
         for j in (0, 7, 10):
             alone = tried.run(how, [split], [streams[j]])
-            # except for rounding: batches are filled up to the same size
-            assert together.loss[i, j] == pytest.approx(alone.loss[0, 0], rel=1e-5)
-            # a sample between two classes may be said to be of either
-            assert together.accuracy[i, j] == pytest.approx(alone.accuracy[0, 0], abs=1.5 / len(X))
+            assert alone.loss[0, 0] == together.loss[i, j]
+            assert alone.accuracy[0, 0] == together.accuracy[i, j]
     assert len(np.unique(together.loss)) == together.loss.size
+
+
+def test_an_interrupt_ends_runs_at_once():
+    # which would take minutes
+    how = Settings(steps=10**7, batch=7.0, noise_multiplier=1.0, clip=1.0)
+    tried, streams = net(), [np.random.SeedSequence(1, spawn_key=(draw,)) for draw in range(20)]
+    tried.run(Settings(1, 7.0, 1.0, 1.0), [Split(0, 0.1, 0.1)], streams)
+    started = threading.active_count()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        tried.run(how, [Split(10**6, 0.1, 0.1), Split(0, 0.1, 0.1)], streams)
+    timer.join()
+    assert threading.active_count() == started
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 KEY = np.uint64(11), np.uint64(22)
@@ -17,10 +20,10 @@ def philox(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
     return [a, b, c, d]
 
 
-def members(n: int, rate: float, path: int, step: int) -> np.ndarray:
+def members(n: int, rate: float, path: int, step: int, key: Sequence[Any] = KEY) -> np.ndarray:
     """Whether each sample is in a batch."""
     if rate == 1:
         return np.ones(n, bool)
-    key = int(KEY[0]), int(KEY[1])
-    words = [word for i in range(-(-n // 4)) for word in philox((i, step, path, 3), key)]
+    first, second = map(int, key)
+    words = [word for i in range(-(-n // 4)) for word in philox((i, step, path, 3), (first, second))]
     return np.array(words[:n]) < rate * 2**32

@@ -29,21 +29,13 @@ from langevin.engine.reductions.request import Request
 from langevin.model.activations import ACTIVATIONS
 from langevin.model.steps import grid
 from tests.helpers import SCALAR_LOSSES, SECONDS, random_problem, random_weights
+from tests.langevin.engine.devices import GPU
 
 torch = pytest.importorskip("torch")
 _device = pytest.importorskip("langevin.engine.gpu.chain")
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.2, sigma=0.3, clip=1.0)
 PER_NEURON = ["alignment", "preactivation", "head_alignment"]
-
-
-@pytest.fixture(params=["plain", pytest.param("cuda", marks=GPU)])
-def device(request, monkeypatch):
-    """The plain form stands in for a GPU, or a GPU stands for itself."""
-    if request.param == "plain":
-        monkeypatch.setattr(_device, "find", lambda name: torch.device("cpu"))
-    return "cuda"
 
 
 def simulate(device: str, problem: Problem, weights: Weights, schedule: Schedule, **changes) -> xr.Dataset:
@@ -63,7 +55,7 @@ def an_ensemble(problem, weights, phase, dtype=np.float64, first_path=0, paths=3
     request = Request(problem, weights, schedule, cut)
     chain = Chain.build(request, reduction("none", request), dtype, noise.key(3), draws)
     chain = _device.DeviceChain.of(chain, torch.device(where), 1)
-    ensemble = _device.Ensemble(chain, chain.start(first_path, paths), np.full(paths, -1))
+    ensemble = chain.ensemble(chain.start(first_path, paths), np.full(paths, -1))
     ensemble.enter(0)
     return chain, ensemble
 

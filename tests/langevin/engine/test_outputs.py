@@ -14,7 +14,8 @@ from scipy.special import erf, expit, softmax
 from langevin.engine.kernels.loop import advance
 from langevin.engine.kernels.normals import LANES, STATE_STREAM, add_normals
 from langevin.engine.kernels.outputs.loop import advance_outputs
-from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, SCALARS, Records, Rule
+from langevin.engine.kernels.outputs.types import SCALARS
+from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, Records, Rule
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.outputs import build_data, build_rule, build_scratch
 from tests.langevin.engine.batches import KEY, members
@@ -103,9 +104,9 @@ class Run:
 def records(origin: np.ndarray, steps=(), reference: np.ndarray | None = None) -> Records:
     dtype = origin.dtype
     none = np.zeros((0, 0), dtype) if reference is None else reference
-    means, outside = np.zeros((2, 1), dtype), np.zeros(len(steps))
+    means, outside = np.zeros((2, 1), dtype), (np.zeros(0, np.int64), np.zeros((0, len(steps))))
     return Records(
-        np.array(steps, np.int64), origin, none, np.zeros(0), means, np.zeros(2), np.zeros(0), 0, outside
+        np.array(steps, np.int64), origin, none, np.zeros(0), means, np.zeros(2), np.zeros(0), *outside
     )
 
 
@@ -294,6 +295,27 @@ def test_order_of_rows_changes_rounding_alone():
     # control: the order is not known, and batches are others
     lost = start(replace(net, X=net.X[order], Y=net.Y[order]), **rule).advance(0, 20)
     assert np.abs(straight.thetas - lost.thetas).max() > 1e-3
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("rows", [None, 32])
+@pytest.mark.parametrize("loss", ["softmax", "square"])
+def test_zeros_of_triangular_inputs_are_left_out(loss, rate, rows):
+    # wider than a block of products, and with samples behind the triangle
+    net = Net.random(loss, n=150, d=100)
+    net = replace(net, X=np.tril(net.X))
+    rule: dict[str, Any] = dict(clip=2.0, sample_rate=rate)
+    order = np.random.default_rng(1).permutation(150)
+    shuffled = replace(net, X=net.X[np.argsort(order)], Y=net.Y[np.argsort(order)])
+    run = start(shuffled, order=order, rows=rows, **rule)
+    assert run.data.reach[[0, 7, 120]].tolist() == [1, 8, 100]
+    short = run.data._replace(reach=np.maximum(run.data.reach - 1, 1))
+    expected = reference_step(shuffled, clip=2.0, rate=rate)
+    assert off(run.advance(0, 1), expected) < 1e-12
+    # control: one column too few
+    cut = start(shuffled, order=order, rows=rows, **rule)
+    cut.data = short
+    assert off(cut.advance(0, 1), expected) > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

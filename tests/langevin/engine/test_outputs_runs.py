@@ -1,6 +1,7 @@
 """Runs with K outputs and Poisson batches: bits, records, observables, limits, and their noise-free paths."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from langevin import (
     Diverged,
     Interrupted,
+    Phase,
     Problem,
     Schedule,
     Weights,
@@ -30,7 +32,14 @@ SMOOTH = Problem(X, CLASSES, "tanh", "softmax")
 WEIGHTS = Weights(0.3 * RNG.standard_normal((13, 14)), 0.4 * RNG.standard_normal((13, 3)))
 BATCHES = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0, sample_rate=0.3)
 TARGETS = 0.5 * RNG.standard_normal((11, 3))
-WATCHED = ["test_accuracy", "knn_accuracy"]
+WATCHED = [
+    "test_accuracy",
+    "knn_accuracy",
+    "class_accuracy",
+    "test_class_accuracy",
+    "confusion",
+    "test_confusion",
+]
 WAIT = pool.wait
 
 
@@ -49,7 +58,7 @@ def equal_bits(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 @pytest.mark.parametrize("reduce", ["span", "none"])
 def test_threads_chunks_and_the_number_of_paths_do_not_change_a_bit(reduce, monkeypatch):
-    given: dict[str, Any] = dict(reduce=reduce, observables=WATCHED)
+    given: dict[str, Any] = dict(reduce=reduce, observables=[*WATCHED, "cone_distance", "wholly_misaligned"])
     whole = run(threads=1, **given)
     assert equal_bits(whole, run(threads=2, **given))
     assert equal_bits(whole.isel(path=slice(3)), run(paths=3, **given))
@@ -60,9 +69,65 @@ def test_threads_chunks_and_the_number_of_paths_do_not_change_a_bit(reduce, monk
     assert not equal_bits(whole, run(threads=1, rng=2, **given))
 
 
+@pytest.mark.parametrize("reduce", ["span", "none", "kernel"])
+def test_paths_that_read_features_together_keep_their_bits(reduce, monkeypatch):
+    given: dict[str, Any] = dict(schedule=Schedule.lp(time=0.4, sigma=0.3, clip=1.0), reduce=reduce, paths=70)
+    whole = run(threads=1, **given)
+    assert equal_bits(whole.isel(path=slice(1)), run(**given | {"paths": 1}))
+    assert equal_bits(whole.isel(path=slice(23)), run(**given | {"paths": 23}))
+    monkeypatch.setattr(chain, "_CALL_SECONDS", 1e-9)
+    assert equal_bits(whole, run(threads=2, **given))
+    assert not equal_bits(whole, run(threads=1, rng=2, **given))
+
+
+def test_a_path_that_diverges_leaves_those_beside_it_alone():
+    # unclipped steps beyond the stability limit: some paths leave the range of numbers before others
+    problem = Problem(X, TARGETS, "relu", "square")
+    schedule = Schedule.lp(time=60.0, sigma=0.3)
+    given: dict[str, Any] = dict(
+        problem=problem, schedule=schedule, dt=0.5, reduce="none", precision="single"
+    )
+    times = [0.0, 15.0, 30.0, 45.0, 60.0]
+    with pytest.raises(Diverged) as caught:
+        run(paths=8, times=times, **given)
+    whole = caught.value.run
+    for path in (0, 7):
+        with pytest.raises(Diverged) as caught:
+            run(paths=path + 1, times=times, **given)
+        assert equal_bits(whole.isel(path=[path]), caught.value.run.isel(path=[path]))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+@pytest.mark.parametrize("reduce", ["span", "none"])
+def test_features_are_those_of_the_path_once_its_layer_has_moved(reduce, rate, monkeypatch):
+    lp, fft = (
+        dict(time=0.1, sigma=0.3, clip=1.0, sample_rate=rate),
+        dict(time=0.2, sigma=0.3, clip=1.0, sample_rate=rate),
+    )
+    schedule = Schedule([Phase("lp", **lp), Phase("fft", **fft), Phase("lp", **lp)])
+    whole = run(schedule=schedule, reduce=reduce)
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "_CALL_SECONDS", 1e-9)
+        assert equal_bits(whole, run(schedule=schedule, reduce=reduce, threads=2))
+    built = chain.Chain.build
+
+    def own(*args: Any) -> Any:
+        return replace(built(*args), probed=None)
+
+    # features that each path computes at each call have the same bits
+    with monkeypatch.context() as patched:
+        patched.setattr(chain.Chain, "build", own)
+        assert equal_bits(whole, run(schedule=schedule, reduce=reduce))
+    # control: features of the start throughout
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "_probes", lambda phases: phases[-1].method == "lp")
+        assert not equal_bits(whole, run(schedule=schedule, reduce=reduce))
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_an_interrupted_run_resumes_to_the_same_bits(after, tmp_path, monkeypatch):
-    whole, left = run(), [after]
+    given: dict[str, Any] = dict(observables=[*WATCHED, "cone_distance"])
+    whole, left = run(**given), [after]
 
     def stop(*args: Any, **kinds: Any) -> Any:
         left[0] -= 1
@@ -73,11 +138,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(after, tmp_path, monkeypatc
     monkeypatch.setattr(chain, "_CALL_SECONDS", 1e-9)
     monkeypatch.setattr(pool, "wait", stop)
     with pytest.raises(Interrupted) as caught:
-        run(checkpoint=tmp_path / "c", threads=1)
+        run(checkpoint=tmp_path / "c", threads=1, **given)
     assert not np.isfinite(caught.value.run.loss.values).all()
     monkeypatch.setattr(pool, "wait", WAIT)
     monkeypatch.setattr(chain, "_CALL_SECONDS", 0.1)
-    assert equal_bits(whole, run(checkpoint=tmp_path / "c", threads=2))
+    assert equal_bits(whole, run(checkpoint=tmp_path / "c", threads=2, **given))
 
 
 def test_runs_with_other_steps_share_their_brownian_paths():
@@ -147,6 +212,14 @@ def test_the_adaptive_path_of_linear_probing_in_closed_form(reduce):
 # --- observables and records -----------------------------------------------------------------------
 
 
+def by_class(prefix: str, classes: Any, predicted: np.ndarray) -> dict[str, Any]:
+    """Accuracy of each class, and their confusion, counted one by one."""
+    counts = np.array([[sum((classes == c) & (predicted == p)) for p in range(3)] for c in range(3)])
+    samples = [np.sum(classes == c) for c in range(3)]
+    shares = [counts[c, c] / samples[c] if samples[c] else np.nan for c in range(3)]
+    return {f"{prefix}class_accuracy": shares, f"{prefix}confusion": counts}
+
+
 @pytest.mark.parametrize(("reduce", "method"), [("none", "fft"), ("span", "fft"), ("kernel", "lp")])
 def test_observables_against_their_definitions(reduce, method):
     schedule = Schedule.lp(time=0.2) if method == "lp" else Schedule.fft(time=0.2)
@@ -165,22 +238,13 @@ def test_observables_against_their_definitions(reduce, method):
         "displacement": moved**0.5,
         "test_accuracy": ((held_out @ end.v).argmax(axis=1) == y_test).mean(),
         "knn_accuracy": nearest.score(held_out, y_test),
+        **by_class("", PROBLEM.y, f.argmax(axis=1)),
+        **by_class("test_", y_test, (held_out @ end.v).argmax(axis=1)),
     }
-    assert set(path) == set(expected)
+    shares = {"misaligned", "distorted", "dead"} if reduce != "kernel" else set()
+    assert set(path) == set(expected) | shares
     for name, value in expected.items():
         np.testing.assert_allclose(path[name], value, rtol=1e-10, err_msg=name)
-
-
-def test_one_output_on_batches_has_no_observables_of_neurons():
-    problem = Problem(X, np.where(np.arange(11) % 2, 1, -1))
-    weights = Weights(WEIGHTS.W, WEIGHTS.v[:, 0])
-    found = euler_maruyama(problem, weights, BATCHES, dt=0.01, paths=2, rng=0)
-    assert set(found) == {"loss", "accuracy", "displacement", "squared_distance"}
-    full = euler_maruyama(problem, weights, BATCHES.full_batches(), dt=0.01, paths=2, rng=0)
-    np.testing.assert_allclose(found.loss[:, 0], full.loss[:, 0], rtol=1e-12)
-    assert "misaligned" in euler_maruyama(
-        problem, weights, BATCHES.full_batches(), dt=0.01, rng=0, reduce="none"
-    )
 
 
 def test_records_name_classes_and_sample_rates_where_there_are_any():

@@ -100,6 +100,13 @@ REFUSALS = {
         {"weights": Weights([[1.0, 0, 0]], [1.0])},
         "needs two neurons",
     ),
+    "collapsed classes": (
+        "collapsed",
+        COLLAPSED,
+        FFT,
+        {"observables": ["class_accuracy"]},
+        "simulates no whole network, which class_accuracy needs",
+    ),
     "blocks with noise": ("blocks", SEPARABLE, FFT, {}, "is for the zeroth-order flow: with noise"),
     "blocks of a linear net": ("blocks", LINEAR, FFT, {}, "take 'gram' for a linear net"),
     "neurons of a Gram matrix": (

@@ -7,13 +7,14 @@ from langevin import Diverged, Problem, Schedule, Weights, euler_maruyama, gradi
 from langevin.engine.chain import Chain, follow
 from langevin.engine.reductions.choose import reduction
 from langevin.engine.reductions.request import Request
-from langevin.model.observables import OBSERVABLES, own_class
+from langevin.model.alignment import own_class
+from langevin.model.observables import OBSERVABLES
 from langevin.model.problem import Activation
 from langevin.model.steps import grid
 from tests.helpers import end_states, random_problem
 
 SCHEDULE = Schedule.lp_fft(lp_time=0.1, fft_time=0.3, sigma=0.3, clip=1.0)
-EVERYTHING = list(OBSERVABLES)
+EVERYTHING = [name for name, about in OBSERVABLES.items() if not about.one_output]
 
 
 def with_test_points(activation: Activation, d: int = 5) -> tuple[Problem, Weights]:
@@ -48,7 +49,10 @@ def expected(problem: Problem, start: Weights, W: np.ndarray, v: np.ndarray) -> 
         "alignment": preactivation / np.linalg.norm(W, axis=1) / np.linalg.norm(means, axis=1),
         "preactivation": preactivation,
         "head_alignment": s * v,
+        "cone_distance": np.where(s * v < 0, abs(v), 0),
+        "class_accuracy": [(problem.y * f > 0)[problem.y == label].mean() for label in (-1, 1)],
         "test_accuracy": (problem.y_test * outputs > 0).mean(),
+        "test_class_accuracy": [(label * outputs > 0)[problem.y_test == label].mean() for label in (-1, 1)],
     }
 
 

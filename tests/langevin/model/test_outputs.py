@@ -10,7 +10,6 @@ from torch.nn import functional
 from langevin import GramWeights, Phase, Problem, Schedule, Weights
 from langevin.model.activations import ACTIVATIONS
 from langevin.model.losses import LOSSES, OMEGA
-from langevin.model.observables import own_class
 from langevin.model.problem import require_compatible
 
 K = 3
@@ -340,10 +339,3 @@ def test_heads_and_schedules_that_do_not_fit_are_refused():
         require_compatible(
             problem, some_weights(), Schedule([Phase("lp", 1.0), Phase("fft", 1.0, sample_rate=0.1)])
         )
-
-
-def test_the_own_class_of_a_neuron_needs_one_output():
-    with pytest.raises(
-        ValueError, match="problem must have one output for the own class of a neuron, got K=3"
-    ):
-        own_class(a_problem("softmax"), some_weights().W)

@@ -223,7 +223,8 @@ def test_blocks_cover_named_losses():
             assert float(abs(runs[0][-1] - runs[0][0])) > 1e-3
         else:
             with pytest.raises(
-                ValueError, match="'blocks' is for the losses logistic, square, huber, not 'log-cosh'"
+                ValueError,
+                match="'blocks' is for the losses logistic, square, huber, softmax, ovr, not 'log-cosh'",
             ):
                 zeroth_order(problem, weights, schedule, times=times, reduce="blocks")
 

@@ -129,8 +129,16 @@ def test_a_missing_file_is_refused(tmp_path):
         ("classes = [[3], [4]]", "loss must be 'softmax' or 'ovr' for 3 classes, got 'logistic'"),
         ("epsilon = [1]", "unknown parameter 'epsilon' in [sweep]"),
         (
-            'sample_rate = [0.5]\n[record]\nvariables = ["dead"]',
-            "'dead' needs a scalar head and full batches",
+            'loss = ["logistic", "softmax"]\n[record]\nvariables = ["head_alignment"]',
+            "'head_alignment' needs one output, got loss='softmax': take 'cone_distance'",
+        ),
+        (
+            'loss = ["logistic", "softmax"]\n[record]\nvariables = ["wholly_misaligned"]',
+            "'wholly_misaligned' needs K outputs, got loss='logistic': take 'misaligned'",
+        ),
+        (
+            'seed = [0]\n[record]\nvariables = ["class_accuracy"]',
+            "variables must be one of",
         ),
         ('data = ["teacher"]\n[record]\nvariables = ["accuracy"]', "needs labels -1 and +1"),
     ],
@@ -143,10 +151,15 @@ def test_impossible_values_are_refused_before_the_first_cell(tmp_path, sweep, me
 
 def test_classes_and_rates_are_swept():
     sweep = {"classes": [[3], [4]], "sample_rate": [0.5, 1]}
-    grid = Grid(SIMULATIONS, sweep, {"loss": "softmax", "time": 0.1, "dt": 0.01, "paths": 2, "width": 8})
+    record = {"variables": ["loss", "misaligned", "cone_distance"]}
+    fixed = {"loss": "softmax", "time": 0.1, "dt": 0.01, "paths": 2, "width": 8}
+    grid = Grid(SIMULATIONS, sweep, fixed, record)
     found, error = grid.kind.compute(grid.values((1, 0)), grid.record)
     assert error is None
     assert np.isfinite(found["loss"]).all()
+    # a neuron that is misaligned on one path has a positive mean distance
+    assert ((found["cone_distance"] > 0).mean(axis=1) >= found["misaligned"]).all()
+    assert found["misaligned"].max() > 0
 
 
 def test_neurons_need_one_width(tmp_path):

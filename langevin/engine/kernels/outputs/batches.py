@@ -35,3 +35,33 @@ def take_all(batch, samples):
     for i in range(samples):
         batch[i] = i
     return samples
+
+
+@njit(**INNER)
+def _sort_rows(batch, count, marks):
+    """Sort the rows of a batch; ``marks``, of all rows, are 0 before and after."""
+    for i in range(count):
+        marks[batch[i]] = 1
+    found = 0
+    for row in range(marks.size):
+        batch[found] = row
+        found += marks[row]
+        marks[row] = 0
+
+
+@njit(**INNER)
+def take_batch(step, path, k0, k1, data, rule, scratch):
+    """Write the rows of a step to ``scratch.batch``, in their order, and return how many there are."""
+    if rule.sample_rate == 1:
+        return take_all(scratch.batch, data.Y.shape[0])
+    rows = draw_batch(scratch.batch, data.position, rule.threshold, step, path, k0, k1, scratch.words)
+    if data.permuted:
+        _sort_rows(scratch.batch, rows, scratch.marks)
+    return rows
+
+
+@njit(**INNER)
+def block_rows(rows, largest):
+    """Rows of a block: blocks are of about the same size, in multiples of eight."""
+    blocks = max((rows + largest - 1) // largest, 1)
+    return max(min(((rows + blocks - 1) // blocks + 7) // 8 * 8, largest), 1)

@@ -11,29 +11,37 @@ import numpy as np
 from langevin.engine.kernels.blas import address, gemm
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.normals import STATE_STREAM, TILE, add_tiles
-from langevin.engine.kernels.outputs.forward import frozen, hidden, neurons_per_product, outputs
+from langevin.engine.kernels.outputs.forward import (
+    hidden,
+    neurons_per_product,
+    outputs,
+    squared_rows,
+)
 from langevin.engine.kernels.outputs.residuals import clip_factors, residuals
 from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
-from langevin.engine.kernels.types import CALLED, LP, RELU, UNCLIPPED
+from langevin.engine.kernels.types import CALLED, RELU, UNCLIPPED
+
+# columns and rows of a product with the inputs
+COLUMNS_A_PRODUCT, ROWS_A_PRODUCT = 32, 128
 
 
 @njit(**INNER_FAST)
-def _masked_rows(first, count, width, G, A, D, squared):
-    """Write ``(R V^T) phi'`` of rows of ReLU to ``D``, from ``R V^T``, and its squared norms."""
-    for i in range(count):
-        zero = G.dtype.type(0)
+def _masked_rows(first, count, width, A, D, squared):
+    """Multiply rows of ``D`` by ``phi'`` of the ReLU, and write their squared norms."""
+    for i in range(first, first + count):
+        zero = D.dtype.type(0)
         q = zero
         for j in range(width):
             # features, not pre-activations: positive, 0 or NaN
-            g = zero if A[first + i, j] <= zero else G[i, j]
-            D[first + i, j] = g
+            g = zero if A[i, j] <= zero else D[i, j]
+            D[i, j] = g
             q += g * g
-        squared[first + i] = q
+        squared[i] = q
 
 
 @njit(**INNER_FAST)
 def _sloped_rows(first, count, width, G, D, squared):
-    """`_masked_rows` of an activation that is called, with ``phi'`` in ``D``."""
+    """`_masked_rows` of an activation that is called: ``phi'`` is in ``D``, and ``R V^T`` in ``G``."""
     for i in range(count):
         q = G.dtype.type(0)
         for j in range(width):
@@ -43,54 +51,44 @@ def _sloped_rows(first, count, width, G, D, squared):
         squared[first + i] = q
 
 
-@njit(**INNER_FAST)
-def _plain_rows(first, count, width, G, D, squared):
-    """`_masked_rows` of a linear network."""
-    for i in range(count):
-        q = G.dtype.type(0)
-        for j in range(width):
-            D[first + i, j] = G[i, j]
-            q += G[i, j] * G[i, j]
-        squared[first + i] = q
-
-
 @njit(**INNER)
 def _pull_back(theta, count, data, scratch):
     """``D = (R V^T) phi'`` of a block, and its squared norms, a few rows at a time."""
-    K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
-    squared = scratch.samples[PULLBACK]
-    V, G, R = address(theta), address(scratch.G), address(scratch.R)
+    K, ld, size, b = data.outputs, scratch.A.shape[1], theta.itemsize, scratch.R.shape[1]
+    D, squared = scratch.D, scratch.samples[PULLBACK]
+    V, R = address(theta), address(scratch.R)
     scratch.scalars[0], scratch.scalars[1] = 1, 0
-    for i in range(0, count, scratch.G.shape[0]):
-        n = min(scratch.G.shape[0], count - i)
-        gemm(False, data.width, n, K, V, ld, R + i * K * size, K, G, ld, scratch.ints, scratch.scalars)
+    for i in range(0, count, data.pulled):
+        n = min(data.pulled, count - i)
+        out = address(scratch.G) if data.activation == CALLED else address(D) + i * ld * size
+        gemm(True, data.width, n, K, V, ld, R + i * size, b, out, ld, scratch.ints, scratch.scalars)
         if data.activation == RELU:
-            _masked_rows(i, n, data.width, scratch.G, scratch.A, scratch.D, squared)
+            _masked_rows(i, n, data.width, scratch.A, D, squared)
         elif data.activation == CALLED:
-            _sloped_rows(i, n, data.width, scratch.G, scratch.D, squared)
+            _sloped_rows(i, n, data.width, scratch.G, D, squared)
         else:
-            _plain_rows(i, n, data.width, scratch.G, scratch.D, squared)
+            squared_rows(n, data.width, D[i : i + n], squared[i : i + n])
 
 
 @njit(**INNER)
-def _add_head_gradient(A, count, data, scratch, more):
-    """Add ``A^T R`` of a block to the head's gradient, or start it."""
-    K, ld, size = data.outputs, scratch.A.shape[1], scratch.A.itemsize
-    R, gradient = address(scratch.R), address(scratch.head)
+def add_head_gradient(A, count, gradient, data, scratch, more):
+    """Add ``A^T R`` of a block, with ``A`` at that address, to a ``gradient (K, ld)``, or start it."""
+    K, ld, size, b = data.outputs, scratch.A.shape[1], scratch.A.itemsize, scratch.R.shape[1]
+    R, out = address(scratch.R), address(gradient)
     scratch.scalars[0] = 1
     for i in range(0, count, data.narrow):
         n = min(data.narrow, count - i)
         scratch.scalars[1] = 1 if more or i > 0 else 0
         gemm(
-            True,
+            False,
             data.width,
             K,
             n,
             A + i * ld * size,
             ld,
-            R + i * K * size,
-            K,
-            gradient,
+            R + i * size,
+            b,
+            out,
             ld,
             scratch.ints,
             scratch.scalars,
@@ -113,62 +111,67 @@ def _scale_inputs(first, count, gathered, data, scratch):
 @njit(**INNER)
 def gradient_block(theta, first, count, gathered, data, rule, scratch):
     """Head's gradient and ``D`` of a block; returns its inputs' address and whether all is finite."""
-    probing = rule.method == LP
-    X = np.int64(0)
-    if probing:
-        A = frozen(first, count, gathered, data, scratch)
-    else:
-        X = hidden(theta, first, count, gathered, data, scratch)
-        A = address(scratch.A)
+    clipped = rule.clipping != UNCLIPPED
+    X = hidden(theta, first, count, gathered, data, scratch)
+    A = address(scratch.A)
     outputs(theta, A, count, data, scratch)
     check = residuals(first, count, data, rule, scratch)
-    if not probing:
-        _pull_back(theta, count, data, scratch)
-        for i in range(count if rule.clipping != UNCLIPPED else 0):
-            check += scratch.samples[PULLBACK, i]
-    clip_factors(first, count, not probing, data, rule, scratch)
-    if not probing and rule.clipping != UNCLIPPED:
+    _pull_back(theta, count, data, scratch)
+    for i in range(count if clipped else 0):
+        check += scratch.samples[PULLBACK, i]
+    clip_factors(first, count, data, rule, scratch)
+    if clipped:
         _scale_inputs(first, count, gathered, data, scratch)
         X = address(scratch.X)
-    _add_head_gradient(A, count, data, scratch, first > 0)
+    add_head_gradient(A, count, scratch.heads[0], data, scratch, first > 0)
     return X, math.isfinite(check)
 
 
 @njit(**INNER)
-def _product_columns(W, column, columns, X, count, data, scratch):
-    """``W += alpha D^T X`` on some columns of ``W``, at the address of their first; ``alpha`` is set."""
+def _product_columns(W, column, columns, X, first, count, data, scratch):
+    """``W += alpha D^T X`` on some columns of ``W``, at the address of their first; ``alpha`` is set.
+
+    A few columns and neurons at a time, on the rows of the batch from ``first`` on that reach them.
+    """
     k, ld, size = data.X.shape[1], scratch.A.shape[1], scratch.A.itemsize
-    D = address(scratch.D)
-    neurons = neurons_per_product(data.width, columns, count)
+    D, row = address(scratch.D), 0
     scratch.scalars[1] = 1
-    for j in range(0, data.width, neurons):
-        m = min(neurons, data.width - j)
-        gemm(
-            True,
-            m,
-            columns,
-            count,
-            D + j * size,
-            ld,
-            X + column * size,
-            k,
-            W + j * size,
-            ld,
-            scratch.ints,
-            scratch.scalars,
-        )
+    for c in range(column, column + columns, COLUMNS_A_PRODUCT):
+        width = min(COLUMNS_A_PRODUCT, column + columns - c)
+        while row < count and data.reach[scratch.batch[first + row]] <= c:
+            row += 1
+        parts = max((count - row + ROWS_A_PRODUCT - 1) // ROWS_A_PRODUCT, 1)
+        rows = max((count - row + parts - 1) // parts, 1)
+        neurons = neurons_per_product(data.width, rows, width)
+        for j in range(0, data.width, neurons):
+            m = min(neurons, data.width - j)
+            for i in range(row, count, rows):
+                gemm(
+                    True,
+                    m,
+                    width,
+                    min(rows, count - i),
+                    D + (i * ld + j) * size,
+                    ld,
+                    X + (i * k + c) * size,
+                    k,
+                    W + ((c - column) * ld + j) * size,
+                    ld,
+                    scratch.ints,
+                    scratch.scalars,
+                )
 
 
 @njit(**INNER)
-def add_layer_gradient(X, count, data, scratch, more):
+def add_layer_gradient(X, first, count, data, scratch):
     """Add ``D^T X`` of a block that is not the last to the first layer's gradient, or start it."""
     ld, size = scratch.A.shape[1], scratch.A.itemsize
-    if not more:
+    if first == 0:
         scratch.layer[:] = 0
     scratch.scalars[0] = 1
     for c in range(0, data.inputs, data.columns):
         columns = min(data.columns, data.inputs - c)
-        _product_columns(address(scratch.layer) + c * ld * size, c, columns, X, count, data, scratch)
+        _product_columns(address(scratch.layer) + c * ld * size, c, columns, X, first, count, data, scratch)
 
 
 @njit(**INNER_FAST)
@@ -202,28 +205,27 @@ def _add_noise(theta, first, stop, step, path, k0, k1, rule, scratch):
 
 
 @njit(**INNER)
-def apply_head(theta, rate, any_sample, step, path, k0, k1, data, rule, scratch):
+def apply_head(theta, rate, gradient, any_sample, step, path, k0, k1, data, rule, scratch):
     """Drift and noise of the head."""
     if any_sample:
-        _subtract(theta, np.int64(0), rate, scratch.head, data.outputs, data.width)
+        _subtract(theta, np.int64(0), rate, gradient, data.outputs, data.width)
     _add_noise(theta, np.int64(0), data.head, step, path, k0, k1, rule, scratch)
 
 
 @njit(**INNER)
-def apply_layer(theta, rate, X, count, summed, step, path, k0, k1, data, rule, scratch):
+def apply_layer(theta, rate, X, first, count, step, path, k0, k1, data, rule, scratch):
     """Drift and noise of the first layer, so many columns at a time that they stay in the cache.
 
-    ``X`` and ``count`` are of the last block, whose product goes straight into the state; ``summed`` tells
-    whether there were blocks before.
+    ``X``, ``first`` and ``count`` are of the last block, whose product goes straight into the state.
     """
     ld, size = scratch.A.shape[1], theta.itemsize
     for c in range(0, data.inputs, data.columns):
         columns = min(data.columns, data.inputs - c)
         at = data.head + c * ld
-        if summed:
+        if first > 0:
             _subtract(theta, at, rate, scratch.layer[c:], columns, data.width)
         if count > 0:
             scratch.scalars[0] = -rate
-            _product_columns(address(theta) + at * size, c, columns, X, count, data, scratch)
+            _product_columns(address(theta) + at * size, c, columns, X, first, count, data, scratch)
         last = c + columns == data.inputs
         _add_noise(theta, at, theta.size if last else at + columns * ld, step, path, k0, k1, rule, scratch)

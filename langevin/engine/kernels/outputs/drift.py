@@ -21,9 +21,11 @@ def drift_outputs(theta, out, data, rule, scratch):
     ``rule`` is one of full batches, without noise and with ``dt = 1``. In linear probing the features must
     have been frozen, and the head's slot alone will do.
     """
-    none = np.uint64(0)
+    none, diverged = np.uint64(0), np.full(1, -1)
     out[:] = theta
-    if take_step(out, np.int64(0), np.int64(0), none, none, borrow(data), rule, borrow(scratch)):
+    states = out.reshape(1, out.size)
+    take_step(states, diverged, np.int64(0), np.int64(0), none, none, borrow(data), rule, borrow(scratch))
+    if diverged[0] < 0:
         out -= theta
     else:
         out[:] = math.nan

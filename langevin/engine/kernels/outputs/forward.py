@@ -7,11 +7,15 @@ from __future__ import annotations
 from langevin.engine.kernels.blas import address, gemm, gemm_tn
 from langevin.engine.kernels.calls import call_rows
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.outputs.batches import take_all
 from langevin.engine.kernels.outputs.types import FEATURE
 from langevin.engine.kernels.types import CALLED, NEURONS_A_PRODUCT, RELU, SMALL_PRODUCT
 
 # fewer neurons per product cost more than packing
 FEWEST_NEURONS = 32
+# bytes of a head that stay in the first cache next to the features that it meets
+HEAD_BYTES = 20480
+ROWS_READ = 16
 
 
 @njit(**INNER)
@@ -19,6 +23,14 @@ def neurons_per_product(width, rows, depth):
     """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
     fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
     return min(fitting, NEURONS_A_PRODUCT) if fitting > 0 else width
+
+
+@njit(**INNER)
+def rows_per_product(depth, rows):
+    """Rows of a product over ``depth``: some 4096 elements stay in the first cache, and nothing is packed."""
+    fitting = min(max(4096 // max(depth, 1) // 8 * 8, 24), 128)
+    unpacked = SMALL_PRODUCT // (FEWEST_NEURONS * max(depth, 1)) // 8 * 8
+    return min(fitting, unpacked, rows) if unpacked > 0 else rows
 
 
 @njit(**INNER)
@@ -31,27 +43,33 @@ def gather(source, batch, first, count, out):
 
 
 @njit(**INNER)
-def preactivate(W, X, count, Z, data, scratch):
-    """``Z = X W^T`` on ``count`` rows, by addresses of ``W (k, ld)``, ``X (count, k padded)`` and ``Z``."""
+def preactivate(W, X, first, count, Z, data, scratch):
+    """``Z = X W^T`` on ``count`` rows of the batch, by addresses of ``W (k, ld)``, their inputs and ``Z``.
+
+    A few neurons on a few rows at a time, on the columns that those rows reach.
+    """
     k, ld, size = data.X.shape[1], scratch.A.shape[1], scratch.A.itemsize
-    neurons = neurons_per_product(data.width, count, data.inputs)
+    rows = rows_per_product(data.inputs, count)
+    neurons = neurons_per_product(data.width, rows, data.inputs)
     scratch.scalars[0], scratch.scalars[1] = 1, 0
     for j in range(0, data.width, neurons):
         m = min(neurons, data.width - j)
-        gemm(
-            False,
-            m,
-            count,
-            data.inputs,
-            W + j * size,
-            ld,
-            X,
-            k,
-            Z + j * size,
-            ld,
-            scratch.ints,
-            scratch.scalars,
-        )
+        for i in range(0, count, rows):
+            n = min(rows, count - i)
+            gemm(
+                False,
+                m,
+                n,
+                data.reach[scratch.batch[first + i + n - 1]],
+                W + j * size,
+                ld,
+                X + i * k * size,
+                k,
+                Z + (i * ld + j) * size,
+                ld,
+                scratch.ints,
+                scratch.scalars,
+            )
 
 
 @njit(**INNER_FAST)
@@ -68,7 +86,8 @@ def _relu_rows(count, width, A, squared):
 
 
 @njit(**INNER_FAST)
-def _squared_rows(count, width, A, squared):
+def squared_rows(count, width, A, squared):
+    """Squared norms of rows."""
     for i in range(count):
         q = A.dtype.type(0)
         for j in range(width):
@@ -86,19 +105,20 @@ def activate(count, A, slope, squared, data):
         for i in range(count):
             a = A[i].ctypes.data
             call_rows(data.phi, a, a, slope[i].ctypes.data, data.width)
-    _squared_rows(count, data.width, A, squared)
+    squared_rows(count, data.width, A, squared)
 
 
 @njit(**INNER)
 def freeze(theta, data, scratch):
     """Leave the features of all samples and their squared norms in ``scratch``, for linear probing."""
     A, size = scratch.features, theta.itemsize
+    take_all(scratch.batch, data.Y.shape[0])
     W = address(theta) + data.head * size
     for first in range(0, data.Y.shape[0], data.rows):
         count = min(data.rows, data.Y.shape[0] - first)
         X = address(data.X) + first * data.X.shape[1] * size
         block = A[first : first + count]
-        preactivate(W, X, count, address(block), data, scratch)
+        preactivate(W, X, first, count, address(block), data, scratch)
         activate(count, block, scratch.D, scratch.feature_norms[first : first + count], data)
 
 
@@ -110,44 +130,76 @@ def hidden(theta, first, count, gathered, data, scratch):
     if gathered:
         gather(data.X, scratch.batch, first, count, scratch.X)
         X = address(scratch.X)
-    preactivate(address(theta) + data.head * size, X, count, address(scratch.A), data, scratch)
+    preactivate(address(theta) + data.head * size, X, first, count, address(scratch.A), data, scratch)
     activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
     return X
 
 
 @njit(**INNER)
+def probed(data, scratch):
+    """Features in linear probing, shape (n, ld), and their squared norms."""
+    if data.features.shape[0] > 0:
+        return data.features, data.feature_norms
+    return scratch.features, scratch.feature_norms
+
+
+@njit(**INNER_FAST)
+def _gather_features(features, batch, first, count, A, squared):
+    """Copy rows of a batch to ``A``, with their squared norms.
+
+    A few rows are read before they are copied: reads from memory run further ahead without writes between.
+    """
+    for start in range(0, count, ROWS_READ):
+        stop = min(start + ROWS_READ, count)
+        for i in range(start, stop):
+            row, q = features[batch[first + i]], A.dtype.type(0)
+            for j in range(row.size):
+                q += row[j] * row[j]
+            squared[i] = q
+        for i in range(start, stop):
+            row, out = features[batch[first + i]], A[i]
+            for j in range(row.size):
+                out[j] = row[j]
+
+
+@njit(**INNER)
 def frozen(first, count, gathered, data, scratch):
     """Features of a block in linear probing: their address; their squared norms go to ``FEATURE``."""
-    if data.features.shape[0] > 0:
-        features, norms = data.features, data.feature_norms
-    else:
-        features, norms = scratch.features, scratch.feature_norms
-    for i in range(count):
-        scratch.samples[FEATURE, i] = norms[scratch.batch[first + i]]
+    features, norms = probed(data, scratch)
+    squared = scratch.samples[FEATURE]
     if gathered:
-        gather(features, scratch.batch, first, count, scratch.A)
+        _gather_features(features, scratch.batch, first, count, scratch.A, squared)
         return address(scratch.A)
+    for i in range(count):
+        squared[i] = norms[first + i]
     return address(features) + first * features.shape[1] * features.itemsize
 
 
 @njit(**INNER)
 def outputs(theta, A, count, data, scratch):
-    """``F = A V`` on ``count`` rows at the address ``A``."""
+    """``F = A V`` on ``count`` rows at the address ``A``.
+
+    A few rows on a few neurons at a time, whose part of the head stays in the first cache.
+    """
     K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
-    V, F = address(theta), address(scratch.F)
-    scratch.scalars[0], scratch.scalars[1] = 1, 0
+    V, F, b = address(theta), address(scratch.F), scratch.F.shape[1]
+    neurons = max(HEAD_BYTES // (K * size) // 64 * 64, 64)
+    scratch.scalars[0] = 1
     for i in range(0, count, data.narrow):
         n = min(data.narrow, count - i)
-        gemm_tn(
-            K,
-            n,
-            data.width,
-            V,
-            ld,
-            A + i * ld * size,
-            ld,
-            F + i * K * size,
-            K,
-            scratch.ints,
-            scratch.scalars,
-        )
+        for j in range(0, data.width, neurons):
+            m = min(neurons, data.width - j)
+            scratch.scalars[1] = 1 if j > 0 else 0
+            gemm_tn(
+                n,
+                K,
+                m,
+                A + (i * ld + j) * size,
+                ld,
+                V + j * size,
+                ld,
+                F + i * size,
+                b,
+                scratch.ints,
+                scratch.scalars,
+            )

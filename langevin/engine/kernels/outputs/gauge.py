@@ -6,28 +6,33 @@ from __future__ import annotations
 
 import math
 
-from langevin.engine.kernels.jit import INNER, njit
+from langevin.engine.kernels.jit import INNER_FAST, njit
 
 
-@njit(**INNER)
-def lift(z, f):
-    """``f = E z``."""
-    last, total = f.size - 1, f.dtype.type(0)
+@njit(**INNER_FAST)
+def lift(z, count, f, total):
+    """``f = E z`` of ``count`` samples: ``z (K - 1, b)``, ``f (K, b)``, and ``total (b,)`` to work in."""
+    last, number = f.shape[0] - 1, f.dtype.type
+    root = math.sqrt(f.shape[0])
+    total[:count] = 0
     for k in range(last):
-        total += z[k]
-    root = math.sqrt(f.size)
-    shift = total * f.dtype.type(1 / (root * (root - 1)))
+        for i in range(count):
+            total[i] += z[k, i]
     for k in range(last):
-        f[k] = z[k] - shift
-    f[last] = total * f.dtype.type(1 / root)
+        for i in range(count):
+            f[k, i] = z[k, i] - total[i] * number(1 / (root * (root - 1)))
+    for i in range(count):
+        f[last, i] = total[i] * number(1 / root)
 
 
-@njit(**INNER)
-def lower(r, z):
-    """``z = E^T r`` for an ``r`` that sums to zero."""
-    last, total = r.size - 1, r.dtype.type(0)
+@njit(**INNER_FAST)
+def lower(r, count, z, total):
+    """``z = E^T r`` for an ``r`` that sums to zero, like `lift`."""
+    last, number = r.shape[0] - 1, r.dtype.type
+    total[:count] = 0
     for k in range(last):
-        total += r[k]
-    shift = total * r.dtype.type(1 / (math.sqrt(r.size) - 1))
+        for i in range(count):
+            total[i] += r[k, i]
     for k in range(last):
-        z[k] = r[k] - shift
+        for i in range(count):
+            z[k, i] = r[k, i] - total[i] * number(1 / (math.sqrt(r.shape[0]) - 1))

@@ -95,8 +95,8 @@ def _cone_distance(v, own, softmax):
         rise = total / count
     squared = rise * rise
     for k in range(v.size):
-        above = max(_excess(v, own, k, softmax) - rise, 0.0)
-        squared += above * above
+        above = _excess(v, own, k, softmax) - rise
+        squared += above * above if above > 0 else 0.0
     return math.sqrt(squared)
 
 

@@ -12,7 +12,7 @@ from langevin.engine.kernels.blas import address
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.observe import move_complement
 from langevin.engine.kernels.outputs.batches import take_all
-from langevin.engine.kernels.outputs.forward import frozen, hidden, outputs
+from langevin.engine.kernels.outputs.forward import frozen, hidden, outputs, probed
 from langevin.engine.kernels.outputs.neurons import mark_active
 from langevin.engine.kernels.outputs.residuals import loss_and_correct
 from langevin.engine.kernels.outputs.types import ACTIVE
@@ -70,7 +70,7 @@ def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, recor
         if rule.method == LP:
             A = frozen(first, count, gathered, data, scratch)
             if marking:
-                mark_active(scratch.features, first, count, active)
+                mark_active(probed(data, scratch)[0], first, count, active)
         else:
             hidden(theta, first, count, gathered, data, scratch)
             A = address(scratch.A)

@@ -1,4 +1,7 @@
-"""Residuals, clip factors, loss and accuracy of K outputs."""
+"""Residuals, clip factors, loss and accuracy of K outputs.
+
+Outputs and residuals of a block lie output by output, ``(K, b)``, so that loops over its samples vectorise.
+"""
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
@@ -9,64 +12,112 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.calls import call_scalar
+from langevin.engine.kernels.exponential import exponential
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.outputs.gauge import lift, lower
 from langevin.engine.kernels.outputs.types import (
     COLUMN,
     FACTOR,
     FEATURE,
+    LARGEST,
     LOGISTIC,
     MARGIN,
+    OTHERS,
     PULLBACK,
     RESIDUAL,
     SOFTMAX,
     SQUARE,
 )
-from langevin.engine.kernels.types import FLAT, NORMALISED, UNCLIPPED
+from langevin.engine.kernels.types import FLAT, LP, NORMALISED, UNCLIPPED
 
 
-@njit(**INNER)
-def _softmax_residuals(f, y, r):
-    """``p - y`` for a one-hot ``y``, without cancellation; returns ``1 - p_y``."""
-    largest = f[0]
-    for k in range(1, f.size):
-        # a NaN stays: nothing exceeds it, and its own exponential below is NaN
-        largest = f[k] if f[k] > largest else largest
-    total, others, one = f.dtype.type(0), f.dtype.type(0), f.dtype.type(1)
-    for k in range(f.size):
-        e = math.exp(f[k] - largest)
-        total += e
-        others += e * (one - y[k])
-        r[k] = e
-    others /= total
-    for k in range(f.size):
-        r[k] = r[k] / total * (one - y[k]) - others * y[k]
-    return others
+@njit(**INNER_FAST)
+def _softmax_residuals(first, count, f, r, data, scratch):
+    """``p - y``, without cancellation, and ``1 - p_y`` in `OTHERS`; shapes (K, b)."""
+    zero, one = r.dtype.type(0), r.dtype.type(1)
+    largest, others = scratch.samples[LARGEST], scratch.samples[OTHERS]
+    for i in range(count):
+        largest[i], others[i] = f[0, i], zero
+    for k in range(1, f.shape[0]):
+        for i in range(count):
+            # a NaN stays: nothing exceeds it, and its own exponential below is NaN
+            largest[i] = f[k, i] if f[k, i] > largest[i] else largest[i]
+    for k in range(f.shape[0]):
+        for i in range(count):
+            r[k, i] = exponential(f[k, i] - largest[i])
+    total = largest
+    for i in range(count):
+        label = data.labels[scratch.batch[first + i]]
+        total[i], r[label, i] = r[label, i], zero
+    for k in range(f.shape[0]):
+        for i in range(count):
+            others[i] += r[k, i]
+    for i in range(count):
+        total[i] = one / (total[i] + others[i])
+        others[i] *= total[i]
+    for k in range(f.shape[0]):
+        for i in range(count):
+            r[k, i] *= total[i]
+    for i in range(count):
+        r[data.labels[scratch.batch[first + i]], i] = -others[i]
 
 
-@njit(**INNER)
-def sample_residual(f, y, r, data):
-    """Write the residual of one sample to ``r``, shape (K,); with softmax, return ``1 - p_y``."""
-    one = f.dtype.type(1)
-    if data.loss == SOFTMAX:
-        return _softmax_residuals(f, y, r)
-    for k in range(f.size):
-        if data.loss == LOGISTIC:
-            r[k] = -y[k] / (one + math.exp(y[k] * f[k]))
-        elif data.loss == SQUARE:
-            r[k] = f[k] - y[k]
-        else:
-            r[k] = call_scalar(data.residual, f[k], y[k])
-    return one
+@njit(**INNER_FAST)
+def _residuals(first, count, f, r, data, scratch):
+    """``r`` elementwise, shape (K, b)."""
+    one = r.dtype.type(1)
+    for k in range(f.shape[0]):
+        for i in range(count):
+            y = data.Y[scratch.batch[first + i], k]
+            if data.loss == LOGISTIC:
+                r[k, i] = -y / (one + exponential(y * f[k, i]))
+            elif data.loss == SQUARE:
+                r[k, i] = f[k, i] - y
+            else:
+                r[k, i] = call_scalar(data.residual, f[k, i], y)
 
 
-@njit(**INNER)
-def _clip_columns(r, norm, limit):
+@njit(**INNER_FAST)
+def _clip_margins(count, clip, r, samples):
+    """Clip residuals of softmax by a bound of their norms."""
+    one, two = r.dtype.type(1), r.dtype.type(2)
+    factor = samples[FACTOR]
+    for i in range(count):
+        g = samples[OTHERS, i] * math.sqrt(two * samples[FEATURE, i])
+        factor[i] = clip / g if g > clip else one
+    for k in range(r.shape[0]):
+        for i in range(count):
+            r[k, i] *= factor[i]
+
+
+@njit(**INNER_FAST)
+def _clip_columns(count, clip, r, samples):
     """Clip the residual of each output on its own."""
     one = r.dtype.type(1)
-    for k in range(r.size):
-        g = abs(r[k]) * norm
-        r[k] *= limit / g if g > limit else one
+    limit = clip / math.sqrt(r.dtype.type(r.shape[0]))
+    for k in range(r.shape[0]):
+        for i in range(count):
+            g = abs(r[k, i]) * math.sqrt(samples[FEATURE, i])
+            r[k, i] *= limit / g if g > limit else one
+
+
+@njit(**INNER_FAST)
+def _squared_columns(count, r, squared):
+    """Square norms of the columns of ``r (K, b)``."""
+    squared[:count] = 0
+    for k in range(r.shape[0]):
+        for i in range(count):
+            squared[i] += r[k, i] * r[k, i]
+
+
+@njit(**INNER_FAST)
+def _finite_sum(count, f):
+    """A number that is finite if all of ``f (K, b)`` is."""
+    total = 0.0
+    for k in range(f.shape[0]):
+        for i in range(count):
+            total += np.float64(f[k, i]) * np.float64(f[k, i])
+    return total
 
 
 @njit(**INNER)
@@ -75,53 +126,49 @@ def residuals(first, count, data, rule, scratch):
 
     The clips that linear probing alone has are applied here.
     """
-    clip = scratch.R.dtype.type(rule.clip)
-    check = 0.0
-    for i in range(count):
-        f, r, y = scratch.F[i], scratch.R[i], data.Y[scratch.batch[first + i]]
-        if data.gauge:
-            f, r = scratch.row[0], scratch.row[1]
-            lift(scratch.F[i], f)
-        others = sample_residual(f, y, r, data)
-        if rule.clipping == MARGIN:
-            g = others * math.sqrt(scratch.R.dtype.type(2) * scratch.samples[FEATURE, i])
-            if g > clip:
-                for k in range(r.size):
-                    r[k] *= clip / g
-        elif rule.clipping == COLUMN:
-            limit = clip / math.sqrt(scratch.R.dtype.type(r.size))
-            _clip_columns(r, math.sqrt(scratch.samples[FEATURE, i]), limit)
-        total = r.dtype.type(0)
-        for k in range(r.size):
-            total += r[k] * r[k]
-            check += np.float64(f[k]) * np.float64(f[k])
-        scratch.samples[RESIDUAL, i] = total
-        if data.gauge:
-            lower(r, scratch.R[i])
-        if rule.clipping != UNCLIPPED:
-            check += np.float64(scratch.samples[FEATURE, i])
+    samples, f, r = scratch.samples, scratch.F, scratch.R
+    clip = r.dtype.type(rule.clip)
+    if data.gauge:
+        f, r = scratch.lifted[0], scratch.lifted[1]
+        lift(scratch.F, count, f, samples[RESIDUAL])
+    check = _finite_sum(count, f)
+    if data.loss == SOFTMAX:
+        _softmax_residuals(first, count, f, r, data, scratch)
+    else:
+        _residuals(first, count, f, r, data, scratch)
+    if rule.clipping == MARGIN:
+        _clip_margins(count, clip, r, samples)
+    elif rule.clipping == COLUMN:
+        _clip_columns(count, clip, r, samples)
+    _squared_columns(count, r, samples[RESIDUAL])
+    if data.gauge:
+        lower(r, count, scratch.R, samples[OTHERS])
+    if rule.clipping != UNCLIPPED:
+        for i in range(count):
+            check += np.float64(samples[FEATURE, i])
     return check
 
 
 @njit(**INNER_FAST)
-def clip_factors(first, count, trained_layer, data, rule, scratch):
+def clip_factors(first, count, data, rule, scratch):
     """Factors ``c_i`` from the squared norms of a block's gradients; multiply the residuals by them."""
     samples, R = scratch.samples, scratch.R
     clip, stabiliser, one = R.dtype.type(rule.clip), R.dtype.type(rule.stabiliser), R.dtype.type(1)
+    factor = samples[FACTOR]
     for i in range(count):
         squared = samples[RESIDUAL, i] * samples[FEATURE, i]
-        if trained_layer:
+        if rule.method != LP:
             squared += data.squared_norms[scratch.batch[first + i]] * samples[PULLBACK, i]
         g = math.sqrt(squared)
         if rule.clipping == FLAT:
-            factor = clip / g if g > clip else one
+            factor[i] = clip / g if g > clip else one
         elif rule.clipping == NORMALISED:
-            factor = clip / (g + stabiliser)
+            factor[i] = clip / (g + stabiliser)
         else:
-            factor = one
-        samples[FACTOR, i] = factor
-        for k in range(R.shape[1]):
-            R[i, k] *= factor
+            factor[i] = one
+    for k in range(R.shape[0]):
+        for i in range(count):
+            R[k, i] *= factor[i]
 
 
 @njit(**INNER)
@@ -156,17 +203,17 @@ def _losses(f, y, data):
 @njit(**INNER)
 def loss_and_correct(first, count, data, scratch):
     """Sum of the losses of a block and its number of right outputs; returns what is finite if outputs are."""
-    loss, correct, check = 0.0, 0, 0.0
+    loss, correct, outputs, f = 0.0, 0, scratch.F, scratch.row
+    if data.gauge:
+        outputs = scratch.lifted[0]
+        lift(scratch.F, count, outputs, scratch.samples[RESIDUAL])
     for i in range(count):
-        f, y = scratch.F[i], data.Y[first + i]
-        if data.gauge:
-            f = scratch.row[0]
-            lift(scratch.F[i], f)
+        y = data.Y[first + i]
+        for k in range(f.size):
+            f[k] = outputs[k, i]
         loss += _losses(f, y, data)
         if f.size == 1:
             correct += y[0] * f[0] > 0
         else:
             correct += _largest(f) == _largest(y)
-        for k in range(f.size):
-            check += np.float64(f[k]) * np.float64(f[k])
-    return loss, correct, check
+    return loss, correct, _finite_sum(count, outputs)

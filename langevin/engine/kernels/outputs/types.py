@@ -28,6 +28,8 @@ SCALARS = types.SCALARS + 1
 
 # a step whose number is a multiple of this checks that its state is finite, whatever its batch is
 CHECKED_STEPS = 64
+# paths of linear probing that read each block of features together, if they can
+TOGETHER = 16
 # columns of W are updated and given their noise at once in multiples of this: whole tiles of noise
 COLUMN_MULTIPLE = 16
 
@@ -40,8 +42,12 @@ class OutputsData(NamedTuple):
 
     X: np.ndarray  # (n, k padded)
     Y: np.ndarray  # (n, K): targets, one-hot or -1 and +1 for classes
+    labels: np.ndarray  # (n,), int64: classes, for softmax; otherwise (0,)
+    # (n,), int64: columns of X up to the last one that is not zero in a row or in one before it
+    reach: np.ndarray
     squared_norms: np.ndarray  # (n,)
     position: np.ndarray  # (n,), int64
+    permuted: bool  # whether that is another order
     features: np.ndarray  # (n, ld): the features if the first layer is not simulated, otherwise (0, 0)
     feature_norms: np.ndarray  # (n,): their squared norms, or (0,)
     inputs: int  # k
@@ -52,6 +58,7 @@ class OutputsData(NamedTuple):
     rows: int  # largest number of rows of a block
     frozen_rows: int  # the same where the features are frozen, at most `rows`
     narrow: int  # rows of a product with the head
+    pulled: int  # rows of a product with its transpose
     columns: int  # columns of W that are updated at once
     activation: int  # RELU, LINEAR or CALLED
     loss: int
@@ -82,19 +89,24 @@ class OutputsScratch(NamedTuple):
 
     A: np.ndarray  # (b, ld): features
     D: np.ndarray  # (b, ld): phi', then (R V^T) phi'
-    G: np.ndarray  # (narrow, ld): R V^T
+    G: np.ndarray  # (narrow, ld): R V^T, if the activation is called; otherwise (0, ld)
     X: np.ndarray  # (b, k padded): rows of the batch, then times their clip factors
-    # (b, K), or (b, K - 1) in gauge coordinates
+    # (K, b), or (K - 1, b) in gauge coordinates
     F: np.ndarray
     R: np.ndarray  # residuals, then times their clip factors
-    row: np.ndarray  # (2, K): outputs and residuals of a sample where those are gauge coordinates
-    samples: np.ndarray  # (4, b)
+    # (2, K, b): outputs and residuals where those are gauge coordinates; otherwise (2, K, 0)
+    lifted: np.ndarray
+    row: np.ndarray  # (K,): outputs of a sample
+    samples: np.ndarray  # (6, b)
     neurons: np.ndarray  # (3, ld)
-    head: np.ndarray  # (K, ld): gradient of the head
+    heads: (
+        np.ndarray
+    )  # (paths, K, ld): gradients of the heads of paths that take their steps together, or of one
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
     features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
     feature_norms: np.ndarray  # (n,): their squared norms
-    batch: np.ndarray  # (n and some,), int64: rows of the batch
+    batch: np.ndarray  # (n and some,), int64: rows of the batch, in increasing order
+    marks: np.ndarray  # (n,), uint8: 0
     words: np.ndarray  # (4, LANES), uint32
     ints: np.ndarray  # (8,), int32
     scalars: np.ndarray  # (2,): alpha and beta of a product
@@ -106,7 +118,7 @@ class OutputsScratch(NamedTuple):
 
 
 # rows of OutputsScratch.samples: squared norms of the features, of the residuals and of the pulled-back
-# residuals, and the clip factors
-FEATURE, RESIDUAL, PULLBACK, FACTOR = range(4)
+# residuals, the clip factors; of softmax, the largest output and the probability of the other classes
+FEATURE, RESIDUAL, PULLBACK, FACTOR, LARGEST, OTHERS = range(6)
 # rows of OutputsScratch.neurons: largest activation, and mean own-class pre-activation now and at the start
 ACTIVE, MEAN, START = range(3)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.jit import INNER, njit
-from langevin.engine.kernels.outputs.residuals import sample_residual
+from langevin.engine.kernels.sliding.residuals import sample_residual
 from langevin.engine.kernels.sliding.state import HEAVIEST, MEAN, OUTPUT, PULL, RESIDUAL, THIRD, VARIANCE
 from langevin.engine.kernels.types import NORMALISED, UNCLIPPED
 
