@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.harness.contestants import CLIP, DT, SIGMA
-from benchmarks.harness.step_outputs import OutputsCase
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.torch_vmap import FEWEST_SAMPLES, GROUP_BYTES
 
 
@@ -46,14 +47,14 @@ class TorchVmapOutputs:
         self.group = max(FEWEST_SAMPLES, GROUP_BYTES // size)
         # over paths, then samples; full batches are the same for all paths
         samples = 0 if case.rate < 1 else None
-        one = grad(_probed if case.probing else _tuned)
+        one: Any = grad(_probed) if case.probing else grad(_tuned)
         self.gradients = vmap(vmap(one, (None, 0, 0)), (0, samples, samples))
 
     def position(self) -> tuple[np.ndarray, np.ndarray]:
         return self._unpack(self.parts, self.W)
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        batch = torch.as_tensor(self.case.batch)
+        batch = torch.as_tensor(self.case.batch(0))
         return self._unpack(self._drift([batch] * self.paths), 0 * self.W)
 
     def advance(self, steps: int) -> float:
