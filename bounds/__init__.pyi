@@ -4,6 +4,8 @@ from .allocation.alignment import AlignmentTime as AlignmentTime
 from .allocation.alignment import alignment_time as alignment_time
 from .allocation.crossover import Crossover as Crossover
 from .allocation.crossover import lp_crossover as lp_crossover
+from .allocation.forecast import ProbingForecast as ProbingForecast
+from .allocation.forecast import probing_forecast as probing_forecast
 from .allocation.share import LpShare as LpShare
 from .allocation.share import budget_time as budget_time
 from .allocation.share import minimum_lp_share as minimum_lp_share
@@ -22,6 +24,9 @@ from .loss.fine_tuning import fft_expected_loss as fft_expected_loss
 from .loss.fine_tuning import localised_loss as localised_loss
 from .loss.first_order import Estimate as Estimate
 from .loss.first_order import first_order_loss as first_order_loss
+from .loss.held_out import ExpectedAccuracy as ExpectedAccuracy
+from .loss.held_out import lp_expected_accuracy as lp_expected_accuracy
+from .loss.held_out import lp_expected_test_loss as lp_expected_test_loss
 from .loss.norms import expected_norm as expected_norm
 from .loss.norms import norm_tail as norm_tail
 from .loss.probing import lp_expected_head as lp_expected_head
@@ -29,6 +34,8 @@ from .loss.probing import lp_expected_loss as lp_expected_loss
 from .loss.rates import conserved_rates as conserved_rates
 from .loss.rates import rates as rates
 from .loss.sandwich import sandwich as sandwich
+from .loss.stability import LpStability as LpStability
+from .loss.stability import lp_stability as lp_stability
 from .privacy.diffusion import calibrate as calibrate
 from .privacy.diffusion import delta as delta
 from .privacy.diffusion import epsilon as epsilon

@@ -47,7 +47,8 @@ class TorchVmapOutputs:
         self.group = max(FEWEST_SAMPLES, GROUP_BYTES // size)
         # over paths, then samples; full batches are the same for all paths
         samples = 0 if case.rate < 1 else None
-        one: Any = grad(_probed) if case.probing else grad(_tuned)
+        loss: Any = _probed if case.probing else _tuned
+        one = grad(loss)
         self.gradients = vmap(vmap(one, (None, 0, 0)), (0, samples, samples))
 
     def position(self) -> tuple[np.ndarray, np.ndarray]:

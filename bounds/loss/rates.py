@@ -35,8 +35,8 @@ class Probe(NamedTuple):
     ----------
     eigenvalues : ndarray, shape (rank,)
         Positive eigenvalues of ``A A^T``.
-    coordinates : ndarray, shape (rank,)
-        ``u_k . r_0``.
+    coordinates : ndarray, shape (rank,), or (rank, K)
+        ``u_k . r_0``, of each output.
     floor : float
         ``L_perp``, loss that no head removes.
     right : ndarray, shape (rank, h)
@@ -57,7 +57,7 @@ def probe(problem: Problem, weights: Weights) -> Probe:
     r = A @ weights.v - problem.y
     coordinates = U[:, :rank].T @ r
     rest = r - U[:, :rank] @ coordinates
-    return Probe(s[:rank] ** 2, coordinates, 0.5 * float(rest @ rest), Vt[:rank])
+    return Probe(s[:rank] ** 2, coordinates, 0.5 * float((rest**2).sum()), Vt[:rank])
 
 
 @declares(COVERS)

@@ -8,9 +8,8 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from bounds.privacy.gaussian import gdp_delta, gdp_epsilon, validate_delta
+from bounds.privacy.gaussian import gdp_delta, gdp_epsilon, gdp_mu, validate_delta
 from bounds.privacy.neighbours import Neighbours, sensitivity
-from bounds.support.numeric import root
 from langevin.model.schedule import Phase, Schedule
 from langevin.support import validate
 from langevin.support.validate import FloatArray
@@ -175,17 +174,8 @@ def calibrate(
     mu = gdp(schedule, neighbours=neighbours)
     if math.isinf(mu):
         raise ValueError("sigma must be positive in every phase to calibrate it, got 0.0")
-    low = 1.0
-    while gdp_delta(low, epsilon) >= delta:
-        low /= 2
-        if low < 1e-300:
-            raise ValueError(
-                f"delta must be larger to be met, got {delta:g}: less protects from nothing more"
-            )
-    while gdp_delta(2 * low, epsilon) < delta:
-        low *= 2
-    # delta increases with mu; stay on the private side of the root
-    wanted, slack = low * (1 + root(lambda x: gdp_delta(low * (1 + x), epsilon) - delta, 0.0, 1.0)), 1e-10
+    # stay on the private side of the root
+    wanted, slack = gdp_mu(epsilon, delta), 1e-10
     while True:
         factor = wanted / mu * (1 - slack)
         scale = {"sigma": 1 / factor, "time": factor**2, "clip": factor}[solve]

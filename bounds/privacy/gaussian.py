@@ -57,6 +57,26 @@ def _small_gdp_delta(mu: float, epsilon: float) -> float:
     return 0.5 * math.exp(-far * far / 2) * half * math.fsum(slopes)
 
 
+def gdp_mu(epsilon: float, delta: float) -> float:
+    """``mu`` at which `gdp_delta` is ``delta``, for positive ``epsilon`` and ``delta``.
+
+    Raises
+    ------
+    ValueError
+        If no ``mu`` in the range of doubles meets it.
+    """
+    low = 1.0
+    while gdp_delta(low, epsilon) >= delta:
+        low /= 2
+        if low < 1e-300:
+            raise ValueError(
+                f"delta must be larger to be met, got {delta:g}: less protects from nothing more"
+            )
+    while gdp_delta(2 * low, epsilon) < delta:
+        low *= 2
+    return low * (1 + root(lambda x: gdp_delta(low * (1 + x), epsilon) - delta, 0.0, 1.0))
+
+
 def gdp_epsilon(mu: float, delta: float) -> float:
     """Smallest ``epsilon >= 0`` at which a ``mu``-GDP mechanism is ``(epsilon, delta)``-private.
 

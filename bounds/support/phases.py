@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.model.schedule import Schedule
+from langevin.model.steps import Grid
 from langevin.support.validate import FloatArray
 
 
@@ -30,3 +31,11 @@ def probing_first(schedule: Schedule) -> list[bool]:
     methods = [phase.method for phase in schedule]
     first = methods.index("fft") if "fft" in methods else len(methods)
     return [k < first for k in range(len(methods))]
+
+
+def steps_until(cut: Grid, good: list[bool]) -> np.ndarray:
+    """Mark the record steps up to the end of the leading valid phases; see `until`."""
+    if all(good):
+        return np.ones(len(cut.record_steps), dtype=bool)
+    lead = good.index(False)
+    return (cut.record_steps <= cut.phase_starts[lead]) & (lead > 0)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bounds.privacy.gaussian import gdp_epsilon
-from empirical.privacy.accountants import (
-    chi_squared,
-    least_delta,
-    pld_epsilon,
-)
+from bounds.privacy.subsampled import chi_squared, least_delta, pld_epsilon, search_noise
 from empirical.privacy.history import History, Mechanism
 from empirical.privacy.report import account
 from empirical.privacy.spent import EPS_ERROR, events_of, mu_of
@@ -21,7 +17,6 @@ from langevin.support import validate
 # share of the target that a calibrated history spends at least
 USED = 0.995
 _LARGEST_EPSILON = 100.0
-_LARGEST_NOISE = 1e6
 
 
 def calibrate(
@@ -100,18 +95,18 @@ def calibrate(
     _require_attainable(history, epsilon, eps_error)
     start = math.sqrt(sum(m.steps / weights[m.name] ** 2 for m in free)) * max(1.0, 3 / epsilon)
     if all(m.sample_rate == 1.0 for m in history.mechanisms):
-        exact = _search(lambda nu: _exact(with_noise(nu)), start, USED * epsilon, epsilon)
+        exact = search_noise(lambda nu: _exact(with_noise(nu)), start, USED * epsilon, epsilon)
         return with_noise(exact)
     _require_reach(with_noise(1.0))
     goal = (epsilon - eps_error) * (1 - 5e-4)
-    limit = _search(lambda nu: _normal_limit(with_noise(nu)), start, 0.9 * goal, goal)
-    near = _search(
+    limit = search_noise(lambda nu: _normal_limit(with_noise(nu)), start, 0.9 * goal, goal)
+    near = search_noise(
         lambda nu: pld_epsilon(events_of(with_noise(nu)), history.delta, 1e-3 * goal),
         limit,
         goal * (1 - 1e-3),
         goal,
     )
-    found = _search(
+    found = search_noise(
         lambda nu: account(with_noise(nu), eps_error=eps_error).epsilon, near, USED * epsilon, epsilon
     )
     return with_noise(found)
@@ -182,35 +177,3 @@ def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> d
         raise ValueError(f"shares must sum to 1, got {total:g}: divide by their sum")
     raw = {m.name: m.sample_rate * math.sqrt(m.steps / shares[m.name]) for m in free}
     return {name: value / raw[names[0]] for name, value in raw.items()}
-
-
-def _search(spent: Callable[[float], float], start: float, least: float, most: float) -> float:
-    """Return a noise multiplier that spends between ``least`` and ``most``.
-
-    ``spent`` falls with the multiplier, as its inverse or faster: first until the target is bracketed,
-    then by interpolation of the logarithms, kept off the ends of the bracket.
-    """
-    low, high, nu = (0.0, math.inf), (math.inf, 0.0), start
-    middle = math.sqrt(least * most)
-    for _ in range(100):
-        value = spent(nu)
-        if least <= value <= most:
-            return nu
-        if value > most:
-            low = nu, value
-        else:
-            high = nu, value
-        if low[0] == 0:
-            nu = high[0] * min(max(high[1] / middle, 0.4), 0.998)
-        elif high[0] == math.inf:
-            nu = low[0] * max(min(low[1] / middle, 2.5), 1.002)
-        else:
-            ratio = math.log(low[1] / high[1]) if high[1] > 0 else math.inf
-            part = math.log(low[1] / middle) / ratio if 0 < ratio < math.inf else 0.5
-            nu = low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95)
-        if nu > _LARGEST_NOISE:
-            break
-    raise ValueError(
-        f"epsilon must be attainable with a noise_multiplier up to {_LARGEST_NOISE:g}, got {most:g}, "
-        f"which is spent at no multiplier near {nu:g}: use a larger epsilon or fewer steps"
-    )

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from empirical.privacy.accountants import (
-    OutOfReachError,
-)
+from bounds.privacy.subsampled import OutOfReachError
 from empirical.privacy.history import History
 from empirical.privacy.spent import EPS_ERROR, epsilon
 

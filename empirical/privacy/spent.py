@@ -7,13 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 from bounds.privacy.gaussian import gdp_delta, gdp_epsilon
-from empirical.privacy.accountants import (
-    pld_delta,
-    pld_epsilon,
-    prv,
-    total_variation,
-)
+from bounds.privacy.subsampled import pld_delta, pld_epsilon, total_variation
 from empirical.privacy.history import History, Mechanism
+from empirical.privacy.prv import prv
 from langevin.support import validate
 
 Accountant = Literal["prv", "pld", "gdp"]

@@ -152,6 +152,11 @@ def solvers(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any]
     }
 
 
+def accuracy(found: bounds.ExpectedAccuracy) -> np.ndarray:
+    """Return what it says where it says something."""
+    return found.value[found.valid]
+
+
 def theorems(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
     """Every bound, with random options."""
     p, w, s, t = case.problem, case.weights, case.schedule, case.times
@@ -182,6 +187,10 @@ def theorems(case: Case, rng: np.random.Generator) -> dict[str, Callable[[], Any
     return calls | {
         "certified_loss(dt)": lambda: bounds.certified_loss(p, w, s, t, dt=case.dt),
         "expected_norm(dt)": lambda: bounds.expected_norm(p, w, s, t, dt=case.dt),
+        "lp_expected_loss(dt)": lambda: bounds.lp_expected_loss(p, w, s, t, case.dt),
+        "lp_expected_test_loss": lambda: bounds.lp_expected_test_loss(p, w, s, t, dt=case.dt),
+        "lp_expected_accuracy": lambda: accuracy(bounds.lp_expected_accuracy(p, w, s, t, dt=case.dt)),
+        "lp_stability": lambda: bounds.lp_stability(p, w, sample_rate=0.5, dt=case.dt, sigma=sigma),
         "certified_loss(sandwich)": lambda: bounds.certified_loss(p, w, s, t, base="sandwich"),
         "lipschitz_error": lambda: bounds.lipschitz_error(p, w, s, t, constant=constant),
         "distortion": lambda: bounds.distortion(p, w, clip=clip),

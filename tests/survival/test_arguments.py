@@ -47,10 +47,14 @@ SCHEDULE, FFT = (
     Schedule.fft(time=0.2, sigma=0.3),
 )
 SEPARABLE = orthogonally_separable(6, 3, rng=0)
+HELD_OUT = Problem(LINEAR.X, LINEAR.y, "linear", "square", LINEAR.X, LINEAR.y)
 FULL_BATCH = DPSGD(0.1, 1.0, 1.0, 10)
 
 _run: dict[str, Any] = dict(problem=RELU, weights=WEIGHTS, schedule=SCHEDULE, times=[0.0, 0.4])
 _linear: dict[str, Any] = dict(problem=LINEAR, weights=WEIGHTS, schedule=FFT, times=[0.0, 0.2])
+_probed: dict[str, Any] = dict(
+    problem=HELD_OUT, weights=WEIGHTS, schedule=Schedule.lp(time=0.2, sigma=0.3), times=[0.0, 0.2], dt=0.1
+)
 _flow = dict(_run, observables=["alignment"], rtol=1e-6, atol=1e-6, precision="double", reduce="auto")
 _draw = dict(activation="relu", test_samples=2, rng=0)
 _split = dict(problem=RELU, weights=WEIGHTS, sigma=0.5, clip=1.0, neighbours="replace")
@@ -122,6 +126,18 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_tail": (
         bounds.norm_tail,
         dict(problem=LINEAR, weights=WEIGHTS, schedule=FFT, time=0.1, level=[4.0, 9.0], over="time"),
+    ),
+    "lp_expected_loss of the chain": (bounds.lp_expected_loss, _probed),
+    "lp_expected_test_loss": (bounds.lp_expected_test_loss, _probed),
+    "lp_expected_accuracy": (bounds.lp_expected_accuracy, _probed),
+    "lp_stability": (
+        bounds.lp_stability,
+        dict(problem=LINEAR, weights=WEIGHTS, sample_rate=0.5, dt=0.01, sigma=0.1),
+    ),
+    "probing_forecast": (
+        bounds.probing_forecast,
+        dict(A=RELU.X, y=[0, 1, 0], A_test=RELU.X, y_test=[0, 1, 0], epsilon=1.0, delta=1e-5)
+        | dict(normalise=True, criterion="loss", sample_rates=[0.5], steps=[2], clips=[1.0]),
     ),
     "distortion": (bounds.distortion, dict(problem=RELU, weights=WEIGHTS, clip=1.0)),
     "alignment_time": (bounds.alignment_time, dict(problem=RELU, weights=WEIGHTS, clip=1.0)),

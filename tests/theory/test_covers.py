@@ -33,7 +33,12 @@ ARGUMENTS = {
     "clip": 1.0,
     "shares": [0.0, 1.0],
 }
-OTHERS = {"split_advice": {"weights": [WEIGHTS]}, "utility_curve": {"time": None}}
+OTHERS = {
+    "split_advice": {"weights": [WEIGHTS]},
+    "utility_curve": {"time": None},
+    "lp_expected_test_loss": {"dt": 0.1},
+    "lp_expected_accuracy": {"dt": 0.1},
+}
 """Arguments that one function takes otherwise."""
 STATEMENTS = [
     (name, kind, found)
@@ -176,6 +181,31 @@ def test_the_clipping_of_several_outputs_is_for_their_losses(name, kind, declare
         found = evaluate(function, problem_of("logistic", "linear"), kind, schedule=schedule)
         assert isinstance(found, str)
         assert f"with loss 'logistic', got {clipping!r}, which is defined for loss" in found
+
+
+def test_the_expected_loss_covers_batches_of_the_chain_alone():
+    problem, schedule = problem_of("square", "relu"), Schedule.lp(time=0.5, sample_rate=0.5)
+    assert "sample_rate=0.5" in bounds.lp_expected_loss(problem, WEIGHTS, schedule).reason
+    assert bounds.lp_expected_loss(problem, WEIGHTS, schedule, dt=0.1).valid.all()
+    late = Schedule([*schedule, Phase("lp", 0.5, clip=1.0)])
+    for found in (
+        bounds.lp_expected_loss(problem, WEIGHTS, late, dt=0.1, times=[0.5, 0.6]),
+        bounds.lp_expected_test_loss(held_out(problem), WEIGHTS, late, dt=0.1, times=[0.5, 0.6]),
+        bounds.lp_expected_accuracy(held_out(problem), WEIGHTS, late, dt=0.1, times=[0.5, 0.6]),
+    ):
+        assert found.valid.tolist() == [True, False]
+        assert "flat clipping is not covered" in found.reason
+    for bound in (bounds.lp_expected_test_loss, bounds.lp_expected_accuracy):
+        found = bound(problem, WEIGHTS, schedule, dt=0.1)
+        assert not found.valid.any()
+        assert "no held-out points" in found.reason
+    found = bounds.lp_expected_accuracy(held_out(problem, [0.5, 2.0]), WEIGHTS, schedule, dt=0.1)
+    assert not found.valid.any()
+    assert "not -1 and +1" in found.reason
+
+
+def held_out(problem, targets=(1.0, -1.0)):
+    return Problem(problem.X, problem.y, problem.activation, problem.loss, problem.X, targets)
 
 
 def test_a_function_that_falls_through_is_seen(made_up):

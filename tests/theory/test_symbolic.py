@@ -164,3 +164,30 @@ def test_noise_of_the_gram_matrix(factor, right):
                     )
                     ok &= sp.expand(true - factor * stated) == 0
     assert ok == right
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1, True), (0, False), (2, False)])
+def test_second_moments_of_probing_with_batches(factor, right):
+    # two samples with any kernel, K = 1: the residuals after a step on each of the four batches
+    q, dt = sp.symbols("q dt", positive=True)
+    G = sp.Matrix(2, 2, sp.symbols("g11 g12 g12 g22", real=True))
+    r1, r2 = sp.symbols("r1 r2", real=True)
+    r = sp.Matrix([r1, r2])
+    moment = sp.zeros(2, 2)
+    for first, second in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        chance = (q if first else 1 - q) * (q if second else 1 - q)
+        after = r - dt * G * sp.diag(first, second) * r / q
+        moment += chance * after * after.T
+    # the noise of the head is independent of both and adds 2 sigma^2 dt A A^T = 2 sigma^2 dt G
+    contracted = (sp.eye(2) - dt * G) * (r * r.T) * (sp.eye(2) - dt * G)
+    stated = contracted + factor * dt**2 * (1 - q) / q * G * sp.diag(r1**2, r2**2) * G
+    assert ((moment - stated).applyfunc(sp.simplify) == sp.zeros(2, 2)) == right
+
+
+@pytest.mark.parametrize(("power", "right"), [(2, True), (1, False)])
+def test_weights_of_the_sampling_noise_rise_with_the_step(power, right):
+    # of dt^2 N; rest is positive in the stable range, dt a < 2 and dt b < 2
+    dt, a, b = sp.symbols("dt a b", positive=True)
+    weight, rest = dt**2 * a * b / (1 - (1 - dt * a) * (1 - dt * b)), 1 / a + 1 / b - dt
+    assert sp.simplify(weight - dt / rest) == 0
+    assert (sp.simplify(sp.diff(weight, dt) - (1 / a + 1 / b) / rest**power) == 0) == right

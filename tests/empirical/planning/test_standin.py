@@ -88,7 +88,8 @@ def dp_sgd(tried, how, split, seed, weight=1.0):
             *(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1) for a, b in ((delta, A), (back, tried.X)))
         )
         cut = members(n, rate, 0, step, draw.key) * np.minimum(1, how.clip / norms) * weight / (rate * n)
-        xi_W, xi_v = noise.weight_noise(draw.key, 0, step, *W.shape, v.shape[1], precision="single")
+        shape = (W.shape[0], W.shape[1], v.shape[1])
+        xi_W, xi_v = noise.weight_noise(draw.key, 0, step, *shape, precision="single")
         spread = how.noise_multiplier * how.clip / how.batch
         v += lr * (spread * xi_v.reshape(v.shape) - A.T @ (cut[:, None] * delta))
         W += lr * (spread * xi_W - (cut[:, None] * back).T @ tried.X) * (not probing)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import bounds
-from empirical.privacy import accountants, spent
+from bounds.privacy import subsampled
+from empirical.privacy import spent
 from empirical.privacy.calibrate import calibrate
 from empirical.privacy.history import History, Mechanism, plan, release
+from empirical.privacy.prv import prv
 from empirical.privacy.report import account
 from empirical.privacy.spent import delta, epsilon
 
@@ -49,10 +51,10 @@ def test_full_batches_are_exact_everywhere(accountant, steps, nu, delta, right):
 @pytest.mark.parametrize("mu", [0.1, 1.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_the_composed_accountants_agree_with_the_closed_form(mu):
     exact, events = bounds.gdp_epsilon(mu, 1e-5), {(1 / mu, 1.0): 1}
-    assert exact <= accountants.prv(events, 1e-5, 1e-3) <= exact + 0.0025
-    assert exact - 1e-9 <= accountants.pld_epsilon(events, 1e-5) <= exact + 2e-4
+    assert exact <= prv(events, 1e-5, 1e-3) <= exact + 0.0025
+    assert exact - 1e-9 <= subsampled.pld_epsilon(events, 1e-5) <= exact + 2e-4
     # negative control: a hundredth more noise
-    assert accountants.pld_epsilon({(1.01 / mu, 1.0): 1}, 1e-5) < exact
+    assert subsampled.pld_epsilon({(1.01 / mu, 1.0): 1}, 1e-5) < exact
 
 
 def test_rare_draws_of_little_noise_keep_the_grid_small():
@@ -68,7 +70,7 @@ def test_beyond_rounding_pld_gives_the_bound_of_renyi():
     assert epsilon(replace(SAMPLED, delta=1e-300), accountant="pld") < math.inf
     assert 0 < delta(SAMPLED, 8.0) < 1e-20
     # negative control: the composed distribution alone knows no such delta
-    assert accountants.pld({(2.0, 0.1): 100}).get_epsilon(1e-15) == math.inf
+    assert subsampled.pld({(2.0, 0.1): 100}).get_epsilon(1e-15) == math.inf
 
 
 @pytest.mark.parametrize(("steps", "mu"), [(100, 3.3), (1000, 1.0), (1000, 5.0), (10_000, 5.0)])
@@ -79,7 +81,7 @@ def test_rounding_of_composed_distributions_is_bounded(steps, mu):
     nu, least = math.sqrt(steps) / mu, 1e-13
     step = privacy_loss_distribution.from_gaussian_mechanism(nu, value_discretization_interval=1e-4)
     found = step.self_compose(steps).get_delta_for_epsilon(bounds.gdp_epsilon(mu, least))
-    allowed = accountants.rounding({(nu, 1.0): steps})
+    allowed = subsampled.rounding({(nu, 1.0): steps})
     # the grid's own error, an upper bound, is relative
     assert abs(found - least) <= allowed + 1e-2 * least
     # negative control: the delta of another mu is distinguished
@@ -104,7 +106,7 @@ def test_epsilon_is_zero_from_the_total_variation_on(history, accountant):
 @pytest.mark.parametrize(("rate", "steps", "nu"), [(1.0, 1, 1.0), (0.1, 1, 0.7), (1.0, 400, 50.0)])
 def test_the_bound_on_total_variation(rate, steps, nu):
     exact = rate * bounds.gdp_delta(math.sqrt(steps) / nu, 0.0)
-    found = accountants.total_variation({(nu, rate): steps})
+    found = subsampled.total_variation({(nu, rate): steps})
     assert exact <= found <= 1.6 * exact
     # negative control: it is a bound for no larger distance
     assert found < 2 * exact
@@ -115,7 +117,7 @@ def test_a_grid_of_losses_as_fine_as_a_step():
     found = epsilon(RARE, accountant="pld")
     assert 0.00267 < found < 0.0037
     # negative control: on the usual grid every loss is rounded up
-    assert accountants.pld({(1.0, 1e-6): 10**6}, 1e-4).get_epsilon(1e-5) > 0.02
+    assert subsampled.pld({(1.0, 1e-6): 10**6}, 1e-4).get_epsilon(1e-5) > 0.02
 
 
 def test_prv_says_what_it_would_take_and_pld_answers_alone():
@@ -145,7 +147,7 @@ def test_epsilon_is_monotone_and_below_every_other_bound(seed):
     found = epsilon(here, accountant="pld")
     events = {(nu, rate): steps}
     assert 0 <= found <= bounds.gdp_epsilon(math.sqrt(steps) / nu, least)
-    assert found <= accountants.renyi_epsilon(events, least) + 1e-9
+    assert found <= subsampled.renyi_epsilon(events, least) + 1e-9
     for other in less:
         assert epsilon(other, accountant="pld") <= found + 1e-9
     assert delta(here, found) <= least * (1 + 1e-2)
@@ -204,3 +206,13 @@ def test_calibration_asks_the_accountants_seldom(monkeypatch, target, planned):
 def test_a_delta_for_which_no_noise_can_be_found_is_named(planned, message):
     with pytest.raises(ValueError, match=message):
         calibrate(planned, 1.0)
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1.0, 50), (0.5, 50), (0.05, 400)])
+def test_the_noise_for_a_budget_spends_it(rate, steps):
+    nu = subsampled.noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
+    assert 0.99 * 0.7 < epsilon(one(rate, steps, nu, 1e-5), accountant="pld") <= 0.7 + 1e-6
+    quick = subsampled.normal_noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
+    assert quick == pytest.approx(nu, rel=0.05)
+    # less noise spends more
+    assert epsilon(one(rate, steps, 0.98 * nu, 1e-5), accountant="pld") > 0.7

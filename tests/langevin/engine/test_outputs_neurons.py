@@ -111,8 +111,8 @@ def assert_seen(run: xr.Dataset, found: dict[str, Any], rtol: float = 1e-10) -> 
     for name, value in found.items():
         if name in run:
             # the grid of `distance` is that fine
-            loose = dict(rtol=rtol, atol=rtol) if name != "cone_distance" else dict(rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(run[name], value, err_msg=name, **loose)
+            close = rtol if name != "cone_distance" else 1e-4
+            np.testing.assert_allclose(run[name], value, close, close, err_msg=name)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ovr"])

@@ -71,13 +71,17 @@ def test_threads_chunks_and_the_number_of_paths_do_not_change_a_bit(reduce, monk
 
 @pytest.mark.parametrize("reduce", ["span", "none", "kernel"])
 def test_paths_that_read_features_together_keep_their_bits(reduce, monkeypatch):
-    given: dict[str, Any] = dict(schedule=Schedule.lp(time=0.4, sigma=0.3, clip=1.0), reduce=reduce)
-    whole = run(threads=1, paths=70, **given)
-    assert equal_bits(whole.isel(path=slice(1)), run(paths=1, **given))
-    assert equal_bits(whole.isel(path=slice(23)), run(paths=23, **given))
+    schedule = Schedule.lp(time=0.4, sigma=0.3, clip=1.0)
+
+    def probed(**kinds: Any) -> xr.Dataset:
+        return run(schedule=schedule, reduce=reduce, **kinds)
+
+    whole = probed(threads=1, paths=70)
+    assert equal_bits(whole.isel(path=slice(1)), probed(paths=1))
+    assert equal_bits(whole.isel(path=slice(23)), probed(paths=23))
     monkeypatch.setattr(chain, "_CALL_SECONDS", 1e-9)
-    assert equal_bits(whole, run(threads=2, paths=70, **given))
-    assert not equal_bits(whole, run(threads=1, paths=70, rng=2, **given))
+    assert equal_bits(whole, probed(threads=2, paths=70))
+    assert not equal_bits(whole, probed(threads=1, paths=70, rng=2))
 
 
 def test_a_path_that_diverges_leaves_those_beside_it_alone():
@@ -101,7 +105,8 @@ def test_a_path_that_diverges_leaves_those_beside_it_alone():
 @pytest.mark.parametrize("reduce", ["span", "none"])
 def test_features_are_those_of_the_path_once_its_layer_has_moved(reduce, rate, monkeypatch):
     given: dict[str, Any] = dict(sigma=0.3, clip=1.0, sample_rate=rate)
-    schedule = Schedule([Phase("lp", 0.1, **given), Phase("fft", 0.2, **given), Phase("lp", 0.1, **given)])
+    methods: list[tuple[Any, float]] = [("lp", 0.1), ("fft", 0.2), ("lp", 0.1)]
+    schedule = Schedule([Phase(method, time, **given) for method, time in methods])
     whole = run(schedule=schedule, reduce=reduce)
     with monkeypatch.context() as patched:
         patched.setattr(chain, "_CALL_SECONDS", 1e-9)

@@ -1,5 +1,7 @@
 """Every observable against its definition, written out in NumPy on the states."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def with_test_points(activation: Activation, d: int = 5) -> tuple[Problem, Weigh
     return problem, Weights(W, 0.5 * rng.standard_normal(7))
 
 
-def expected(problem: Problem, start: Weights, W: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray | float]:
+def expected(problem: Problem, start: Weights, W: np.ndarray, v: np.ndarray) -> dict[str, Any]:
     s = own_class(problem, start.W)
     means = np.array([problem.X[problem.y == label].mean(axis=0) for label in s])
     f = problem.activate(problem.X @ W.T) @ v

@@ -1,7 +1,7 @@
 """Upper bounds on the privacy loss of composed Poisson-sampled Gaussian mechanisms, by several methods.
 
-All read the steps by ``(noise multiplier, sample rate)``, with positive multipliers. `prv` and `pld` compose
-numerically [1]_ [2]_; `renyi_epsilon` and `renyi_delta` hold at every delta, however small [3]_;
+All read the steps by ``(noise multiplier, sample rate)``, with positive multipliers. `pld` composes
+numerically [1]_; `renyi_epsilon` and `renyi_delta` hold at every delta, however small [2]_;
 `total_variation` says when epsilon is 0 (re-derived).
 
 Composing by Fourier transforms in double precision moves delta by up to a machine epsilon a step, measured
@@ -10,23 +10,23 @@ against the closed form of the Gaussian mechanism, in either direction. `roundin
 
 References
 ----------
-.. [1] Gopi, Lee, Wutschitz, "Numerical composition of differential privacy", arXiv:2106.02848.
-.. [2] Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the dots: tighter discrete approximations of
+.. [1] Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the dots: tighter discrete approximations of
    privacy loss distributions", arXiv:2207.04380.
-.. [3] Mironov, Talwar, Zhang, "Renyi differential privacy of the sampled Gaussian mechanism",
+.. [2] Mironov, Talwar, Zhang, "Renyi differential privacy of the sampled Gaussian mechanism",
    arXiv:1908.10530; conversion: Canonne, Kamath, Steinke, arXiv:2004.00010, proposition 12.
+.. [3] Bu, Dong, Long, Su, "Deep learning with Gaussian differential privacy", arXiv:1911.11607.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from bounds.privacy.gaussian import gdp_mu
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
@@ -38,10 +38,12 @@ _INTERVAL = 1e-4
 _COARSEST = 0.1
 # of PLD's grid where its step is free
 _POINTS = 2**21
-# of PRV's grid, above which it takes more than about ten seconds
-_MOST_POINTS = 2**23
+# of a numerical accountant's grid, above which it takes more than about ten seconds
+MOST_POINTS = 2**23
 # orders of Renyi divergence: whole numbers, for which the divergence is a finite sum
 _ORDERS = [*range(2, 64), *(round(64 * 2 ** (i / 4)) for i in range(20))]
+
+_LARGEST_NOISE = 1e6
 
 
 class OutOfReachError(ValueError):
@@ -76,67 +78,6 @@ def total_variation(events: Events) -> float:
         steps * rate * math.erf(0.5 / nu / math.sqrt(2)) for (nu, rate), steps in events.items()
     )
     return min(min(by_chi, by_steps) * (1 + 1e-12), 1.0)
-
-
-def prv(events: Events, delta: float, eps_error: float) -> float:
-    """Return epsilon by Opacus's PRV accountant, including its error; it considers removal only.
-
-    Raises
-    ------
-    OutOfReachError
-        Where rounding, its grid or its own checks keep it from an answer.
-    MemoryError
-        If its grid does not fit into memory.
-    """
-    from empirical._opacus import PoissonSubsampledGaussianPRV, PRVAccountant, compute_safe_domain_size
-
-    if delta < least_delta(events):
-        raise OutOfReachError(
-            f"delta={delta:g} is out of the PRV accountant's reach, whose rounding errors decide below "
-            f"{least_delta(events):.2g} with {sum(events.values())} steps: use a larger delta, or "
-            "accountant='pld'"
-        )
-    accountant = PRVAccountant()
-    accountant.history = [(nu, rate, steps) for (nu, rate), steps in events.items()]
-    # near the total variation distance, epsilon changes much with delta
-    steps, error = list(events.values()), min(delta / 1000, 1e-6)
-    # limits of the logarithm at rate 1, overflow far out in the tails, and hints on orders of RDP, which only
-    # sets the width of the grid: all harmless where the answer is finite
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        width = compute_safe_domain_size(
-            [PoissonSubsampledGaussianPRV(rate, nu) for nu, rate in events], steps, eps_error, error
-        )
-        # 23 arrays were measured at the peak for one mechanism, each further one keeps two
-        points = 2 * width * math.sqrt(sum(steps) * math.log(12 / error) / 2) / eps_error
-        validate.memory(
-            8 * points * (22 + 2 * len(steps)),
-            f"the PRV accountant on {points:.2g} points",
-            "use a larger eps_error or more noise, or accountant='pld'",
-        )
-        if points > _MOST_POINTS:
-            raise OutOfReachError(
-                f"the PRV accountant would take {points:.2g} points, or about {2e-6 * points:.2g} s, at "
-                f"eps_error={eps_error:g} and {sum(steps)} steps: use a larger eps_error, or "
-                "accountant='pld'"
-            )
-        try:
-            result = float(
-                accountant.get_epsilon(delta - rounding(events), eps_error=eps_error, delta_error=error)
-            )
-        except (ValueError, RuntimeError, OverflowError) as failure:
-            if str(failure) == "Cannot compute epsilon":
-                return 0.0  # delta at its least loss, which is negative, is below the given one
-            raise OutOfReachError(
-                f"delta={delta:g} with eps_error={eps_error:g} is out of the PRV accountant's reach "
-                f"({failure}): use a larger delta or eps_error, or accountant='pld'"
-            ) from failure
-    if not math.isfinite(result):
-        raise OutOfReachError(
-            f"noise_multiplier={min(nu for nu, _ in events):g} is too small for the PRV accountant, whose "
-            "answer is not finite: use more noise, or accountant='pld'"
-        )
-    return max(result, 0.0)
 
 
 def _grid(events: Events, coarsest: float) -> tuple[float, float]:
@@ -180,7 +121,7 @@ def pld(events: Events, interval: float = 0.0) -> Any:
     interval, points = _grid(events, interval)
     what, remedy = f"the PLD accountant on {points:.2g} points", "use more noise; so little protects nothing"
     validate.memory(80 * points, what, remedy)
-    if points > _MOST_POINTS:
+    if points > MOST_POINTS:
         raise OutOfReachError(f"noise_multiplier={min(nu for nu, _ in events):g} would take {what}: {remedy}")
     accountant = PLDAccountant(value_discretization_interval=interval)
     for (nu, rate), steps in events.items():
@@ -232,3 +173,64 @@ def renyi_delta(events: Events, epsilon: float) -> float:
     orders, divergence = _renyi(events)
     found = (orders - 1) * (divergence - epsilon + np.log1p(-1 / orders)) - np.log(orders)
     return math.exp(min(float(found.min()), 0.0))
+
+
+def noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
+    """Noise multiplier at which ``steps`` Poisson batches spend 99.5 to 100 % of ``epsilon``.
+
+    By `pld`, which dp-accounting provides; of full batches by the exact formula, without it.
+
+    Examples
+    --------
+    >>> round(noise_multiplier(1.0, 1e-5, sample_rate=1.0, steps=100), 2)
+    37.31
+    """
+    if sample_rate == 1.0:
+        return math.sqrt(steps) / gdp_mu(epsilon, delta) * (1 + 1e-9)
+
+    def spent(nu: float) -> float:
+        return pld_epsilon({(nu, sample_rate): steps}, delta, 1e-3 * epsilon)
+
+    start = normal_noise_multiplier(epsilon, delta, sample_rate=sample_rate, steps=steps)
+    return search_noise(spent, start, 0.995 * epsilon, epsilon)
+
+
+def normal_noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
+    """Approximate `noise_multiplier` by the limit of many steps [3]_, quickly; exact for full batches."""
+    mu = gdp_mu(epsilon, delta)
+    if sample_rate == 1.0:
+        return math.sqrt(steps) / mu
+    # mu^2 is the number of steps times chi^2
+    return 1 / math.sqrt(math.log1p((mu / sample_rate) ** 2 / steps))
+
+
+def search_noise(spent: Callable[[float], float], start: float, least: float, most: float) -> float:
+    """Return a noise multiplier that spends between ``least`` and ``most``.
+
+    ``spent`` falls with the multiplier, as its inverse or faster: first until the target is bracketed,
+    then by interpolation of the logarithms, kept off the ends of the bracket.
+    """
+    low, high, nu = (0.0, math.inf), (math.inf, 0.0), start
+    middle = math.sqrt(least * most)
+    for _ in range(100):
+        value = spent(nu)
+        if least <= value <= most:
+            return nu
+        if value > most:
+            low = nu, value
+        else:
+            high = nu, value
+        if low[0] == 0:
+            nu = high[0] * min(max(high[1] / middle, 0.4), 0.998)
+        elif high[0] == math.inf:
+            nu = low[0] * max(min(low[1] / middle, 2.5), 1.002)
+        else:
+            ratio = math.log(low[1] / high[1]) if high[1] > 0 else math.inf
+            part = math.log(low[1] / middle) / ratio if 0 < ratio < math.inf else 0.5
+            nu = low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95)
+        if nu > _LARGEST_NOISE:
+            break
+    raise ValueError(
+        f"epsilon must be attainable with a noise_multiplier up to {_LARGEST_NOISE:g}, got {most:g}, "
+        f"which is spent at no multiplier near {nu:g}: use a larger epsilon or fewer steps"
+    )
