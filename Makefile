@@ -49,8 +49,10 @@ bench: $(VENV)/.peers $(VENV)/.dpsgd $(VENV)/.sweep  ## Time us and the peers, t
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.bounds
+	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.step_outputs
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.dpsgd
 	$(BIN)/python -m benchmarks.sweep

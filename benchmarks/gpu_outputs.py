@@ -18,8 +18,9 @@ import torch
 from benchmarks.gpu import PRECISIONS, TOLERANCES
 from benchmarks.harness import environment
 from benchmarks.harness.gpu import Effort, kind, seconds_each, seconds_of
+from benchmarks.harness.gpu_outputs import OurOutputs, TorchSDEOutputs, error
 from benchmarks.harness.gpu_tables import FRESH, OURS, OWN, title
-from benchmarks.harness.outputs import OurOutputs, OutputsCase, TorchSDEOutputs
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.harness.tables import keep, table
 from langevin.engine.gpu.outputs import OutputsEnsemble
 
@@ -78,9 +79,9 @@ def measure(
         contestants[name] = TorchSDEOutputs(case, dtype, paths, device, name == FRESH)
     steps = {}
     for name, contestant in contestants.items():
-        error = replace(case, rate=name if name in RATES else 1.0).error(contestant)
-        if not error < TOLERANCES[precision]:
-            raise SystemExit(f"{name} computes another drift: relative error {error:.1e} at {case}")
+        off = error(replace(case, rate=name if name in RATES else 1.0), contestant)
+        if not off < TOLERANCES[precision]:
+            raise SystemExit(f"{name} computes another drift: relative error {off:.1e} at {case}")
         # graphs of most sizes of batches
         contestant.advance(200)
         elapsed = seconds_of(lambda c=contestant: c.advance(20), device)

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness import environment, floor, outputs_tables, tables
 from benchmarks.step import PRECISIONS, TOLERANCES, Effort, one_thread, take_turns
 
-# inputs, width, samples, outputs; method; sampling rates
+# inputs, width, samples, outputs; sampling rates of each method
 SHAPES: dict[tuple[int, int, int, int], dict[str, tuple[float, ...]]] = {
     (32, 512, 128, 10): {"fft": (1.0, 0.1)},
     (784, 512, 200, 10): {"fft": (1.0, 0.1)},
@@ -24,7 +24,7 @@ SHAPES: dict[tuple[int, int, int, int], dict[str, tuple[float, ...]]] = {
     (320, 1280, 6000, 10): {"fft": (0.05,), "lp": (1.0, 0.05)},
 }
 CASES = tuple(
-    (*shape, method, rate)
+    (*shape, rate, method)
     for shape, methods in SHAPES.items()
     for method, rates in methods.items()
     for rate in rates
@@ -51,7 +51,7 @@ def main() -> None:
 
 def run(effort: Effort) -> dict[str, Any]:
     """Measure all cases, and record where and when."""
-    from benchmarks.harness.step_outputs import OutputsCase
+    from benchmarks.harness.outputs import OutputsCase
     from benchmarks.peers.lineup import missing
     from benchmarks.peers.outputs_lineup import PEERS
 
@@ -68,8 +68,8 @@ def run(effort: Effort) -> dict[str, Any]:
 
 def measure(case: Any, precision: str, effort: Effort) -> dict[str, Any]:
     """Check all contestants, then time them in turn; seconds per step and path."""
+    from benchmarks.harness.outputs import OursOutputs
     from benchmarks.harness.outputs_parts import split
-    from benchmarks.harness.step_outputs import OursOutputs
     from benchmarks.peers.lineup import OUR_PATHS, US, lineup, require_same_drift
     from benchmarks.peers.outputs_lineup import peers
 

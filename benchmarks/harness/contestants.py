@@ -97,9 +97,13 @@ class Case:
     def error(self, contestant: Contestant) -> float:
         """Return the distance of a contestant's drift from `drift`, relative to its norm."""
         drift_W, drift_v = contestant.drift()
-        drift_W = contestant.span.embed(drift_W)
-        squared = ((drift_W - self.drift[0]) ** 2).sum() + ((drift_v - self.drift[1]) ** 2).sum()
-        return float(np.sqrt(squared / ((self.drift[0] ** 2).sum() + (self.drift[1] ** 2).sum())))
+        return relative_error((contestant.span.embed(drift_W), drift_v), self.drift)
+
+
+def relative_error(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the distance of a drift of ``W`` and ``v`` from another, relative to the norm of that."""
+    squared = sum(((a - b) ** 2).sum() for a, b in zip(found, expected, strict=True))
+    return float(np.sqrt(squared / sum((b**2).sum() for b in expected)))
 
 
 class Contestant(Protocol):

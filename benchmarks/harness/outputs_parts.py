@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.step_outputs import OursOutputs
+from benchmarks.harness.outputs import OursOutputs
 from langevin.engine.kernels import jit, types
 from langevin.engine.kernels.blas import address
 from langevin.engine.kernels.jit import njit

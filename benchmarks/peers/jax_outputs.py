@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import binom
 
 from benchmarks.harness.contestants import CLIP, DT, SIGMA
-from benchmarks.harness.step_outputs import OutputsCase
+from benchmarks.harness.outputs import OutputsCase
 
 _BEYOND = 1e-9  # probability that a batch does not fit
 
@@ -57,10 +57,10 @@ class JaxOutputs:
         return self._unpack(self.state)
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.zeros(self.room, np.int32)
-        rows[: len(self.case.batch)] = self.case.batch
+        rows, first = np.zeros(self.room, np.int32), self.case.batch(0)
+        rows[: len(first)] = first
         with self.precision():
-            weights = (np.arange(self.room) < len(self.case.batch)) / self.dtype(self.case.rate)
+            weights = (np.arange(self.room) < len(first)) / self.dtype(self.case.rate)
             batch = jnp.tile(rows, (self.paths, 1)), jnp.tile(weights.astype(self.dtype), (self.paths, 1))
             return self._unpack(jax.jit(self._drift)(self.state, batch), moved=True)
 

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.harness.contestants import Contestant
-from benchmarks.harness.step_outputs import OutputsCase
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.lineup import Peer
 
 

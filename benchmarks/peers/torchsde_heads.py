@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.contestants import CLIP
-from benchmarks.harness.step_outputs import OutputsCase
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.torchsde_euler import TorchSDE
 from benchmarks.peers.torchsde_outputs import TorchOutputsDrift
 

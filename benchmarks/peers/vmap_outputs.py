@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.harness.contestants import CLIP, DT, SIGMA
-from benchmarks.harness.step_outputs import OutputsCase
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.torch_vmap import FEWEST_SAMPLES, GROUP_BYTES
 
 
@@ -55,7 +55,7 @@ class TorchVmapOutputs:
         return self._unpack(self.parts, self.W)
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        batch = torch.as_tensor(self.case.batch)
+        batch = torch.as_tensor(self.case.batch(0))
         return self._unpack(self._drift([batch] * self.paths), 0 * self.W)
 
     def advance(self, steps: int) -> float:

@@ -11,6 +11,7 @@ import langevin
 from benchmarks import scaling, step, threads
 from benchmarks.harness import floor
 from benchmarks.harness.contestants import DT, SIGMA, Case
+from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.lineup import PEERS, best_paths, lineup, require_same_drift
 from tests.helpers import execute
 
@@ -146,18 +147,18 @@ def test_the_floor_of_reduced_data_counts_their_triangle():
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_contestants_with_several_outputs_compute_the_same_drift(dtype):
     torch = pytest.importorskip("torch")
-    outputs, device = importlib.import_module("benchmarks.harness.outputs"), torch.device("cpu")
-    full, batches = (outputs.OutputsCase(8, 24, 40, 3, rate) for rate in (1.0, 0.2))
+    outputs, device = importlib.import_module("benchmarks.harness.gpu_outputs"), torch.device("cpu")
+    full, batches = (OutputsCase(8, 24, 40, 3, rate) for rate in (1.0, 0.2))
     peer = outputs.TorchSDEOutputs(full, dtype, 2, device, True)
     ours, drawn = (outputs.OurOutputs(case, dtype, 3, device) for case in (full, batches))
-    assert full.error(peer) < TOLERANCES[dtype]
-    assert full.error(ours) < TOLERANCES[dtype]
-    assert batches.error(drawn) < TOLERANCES[dtype]
+    assert outputs.error(full, peer) < TOLERANCES[dtype]
+    assert outputs.error(full, ours) < TOLERANCES[dtype]
+    assert outputs.error(batches, drawn) < TOLERANCES[dtype]
     # controls: another clip, another path's batch
     peer.model.clip *= 1.01
     drawn.path = 0
-    assert full.error(peer) > 5e-3
-    assert batches.error(drawn) > 0.1
+    assert outputs.error(full, peer) > 5e-3
+    assert outputs.error(batches, drawn) > 0.1
 
 
 TABLES = [
