@@ -70,7 +70,7 @@ def test_to_first_order_in_the_noise():
 
 
 def test_of_the_chain():
-    drift, q, paths = Drift(), 0.999, 6000
+    drift, q, paths = Drift(), 0.9995, 4000
     rng = np.random.default_rng(0)
     V, still, dt = np.repeat(drift.weights.v[None], paths, 0), drift.weights.v, drift.dt
     walk, noise = np.zeros((paths, still.size)), 0.0
