@@ -2,7 +2,8 @@
 
 All read the steps by ``(noise multiplier, sample rate)``, with positive multipliers. `pld` composes
 numerically [1]_; `renyi_epsilon` and `renyi_delta` hold at every delta, however small [2]_;
-`total_variation` says when epsilon is 0 (re-derived).
+`total_variation` says when epsilon is 0 (re-derived); `normal_noise_multiplier` is the limit of many steps
+[3]_.
 
 Composing by Fourier transforms in double precision moves delta by up to a machine epsilon a step, measured
 against the closed form of the Gaussian mechanism, in either direction. `rounding` allows for it, and
@@ -196,7 +197,7 @@ def noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps:
 
 
 def normal_noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
-    """Approximate `noise_multiplier` by the limit of many steps [3]_, quickly; exact for full batches."""
+    """Approximate `noise_multiplier` by the limit of many steps, quickly; exact for full batches."""
     mu = gdp_mu(epsilon, delta)
     if sample_rate == 1.0:
         return math.sqrt(steps) / mu

@@ -1,4 +1,6 @@
-"""Opacus's PRV accountant of composed Poisson-sampled Gaussian mechanisms [1]_, next to those of `bounds`.
+"""Opacus's PRV accountant of composed Poisson-sampled Gaussian mechanisms, next to those of `bounds`.
+
+It composes numerically [1]_.
 
 References
 ----------
