@@ -130,6 +130,7 @@ def from_file(
     """
     from langevin.model.problem import Problem
 
+    validate.choice("loss", loss, LOSSES)
     file = read(path, label)
     arrays, targets, names = file.arrays, {}, ()
     called = f"label {label!r}" if file.features else "y"

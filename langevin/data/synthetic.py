@@ -100,7 +100,8 @@ def orthogonally_separable(
 def _class_count(classes: int, samples: int, loss: str) -> int:
     """Return the number of classes if the loss and the number of samples allow it."""
     classes = validate.integer("classes", classes, 2)
-    if classes > 2 and not LOSSES[validate.choice("loss", loss, LOSSES)].classes:
+    several = LOSSES[validate.choice("loss", loss, LOSSES)].classes
+    if classes > 2 and not several:
         raise ValueError(f"classes must be 2 with loss {loss!r}, got {classes}: take loss='softmax' or 'ovr'")
     if classes > samples:
         raise ValueError(f"samples must be at least classes={classes}, got {samples}: each class needs one")

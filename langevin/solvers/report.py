@@ -26,6 +26,8 @@ class Report:
     shared : bool
         Whether several neurons were on hyperplanes of one clipped sample, where Filippov's definition leaves
         a choice.
+    origins : int
+        Number of times that a neuron passed through the origin, where all hyperplanes meet.
     methods : list of str
     """
 
@@ -34,6 +36,7 @@ class Report:
     crossings: int = 0
     slides: int = 0
     shared: bool = False
+    origins: int = 0
     methods: list[str] | None = None
 
     def used(self, method: str) -> None:
@@ -49,4 +52,5 @@ class Report:
             "crossings": self.crossings,
             "slides": self.slides,
             "shared_slides": int(self.shared),
+            "origin_passes": self.origins,
         }

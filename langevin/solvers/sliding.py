@@ -62,7 +62,7 @@ def follow(
     W, v = layout.unpack(theta)
     V, slopes = v.reshape(width, outputs), (W @ X.T > 0).astype(np.float64)
     coarse, fine = (State(np.array(W, order="C"), np.array(V, order="C"), slopes.copy()) for _ in range(2))
-    counts, t, span = np.zeros(4, np.int64), start, stop - start
+    counts, t, span = np.zeros(sliding_state.COUNTS, np.int64), start, stop - start
     h, before, longest = FIRST_STEP * span, report.error, span / FEWEST_STEPS
     tolerance, most = min(LOOSER * rtol, LOOSEST), MULTIPLICATIONS_A_CALL / (n * (k + outputs - 1) * width)
     most = max(1, min(int(most), STEPS_A_CALL))
@@ -89,6 +89,7 @@ def follow(
             yield
     report.crossings += int(counts[sliding_state.CROSSINGS])
     report.slides += int(counts[sliding_state.SLIDES])
+    report.origins += int(counts[sliding_state.ORIGINS])
 
 
 def _parallel(X: FloatArray) -> tuple[np.ndarray, FloatArray, bool]:

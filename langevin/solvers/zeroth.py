@@ -75,8 +75,9 @@ def zeroth_order(
         ``method``, ``crossings`` and ``slides`` (hyperplanes that neurons have crossed, and along which they
         have begun to slide, while these were followed), ``estimated_error`` (of the weights, relative to
         their norm) and ``estimated_loss_error`` (absolute; 0 as long as no hyperplane was met);
-        ``shared_slides`` is 1 where several neurons were on hyperplanes of one clipped sample: the flow then
-        is one of several solutions, by a choice that the estimated error leaves out.
+        ``shared_slides`` is 1 where several neurons were on hyperplanes of one clipped sample, and
+        ``origin_passes`` says how often a neuron passed through the origin, which several hyperplanes share:
+        the flow then may be one of several solutions, by a choice that the estimated error leaves out.
 
     Raises
     ------
@@ -102,6 +103,8 @@ def zeroth_order(
     Where solutions are not unique: on a hyperplane that repels, a neuron stays on the side on which it is,
     and one that starts exactly there is inactive, as the ReLU's derivative at 0 is 0. Where several neurons
     slide along the hyperplane of one clipped sample, they are taken to be active independently of each other.
+    A neuron that slides into the origin, as can happen in few dimensions, may leave it in several directions,
+    and Euler's steps may choose another one.
 
     References
     ----------

@@ -7,6 +7,7 @@ import pytest
 
 import bounds
 from bounds.distance.approximation import KINDS
+from bounds.distance.spread import Features, spread
 from langevin import euler_maruyama
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
@@ -264,3 +265,16 @@ def test_sampling_noise_without_bound_is_refused_by_name():
     assert found == pytest.approx(2 * 0.1**2 * 4 + 0.1 * 2 * 2)
     mean, error = run(softmax, weights, schedule, 0.1, [1.0])
     assert mean <= found + 4 * error
+
+
+def test_a_lipschitz_constant_of_k_outputs():
+    """Constant 0 is the bound of monotone drift; ``Lambda`` of flat clipping that of the drifting outputs."""
+    problem, weights = strategies.several(np.random.default_rng(0), 3, "square", "linear")
+    schedule = Schedule.lp(time=1.0, sigma=0.3, clip=0.1)
+    zero = bounds.lipschitz_error(problem, weights, schedule, [1.0], constant=0.0).upper
+    assert zero == pytest.approx(upper(problem, weights, schedule, [1.0], "monotone").upper)
+    classes = Problem(problem.X, np.arange(problem.samples) % 3, "linear", "ovr")
+    expansion = spread(Features(classes, weights), schedule.phases[0]).rate / 2
+    found = bounds.lipschitz_error(classes, weights, schedule, [0.01], constant=expansion).upper
+    assert found == pytest.approx(upper(classes, weights, schedule, [0.01], "monotone").upper)
+    assert found > 1.0001 * upper(problem, weights, schedule, [0.01], "monotone").upper

@@ -1,10 +1,12 @@
 """Glyphs as a problem: classes, held-out images, and features of other classes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from langevin import glyphs, linear_teacher
+from langevin import digits, from_file, glyphs, linear_teacher, orthogonally_separable
 from langevin.data import characters
 
 
@@ -52,3 +54,10 @@ def test_bad_arguments_are_named():
         glyphs(5, 4, samples=4, loss="ovr")
     with pytest.raises(ValueError, match="outputs must be at least 1"):
         linear_teacher(outputs=0)
+
+
+@pytest.mark.parametrize("loss", [None, [], "softmaxx"])
+@pytest.mark.parametrize("make", [orthogonally_separable, glyphs, digits, partial(from_file, "x.csv")])
+def test_losses_that_are_none_are_named(make, loss):
+    with pytest.raises((ValueError, TypeError), match=r"^loss must be"):
+        make(loss=loss)

@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 from langevin import Problem, Schedule, Weights, zeroth_order
 from langevin.solvers import sliding
-from tests.langevin.solvers.test_sliding import AIM, CLIPPINGS, check, distance, end, schedules
+from tests.langevin.solvers.test_sliding import AIM, CLIPPINGS, check, distance, end, reference, schedules
 
 LOSSES = ("softmax", "ovr", "square", "huber")
 OUTPUTS = (2, 3, 5)
@@ -36,10 +36,13 @@ def test_against_tiny_steps(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLIPPINGS)
 def test_against_tiny_steps_many(kind):
-    met, slid, shared, missed = 0, 0, 0, 0
+    met, slid, shared, missed, passed = 0, 0, 0, 0, 0
     for seed in range(100):
-        problem, weights = several(seed, LOSSES[seed // 3 % 4], OUTPUTS[seed % 3])
-        report, _ = check(problem, weights, schedules(kind, seed))
+        run = *several(seed, LOSSES[seed // 3 % 4], OUTPUTS[seed % 3]), schedules(kind, seed)
+        if end(*run)[1].origins:
+            passed += 1
+            continue
+        report, _ = check(*run)
         missed += report.error > AIM
         met += report.crossings + report.slides > 0
         slid += report.slides > 0
@@ -48,7 +51,29 @@ def test_against_tiny_steps_many(kind):
     assert slid > 25
     assert shared < slid / 4
     assert missed < 3
+    assert passed < 3
     assert bool(shared) == (kind != "none")
+
+
+def test_a_slide_into_the_origin():
+    """All hyperplanes meet there, and the way out is not unique: Euler's steps take another one.
+
+    Both are solutions: each continues from the other's state behind the origin.
+    """
+    problem, weights = several(86, "softmax", 5)
+    assert problem.dim == 2
+    before, passing, behind = (Schedule.fft(time=time) for time in (0.26, 0.01, 0.5))
+    ours, report = end(problem, end(problem, weights, before)[0], passing)
+    assert report.origins == 1
+    euler = reference(problem, weights, Schedule.fft(time=0.27))
+    assert distance(ours, euler) < AIM
+    ends = []
+    for start in (ours, euler):
+        after, report = end(problem, start, behind)
+        assert report.origins == 0
+        assert distance(after, reference(problem, start, behind)) < AIM
+        ends.append(after)
+    assert distance(*ends) > 100 * AIM
 
 
 def scalar_net(problem, weights, factor):

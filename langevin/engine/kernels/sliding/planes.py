@@ -15,6 +15,7 @@ from langevin.engine.kernels.sliding.state import (
     CROSSINGS,
     FORCE,
     ON_PLANE,
+    ORIGINS,
     PLANE_FORCE,
     RATE,
     ROUNDS,
@@ -203,7 +204,7 @@ def follow_neuron(net, row, plane, y, size, h, counts):
         share[i], area[i] = 0.0, 0.0
     left, fits = h, True
     for event in range(10 * n + 100):
-        count = np.int64(0)
+        count, off = np.int64(0), 0
         # at the origin a neuron without active samples stays: the ReLU's derivative at 0 is 0
         for i in range(n if size > 0.0 else 0):
             if net.lead[i] != i:
@@ -213,7 +214,11 @@ def follow_neuron(net, row, plane, y, size, h, counts):
                 if net.squared[i] > 0.0:
                     plane[count] = i
                     count += 1
+            else:
+                off += 1
         if count > 0:
+            # all hyperplanes meet at the origin
+            counts[ORIGINS] += event > 0 and count > 1 and off == 0
             for a in range(count):
                 row[BEFORE, plane[a]] = slope[plane[a]]
             fits &= _settle(net, row, plane, count, y)

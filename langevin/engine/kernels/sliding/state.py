@@ -20,7 +20,8 @@ HEAVIEST = 4
 # times that a step's clipping factors and slopes are matched
 MATCHES = 6
 
-STEPS, CROSSINGS, SLIDES, FORCED = range(4)
+STEPS, CROSSINGS, SLIDES, FORCED, ORIGINS = range(5)
+COUNTS = 5
 REACHED, PAUSED, LOST = range(3)
 
 

@@ -28,12 +28,14 @@ from langevin.engine.kernels.sliding.forces import drive_of, mean_outputs, own_p
 from langevin.engine.kernels.sliding.planes import follow_neuron
 from langevin.engine.kernels.sliding.state import (
     AREA,
+    COUNTS,
     CROSSINGS,
     FORCE,
     FORCED,
     LOST,
     MATCHES,
     ON_PLANE,
+    ORIGINS,
     OUTPUT,
     OWN,
     PAUSED,
@@ -201,7 +203,7 @@ def _step(state, new, h, tolerance, net, damping, room, counts):
     copy(state.V, room.head)
     mean_outputs(room.head, room, outputs[START])
     copy(outputs[START], outputs[OUTPUT])
-    error, good, waste = 0.0, True, np.zeros(4, np.int64)
+    error, good, waste = 0.0, True, np.zeros(COUNTS, np.int64)
     for match in range(1 + MATCHES):
         for a in range(waste.size):
             waste[a] = 0
@@ -235,7 +237,7 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
     coarse, fine, net = borrow(coarse), borrow(fine), borrow(net)
     damping, room = borrow(damping), borrow(room)
     first, second, third = borrow(spare[0]), borrow(spare[1]), borrow(spare[2])
-    starts, ends, found = (coarse, fine, second), (first, second, third), np.zeros(4, np.int64)
+    starts, ends, found = (coarse, fine, second), (first, second, third), np.zeros(COUNTS, np.int64)
     for _ in range(most):
         if t >= stop:
             return t, h, REACHED
@@ -260,6 +262,7 @@ def advance(coarse, fine, spare, t, stop, h, shortest, tolerance, most, net, dam
             counts[STEPS] += 1
             counts[CROSSINGS] += found[CROSSINGS]
             counts[SLIDES] += found[SLIDES]
+            counts[ORIGINS] += found[ORIGINS]
             counts[FORCED] += error > tolerance
             grown = now * min(max(0.9 * math.sqrt(tolerance / error), 0.3), 3.0) if error > 0.0 else 3.0 * now
             # a step cut short by a record tells nothing of the next
