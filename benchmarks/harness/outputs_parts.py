@@ -64,11 +64,11 @@ def _repeat(part, times, theta, data, rule, still, scratch):
                 residuals.residuals(first, count, data, rule, scratch)
                 residuals.clip_factors(first, count, data, rule, scratch)
             elif part == _PULL_BACK and not probing:
-                descend._pull_back(theta, count, data, scratch)
+                descend.pull_back(theta, count, data, scratch)
             elif part == _HEAD:
                 descend.add_head_gradient(A, count, scratch.heads[0], data, scratch, first > 0)
             elif part == _LAYER and not probing:
-                descend._scale_inputs(first, count, gathered, data, scratch)
+                descend.scale_inputs(first, count, gathered, data, scratch)
                 if first + count < rows:
                     descend.add_layer_gradient(address(scratch.X), first, count, data, scratch)
         if part == _LAYER and not probing:

@@ -70,7 +70,7 @@ class Chain(System):
         observer = observer.with_hidden(dims, np.reshape(scales, (len(dims), len(grid.record_steps))))
         probed, data = None, system.data
         if isinstance(data, OutputsData) and data.features.size == 0 and _leading(system.schedule) > 0:
-            probed = outputs.freeze(system.layout, data, system.origin)
+            probed = outputs.freeze(system.layout, data, reduction.problem, reduction.W)
         return cls(**vars(system), grid=grid, observer=observer, key=key, draws=draws, probed=probed)
 
     def without_noise(self) -> Chain:

@@ -9,7 +9,6 @@ import numpy as np
 
 from langevin.engine.kernels import types
 from langevin.engine.kernels.normals import LANES, TILE
-from langevin.engine.kernels.outputs.drift import freeze_outputs
 from langevin.engine.kernels.outputs.types import (
     CLIPPINGS,
     COLUMN,
@@ -24,7 +23,9 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import REFLECTORS
 from langevin.engine.layout import CACHE_LINE, Layout, addresses, aligned_zeros, up
 from langevin.model.losses import LOSSES as TABLE
+from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
+from langevin.model.weights import blocks_of_rows
 from langevin.support.threads import one_blas_thread
 from langevin.support.validate import FloatArray
 
@@ -121,13 +122,14 @@ def _reach(X: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(last + 1)
 
 
-def freeze(layout: Layout, data: OutputsData, theta: np.ndarray) -> OutputsData:
-    """Give a problem the features of all samples at a state, so that linear probing can share them."""
-    scratch = build_scratch(layout, data, probing=True)
-    # the same bits whatever the number of threads
-    with one_blas_thread():
-        freeze_outputs(theta, data, scratch)
-    return data._replace(features=scratch.features, feature_norms=scratch.feature_norms)
+def freeze(layout: Layout, data: OutputsData, problem: Problem, W: FloatArray) -> OutputsData:
+    """Give data the features at a first layer ``W (h, k)``, for all linear probing from there to share."""
+    features = aligned_zeros((problem.samples, layout.ld), layout.dtype)
+    # the same bits whatever the number of threads; runs show by diverging that features are not finite
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        for rows in blocks_of_rows(problem.samples, layout.width):
+            features[rows, : layout.width] = problem.activate(problem.X[rows] @ W.T)
+    return data._replace(features=features, feature_norms=np.einsum("ij,ij->i", features, features))
 
 
 def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:

@@ -116,14 +116,14 @@ def test_features_are_those_of_the_path_once_its_layer_has_moved(reduce, rate, m
     def own(*args: Any) -> Any:
         return replace(built(*args), probed=None)
 
-    # features that each path computes at each call have the same bits
+    # features that each path computes at each call, rounded in another way
     with monkeypatch.context() as patched:
         patched.setattr(chain.Chain, "build", own)
-        assert equal_bits(whole, run(schedule=schedule, reduce=reduce))
+        assert abs(whole - run(schedule=schedule, reduce=reduce)).loss.max() < 1e-10
     # control: features of the start throughout
     with monkeypatch.context() as patched:
         patched.setattr(chain, "_leading", len)
-        assert not equal_bits(whole, run(schedule=schedule, reduce=reduce))
+        assert abs(whole - run(schedule=schedule, reduce=reduce)).loss.max() > 1e-3
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])

@@ -4,22 +4,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from langevin.engine.kernels.blas import address, gemm
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.normals import STATE_STREAM, TILE, add_tiles
 from langevin.engine.kernels.outputs.forward import (
-    hidden,
     neurons_per_product,
-    outputs,
     squared_rows,
 )
-from langevin.engine.kernels.outputs.residuals import clip_factors, residuals
 from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
-from langevin.engine.kernels.types import CALLED, RELU, UNCLIPPED
+from langevin.engine.kernels.types import CALLED, RELU
 
 # columns and rows of a product with the inputs
 COLUMNS_A_PRODUCT, ROWS_A_PRODUCT = 32, 128
@@ -52,7 +47,7 @@ def _sloped_rows(first, count, width, G, D, squared):
 
 
 @njit(**INNER)
-def _pull_back(theta, count, data, scratch):
+def pull_back(theta, count, data, scratch):
     """``D = (R V^T) phi'`` of a block, and its squared norms, a few rows at a time."""
     K, ld, size, b = data.outputs, scratch.A.shape[1], theta.itemsize, scratch.R.shape[1]
     D, squared = scratch.D, scratch.samples[PULLBACK]
@@ -96,7 +91,7 @@ def add_head_gradient(A, count, gradient, data, scratch, more):
 
 
 @njit(**INNER)
-def _scale_inputs(first, count, gathered, data, scratch):
+def scale_inputs(first, count, gathered, data, scratch):
     """Multiply the inputs of a block by their clip factors; what is not gathered stays as it is."""
     X, factor = scratch.X, scratch.samples[FACTOR]
     for i in range(count):
@@ -106,25 +101,6 @@ def _scale_inputs(first, count, gathered, data, scratch):
         else:
             for c in range(X.shape[1]):
                 X[i, c] = factor[i] * data.X[first + i, c]
-
-
-@njit(**INNER)
-def gradient_block(theta, first, count, gathered, data, rule, scratch):
-    """Head's gradient and ``D`` of a block; returns its inputs' address and whether all is finite."""
-    clipped = rule.clipping != UNCLIPPED
-    X = hidden(theta, first, count, gathered, data, scratch)
-    A = address(scratch.A)
-    outputs(theta, A, count, data, scratch)
-    check = residuals(first, count, data, rule, scratch)
-    _pull_back(theta, count, data, scratch)
-    for i in range(count if clipped else 0):
-        check += scratch.samples[PULLBACK, i]
-    clip_factors(first, count, data, rule, scratch)
-    if clipped:
-        _scale_inputs(first, count, gathered, data, scratch)
-        X = address(scratch.X)
-    add_head_gradient(A, count, scratch.heads[0], data, scratch, first > 0)
-    return X, math.isfinite(check)
 
 
 @njit(**INNER)

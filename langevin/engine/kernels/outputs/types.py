@@ -89,7 +89,7 @@ class OutputsScratch(NamedTuple):
 
     A: np.ndarray  # (b, ld): features
     D: np.ndarray  # (b, ld): phi', then (R V^T) phi'
-    G: np.ndarray  # (narrow, ld): R V^T, if the activation is called; otherwise (0, ld)
+    G: np.ndarray  # (pulled, ld): R V^T, if the activation is called; otherwise (0, ld)
     X: np.ndarray  # (b, k padded): rows of the batch, then times their clip factors
     # (K, b), or (K - 1, b) in gauge coordinates
     F: np.ndarray
@@ -99,13 +99,11 @@ class OutputsScratch(NamedTuple):
     row: np.ndarray  # (K,): outputs of a sample
     samples: np.ndarray  # (6, b)
     neurons: np.ndarray  # (3, ld)
-    heads: (
-        np.ndarray
-    )  # (paths, K, ld): gradients of the heads of paths that take their steps together, or of one
+    heads: np.ndarray  # (paths, K, ld): gradients of the heads of paths that step together, or of one
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
     features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
     feature_norms: np.ndarray  # (n,): their squared norms
-    batch: np.ndarray  # (n and some,), int64: rows of the batch, in increasing order
+    batch: np.ndarray  # (n + 1,), int64: rows of the batch, in increasing order
     marks: np.ndarray  # (n,), uint8: 0
     words: np.ndarray  # (4, LANES), uint32
     ints: np.ndarray  # (8,), int32
