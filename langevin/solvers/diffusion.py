@@ -99,9 +99,8 @@ def euler_maruyama(
         What is simulated instead of the full chain, with the same law, see `langevin.engine.reductions`:
         ``"span"``, ``"kernel"``, ``"gram"`` or ``"collapsed"``; ``"none"`` for the full chain itself;
         ``"auto"`` for the cheapest one that serves the observables. Observables of neurons are recorded by
-        default only where neurons are simulated. K outputs and batches have ``"span"`` and, in linear
-        probing, ``"kernel"``. The run's record says what was chosen; equal seeds give equal paths under
-        equal reductions.
+        default only where neurons are simulated. K outputs and batches have all but ``"collapsed"``. The
+        run's record says what was chosen; equal seeds give equal paths under equal reductions.
     threads : int, optional
         By default as many as there are processors.
     device : str

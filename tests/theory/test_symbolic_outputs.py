@@ -1,6 +1,5 @@
 """The identities behind the bounds of K outputs and of the chain, in symbols; each with a wrong constant."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -205,9 +204,3 @@ def test_two_outputs_of_softmax_are_one_of_the_logistic_loss(head, right):
     assert (sp.simplify((r.T * r)[0] - head**2 * slope**2) == 0) == right
     # drift of (V_0 - V_1) / head: of one output slope times the scaled features
     assert (sp.simplify((-r[0] + r[1]) / head - head * slope) == 0) == right
-
-
-def test_defects_are_those_of_the_proof():
-    assert DEFECTS["softmax"] == pytest.approx(0.014229, abs=1e-6)
-    # ||g||^-3 sum g^3 (1 - g) <= 1
-    assert DEFECTS["ovr"] == math.ldexp(1, -2)

@@ -32,6 +32,23 @@ def _fold_overload(theta, draw, path, k0, k1, data, rule, scratch):
 
 
 @njit(**INNER_FAST)
+def bartlett(triangle, degrees, noise, draw, path, k0, k1, normals, words):
+    """Write the triangular factor of a Wishart matrix, by columns, times ``noise``; zeros below it."""
+    triangle[:] = 0
+    if noise > 0:
+        normals[:] = 0
+        add_normals(normals, normals.size, noise, draw, path, WISHART_STREAM, k0, k1, words)
+        at = 0
+        for c in range(triangle.shape[0]):
+            for i in range(min(c, degrees)):
+                triangle[c, i] = normals[at + i]
+            at += c
+            if c < degrees:
+                squared = chi_square(degrees - c, c, draw, path, WISHART_STREAM, k0, k1)
+                triangle[c, c] = noise * math.sqrt(squared)
+
+
+@njit(**INNER_FAST)
 def _fold_neurons(theta, draw, path, k0, k1, data, rule, scratch):
     """Give the last ``q + 1`` neurons of a linear net the noise of ``folded`` others, in law.
 
@@ -46,24 +63,8 @@ def _fold_neurons(theta, draw, path, k0, k1, data, rule, scratch):
         rest = chi_square(rule.folded, np.int64(0), draw, path, WISHART_STREAM, k0, k1)
         theta[first + q] = math.sqrt(tail * tail + np.float64(rule.noise) ** 2 * rest)
         return
-    W, triangle, stack, normals = (
-        first_layer(theta, data, scratch),
-        scratch.triangle,
-        scratch.stack,
-        scratch.bartlett,
-    )
-    triangle[:] = 0
-    if rule.noise > 0:
-        normals[:] = 0
-        add_normals(normals, normals.size, rule.noise, draw, path, WISHART_STREAM, k0, k1, scratch.words)
-        at = 0
-        for c in range(q):
-            for i in range(min(c, rule.folded)):
-                triangle[c, i] = normals[at + i]
-            at += c
-            if c < rule.folded:
-                squared = chi_square(rule.folded - c, c, draw, path, WISHART_STREAM, k0, k1)
-                triangle[c, c] = rule.noise * math.sqrt(squared)
+    W, triangle, stack = first_layer(theta, data, scratch), scratch.triangle, scratch.stack
+    bartlett(triangle, rule.folded, rule.noise, draw, path, k0, k1, scratch.bartlett, scratch.words)
     for i in range(q + 1):
         stack[q - 1, i] = theta[first + i]
         for c in range(q - 1):

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import math
-
 from numba import types
 from numba.extending import overload
 
 from langevin.engine.kernels.blas import householder, tpqrt
+from langevin.engine.kernels.gram import bartlett
 from langevin.engine.kernels.jit import INNER_FAST, njit
-from langevin.engine.kernels.normals import WISHART_STREAM, add_normals, chi_square
 from langevin.engine.kernels.types import HOUSEHOLDER, LP
 
 
@@ -27,22 +25,6 @@ def _fold_overload(theta, draw, path, k0, k1, data, rule, scratch):
     return lambda theta, draw, path, k0, k1, data, rule, scratch: _fold_neurons(
         theta, draw, path, k0, k1, data, rule, scratch
     )
-
-
-@njit(**INNER_FAST)
-def bartlett(triangle, degrees, noise, draw, path, k0, k1, normals, words):
-    """Write the triangular factor of a Wishart matrix, by columns, times ``noise``; zeros below it."""
-    triangle[:] = 0
-    normals[:] = 0
-    add_normals(normals, normals.size, noise, draw, path, WISHART_STREAM, k0, k1, words)
-    at = 0
-    for c in range(triangle.shape[0]):
-        for i in range(min(c, degrees)):
-            triangle[c, i] = normals[at + i]
-        at += c
-        if c < degrees:
-            squared = chi_square(degrees - c, c, draw, path, WISHART_STREAM, k0, k1)
-            triangle[c, c] = noise * math.sqrt(squared)
 
 
 @njit(**INNER_FAST)
