@@ -96,7 +96,7 @@ def test_batches_of_peers_have_their_rate(name):
     peer = contestant(name, case, paths=paths)
     members = np.zeros((paths, samples), bool)
     if name == "JAX":
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         with peer.precision():
             rows, weights = (np.asarray(part) for part in peer.batches(jax.random.key(0)))
