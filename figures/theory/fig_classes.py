@@ -1,0 +1,114 @@
+"""Ten classes: a zero head distorts nothing without noise, a Gaussian head does.
+
+Data and features that meet Assumptions 3.1' and 3.2', softmax loss, clipped (means of 10 data sets and heads,
+bands of one standard error). Left: at zeroth order, full fine-tuning with a Gaussian head distorts neurons
+(3.3', new). A zero head distorts none: the answer of the theory for K classes (new) to open question 2 of the
+paper. Middle: with noise a zero head distorts neurons too, about half as many as a Gaussian head. Probing
+first distorts fewest, because it also lengthens the heads that the noise has to turn. Right: the loss at
+zeroth order of the first data set, between its bounds: 4b'(a) for the zero head, where they nearly meet, and
+4b'(b) for the Gaussian head (new).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures import output
+from langevin.support import streams
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+CLASSES, SAMPLES, DIM, WIDTH = 10, 50, 16, 100
+TIME, PROBING, SIGMA, CLIP, DT = 2.0, 0.5, 0.1, 1.0, 2e-3
+# label, colour, line style
+RUNS = {
+    "gaussian": ("Gaussian head", "C0", "-"),
+    "probed": ("Gaussian head, probed first", "C2", "-."),
+    "zero": ("zero head", "C1", "--"),
+}
+SETTINGS: output.Settings = {"data sets": (2, 10), "paths of each": (4, 16)}
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Simulate flow and diffusion from each head, and bound the loss of the flow."""
+    import xarray as xr
+
+    import bounds
+    from langevin import (
+        Schedule,
+        Weights,
+        collapsed_features,
+        euler_maruyama,
+        orthogonally_separable,
+        zero_head,
+        zeroth_order,
+    )
+
+    seeds, paths = output.chosen(SETTINGS, quick).values()
+    times = np.linspace(0, TIME, 51)
+    common: dict[str, Any] = dict(dt=DT, times=times)
+    parts, bands = [], []
+    for seed in range(seeds):
+        problem = orthogonally_separable(SAMPLES, DIM, classes=CLASSES, loss="softmax", rng=seed)
+        drawn = collapsed_features(problem, WIDTH, rng=seed)
+        zero = Weights(drawn.W, zero_head(WIDTH, outputs=CLASSES))
+        for name in RUNS:
+            weights = zero if name == "zero" else drawn
+            probing = PROBING if name == "probed" else 0.0
+            schedule = Schedule.lp_fft(lp_time=probing, fft_time=TIME - probing, sigma=SIGMA, clip=CLIP)
+            flow = zeroth_order(problem, weights, schedule, **common)
+            run = euler_maruyama(problem, weights, schedule, paths=paths, rng=seed, **common).mean("path")
+            both = {"flow_distorted": flow.distorted, "flow_loss": flow.loss, "distorted": run.distorted}
+            part = xr.Dataset({key: values.drop_attrs() for key, values in both.items()})
+            parts.append(part.expand_dims(run=[name], seed=[seed]))
+            if seed == 0:
+                band = bounds.sandwich(problem, weights, schedule, times)
+                sides = np.where(band.valid, [band.lower, band.upper], np.nan)
+                bands.append(xr.DataArray(sides, dims=("side", "time")))
+    runs: Any = xr.combine_by_coords(parts).sel(run=list(RUNS))
+    data = xr.Dataset(coords={"run": list(RUNS), "time": times, "side": ["lower", "upper"]})
+    data["sandwich"] = xr.concat(bands, "run").assign_attrs(
+        long_name="bounds of the zeroth-order loss, first data set", units="loss"
+    )
+    data["flow_loss"] = runs.flow_loss.isel(seed=0, drop=True).assign_attrs(
+        long_name="training loss of the zeroth-order flow, first data set", units="loss"
+    )
+    for name, solver in (("flow_distorted", "zeroth-order flow"), ("distorted", "diffusion")):
+        words = f"share of distorted neurons, {solver}, mean over {seeds} data sets and heads"
+        data[name] = runs[name].mean("seed").assign_attrs(long_name=words, units="1")
+        error = runs[name].std("seed", ddof=1) / seeds**0.5
+        data[f"{name}_error"] = error.assign_attrs(long_name=f"standard error of: {words}", units="1")
+    data.time.attrs = {"long_name": "diffusion time", "units": "time"}
+    return data
+
+
+def draw(axes: Any, data: xr.Dataset) -> None:
+    """Plot distortion at zeroth order and with noise, and the loss between its bounds."""
+    left, middle, right = axes.flat
+    time = data.time.values
+    for name, (label, colour, style) in RUNS.items():
+        at = data.sel(run=name)
+        for ax, values in ((left, "flow_distorted"), (middle, "distorted")):
+            mean, error = at[values], at[f"{values}_error"]
+            ax.fill_between(time, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            ax.plot(time, mean, color=colour, linestyle=style, label=label)
+        right.fill_between(time, *at.sandwich, color=colour, alpha=0.25, linewidth=0)
+        right.plot(time, at.flow_loss, color=colour, linestyle=style, label=label)
+    for ax, title in ((left, "zeroth order"), (middle, rf"diffusion, $\sigma$ = {SIGMA:g}")):
+        ax.set(ylim=(-0.02, 0.75), ylabel="share of distorted neurons", title=title)
+    right.set(yscale="log", ylabel="training loss", title="zeroth order, between its bounds")
+    for ax in axes.flat:
+        ax.set(xlim=(0, TIME), xlabel="diffusion time")
+    middle.legend(loc="upper right")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the figure."""
+    return output.run(__file__, compute, draw, size=(7.2, 2.6), panels=(1, 3), settings=SETTINGS, argv=argv)
+
+
+if __name__ == "__main__":
+    streams.run(main)
