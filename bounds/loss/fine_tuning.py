@@ -94,11 +94,11 @@ def localised_loss(
     reason = _single(problem, schedule)
     if reason:
         return nowhere(t, reason, source)
-    X, W, _ = span(problem, weights)
+    inside = span(problem, weights)
+    X, W, s = inside.X, inside.W, inside.singular
     V = weights.v.reshape(len(weights.v), -1)
-    U, s, _ = np.linalg.svd(X, full_matrices=False)
     least = float(np.linalg.eigvalsh(W.T @ W)[0]) + max(float(np.linalg.eigvalsh(V.T @ V)[0]), 0.0)
-    total = problem.outputs_dim * float(((X @ W.T) ** 2).sum()) + float((X**2).sum() * (V**2).sum())
+    total = problem.outputs_dim * float(((W * s) ** 2).sum()) + float((s**2).sum() * (V**2).sum())
     kappa = least / 2 if kappa is None else validate.positive("kappa", kappa)
     trace = 2 * total if trace is None else validate.positive("trace", trace)
     phase = schedule.phases[0]
@@ -107,7 +107,7 @@ def localised_loss(
     if phase.clip is not None and (problem.gradient_norms(weights, "fft") > phase.clip).any():
         return nowhere(t, "a sample is clipped from the start", source)
     r = X @ (W.T @ V) - problem.targets
-    start = 0.5 * float(((U.T @ r) ** 2).sum())
+    start = 0.5 * float(((inside.left.T @ r) ** 2).sum())
     rate = float(s[-1]) ** 2 * kappa
     lost = -np.expm1(-2 * rate * t)
     upper = np.exp(-2 * rate * t) * start + phase.sigma**2 * trace * lost / (2 * rate)
@@ -240,9 +240,9 @@ class _Setting:
         phase = schedule.phases[0]
         self.sigma = phase.sigma
         self.clip = phase.clip
-        X, W, _ = span(problem, weights)
+        spanned = span(problem, weights)
+        X, W, s, U = spanned.X, spanned.W, spanned.singular, spanned.left
         V, Y = weights.v.reshape(len(weights.v), -1), problem.targets
-        U, s, _ = np.linalg.svd(X, full_matrices=False)
         self.h, self.k, self.K = weights.width, W.shape[1], V.shape[1]
         self.W2, self.v2 = float((W**2).sum()), float((V**2).sum())
         self.y2 = float((Y**2).sum())

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from bounds.band import Band, nowhere
-from bounds.distance.flow import RANK_TOLERANCE, span
+from bounds.distance.flow import RANK_TOLERANCE, Span, span
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.phases import probing_first, until
@@ -53,8 +53,14 @@ class Probe(NamedTuple):
 def probe(problem: Problem, weights: Weights) -> Probe:
     """Decompose the frozen features of linear probing."""
     A = problem.features(weights.W)
-    U, s, Vt = np.linalg.svd(A, full_matrices=False)
-    rank = int((s > RANK_TOLERANCE * max(A.shape) * max(s[0], 1e-300)).sum())
+    if problem.activation == "linear":
+        # A = X W^T: the rank is that of the inputs at most
+        inside = span(problem, weights)
+        U, s, Vt = np.linalg.svd(inside.singular[:, None] * inside.W.T, full_matrices=False)
+        U = inside.left @ U
+    else:
+        U, s, Vt = np.linalg.svd(A, full_matrices=False)
+    rank = int((s > RANK_TOLERANCE * max(A.shape) * max(s.max(initial=0.0), 1e-300)).sum())
     r = A @ weights.v - problem.y
     coordinates = U[:, :rank].T @ r
     rest = r - U[:, :rank] @ coordinates
@@ -241,7 +247,6 @@ def conserved_rates(
     valid = until(schedule, t, good)
     usable = good.index(False) if False in good else len(good)
     lead = sum(probing_first(schedule))
-    X, W, _ = span(problem, weights)
     V = weights.v.reshape(len(weights.v), -1)
     starts = schedule.starts
     probed = float(starts[lead]) if lead < len(good) else schedule.duration
@@ -254,7 +259,7 @@ def conserved_rates(
     if late.any() and lead < usable:
         # head at the end of linear probing
         shift = (np.expm1(-found.eigenvalues * probed) / np.sqrt(found.eigenvalues))[:, None] * coordinates
-        low, high, floor = _full(problem, X, W, V + found.right.T @ shift, t[late] - probed)
+        low, high, floor = _full(problem, span(problem, weights), V + found.right.T @ shift, t[late] - probed)
         lower[late], upper[late] = floor + low, floor + high
     return Band(t, lower, upper, valid, uncovered, source)
 
@@ -299,17 +304,17 @@ def _floors(W: FloatArray, V: FloatArray, target: FloatArray) -> _Floors:
 
 
 def _full(
-    problem: Problem, X: FloatArray, W: FloatArray, V: FloatArray, t: FloatArray
+    problem: Problem, inside: Span, V: FloatArray, t: FloatArray
 ) -> tuple[FloatArray, FloatArray, float]:
     """Bound ``u^2 / 2`` at ``t`` from both sides, and return ``L_perp``."""
-    U, s, _ = np.linalg.svd(X, full_matrices=False)
+    X, W, U, s = inside.X, inside.W, inside.left, inside.singular
     r = X @ (W.T @ V) - problem.targets
-    inside = U.T @ r
-    floor = 0.5 * max(float((r**2).sum() - (inside**2).sum()), 0.0)
+    r_in = U.T @ r
+    floor = 0.5 * max(float((r**2).sum() - (r_in**2).sum()), 0.0)
     if X.shape[1] == 0:
         # inputs of zeros: nothing can be learnt
         return 0 * t, 0 * t, floor
-    start = float(np.linalg.norm(inside))
+    start = float(np.linalg.norm(r_in))
     given = _floors(W, V, U.T @ problem.targets / s[:, None])
     least, most = float(s[-1]), float(s[0])
 
