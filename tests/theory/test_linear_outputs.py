@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import bounds
-from bounds.loss import fine_tuning, rates
 from bounds.loss.fine_tuning import floor_lost
-from langevin import euler_maruyama, zeroth_order
+from langevin import euler_maruyama
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
@@ -125,7 +124,7 @@ def quiet():
     problem = Problem(np.eye(2), 2e-4 * np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]]), "linear", "square")
     weights = Weights(2 * np.eye(3)[:, :2], np.zeros((3, 3)))
     schedule, times = Schedule.fft(time=0.3, sigma=1e-4), np.array([0.1, 0.3])
-    return problem, weights, schedule, times, simulated(problem, weights, schedule, times, 0, 10_000)
+    return problem, weights, schedule, times, simulated(problem, weights, schedule, times, 0, 4000)
 
 
 @pytest.mark.parametrize("which", ["localised", "unconditional"])
@@ -164,7 +163,7 @@ def floor_case(seed):
         y = np.where(rng.random(n) < 0.5, -1.0, 1.0) if K == 1 else np.arange(n) % K
     W = np.linalg.qr(rng.standard_normal((h, d)))[0] * np.exp(rng.uniform(-0.2, 0.5, d))
     V = rng.standard_normal((h, K)) * np.exp(rng.uniform(-5, -2)) / np.sqrt(h * K)
-    top = np.linalg.eigvalsh(W @ W.T - V @ V.T)[::-1][:d]
+    top = np.asarray(np.linalg.eigvalsh(W @ W.T - V @ V.T)[::-1][:d], dtype=np.float64)
     assert top[-1] > 0
     kappa = float(rng.uniform(0.75, 0.95)) * top[-1]
     time = float(np.exp(rng.uniform(-2, 0)))
@@ -191,18 +190,101 @@ def lost(W, V, kappa, reach):
     return (held & (least <= kappa)).any(0)
 
 
+def stopped(W, V, kappa, reach, dt):
+    """Time at which ``e_k`` falls to ``kappa`` or the head leaves ``reach``, and the head's size then."""
+    size, k = (V**2).sum((-1, -2)), W.shape[-1]
+    last = np.linalg.eigvalsh(W @ W.swapaxes(-1, -2) - V @ V.swapaxes(-1, -2))[..., -k]
+    over = (last <= kappa) | (size > reach)
+    over[-1] = True
+    step = over.argmax(0)
+    return dt * step, np.take_along_axis(size, step[None], 0)[0]
+
+
 def check_floor(cases, count=400):
     ratios, reached = {}, 0
     for seed in range(cases):
         problem, weights, schedule, top, kappa = floor_case(seed)
-        sigma, K = schedule.phases[0].sigma, problem.outputs_dim
+        sigma, K, h = schedule.phases[0].sigma, problem.outputs_dim, weights.width
         reach = float((weights.v**2).sum()) + 0.1 * kappa
         arrays = (np.array([x]) for x in (kappa, reach, schedule.duration))
-        stated = floor_lost(top, *arrays, sigma=sigma, width=weights.width, outputs=K)[0]
+        stated = floor_lost(top, *arrays, sigma=sigma, width=h, outputs=K)[0]
         W, V = paths(problem, weights, schedule, seed, count)
         rate = lost(W, V, kappa, reach).mean()
         assert rate <= stated + 4 * np.sqrt(rate * (1 - rate) / count), seed
+        # how soon the head leaves
+        time, size = stopped(W, V, kappa, reach, schedule.duration / STEPS)
+        growth = size - 2 * sigma**2 * K * (h - problem.dim) * time
+        assert growth.mean() >= -4 * growth.std(ddof=1) / np.sqrt(count), seed
         reached += rate > 0
         if rate > 0:
             ratios.setdefault(K, []).append(min(stated, 1.0) / rate)
     return ratios, reached
+
+
+def test_the_floor():
+    assert check_floor(20, 200)[1] >= 4
+
+
+@pytest.mark.slow
+def test_the_floor_many(tightness):
+    for K, ratios in check_floor(400)[0].items():
+        tightness(f"5c'(ii): floor of the kernel, bound over hits where there are any, K = {K}", ratios)
+
+
+def floor(top, kappa, reach, t, *, sigma, width, outputs):
+    arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, dtype=float)) for x in (kappa, reach, t)))
+    return floor_lost(np.atleast_1d(np.asarray(top)), *arrays, sigma=sigma, width=width, outputs=outputs)
+
+
+def test_where_the_floor_does_not_grow_with_time():
+    """Neurons in excess of the dimension hold it up until the head has left; without them it is lost."""
+    sigma, kappa, reach, time = 0.05, 0.75, 0.075, 8.0
+    problem = Problem([[1e-3]], [[0.0, 0.0]], "linear", "square")
+    schedule = Schedule.fft(time=time, sigma=sigma)
+    found = {}
+    for width in (20, 1):
+        stated = floor(1.0, kappa, reach, [time, 100 * time], sigma=sigma, width=width, outputs=2)
+        weights = Weights(np.eye(width)[:, :1], np.zeros((width, 2)))
+        W, V = paths(problem, weights, schedule, 0, 500, 200)
+        rate = lost(W, V, kappa, reach).mean()
+        error = 4 * np.sqrt(rate * (1 - rate) / 500)
+        assert rate <= stated[0] + error
+        found[width] = stated, rate, error, stopped(W, V, kappa, reach, 0.04)[0].max()
+    (wide, _, _, last), (narrow, rate, error, _) = found[20], found[1]
+    assert wide[0] == wide[1] < 0.2
+    # long before, all heads have left: nothing is said of what comes later
+    assert last < time / 2
+    # one neuron loses more than that
+    assert narrow[0] < narrow[1]
+    assert rate > wide[0] + error
+
+
+def test_noise_raises_the_eigenvalues_by_the_neurons_in_excess():
+    """At a head of zeros their mean grows at ``2 sigma^2 (h - K)``; the old constant is ``k - K``."""
+    h, k, K, dt, count = 12, 2, 3, 1e-4, 40_000
+    rng = np.random.default_rng(0)
+    W = np.diag([2.0, 3.0])
+    steps = [np.sqrt(2 * dt) * rng.standard_normal((count, h, m)) for m in (k, K)]
+    moved = np.eye(h)[:, :k] @ W + steps[0]
+    E = moved @ moved.swapaxes(-1, -2) - steps[1] @ steps[1].swapaxes(-1, -2)
+    # less the part that is linear in the noise: it has mean 0
+    linear = 2 * (np.diag(W) * np.stack([steps[0][:, j, j] for j in range(k)], -1)).sum(-1)
+    mean, error = reference.mean_and_error((np.linalg.eigvalsh(E)[:, -k:].sum(1) - linear - 13.0)[None])
+    # the next order in the step
+    slack = 4 * error[0] + 20 * dt * 2 * dt * k * h
+    assert abs(mean[0] - 2 * dt * k * (h - K)) <= slack
+    for wrong in (k - K, h, h - k):
+        assert abs(mean[0] - 2 * dt * k * wrong) > slack
+
+
+def test_the_head_leaves_at_the_rate_of_the_neurons_in_excess():
+    """A strong pull on the neurons that see the data; the others diffuse."""
+    sigma, K, h, reach, dt = 0.1, 2, 3, 0.5, 0.02
+    problem = Problem([[5.0]], [[0.0, 0.0]], "linear", "square")
+    weights = Weights([[1.0], [0.0], [0.0]], np.zeros((h, K)))
+    W, V = paths(problem, weights, Schedule.fft(time=40.0, sigma=sigma), 0, 400, 2000)
+    time, size = stopped(W, V, 1e-9, reach, dt)
+    assert (time < 40).all()
+    for neurons, holds in ((h - 1, True), (h, False)):
+        excess = size - 2 * sigma**2 * K * neurons * time
+        assert (excess.mean() >= -4 * excess.std(ddof=1) / np.sqrt(400)) == holds
