@@ -83,6 +83,19 @@ def test_nothing_is_said_of_neurons():
     assert not bounds.distortion(problem, weights, clip=1.0).valid
 
 
+@pytest.mark.parametrize("name", ["conserved_rates", "fft_expected_loss", "localised_loss"])
+def test_the_loss_with_k_outputs_depends_on_the_gram_matrix_alone(name):
+    rng = np.random.default_rng(0)
+    problem = Problem(PROBLEM.X, rng.standard_normal((12, 3)), "linear", "square")
+    weights = Weights(WEIGHTS.W, 0.01 * rng.standard_normal((40, 3)))
+    schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.3) if name == "conserved_rates" else FFT
+    gram = GramWeights.from_rows(weights.W, weights.v)
+    ours, theirs = (getattr(bounds, name)(problem, w, schedule, TIMES) for w in (gram, weights))
+    assert ours.valid.all()
+    np.testing.assert_allclose(ours.upper, theirs.upper, rtol=1e-6)
+    np.testing.assert_allclose(ours.lower, theirs.lower, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dt", [None, 0.02])
 def test_the_distance_with_k_outputs_depends_on_the_gram_matrix_alone(kind, dt):

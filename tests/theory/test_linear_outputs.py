@@ -245,9 +245,9 @@ def test_where_the_floor_does_not_grow_with_time():
     for width in (20, 1):
         stated = floor(1.0, kappa, reach, [time, 100 * time], sigma=sigma, width=width, outputs=2)
         weights = Weights(np.eye(width)[:, :1], np.zeros((width, 2)))
-        W, V = paths(problem, weights, schedule, 0, 500, 200)
+        W, V = paths(problem, weights, schedule, 0, 300, 200)
         rate = lost(W, V, kappa, reach).mean()
-        error = 4 * np.sqrt(rate * (1 - rate) / 500)
+        error = 4 * np.sqrt(rate * (1 - rate) / 300)
         assert rate <= stated[0] + error
         found[width] = stated, rate, error, stopped(W, V, kappa, reach, 0.04)[0].max()
     (wide, _, _, last), (narrow, rate, error, _) = found[20], found[1]
