@@ -319,8 +319,8 @@ def _full(
     least, most = float(s[-1]), float(s[0])
 
     def rate(_: float, logs: FloatArray) -> FloatArray:
-        # ||B - B*|| is at most this
-        apart = start * np.exp(logs[0]) / least
+        # ||B - B*|| is at most this; u does not increase, but a trial step may say so
+        apart = start * np.exp(min(logs[0], 0.0)) / least
         kappa_W = max(given.first, _smallest(given.plus, given.first_target - apart))
         kappa_V = max(given.head, _smallest(given.minus, given.head_target - apart))
         v_most = 0.5 * (given.plus + np.hypot(given.plus, 2 * (given.largest + apart)))

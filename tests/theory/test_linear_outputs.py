@@ -227,7 +227,7 @@ def test_the_floor():
 
 @pytest.mark.slow
 def test_the_floor_many(tightness):
-    for K, ratios in check_floor(400)[0].items():
+    for K, ratios in check_floor(240)[0].items():
         tightness(f"5c'(ii): floor of the kernel, bound over hits where there are any, K = {K}", ratios)
 
 
