@@ -1,4 +1,4 @@
-"""Time bounds over 1000 times at width 512 and 100 samples, and the forecast of probing on large features."""
+"""Time bounds over 1000 times at width 512 and 100 samples, and bounds of 10 outputs on large features."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import bounds
 from benchmarks.harness import environment
 from langevin import (
+    Problem,
     Schedule,
     collapsed_features,
     gaussian_features,
@@ -46,6 +47,27 @@ def cases() -> dict[str, Callable[[], object]]:
     return found
 
 
+def outputs(dim: int) -> dict[str, Callable[[], object]]:
+    """Return a call for each bound on linear nets, for 6000 samples, 1280 neurons and 10 outputs."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((6000, dim)) / np.sqrt(dim)
+    problem = Problem(X, np.eye(10)[np.arange(6000) % 10], "linear", "square")
+    W = rng.standard_normal((1280, dim)) / np.sqrt(dim)
+    given = problem, Weights(W, 0.01 * rng.standard_normal((1280, 10)))
+    short = {"time": 1e-3, "sigma": 1e-3}
+    return {
+        f"conserved_rates, k = {dim}": lambda: bounds.conserved_rates(
+            *given, Schedule.lp_fft(lp_time=5e-4, fft_time=5e-4), 1e-3 * TIMES
+        ),
+        f"localised_loss, k = {dim}": lambda: bounds.localised_loss(
+            *given, Schedule.fft(**short), 1e-3 * TIMES
+        ),
+        f"fft_expected_loss, k = {dim}": lambda: bounds.fft_expected_loss(
+            *given, Schedule.fft(**short), 1e-3 * TIMES
+        ),
+    }
+
+
 def forecast() -> Callable[[], object]:
     """Return a call of the forecast for 6000 samples, 1280 ReLU features and 10 classes."""
     rng = np.random.default_rng(0)
@@ -75,6 +97,9 @@ def main() -> None:
         report(name, call)
     print(f"n = 6000, h = 1280, K = 10 (target: {FORECAST_AIM:.0f} s)", flush=True)
     report("probing_forecast", forecast())
+    for dim in (64, 784):
+        for name, call in outputs(dim).items():
+            report(name, call)
 
 
 if __name__ == "__main__":

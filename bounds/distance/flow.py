@@ -71,6 +71,16 @@ class Span(NamedTuple):
     W: FloatArray
     rest: float
 
+    @property
+    def singular(self) -> FloatArray:
+        """Singular values of ``X``, falling, shape (k,): its columns are orthogonal."""
+        return np.linalg.norm(self.X, axis=0)
+
+    @property
+    def left(self) -> FloatArray:
+        """Left singular vectors of ``X``, shape (n, k)."""
+        return self.X / self.singular
+
 
 def span(problem: Problem, weights: Weights) -> Span:
     """Rotate to the span of the inputs, ``k = rank X``."""

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from bounds.band import Band, nowhere
-from bounds.distance.flow import RANK_TOLERANCE, span
+from bounds.distance.flow import RANK_TOLERANCE, Span, span
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.numeric import patient
 from bounds.support.phases import probing_first, until
@@ -22,8 +22,9 @@ from langevin.support.validate import FloatArray
 
 RATES = "re-derived, clipped form new (4a); replaces Theorem 4.2 of [1]"
 CONSERVED = "new (4c); replaces Theorem 4.3 and Section 5.2 of [1]"
+CONSERVED_OUTPUTS = "new (4c')"
 COVERS = Covers(("square",), ANY, lp=("none", "flat"), fft=())
-COVERS_CONSERVED = Covers(("square",), ("linear",), lp=("none",), fft=("none",), late_lp=())
+COVERS_CONSERVED = Covers(("square",), ("linear",), lp=("none",), fft=("none",), late_lp=(), outputs=True)
 PAD = 1e-9
 """Relative padding of integrated bounds, above the integration's error."""
 
@@ -52,8 +53,14 @@ class Probe(NamedTuple):
 def probe(problem: Problem, weights: Weights) -> Probe:
     """Decompose the frozen features of linear probing."""
     A = problem.features(weights.W)
-    U, s, Vt = np.linalg.svd(A, full_matrices=False)
-    rank = int((s > RANK_TOLERANCE * max(A.shape) * max(s[0], 1e-300)).sum())
+    if problem.activation == "linear":
+        # A = X W^T: the rank is that of the inputs at most
+        inside = span(problem, weights)
+        U, s, Vt = np.linalg.svd(inside.singular[:, None] * inside.W.T, full_matrices=False)
+        U = inside.left @ U
+    else:
+        U, s, Vt = np.linalg.svd(A, full_matrices=False)
+    rank = int((s > RANK_TOLERANCE * max(A.shape) * max(s.max(initial=0.0), 1e-300)).sum())
     r = A @ weights.v - problem.y
     coordinates = U[:, :rank].T @ r
     rest = r - U[:, :rank] @ coordinates
@@ -165,17 +172,17 @@ def _relax(H: float, rate: float, kappa: float, t: FloatArray) -> FloatArray:
 
 
 def imbalance(W: FloatArray, v: FloatArray) -> FloatArray:
-    """Eigenvalues of ``-D = W W^T - v v^T``, falling, all ``h`` of them; ``O(h k^2)``.
+    """Eigenvalues of ``-D = W W^T - V V^T``, falling, all ``h`` of them; ``O(h (k + K)^2)``.
 
     Parameters
     ----------
     W : ndarray, shape (h, k)
         First layer in span coordinates.
-    v : ndarray, shape (h,)
+    v : ndarray, shape (h,) or (h, K)
     """
     R: FloatArray = np.asarray(np.linalg.qr(np.column_stack([W, v]), mode="r"), dtype=np.float64)
-    signs = np.ones(W.shape[1] + 1)
-    signs[-1] = -1.0
+    signs = np.ones(R.shape[1])
+    signs[W.shape[1] :] = -1.0
     found = np.asarray(np.linalg.eigvalsh((R * signs) @ R.T), dtype=np.float64)
     return np.sort(np.concatenate([found, np.zeros(len(v) - len(found))]))[::-1]
 
@@ -197,6 +204,13 @@ def conserved_rates(
         (||beta*|| + u/sigma_min)^2)) / 2``, ``w_max = v_max + d_-``, ``beta*`` the least-squares solution and
         ``d_-``, ``d_+`` the largest eigenvalues of ``-D`` and ``D`` (at least 0). The lower bound lets
         ``v_max`` shrink with the upper bound on ``u``.
+
+    K outputs
+        New (4c'). ``D = V V^T - W W^T``, ``u`` the Frobenius norm, ``B* (k, K)`` the least-squares solution
+        with singular values ``s_j`` (0 for ``j > min(k, K)``): ``||beta*||`` is ``s_K`` in ``kappa_V``, which
+        is also at least ``lambda_K(D)``, and ``s_1`` in ``v_max``; and ``kappa_W`` is at least ``(-d_+ +
+        sqrt(d_+^2 + 4 max(s_k - u/sigma_min, 0)^2)) / 2`` if ``k <= h``. With more outputs than dimensions
+        ``s_K = 0``.
 
     Any data and targets; leading linear-probing phases are followed exactly.
 
@@ -225,54 +239,92 @@ def conserved_rates(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
+    source = CONSERVED if problem.outputs_dim == 1 else CONSERVED_OUTPUTS
     good, uncovered = COVERS_CONSERVED.phases(schedule), COVERS_CONSERVED.refuses_phases(schedule)
     reason = COVERS_CONSERVED.refuses(problem) or ("" if good[0] else uncovered)
     if reason:
-        return nowhere(t, reason, CONSERVED)
+        return nowhere(t, reason, source)
     valid = until(schedule, t, good)
     usable = good.index(False) if False in good else len(good)
     lead = sum(probing_first(schedule))
-    X, W, _ = span(problem, weights)
+    V = weights.v.reshape(len(weights.v), -1)
     starts = schedule.starts
     probed = float(starts[lead]) if lead < len(good) else schedule.duration
     found = probe(problem, weights)
+    coordinates = found.coordinates.reshape(-1, V.shape[1])
     decay = np.exp(-2 * np.outer(np.minimum(t, probed), found.eigenvalues))
-    exact = found.floor + 0.5 * decay @ found.coordinates**2
+    exact = found.floor + 0.5 * decay @ (coordinates**2).sum(1)
     lower, upper = exact.copy(), exact.copy()
     late = valid & (t > probed)
     if late.any() and lead < usable:
         # head at the end of linear probing
-        shift = np.expm1(-found.eigenvalues * probed) / np.sqrt(found.eigenvalues) * found.coordinates
-        v = weights.v + shift @ found.right
-        low, high, floor = _full(problem, X, W, v, t[late] - probed)
+        shift = (np.expm1(-found.eigenvalues * probed) / np.sqrt(found.eigenvalues))[:, None] * coordinates
+        low, high, floor = _full(problem, span(problem, weights), V + found.right.T @ shift, t[late] - probed)
         lower[late], upper[late] = floor + low, floor + high
-    return Band(t, lower, upper, valid, uncovered, CONSERVED)
+    return Band(t, lower, upper, valid, uncovered, source)
+
+
+class _Floors(NamedTuple):
+    """What 4c and 4c' read off the start.
+
+    Attributes
+    ----------
+    minus, plus : float
+        ``d_-`` and ``d_+``.
+    first, head : float
+        Lower bounds of ``lambda_min(W^T W)`` and ``lambda_min(V^T V)`` by ``D`` alone.
+    first_target, head_target, largest : float
+        ``s_k``, ``s_K`` and ``s_1`` of ``B*``.
+    """
+
+    minus: float
+    plus: float
+    first: float
+    head: float
+    first_target: float
+    head_target: float
+    largest: float
+
+
+def _floors(W: FloatArray, V: FloatArray, target: FloatArray) -> _Floors:
+    """Constants of 4c' for the least-squares solution ``target`` (k, K); of 4c if ``K = 1``."""
+    (h, k), K = W.shape, V.shape[1]
+    values = imbalance(W, V)
+    singular = np.zeros(max(k, K))
+    singular[: min(k, K)] = np.linalg.svd(target, compute_uv=False)
+    minus, plus = max(float(values[0]), 0.0), max(-float(values[-1]), 0.0)
+    first = max(float(values[k - 1]), 0.0) if h >= k else 0.0
+    head = first_target = 0.0
+    # 4c, of a scalar head, has neither
+    if K > 1:
+        head = max(-float(values[h - K]), 0.0) if h >= K else 0.0
+        # W^T W is singular if k > h
+        first_target = float(singular[k - 1]) if h >= k else 0.0
+    return _Floors(minus, plus, first, head, first_target, float(singular[K - 1]), float(singular[0]))
 
 
 def _full(
-    problem: Problem, X: FloatArray, W: FloatArray, v: FloatArray, t: FloatArray
+    problem: Problem, inside: Span, V: FloatArray, t: FloatArray
 ) -> tuple[FloatArray, FloatArray, float]:
     """Bound ``u^2 / 2`` at ``t`` from both sides, and return ``L_perp``."""
-    U, s, _ = np.linalg.svd(X, full_matrices=False)
-    k = X.shape[1]
-    r = X @ (W.T @ v) - problem.y
-    inside = U.T @ r
-    floor = 0.5 * max(float(r @ r - inside @ inside), 0.0)
-    if k == 0:
+    X, W, U, s = inside.X, inside.W, inside.left, inside.singular
+    r = X @ (W.T @ V) - problem.targets
+    r_in = U.T @ r
+    floor = 0.5 * max(float((r**2).sum() - (r_in**2).sum()), 0.0)
+    if X.shape[1] == 0:
         # inputs of zeros: nothing can be learnt
         return 0 * t, 0 * t, floor
-    start = float(np.linalg.norm(inside))
-    beta = float(np.linalg.norm(U.T @ problem.y / s))
-    values = imbalance(W, v)
-    minus, plus = max(float(values[0]), 0.0), max(-float(values[-1]), 0.0)
-    kappa_W = max(float(values[k - 1]), 0.0) if k <= len(v) else 0.0
+    start = float(np.linalg.norm(r_in))
+    given = _floors(W, V, U.T @ problem.targets / s[:, None])
     least, most = float(s[-1]), float(s[0])
 
     def rate(_: float, logs: FloatArray) -> FloatArray:
-        u = start * np.exp(logs[0])
-        kappa_v = 0.5 * (-minus + np.hypot(minus, 2 * max(beta - u / least, 0.0)))
-        v_most = 0.5 * (plus + np.hypot(plus, 2 * (beta + u / least)))
-        return np.array([-(least**2) * (kappa_W + kappa_v), -(most**2) * (2 * v_most + minus)])
+        # ||B - B*|| is at most this; u does not increase, but a trial step may say so
+        apart = start * np.exp(min(logs[0], 0.0)) / least
+        kappa_W = max(given.first, _smallest(given.plus, given.first_target - apart))
+        kappa_V = max(given.head, _smallest(given.minus, given.head_target - apart))
+        v_most = 0.5 * (given.plus + np.hypot(given.plus, 2 * (given.largest + apart)))
+        return np.array([-(least**2) * (kappa_W + kappa_V), -(most**2) * (2 * v_most + given.minus)])
 
     solved = solve_ivp(
         patient(rate), (0.0, float(t.max())), np.zeros(2), "DOP853", rtol=1e-10, atol=1e-12, dense_output=True
@@ -280,3 +332,8 @@ def _full(
     logs = solved.sol(t) if solved.success else np.stack([0 * t, -np.inf + 0 * t])
     high, low = logs[0] + PAD * (1 + np.abs(logs[0])), logs[1] - PAD * (1 + np.abs(logs[1]))
     return 0.5 * (start * np.exp(low)) ** 2, 0.5 * (start * np.exp(high)) ** 2, floor
+
+
+def _smallest(excess: float, size: float) -> float:
+    """Return the ``x >= 0`` with ``x^2 + excess x = size^2``, 0 if ``size`` is negative."""
+    return 0.5 * (-excess + float(np.hypot(excess, 2 * max(size, 0.0))))

@@ -14,14 +14,15 @@ from scipy.integrate import solve_ivp
 
 @dataclass
 class Paths:
-    """Chain or flow at its record times: W (m, P, h, d), v (m, P, h)."""
+    """Chain or flow at its record times: W (m, P, h, d), v (m, P, h), or (m, P, h, K) of K outputs."""
 
     times: np.ndarray
     W: np.ndarray
     v: np.ndarray
 
     def outputs(self, problem):
-        return np.einsum("...nh,...h->...n", problem.activate(problem.X @ self.W.swapaxes(-1, -2)), self.v)
+        A = problem.activate(problem.X @ self.W.swapaxes(-1, -2))
+        return A @ self.v if self.v.ndim == self.W.ndim else np.einsum("...nh,...h->...n", A, self.v)
 
     def losses(self, problem):
         return problem.losses(self.outputs(problem)).sum(-1)

@@ -4,6 +4,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 import bounds
 from bounds.loss.rates import imbalance
@@ -117,10 +118,47 @@ def test_conserved_upper_is_nearly_attained():
 
 def test_imbalance():
     rng = np.random.default_rng(0)
-    for h, k in ((2, 4), (5, 4), (9, 3)):
-        W, v = rng.standard_normal((h, k)), rng.standard_normal(h)
-        exact = np.sort(np.linalg.eigvalsh(W @ W.T - np.outer(v, v)))[::-1]
-        assert imbalance(W, v) == pytest.approx(exact, abs=1e-12)
+    for h, k, K in ((2, 4, 1), (5, 4, 1), (9, 3, 1), (2, 4, 3), (9, 3, 4)):
+        W, V = rng.standard_normal((h, k)), rng.standard_normal((h, K))
+        exact = np.sort(np.linalg.eigvalsh(W @ W.T - V @ V.T))[::-1]
+        assert imbalance(W, V) == pytest.approx(exact, abs=1e-12)
+        if K == 1:
+            assert imbalance(W, V[:, 0]) == pytest.approx(exact, abs=1e-12)
+
+
+def scalar_statement(problem, weights, times):
+    """Both sides of 4c, of one output, from its formulas."""
+    U, s, Vt = np.linalg.svd(problem.X, full_matrices=False)
+    W, v, k, h = weights.W @ Vt.T, weights.v, len(s), weights.width
+    D = np.linalg.eigvalsh(np.outer(v, v) - W @ W.T)
+    minus, plus = max(-D[0], 0.0), max(D[-1], 0.0)
+    kappa_W = max(-D[k - 1], 0.0) if k <= h else 0.0
+    beta = np.linalg.norm(U.T @ problem.y / s)
+    u0 = np.linalg.norm(U.T @ (problem.outputs(weights) - problem.y))
+
+    def rate(_, logs):
+        u = u0 * np.exp(logs[0])
+        kappa_v = (-minus + np.sqrt(minus**2 + 4 * max(beta - u / s[-1], 0.0) ** 2)) / 2
+        most = (plus + np.sqrt(plus**2 + 4 * (beta + u / s[-1]) ** 2)) / 2
+        return [-(s[-1] ** 2) * (kappa_W + kappa_v), -(s[0] ** 2) * (2 * most + minus)]
+
+    logs = solve_ivp(rate, (0, times[-1]), [0, 0], t_eval=times, rtol=1e-10, atol=1e-12).y
+    rest = problem.y - U @ (U.T @ problem.y)
+    return 0.5 * rest @ rest + 0.5 * u0**2 * np.exp(2 * logs)
+
+
+def test_one_output_keeps_its_statement():
+    kept = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        problem, weights = strategies.general(rng, "linear", "square", n=6, h=int(rng.integers(1, 9)))
+        times = np.linspace(0, 0.3, 5)
+        band = bounds.conserved_rates(problem, weights, Schedule.fft(time=0.3), times)
+        upper, lower = scalar_statement(problem, weights, times)
+        assert band.upper == pytest.approx(upper, rel=1e-6)
+        assert band.lower == pytest.approx(lower, rel=1e-6)
+        kept += band.upper[-1] < 0.9 * band.upper[0]
+    assert kept >= 5
 
 
 def test_where_they_do_not_hold():

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 import bounds
+from bounds.loss import fine_tuning
 from langevin.model.losses import OMEGA
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
@@ -157,6 +159,62 @@ def test_fft_bound_is_sharp_for_small_noise():
     mean, error, bias = simulated(problem, weights, schedule, [0.1, 0.2], 0, paths=100)
     assert (mean <= band.upper + 4 * error + bias).all()
     assert (mean > 0.8 * band.upper).all()
+
+
+def former_floor(top, kappa, reach, t, *, sigma, width, outputs):
+    """5c(ii): without the neurons beyond the dimension, ``width``."""
+    k, eta = len(top), 2 * reach / kappa
+    logs = [
+        # the function's own smallest number
+        np.maximum(logsumexp(q * np.log(kappa[..., None] / top), axis=-1), np.log(1e-300))
+        + sigma**2 * q * t / kappa * ((1 + eta) * (q + 1) * (2 * k + 2) - 2 * (k - outputs))
+        for q in fine_tuning.POWERS
+    ]
+    return np.exp(np.minimum(np.min(logs, axis=0), 700))
+
+
+def test_neurons_beyond_the_dimension_hold_the_floor_up(monkeypatch):
+    """As many neurons as dimensions leave the former bound; more never raise it."""
+    now, before = fine_tuning.floor_lost, former_floor
+    lower = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        k, h = int(rng.integers(1, 4)), int(rng.choice([0, 1, 5, 40]))
+        kappa, t = rng.uniform(0.3, 0.9, 50), np.exp(rng.uniform(-6, 1, 50))
+        top = np.sort(rng.uniform(1, 2, k))[::-1]
+        given = {"sigma": 0.1, "width": k + h, "outputs": 1}
+        reach = rng.uniform(0, 0.3, 50)
+        new, old = now(top, kappa, reach, t, **given), before(top, kappa, reach, t, **given)
+        assert (new <= old * (1 + 1e-9)).all()
+        if h == 0:
+            assert new == pytest.approx(old, rel=1e-9)
+        lower += (new < 0.5 * old).any()
+    assert lower >= 3
+    for seed in range(12):
+        problem, weights, schedule = fft_case(seed, clipped=seed % 3 == 0)
+        times = np.linspace(0, schedule.duration, 5)
+        bands = []
+        for floor in (now, before):
+            monkeypatch.setattr(fine_tuning, "floor_lost", floor)
+            bands.append(bounds.fft_expected_loss(problem, weights, schedule, times))
+        assert (bands[0].upper <= bands[1].upper * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("seed", "clip", "expected", "localised"),
+    [
+        (0, None, [1.3290282729529455, 1.3181236501702247], [0.1431413047465615, 0.13700287788078463]),
+        (1, 40.0, [0.2612704628962459, 0.258058796837636], [0.01380607725423957, 0.011553992324568831]),
+        (2, 40.0, [0.7232372615794835, 0.5531677723084056], [0.7204287037618937, 0.5820436721071699]),
+    ],
+)
+def test_one_output_keeps_its_values(seed, clip, expected, localised):
+    rng = np.random.default_rng(seed)
+    X, y = rng.standard_normal((4, 2)), rng.standard_normal(4)
+    W, v = 1.5 * rng.standard_normal((2, 2)), 0.05 * rng.standard_normal(2)
+    given = Problem(X, y, "linear", "square"), Weights(W, v), Schedule.fft(time=0.3, sigma=0.01, clip=clip)
+    assert bounds.fft_expected_loss(*given, [0.1, 0.3]).upper == pytest.approx(expected, rel=1e-9)
+    assert bounds.localised_loss(*given, [0.1, 0.3]).upper == pytest.approx(localised, rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Norm bounds with K outputs and of the chain, against a plain NumPy chain."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -94,16 +96,34 @@ def test_the_chain_needs_the_squares_of_its_steps():
     assert moved > bounds.expected_norm(same, head, schedule, [1.0]).upper
 
 
-def test_tails_of_k_outputs():
-    for seed in range(6):
+def check_tails(cases, count):
+    """Shares of paths above a level at the end and ever; clipping keeps steps inside stability."""
+    ratios = {}
+    for seed in range(cases):
         rng = np.random.default_rng(seed)
         problem, weights = strategies.several(rng, strategies.CLASSES[seed % 4])
-        schedule = Schedule.fft(time=0.5, sigma=0.4, clip=1.0)
-        found = sizes(problem, weights, schedule, 1 / 256, [0.5], seed, 500)[0]
-        levels = np.quantile(found, [0.2, 0.5, 0.9])
-        tail = bounds.norm_tail(problem, weights, schedule, 0.5, levels)
-        share = (found[:, None] >= levels).mean(0)
-        assert (share <= tail + 4 * np.sqrt(0.25 / 500)).all()
+        sigma, clip = np.exp(rng.uniform((-1.5, -1.0), (0.3, 1.0)))
+        time = float(np.exp(rng.uniform(-1, 0.3)))
+        schedule, times = Schedule.fft(time=time, sigma=sigma, clip=clip), np.linspace(0, time, STEPS + 1)
+        size = sizes(problem, weights, schedule, time / STEPS, times, seed, count)
+        both: dict[Any, np.ndarray] = {"time": size[-1], "path": size.max(0)}
+        for over, found in both.items():
+            levels = np.quantile(found, [0.2, 0.5, 0.9])
+            share = (found[:, None] >= levels).mean(0)
+            tail = bounds.norm_tail(problem, weights, schedule, time, levels, over=over)
+            assert (share <= tail + 4 * np.sqrt(share * (1 - share) / count)).all(), (over, seed)
+            ratios.setdefault((over, problem.outputs_dim), []).append(tail[-1] / share[-1])
+    return ratios
+
+
+def test_tails_of_k_outputs():
+    check_tails(20, 200)
+
+
+@pytest.mark.slow
+def test_tails_of_k_outputs_many(tightness):
+    for (over, K), ratios in check_tails(240, 600).items():
+        tightness(f"5c'(i): 10 % tail of the norm, one {over}, K = {K}", ratios)
 
 
 def test_the_tail_needs_all_outputs():
