@@ -264,35 +264,40 @@ def _most_steps(chain: list[tuple[float, float, int]], epsilon: float, delta: fl
         each = zip(chain, shared(count), strict=True)
         return by(events_of([(nu, rate, steps) for (nu, rate, _), steps in each]), delta)
 
-    least = spent(1)
-    if least > epsilon:
+    first = spent(1)
+    if first > epsilon:
         raise ValueError(
-            f"epsilon must be at least {least:.4g}, which one step of each phase spends, got {epsilon:g}: "
+            f"epsilon must be at least {first:.4g}, which one step of each phase spends, got {epsilon:g}: "
             "use more noise, or a larger epsilon"
         )
-    start = _last_below(lambda count: spent(count, normal_epsilon), 1, total, 0.9 * epsilon, epsilon)
-    return shared(_last_below(spent, 1, start, USED * epsilon, epsilon))
+    start = _last_below(lambda count: spent(count, normal_epsilon), first, total, 0.9 * epsilon, epsilon)
+    return shared(_last_below(spent, first, start, USED * epsilon, epsilon))
 
 
-def _last_below(spent: Callable[[int], float], low: int, start: int, least: float, most: float) -> int:
+def _last_below(spent: Callable[[int], float], first: float, start: int, least: float, most: float) -> int:
     """Return a count that spends from ``least`` to ``most``, or the last one that spends at most ``most``.
 
-    ``spent`` increases with the count, and ``low`` spends at most ``most``.
+    ``spent`` increases with the count, about as its square root, and 1 spends ``first``, at most ``most``.
     """
-    high, count = None, max(start, low + 1)
-    while high is None or high - low > 1:
+    low, high, count, middle = (1, first), (0, math.inf), max(start, 2), math.sqrt(least * most)
+    while not high[0] or high[0] - low[0] > 1:
         value = spent(count)
-        if value > most:
-            high = count
-        elif value >= least:
+        if least <= value <= most:
             return count
+        if value > most:
+            high = count, value
         else:
-            low = count
-        # epsilon is about the square root of the count
-        count = math.ceil(low * 1.3) + 1 if high is None else (low + high) // 2
+            low = count, value
+        if not high[0]:
+            growth = (middle / value) ** 2 if value > 0 else math.inf
+            count = math.ceil(low[0] * min(max(growth, 1.01), 4.0))
+        else:
+            part = math.log(middle / low[1]) / math.log(high[1] / low[1]) if low[1] > 0 else 0.5
+            count = round(low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95))
+            count = min(max(count, low[0] + 1), high[0] - 1)
         if count >= 2**32:
             raise ValueError(
                 f"epsilon must be at most what 2^32 steps spend, {value:g}, got {most:g}: use less noise, or "
                 "a smaller epsilon"
             )
-    return low
+    return low[0]
