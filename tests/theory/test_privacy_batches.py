@@ -102,7 +102,7 @@ def check_prv(seeds, eps_error):
 
 
 def test_opacus_prv_agrees():
-    assert max(ours for _, ours in check_prv(range(20), 5e-3)) > 1
+    assert max(ours for _, ours in check_prv(range(20), 1e-2)) > 1
 
 
 @pytest.mark.slow
