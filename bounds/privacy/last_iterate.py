@@ -120,7 +120,7 @@ def last_iterate_gdp(
     >>> round(last_iterate_gdp(weight_decay=20.0, clipping="margin", **public, **settings), 4)
     0.0447
     >>> round(last_iterate_gdp(weight_decay=20.0, **public, **settings), 4)
-    0.0868
+    0.0859
     """
     decay = validate.positive("weight_decay", weight_decay)
     sigma, lp_time = validate.positive("sigma", sigma), validate.positive("lp_time", lp_time)
