@@ -64,7 +64,7 @@ def last_iterate_gdp(
         Features that do not depend on the private data; full batches, since the proof needs a sample to be in
         every step; ``weight_decay > 0`` (without it, and in full fine-tuning, releasing only the end gains
         nothing: use `gdp`). ``M`` and ``Lambda`` must hold for *all* data sets that are allowed: a value
-        read off the data at hand gives no guarantee, so bounds that are public are asked for.
+        read from the training data gives no guarantee, so public bounds are asked for.
 
     Parameters
     ----------
