@@ -38,7 +38,7 @@ class DPSGD:
     ``sample_rate``, ``dt = eta / n`` and ``sigma = nu C sqrt(dt) / (q sqrt(2))`` (new; theory for K outputs
     and mini-batches, section 8'a). The expected batch size ``q n`` is a public constant. **Privacy must not
     be read off the diffusion with this sigma**: its guarantee understates the loss of the subsampled
-    mechanism. Use an accountant.
+    mechanism. Use an accountant: `bounds.epsilon` with ``dt``.
 
     Parameters
     ----------
