@@ -208,15 +208,20 @@ class Pair:
         grid = np.arange(-self.reach, self.reach, self.wide / per)
         points = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
         start, means = self.mean(np.zeros((1, 2)), whole), self.mean(points, whole)
-        density, fine = np.ones(1), np.arange(-self.reach, self.reach, self.wide / per / 2)
-        for k in range(self.steps):
-            to, centre = (grid if k < self.steps - 1 else fine), (start if k == 0 else means)
+        fine = np.arange(-self.reach, self.reach, self.wide / per / 2)
+
+        def kernels(to, centres):
+            """Noise of a step around centres (P, 2) in each coordinate, shapes (m, P)."""
             scale = (to[1] - to[0]) / self.wide / math.sqrt(2 * math.pi)
-            first, second = (
-                scale * np.exp(-0.5 * ((to[:, None] - centre[:, i]) / self.wide) ** 2) for i in range(2)
-            )
-            density = (first @ (density[:, None] * second.T)).ravel()
-        return density.reshape(len(fine), -1)
+            return [scale * np.exp(-0.5 * ((to[:, None] - c) / self.wide) ** 2) for c in centres.T]
+
+        first, second = kernels(grid, start)
+        density = first @ second.T
+        first, second = kernels(grid, means)
+        for _ in range(self.steps - 2):
+            density = first @ (density.reshape(-1, 1) * second.T)
+        first, second = kernels(fine, means)
+        return first @ (density.reshape(-1, 1) * second.T)
 
 
 def check_pairs(loss, clipping, count):
