@@ -177,13 +177,15 @@ def calibrate(
         )
     chain = _chain(schedule, dt, neighbours)
     if solve == "time":
-        counts = _most_steps(chain, epsilon, delta)
-        scales = [count / steps for count, (_, _, steps) in zip(counts, chain, strict=True)]
-    else:
-        require_reach(events_of(chain), delta)
-        factor = _noise_factor(chain, epsilon, delta)
-        scales = [factor if solve == "sigma" else 1 / factor] * len(chain)
-    return Schedule([_scaled(phase, solve, scale) for phase, scale in zip(schedule, scales, strict=True)])
+        # not a multiple of the given time, which need not be one of dt
+        step, counts = validate.positive("dt", dt), _most_steps(chain, epsilon, delta)
+        return Schedule(
+            [replace(phase, time=count * step) for phase, count in zip(schedule, counts, strict=True)]
+        )
+    require_reach(events_of(chain), delta)
+    factor = _noise_factor(chain, epsilon, delta)
+    scale = factor if solve == "sigma" else 1 / factor
+    return Schedule([_scaled(phase, solve, scale) for phase in schedule])
 
 
 def _sampled(schedule: Schedule) -> bool:

@@ -229,6 +229,20 @@ def test_calibration_in_time_stops_at_the_last_step():
     assert bounds.epsilon(Schedule([found]), DELTA, DT) <= 8.0 < bounds.epsilon(Schedule([longer]), DELTA, DT)
 
 
+def test_calibration_in_time_takes_whole_steps():
+    """Of a schedule that does not: it runs 10 steps of .1 in a time of 1.04, and 104 in a time of 10.4."""
+    schedule = Schedule.lp(time=1.04, sigma=30.0, clip=1.0, sample_rate=0.3)
+    with pytest.warns(UserWarning, match="no multiple of dt"):
+        target = 3 * bounds.epsilon(schedule, DELTA, 0.1)
+    with pytest.warns(UserWarning, match="no multiple of dt"):
+        (found,) = bounds.calibrate(schedule, "time", epsilon=target, delta=DELTA, dt=0.1).phases
+    assert found.time / 0.1 == pytest.approx(round(found.time / 0.1))
+    assert 0.99 * target < bounds.epsilon(Schedule([found]), DELTA, 0.1) <= target
+    # negative control: the steps that the same multiple of the given time would run
+    scaled = replace(found, time=0.1 * round(1.04 * found.time / 0.1))
+    assert bounds.epsilon(Schedule([scaled]), DELTA, 0.1) > target
+
+
 def test_without_noise_nothing_is_private():
     silent = Schedule([phase(1.0, 0.1, 10), replace(phase(1.0, 0.1, 10), sigma=0.0)])
     assert bounds.epsilon(silent, DELTA, DT) == math.inf
