@@ -36,9 +36,9 @@ from .loss.rates import rates as rates
 from .loss.sandwich import sandwich as sandwich
 from .loss.stability import LpStability as LpStability
 from .loss.stability import lp_stability as lp_stability
-from .privacy.diffusion import calibrate as calibrate
-from .privacy.diffusion import delta as delta
-from .privacy.diffusion import epsilon as epsilon
+from .privacy.budget import calibrate as calibrate
+from .privacy.budget import delta as delta
+from .privacy.budget import epsilon as epsilon
 from .privacy.diffusion import gdp as gdp
 from .privacy.diffusion import renyi as renyi
 from .privacy.diffusion import zcdp as zcdp

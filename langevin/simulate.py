@@ -155,7 +155,7 @@ def _simulate(job: _Job) -> _Done:
     require_compatible(start.problem, start.weights, simulation.schedule)
     # before the zeroth-order path is computed, which some of them are not for
     requested(start.problem, args.observables)
-    simulation = _calibrated(args, simulation, start.problem.samples)
+    simulation = _calibrated(args, simulation)
     schedule = simulation.schedule
     _talk(args, f"{facts.problem_line(start.problem, _named(args, start))}\n{schedule}")
     times = schedule.default_times(min(args.times, simulation.steps + 1))
@@ -241,7 +241,7 @@ def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
         simulated=json.loads(done.run.attrs["config"])["simulated"],
     )
     if args.bounds or args.epsilon is not None:
-        subject.privacy = _privacy(args, schedule, start.problem.samples)
+        subject.privacy = _privacy(args, schedule)
     if args.bounds:
         try:
             subject.theory = _theory(args, start.problem, start.weights, schedule, done.run.time.values)
@@ -342,47 +342,37 @@ def _theory(
     )
 
 
-def _calibrated(args: argparse.Namespace, simulation: Simulation, samples: int) -> Simulation:
+def _calibrated(args: argparse.Namespace, simulation: Simulation) -> Simulation:
     """The same simulation with the noise that the budget allows, if there is one."""
     if args.epsilon is None:
         return simulation
-    budget = dict(epsilon=args.epsilon, delta=args.delta)
-    if simulation.sample_rate < 1:
-        from empirical.privacy.phases import calibrate_schedule
+    import bounds
 
-        found = calibrate_schedule(simulation.schedule, dt=args.dt, samples=samples, **budget)
-    else:
-        import bounds
-
-        found = bounds.calibrate(simulation.schedule, "sigma", **budget)
+    budget = dict(epsilon=args.epsilon, delta=args.delta, dt=args.dt)
+    found = bounds.calibrate(simulation.schedule, "sigma", **budget)
     return replace(simulation, sigma=found.phases[0].sigma)
 
 
-def _privacy(args: argparse.Namespace, schedule: Schedule, samples: int) -> dict[str, Any]:
-    """What the run spends; of Poisson batches by the accountants alone, never by the diffusion."""
+def _privacy(args: argparse.Namespace, schedule: Schedule) -> dict[str, Any]:
+    """What the run spends; of Poisson batches by an accountant alone, never by the diffusion."""
     import bounds
+    from langevin.model.dpsgd import noise_multiplier
 
     try:
+        spent = bounds.epsilon(schedule, args.delta, args.dt)
         if all(phase.sample_rate == 1 for phase in schedule):
-            mu, accountant = bounds.gdp(schedule), "Gaussian differential privacy of the path (bounds.gdp)"
-            spent = bounds.epsilon(schedule, args.delta)
-            found: dict[str, Any] = {"gdp": mu, "zcdp": bounds.zcdp(schedule)}
+            accountant = "Gaussian differential privacy of the path (bounds.gdp)"
+            found: dict[str, Any] = {"gdp": bounds.gdp(schedule), "zcdp": bounds.zcdp(schedule)}
         else:
-            from empirical.privacy.phases import account_schedule
-
-            report = account_schedule(schedule, dt=args.dt, samples=samples, delta=args.delta)
-            names = ["PRV of Opacus"] * (report.epsilon_prv is not None) + ["PLD of dp-accounting"]
-            spent, accountant = report.epsilon, " and ".join(names)
             # the diffusion's understate the loss of batches
-            found = {"gdp": None, "zcdp": None}
+            accountant, found = "PLD of dp-accounting", {"gdp": None, "zcdp": None}
     except (ValueError, ArithmeticError, MemoryError) as error:
         return {"none": str(error)}
     except ImportError as error:
         return {"none": f"batches need an accountant, and {missing(error)}"}
     phase = schedule.phases[0]
-    assert phase.clip is not None
-    multiplier = phase.sigma * phase.sample_rate * (2 / args.dt) ** 0.5 / phase.clip
-    found |= {"sigma": phase.sigma, "noise multiplier": multiplier, "sample rate": phase.sample_rate}
+    found |= {"sigma": phase.sigma, "noise multiplier": noise_multiplier(phase, args.dt)}
+    found["sample rate"] = phase.sample_rate
     return {"epsilon": spent, "delta": args.delta} | found | {"accountant": accountant}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bounds.loss.law import correct, exceeds
 from bounds.loss.moments import Points, Probing
-from bounds.privacy.subsampled import noise_multiplier, normal_noise_multiplier
+from bounds.privacy.noise import noise_multiplier, normal_noise_multiplier
 from langevin.support.validate import FloatArray
 
 Criterion = Literal["accuracy", "loss"]

@@ -33,6 +33,23 @@ For softmax the largest ``a^3 (1 - a) / (4 (1 + a^2)^(3/2))``, at ``a^3 + 4 a = 
 """
 
 
+def defect(loss: str, outputs: int, kind: str) -> float | None:
+    """``lambda`` of `DEFECTS` under a clipping, 0 where the drift is monotone, None where it is not known."""
+    # two outputs of the softmax loss are one of the logistic loss
+    scalar = outputs == (2 if loss == "softmax" else 1)
+    if scalar or kind in MONOTONE.get(loss, ()):
+        return 0.0
+    return DEFECTS.get(loss) if kind == "flat" else None
+
+
+def step_rate(expansion: float, step: float) -> float:
+    """Growth rate of squared distances in steps, from the one-sided Lipschitz constant of the drift.
+
+    ``step`` is ``dt s lambda_max(A A^T)``, below 2.
+    """
+    return 2 * expansion / (1 - step / 2)
+
+
 class Spread(NamedTuple):
     """Bound of the growth of ``e = E ||Delta||^2`` in linear probing.
 
@@ -111,13 +128,12 @@ def spread(features: Features, phase: Phase, dt: float | None = None) -> Spread:
     if kind == "flat" and phase.clip is not None and not (features.steepest > phase.clip).any():
         # clipping cannot act
         kind = "none"
-    # two outputs of the softmax loss are one of the logistic loss
-    scalar = problem.outputs_dim == (2 if problem.loss == "softmax" else 1)
+    share = defect(problem.loss, problem.outputs_dim, kind)
+    if share is None:
+        return Spread(np.inf, _not_monotone(problem, kind))
     expansion = 0.0
-    if not scalar and kind not in MONOTONE.get(problem.loss, ()):
-        if kind != "flat" or problem.loss not in DEFECTS:
-            return Spread(np.inf, _not_monotone(problem, kind))
-        expansion = DEFECTS[problem.loss] * (phase.clip or 0.0) * features.largest_clipped(phase.clip or 0.0)
+    if share and phase.clip is not None:
+        expansion = share * phase.clip * features.largest_clipped(phase.clip)
     if dt is None:
         return Spread(2 * expansion)
     smoothness = LOSSES[problem.loss].smoothness
@@ -126,7 +142,7 @@ def spread(features: Features, phase: Phase, dt: float | None = None) -> Spread:
     step = dt * smoothness * features.largest
     if step > 2 or (expansion and step == 2):
         return Spread(np.inf, _too_large(dt, step))
-    return Spread(2 * expansion / (1 - step / 2) if expansion else 0.0)
+    return Spread(step_rate(expansion, step) if expansion else 0.0)
 
 
 def _not_monotone(problem: Problem, kind: str) -> str:

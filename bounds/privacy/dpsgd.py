@@ -21,8 +21,8 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
     ------
     ValueError
         With Poisson sampling: the diffusion's guarantee *understates* the subsampled mechanism's
-        loss, so it is not carried through the map. An accountant for the subsampled Gaussian
-        mechanism (such as dp-accounting's PLD accountant) is what that needs.
+        loss, so it is not carried through the map. Use `epsilon` of its phase with its ``dt``, which asks
+        an accountant for the subsampled Gaussian mechanism.
 
     References
     ----------
@@ -44,7 +44,7 @@ def dpsgd_gdp(phases: DPSGD | Sequence[DPSGD], *, neighbours: Neighbours = "add-
             raise ValueError(
                 f"sample_rate must be None to read privacy off the diffusion, got {phase.sample_rate}: "
                 "the map keeps drift and noise but understates the privacy loss of Poisson sampling; "
-                "use an accountant for the subsampled Gaussian mechanism"
+                "use an accountant: bounds.epsilon of its phase, with its dt"
             )
         mu.append(math.sqrt(phase.steps) / phase.noise_multiplier if phase.noise_multiplier else math.inf)
     return math.hypot(*mu) * (1.0 if neighbours == "add-remove" else 2.0)

@@ -24,14 +24,20 @@ def sensitivity(phase: Phase, neighbours: Neighbours = "add-remove") -> float:
         the diffusion's guarantee understates the loss of the subsampled chain.
     """
     validate.choice("neighbours", neighbours, NEIGHBOURS)
+    clip = require_clip(phase)
+    if phase.sample_rate < 1:
+        raise ValueError(
+            f"sample_rate must be 1 for the privacy of the path, got {phase.sample_rate:g} in the phase "
+            f"'{phase}': use bounds.epsilon, bounds.delta or bounds.calibrate with dt, by an accountant"
+        )
+    return clip if neighbours == "add-remove" else 2 * clip
+
+
+def require_clip(phase: Phase) -> float:
+    """Return ``C``; refuse a phase that does not clip."""
     if phase.clip is None:
         raise ValueError(
             f"clip must be positive for privacy, got None in the phase '{phase}': "
             "without clipping one sample can move the drift without limit"
         )
-    if phase.sample_rate < 1:
-        raise ValueError(
-            f"sample_rate must be 1 for the privacy of the path, got {phase.sample_rate:g} in the phase "
-            f"'{phase}': use an accountant of the subsampled Gaussian mechanism, such as empirical.epsilon"
-        )
-    return phase.clip if neighbours == "add-remove" else 2 * phase.clip
+    return phase.clip

@@ -2,8 +2,8 @@
 
 All read the steps by ``(noise multiplier, sample rate)``, with positive multipliers. `pld` composes
 numerically [1]_; `renyi_epsilon` and `renyi_delta` hold at every delta, however small [2]_;
-`total_variation` says when epsilon is 0 (re-derived); `normal_noise_multiplier` is the limit of many steps
-[3]_.
+`total_variation` says when epsilon is 0 (re-derived). `spent_epsilon` and `spent_delta` return the smallest
+of what they say.
 
 Composing by Fourier transforms in double precision moves delta by up to a machine epsilon a step, measured
 against the closed form of the Gaussian mechanism, in either direction. `rounding` allows for it, and
@@ -15,19 +15,18 @@ References
    privacy loss distributions", arXiv:2207.04380.
 .. [2] Mironov, Talwar, Zhang, "Renyi differential privacy of the sampled Gaussian mechanism",
    arXiv:1908.10530; conversion: Canonne, Kamath, Steinke, arXiv:2004.00010, proposition 12.
-.. [3] Bu, Dong, Long, Su, "Deep learning with Gaussian differential privacy", arXiv:1911.11607.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from bounds.privacy.gaussian import gdp_mu
+from bounds.privacy.gaussian import gdp_delta, gdp_epsilon
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
@@ -43,8 +42,6 @@ _POINTS = 2**21
 MOST_POINTS = 2**23
 # orders of Renyi divergence: whole numbers, for which the divergence is a finite sum
 _ORDERS = [*range(2, 64), *(round(64 * 2 ** (i / 4)) for i in range(20))]
-
-_LARGEST_NOISE = 1e6
 
 
 class OutOfReachError(ValueError):
@@ -176,62 +173,51 @@ def renyi_delta(events: Events, epsilon: float) -> float:
     return math.exp(min(float(found.min()), 0.0))
 
 
-def noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
-    """Noise multiplier at which ``steps`` Poisson batches spend 99.5 to 100 % of ``epsilon``.
-
-    By `pld`, which dp-accounting provides; of full batches by the exact formula, without it.
-
-    Examples
-    --------
-    >>> round(noise_multiplier(1.0, 1e-5, sample_rate=1.0, steps=100), 2)
-    37.31
-    """
-    if sample_rate == 1.0:
-        return math.sqrt(steps) / gdp_mu(epsilon, delta) * (1 + 1e-9)
-
-    def spent(nu: float) -> float:
-        return pld_epsilon({(nu, sample_rate): steps}, delta, 1e-3 * epsilon)
-
-    start = normal_noise_multiplier(epsilon, delta, sample_rate=sample_rate, steps=steps)
-    return search_noise(spent, start, 0.995 * epsilon, epsilon)
-
-
-def normal_noise_multiplier(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
-    """Approximate `noise_multiplier` by the limit of many steps, quickly; exact for full batches."""
-    mu = gdp_mu(epsilon, delta)
-    if sample_rate == 1.0:
-        return math.sqrt(steps) / mu
-    # mu^2 is the number of steps times chi^2
-    return 1 / math.sqrt(math.log1p((mu / sample_rate) ** 2 / steps))
-
-
-def search_noise(spent: Callable[[float], float], start: float, least: float, most: float) -> float:
-    """Return a noise multiplier that spends between ``least`` and ``most``.
-
-    ``spent`` falls with the multiplier, as its inverse or faster: first until the target is bracketed,
-    then by interpolation of the logarithms, kept off the ends of the bracket.
-    """
-    low, high, nu = (0.0, math.inf), (math.inf, 0.0), start
-    middle = math.sqrt(least * most)
-    for _ in range(100):
-        value = spent(nu)
-        if least <= value <= most:
-            return nu
-        if value > most:
-            low = nu, value
+def events_of(steps: Iterable[tuple[float, float, int]]) -> Events:
+    """Gather ``(noise multiplier, rate, steps)``; full batches merge into one Gaussian, exactly."""
+    events: dict[tuple[float, float], int] = {}
+    full: list[float] = []
+    for nu, rate, count in steps:
+        if rate < 1.0:
+            events[nu, rate] = events.get((nu, rate), 0) + count
         else:
-            high = nu, value
-        if low[0] == 0:
-            nu = high[0] * min(max(high[1] / middle, 0.4), 0.998)
-        elif high[0] == math.inf:
-            nu = low[0] * max(min(low[1] / middle, 2.5), 1.002)
-        else:
-            ratio = math.log(low[1] / high[1]) if high[1] > 0 else math.inf
-            part = math.log(low[1] / middle) / ratio if 0 < ratio < math.inf else 0.5
-            nu = low[0] * (high[0] / low[0]) ** min(max(part, 0.05), 0.95)
-        if nu > _LARGEST_NOISE:
-            break
-    raise ValueError(
-        f"epsilon must be attainable with a noise_multiplier up to {_LARGEST_NOISE:g}, got {most:g}, "
-        f"which is spent at no multiplier near {nu:g}: use a larger epsilon or fewer steps"
-    )
+            full.append(full_batch_mu({(nu, rate): count}))
+    mu = math.hypot(*full)
+    return events | ({(1 / mu, 1.0): 1} if mu > 0 else {})
+
+
+def full_batch_mu(events: Events) -> float:
+    """``mu`` of the same steps on full batches, which is exact for those and a bound for sampled ones.
+
+    A sampled step is a random function of a full one, so it spends no more. Infinite without noise.
+    """
+    return math.hypot(*(math.sqrt(steps) / nu if nu else math.inf for (nu, _), steps in events.items()))
+
+
+def _closed(events: Events, mu: float) -> bool:
+    """Whether the closed form of Gaussian mechanisms is exact: on full batches, and without noise."""
+    return mu == math.inf or all(rate == 1.0 for _, rate in events)
+
+
+def spent_epsilon(
+    events: Events, delta: float, accountant: Callable[[Events, float], float] = pld_epsilon
+) -> float:
+    """Return the smallest of the bounds on epsilon: by an accountant, by full batches, by total variation.
+
+    The closed form of full batches is exact where there are no others. Multipliers may be 0: no noise.
+    """
+    mu = full_batch_mu(events)
+    if _closed(events, mu):
+        return gdp_epsilon(mu, delta)
+    if total_variation(events) <= delta:
+        return 0.0
+    return min(accountant(events, delta), gdp_epsilon(mu, delta))
+
+
+def spent_delta(events: Events, epsilon: float) -> float:
+    """Return the smallest of the bounds on delta: by `pld_delta`, by full batches, by total variation."""
+    mu = full_batch_mu(events)
+    exact = gdp_delta(mu, epsilon)
+    if _closed(events, mu):
+        return exact
+    return min(exact, total_variation(events), pld_delta(events, epsilon))

@@ -7,16 +7,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bounds.privacy.gaussian import gdp_epsilon
-from bounds.privacy.subsampled import chi_squared, least_delta, pld_epsilon, search_noise
+from bounds.privacy.noise import LARGEST_EPSILON, USED, normal_epsilon, require_reach, search_noise
+from bounds.privacy.subsampled import pld_epsilon, spent_epsilon
 from empirical.privacy.history import History, Mechanism
 from empirical.privacy.report import account
-from empirical.privacy.spent import EPS_ERROR, events_of, mu_of
+from empirical.privacy.spent import EPS_ERROR, events
 from langevin.support import validate
-
-# share of the target that a calibrated history spends at least
-USED = 0.995
-_LARGEST_EPSILON = 100.0
 
 
 def calibrate(
@@ -95,13 +91,17 @@ def calibrate(
     _require_attainable(history, epsilon, eps_error)
     start = math.sqrt(sum(m.steps / weights[m.name] ** 2 for m in free)) * max(1.0, 3 / epsilon)
     if all(m.sample_rate == 1.0 for m in history.mechanisms):
-        exact = search_noise(lambda nu: _exact(with_noise(nu)), start, USED * epsilon, epsilon)
+        exact = search_noise(
+            lambda nu: spent_epsilon(events(with_noise(nu)), history.delta), start, USED * epsilon, epsilon
+        )
         return with_noise(exact)
-    _require_reach(with_noise(1.0))
+    require_reach(events(with_noise(1.0)), history.delta)
     goal = (epsilon - eps_error) * (1 - 5e-4)
-    limit = search_noise(lambda nu: _normal_limit(with_noise(nu)), start, 0.9 * goal, goal)
+    limit = search_noise(
+        lambda nu: normal_epsilon(events(with_noise(nu)), history.delta), start, 0.9 * goal, goal
+    )
     near = search_noise(
-        lambda nu: pld_epsilon(events_of(with_noise(nu)), history.delta, 1e-3 * goal),
+        lambda nu: pld_epsilon(events(with_noise(nu)), history.delta, 1e-3 * goal),
         limit,
         goal * (1 - 1e-3),
         goal,
@@ -121,9 +121,9 @@ def _require_attainable(history: History, epsilon: float, eps_error: float) -> N
             f"epsilon must be at least {10 * eps_error:g}, ten times the accountant's eps_error, got "
             f"{epsilon:g}: use a larger epsilon (or in Python a smaller eps_error)"
         )
-    if epsilon > _LARGEST_EPSILON:
+    if epsilon > LARGEST_EPSILON:
         raise ValueError(
-            f"epsilon must be at most {_LARGEST_EPSILON:g} or infinite, got {epsilon:g}: a larger one "
+            f"epsilon must be at most {LARGEST_EPSILON:g} or infinite, got {epsilon:g}: a larger one "
             "protects nothing; pass math.inf for no noise"
         )
     fixed = replace(history, mechanisms=[m for m in history.mechanisms if m.noise_multiplier is not None])
@@ -133,34 +133,6 @@ def _require_attainable(history: History, epsilon: float, eps_error: float) -> N
             f"epsilon must exceed {spent:.4g}, which the mechanisms with a given noise_multiplier spend "
             f"alone, got {epsilon:g}: give them more noise, or set their noise_multiplier to None"
         )
-
-
-def _require_reach(history: History) -> None:
-    """Refuse a delta at which epsilon cannot be computed for any noise multiplier."""
-    events, delta = events_of(history), history.delta
-    least = least_delta(events)
-    if delta < least:
-        raise ValueError(
-            f"delta must be at least {least:.2g} to calibrate {history.steps} step(s) with Poisson sampling, "
-            f"got {delta:g}: below it the accountants' rounding errors decide; use a larger delta"
-        )
-    never = math.fsum(steps * (math.log1p(-q) if q < 1 else -math.inf) for (_, q), steps in events.items())
-    if delta >= -math.expm1(never):
-        raise ValueError(
-            f"delta must be below {-math.expm1(never):.3g}, the chance that a sample is ever drawn, got "
-            f"{delta:g}: epsilon is 0 at every noise_multiplier; use a smaller delta"
-        )
-
-
-def _exact(history: History) -> float:
-    """Epsilon of full batches."""
-    return gdp_epsilon(mu_of(history), history.delta)
-
-
-def _normal_limit(history: History) -> float:
-    """Approximate epsilon by normal privacy losses, as a starting point of the search."""
-    squares = math.fsum(steps * chi_squared(*event) for event, steps in events_of(history).items())
-    return gdp_epsilon(min(math.sqrt(squares), mu_of(history)), history.delta)
 
 
 def _weights(free: Sequence[Mechanism], shares: Mapping[str, float] | None) -> dict[str, float]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Literal
 
-from bounds.privacy.gaussian import gdp_delta, gdp_epsilon
-from bounds.privacy.subsampled import pld_delta, pld_epsilon, total_variation
-from empirical.privacy.history import History, Mechanism
+from bounds.privacy.subsampled import Events, events_of, pld_epsilon, spent_delta, spent_epsilon
+from empirical.privacy.history import History
 from empirical.privacy.prv import prv
 from langevin.support import validate
 
@@ -19,44 +16,25 @@ ACCOUNTANTS = ("prv", "pld", "gdp")
 EPS_ERROR = 1e-3
 
 
-def _noise(history: History) -> list[tuple[Mechanism, float]]:
-    """Return the mechanisms with their noise multipliers, which must be given."""
+def events(history: History) -> Events:
+    """Return the steps by (noise multiplier, rate); every multiplier must be given."""
     found = []
-    for m in validate.instance("history", history, History).mechanisms:
+    # one replaced sample moves the sum by two clips
+    moved = 1.0 if validate.instance("history", history, History).neighbours == "add-remove" else 2.0
+    for m in history.mechanisms:
         if m.noise_multiplier is None:
             raise ValueError(f"noise_multiplier must be given, got None in {m.name!r}: calibrate the history")
-        found.append((m, m.noise_multiplier))
-    return found
+        found.append((m.noise_multiplier / moved, m.sample_rate, m.steps))
+    return events_of(found)
 
 
-def mu_of(history: History) -> float:
-    """``mu`` of the history with full batches: a bound, and exact if all batches are full.
-
-    A sampled step is a random function of a full one, so it spends no more.
-    """
-    mu = [math.sqrt(m.steps) / nu if nu else math.inf for m, nu in _noise(history)]
-    # one replaced sample moves the sum by two clips
-    return math.hypot(*mu) * (1.0 if history.neighbours == "add-remove" else 2.0)
-
-
-def _sampled(history: History, accountant: Accountant) -> bool:
-    """Tell whether any batch is sampled, which the closed form does not cover."""
+def _require_covered(history: History, accountant: Accountant) -> None:
+    """Refuse the closed form where any batch is sampled."""
     rates = [m.sample_rate for m in history.mechanisms if m.sample_rate < 1]
     if rates and accountant == "gdp":
         raise ValueError(
             f"accountant must be 'prv' or 'pld' with Poisson sampling, got 'gdp' at sample_rate={rates[0]:g}"
         )
-    return bool(rates)
-
-
-def events_of(history: History) -> dict[tuple[float, float], int]:
-    """Return steps by (noise multiplier, rate); full-batch Gaussians are merged into one, exactly."""
-    events: dict[tuple[float, float], int] = {}
-    for m, nu in _noise(history):
-        if m.sample_rate < 1.0:
-            events[nu, m.sample_rate] = events.get((nu, m.sample_rate), 0) + m.steps
-    mu = mu_of(replace(history, mechanisms=[m for m in history.mechanisms if m.sample_rate == 1.0]))
-    return events | ({(1 / mu, 1.0): 1} if mu > 0 else {})
 
 
 def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: float = EPS_ERROR) -> float:
@@ -88,6 +66,7 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
 
     Examples
     --------
+    >>> from empirical import Mechanism
     >>> two = History([Mechanism("lp", 0.1, 50, 2.0), Mechanism("fft", 0.1, 50, 2.0)], delta=1e-5)
     >>> round(epsilon(two), 2), round(epsilon(two, accountant="pld"), 2)
     (2.34, 2.34)
@@ -97,17 +76,12 @@ def epsilon(history: History, *, accountant: Accountant = "prv", eps_error: floa
     """
     validate.choice("accountant", accountant, ACCOUNTANTS)
     eps_error = validate.positive("eps_error", eps_error)
-    mu, sampled = mu_of(history), _sampled(history, accountant)
-    if mu == math.inf or not sampled:
-        return gdp_epsilon(mu, history.delta)
-    events = events_of(history)
-    if total_variation(events) <= history.delta:
-        return 0.0
-    if accountant == "prv":
-        found = prv(events, history.delta, eps_error)
-    else:
-        found = pld_epsilon(events, history.delta)
-    return min(found, gdp_epsilon(mu, history.delta))
+    _require_covered(history, accountant)
+
+    def by_prv(found: Events, delta: float) -> float:
+        return prv(found, delta, eps_error)
+
+    return spent_epsilon(events(history), history.delta, by_prv if accountant == "prv" else pld_epsilon)
 
 
 def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"] = "pld") -> float:
@@ -118,15 +92,12 @@ def delta(history: History, epsilon: float, *, accountant: Literal["pld", "gdp"]
 
     Examples
     --------
+    >>> from empirical import Mechanism
     >>> history = History([Mechanism("fft", 0.1, 100, 2.0)], delta=1e-5)
     >>> f"{delta(history, epsilon=2.0):.1e}"
     '8.2e-05'
     """
     validate.choice("accountant", accountant, ("pld", "gdp"))
     epsilon = validate.non_negative("epsilon", epsilon)
-    mu, sampled = mu_of(history), _sampled(history, accountant)
-    exact = gdp_delta(mu, epsilon)
-    if mu == math.inf or not sampled:
-        return exact
-    events = events_of(history)
-    return min(exact, total_variation(events), pld_delta(events, epsilon))
+    _require_covered(history, accountant)
+    return spent_delta(events(history), epsilon)

@@ -10,6 +10,21 @@ from langevin.model.weights import Method
 from langevin.support import validate
 
 
+def noise_multiplier(phase: Phase, dt: float) -> float:
+    """``nu`` of the Euler-Maruyama chain of a phase that clips: ``sigma q sqrt(2 / dt) / C`` (8'a).
+
+    Noise standard deviation over ``C``, which bounds a sample's gradient under every form of clipping.
+
+    Examples
+    --------
+    >>> round(noise_multiplier(Phase("lp", 1.0, sigma=2.0, clip=1.0, sample_rate=0.1), dt=0.01), 6)
+    2.828427
+    """
+    if phase.clip is None:
+        raise ValueError(f"clip must be positive for a noise multiplier, got None in the phase '{phase}'")
+    return phase.sigma * phase.sample_rate * math.sqrt(2 / dt) / phase.clip
+
+
 @dataclass(frozen=True)
 class DPSGD:
     """One phase of DP-SGD, and the `Phase` whose Euler-Maruyama chain it is.
@@ -23,7 +38,7 @@ class DPSGD:
     ``sample_rate``, ``dt = eta / n`` and ``sigma = nu C sqrt(dt) / (q sqrt(2))`` (new; theory for K outputs
     and mini-batches, section 8'a). The expected batch size ``q n`` is a public constant. **Privacy must not
     be read off the diffusion with this sigma**: its guarantee understates the loss of the subsampled
-    mechanism. Use an accountant.
+    mechanism. Use an accountant: `bounds.epsilon` with ``dt``.
 
     Parameters
     ----------
@@ -123,14 +138,13 @@ class DPSGD:
                     f"samples must be given with sample_rate={phase.sample_rate:g}, got None: take the "
                     "number of training samples"
                 )
-            rate, learning_rate, scale = None, dt, 1.0
+            rate, learning_rate = None, dt
         else:
             samples, rate = validate.integer("samples", samples, 1), phase.sample_rate
-            learning_rate, scale = dt * samples, rate * samples
-        nu = phase.sigma * math.sqrt(2 * dt) * scale / (learning_rate * phase.clip)
+            learning_rate = dt * samples
         if phase.time / dt >= 2**32:
             raise ValueError(f"dt must give fewer than 2^32 steps, got {dt:g} for a time of {phase.time:g}")
         steps = round(phase.time / dt)
         if abs(steps * dt - phase.time) > 1e-6 * dt:
             raise ValueError(f"dt must divide the phase's time, got {dt:g} for a time of {phase.time:g}")
-        return cls(learning_rate, nu, phase.clip, steps, rate, samples)
+        return cls(learning_rate, noise_multiplier(phase, dt), phase.clip, steps, rate, samples)

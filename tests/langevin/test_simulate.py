@@ -114,7 +114,7 @@ def test_three_digits_in_batches(tmp_path):
     assert report["problem"].split("; simulated")[0].endswith("softmax loss, 3 classes: 4, 1, 7")
     assert "sample rate 0.2" in report["schedule"]
     assert "K = 3 outputs are not covered" in report["assumptions"][0]
-    assert report["privacy"]["accountant"] == "PRV of Opacus and PLD of dp-accounting"
+    assert report["privacy"]["accountant"] == "PLD of dp-accounting"
     assert report["privacy"]["epsilon"] > 0
     assert (tmp_path / "run.png").exists()
     run = files.load(tmp_path / report["saved"])
@@ -188,9 +188,10 @@ def test_noise_for_a_budget(tmp_path, rate):
 
 
 def test_a_missing_accountant_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "empirical.privacy.phases", None)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
     batches = ["--samples", "40", "--dim", "3", "--sample-rate", "0.1"]
-    assert "an accountant" in report_of(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
+    said = report_of(*SEVERAL, *batches, folder=tmp_path)["privacy"]["none"]
+    assert "batches need an accountant, and dp_accounting is not installed" in said
 
 
 def test_two_classes_have_the_losses_that_they_always_had(tmp_path):

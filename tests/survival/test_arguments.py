@@ -46,6 +46,7 @@ SCHEDULE, FFT = (
     Schedule.lp_fft(lp_time=0.2, fft_time=0.2, sigma=0.3, clip=1.0),
     Schedule.fft(time=0.2, sigma=0.3),
 )
+BATCHES = Schedule.lp(time=0.2, sigma=0.3, clip=1.0, sample_rate=0.1)
 SEPARABLE = orthogonally_separable(6, 3, rng=0)
 HELD_OUT = Problem(LINEAR.X, LINEAR.y, "linear", "square", LINEAR.X, LINEAR.y)
 FULL_BATCH = DPSGD(0.1, 1.0, 1.0, 10)
@@ -146,10 +147,21 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "zcdp": (bounds.zcdp, dict(schedule=SCHEDULE, neighbours="replace")),
     "epsilon": (bounds.epsilon, dict(schedule=SCHEDULE, delta=1e-5, neighbours="replace")),
     "delta": (bounds.delta, dict(schedule=SCHEDULE, epsilon=1.0, neighbours="replace")),
+    "epsilon of batches": (bounds.epsilon, dict(schedule=BATCHES, delta=1e-5, dt=0.1)),
+    "delta of batches": (bounds.delta, dict(schedule=BATCHES, epsilon=1.0, dt=0.1)),
     "renyi": (bounds.renyi, dict(schedule=SCHEDULE, orders=[2.0, 3.0], neighbours="replace")),
     "gdp_delta": (bounds.gdp_delta, dict(mu=1.0, epsilon=1.0)),
     "gdp_epsilon": (bounds.gdp_epsilon, dict(mu=1.0, delta=1e-5)),
     "calibrate": (bounds.calibrate, dict(schedule=SCHEDULE, solve="sigma", epsilon=1.0, delta=1e-5)),
+    "calibrate of batches": (
+        bounds.calibrate,
+        dict(schedule=BATCHES, solve="time", epsilon=20.0, delta=1e-5, dt=0.01),
+    ),
+    "last_iterate_gdp": (
+        bounds.last_iterate_gdp,
+        dict(weight_decay=1.0, sigma=1.0, clip=0.5, lp_time=1.0, fft_time=0.5, dt=0.05, loss="softmax")
+        | dict(outputs_dim=3, clipping="flat", feature_norm=1.0, samples=4, neighbours="replace"),
+    ),
     "dpsgd_gdp": (bounds.dpsgd_gdp, dict(phases=[FULL_BATCH], neighbours="replace")),
     "dpsgd_epsilon": (bounds.dpsgd_epsilon, dict(phases=FULL_BATCH, delta=1e-5)),
     "minimum_lp_share": (bounds.minimum_lp_share, dict(_split, rho=0.1)),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bounds
-from bounds.privacy import subsampled
+from bounds.privacy import noise, subsampled
 from empirical.privacy import spent
 from empirical.privacy.calibrate import calibrate
 from empirical.privacy.history import History, Mechanism, plan, release
@@ -210,9 +210,9 @@ def test_a_delta_for_which_no_noise_can_be_found_is_named(planned, message):
 
 @pytest.mark.parametrize(("rate", "steps"), [(1.0, 50), (0.5, 50), (0.05, 400)])
 def test_the_noise_for_a_budget_spends_it(rate, steps):
-    nu = subsampled.noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
+    nu = noise.noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
     assert 0.99 * 0.7 < epsilon(one(rate, steps, nu, 1e-5), accountant="pld") <= 0.7 + 1e-6
-    quick = subsampled.normal_noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
+    quick = noise.normal_noise_multiplier(0.7, 1e-5, sample_rate=rate, steps=steps)
     assert quick == pytest.approx(nu, rel=0.05)
     # less noise spends more
     assert epsilon(one(rate, steps, 0.98 * nu, 1e-5), accountant="pld") > 0.7

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from empirical.privacy.calibrate import USED
+from bounds.privacy.noise import USED
 from empirical.privacy.spent import epsilon
 from empirical.recipe import METHODS, Recipe
 
