@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +16,13 @@ from langevin.model.problem import Problem
 from langevin.model.schedule import Phase
 from langevin.model.weights import Weights
 from langevin.support import validate
+from langevin.support.validate import FloatArray
 
 SHARE = "re-derived; replaces Theorem 5.1 of [1]"
 CLASSES_SHARE = "new (6')"
 CHAIN_SHARE = "new (8'(f))"
+# more are infinitely many
+MOST_STEPS = 2.0**40
 
 
 def budget_time(rho: float, sigma: float, clip: float, neighbours: Neighbours = "add-remove") -> float:
@@ -66,7 +68,7 @@ class LpShare:
     reason : str
     source : str
     steps : float
-        ``N_lp``, a whole number of steps of the chain, infinite if no number is enough; NaN for the diffusion.
+        ``N_lp``, a whole number of steps of the chain, infinite beyond 2^40; NaN for the diffusion.
     failure : float
         Bound of the probability, over the batches, that some class is not aligned after ``steps``.
     """
@@ -162,11 +164,13 @@ def minimum_lp_share(
     0.12
     >>> found = minimum_lp_share(problem, weights, **chain, sample_rate=0.1, confidence=0.99)
     >>> found.share, round(found.failure, 4)
-    (0.201, 0.0099)
+    (0.21, 0.0098)
     """
-    if dt is None and steps is None:
-        if rho is None or sigma is None:
-            raise ValueError(f"give rho and sigma, or dt and steps, got rho={rho} and sigma={sigma}")
+    if (dt is None) == (rho is None) or (steps is None) != (dt is None) or (sigma is None) != (rho is None):
+        raise ValueError(
+            f"give rho and sigma, or dt and steps, got rho={rho}, sigma={sigma}, dt={dt} and steps={steps}"
+        )
+    if rho is not None and sigma is not None:
         if sample_rate != 1:
             raise ValueError(
                 f"sample_rate must be 1 with a budget rho of the diffusion, got {sample_rate}: with batches "
@@ -178,6 +182,8 @@ def minimum_lp_share(
             return _unknown(found, time)
         share = found.time / time
         return LpShare(share, share <= 1, found.time, time, True, "", _source(found))
+    assert dt is not None
+    assert steps is not None
     return _of_chain(problem, weights, clip, dt, steps, sample_rate, confidence)
 
 
@@ -193,55 +199,58 @@ def _of_chain(
     problem: Problem,
     weights: Weights,
     clip: float,
-    dt: float | None,
-    steps: int | None,
+    dt: float,
+    steps: int,
     sample_rate: float,
     confidence: float | None,
 ) -> LpShare:
-    if dt is None or steps is None:
-        raise ValueError(f"dt and steps must be given together, got dt={dt} and steps={steps}")
     dt, steps = validate.positive("dt", dt), validate.integer("steps", steps, 1)
-    rate = validate.positive("sample_rate", sample_rate)
-    if rate > 1:
-        raise ValueError(f"sample_rate must be at most 1, got {rate:g}")
+    rate = validate.rate("sample_rate", sample_rate)
     if rate < 1 and (confidence is None or not 0 < confidence < 1):
         raise ValueError(
             f"confidence must be between 0 and 1 with sample_rate={rate:g}, got {confidence}: with batches "
             "the number of steps that align all heads is random, and ceil(alignment time / dt) is nominal"
         )
     found = alignment_time(problem, weights, clip=clip)
-    if found.valid and rate < 1 and not np.isinf(MARGINS.get(problem.loss, MARGINS["logistic"]).end):
-        found = replace(
-            found, valid=False, reason="the square loss is not covered with batches: a step may overshoot"
-        )
+    if found.valid and np.isfinite(getattr(MARGINS.get(problem.loss), "end", np.inf)):
+        reason = "the square loss is not covered for the chain: a step may overshoot"
+        found = replace(found, valid=False, reason=reason)
     if not found.valid:
         return _unknown(found, steps * dt)
     labels, counts = np.unique(problem.y, return_counts=True)
-    # draws of a class that are enough, in steps of full batches
     needed = np.array([found.per_class.get(int(label), 0.0) for label in labels]) / dt
+    taken, failure = _steps(needed, counts, rate, 0.0 if confidence is None else 1 - confidence)
+    share = taken / steps
+    return LpShare(share, share <= 1, found.time, steps * dt, True, "", CHAIN_SHARE, taken, failure)
+
+
+def _steps(needed: FloatArray, counts: np.ndarray, rate: float, allowed: float) -> tuple[float, float]:
+    """Least number of steps that misalign a class with no more than an allowed probability, and this.
+
+    Parameters
+    ----------
+    needed : ndarray, shape (classes,)
+        Steps of full batches after which each class is aligned.
+    counts : ndarray, shape (classes,)
+        Samples of each class.
+    rate, allowed : float
+    """
+    if needed.max() > MOST_STEPS:
+        return np.inf, 1.0
+    if rate == 1:
+        return float(np.ceil(needed.max())), 0.0
+    # draws of a class that are enough
+    enough = np.ceil(rate * counts * needed)
 
     def failure(taken: int) -> float:
-        if rate == 1:
-            return float((taken < needed).any())
-        enough = np.ceil(rate * counts * needed)
-        return float(-np.expm1(np.log1p(-binom.cdf(enough - 1, taken * counts, rate)).sum()))
+        missed = binom.cdf(enough - 1, taken * counts, rate)
+        with np.errstate(divide="ignore"):
+            return float(-np.expm1(np.log1p(-missed).sum()))
 
-    allowed = 0.0 if confidence is None or rate == 1 else 1 - confidence
-    taken = _least(failure, allowed) if np.isfinite(needed).all() else np.inf
-    missed = failure(int(taken)) if np.isfinite(taken) else 1.0
-    share = taken / steps
-    return LpShare(share, share <= 1, found.time, steps * dt, True, "", CHAIN_SHARE, float(taken), missed)
-
-
-def _least(failure: Callable[[int], float], allowed: float) -> int:
-    """Least number of steps whose failure, which falls with their number, is allowed."""
-    if failure(0) <= allowed:
-        return 0
-    high = 1
+    low, high = -1, 0
     while failure(high) > allowed:
-        high *= 2
-    low = high // 2
+        low, high = high, 2 * high + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if failure(middle) <= allowed else (middle, high)
-    return high
+    return float(high), failure(high)
