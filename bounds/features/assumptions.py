@@ -166,8 +166,8 @@ class Assumptions:
         ]
         if self.centred is not None:
             lines[1:1] = [
-                f"    no input is negative, as of features after a ReLU: 3.1{prime} cannot hold across classes",
-                "    that share an active feature, unless the inputs are centred",
+                f"    no input is negative, as of features after a ReLU: 3.1{prime} cannot hold across",
+                "    classes that share an active feature, unless the inputs are centred",
                 f"    centred by their mean: {_pairs(self.centred)}",
                 "    take the mean of public features: that of private ones is a release and costs privacy",
             ]
