@@ -145,8 +145,8 @@ def _classes(problem: Problem, weights: Weights, clip: float | None) -> Alignmen
         return _unknown(reason, CLASSES_ALIGNMENT)
     clocks = {block.own: _class_clocks(problem.loss, block, clip) for block in blocks}
     per_class = dict.fromkeys(range(problem.outputs_dim), 0.0)
-    per_class |= {own: max(clock.time for clock in found) for own, found in clocks.items()}
-    sharp = max(clock.sharp for found in clocks.values() for clock in found)
+    per_class |= {own: max((clock.time for clock in found), default=0.0) for own, found in clocks.items()}
+    sharp = max((clock.sharp for found in clocks.values() for clock in found), default=0.0)
     lasting = not classes_obstacle(blocks)
     return AlignmentTime(max(per_class.values()), sharp, per_class, True, "", lasting, CLASSES_ALIGNMENT)
 

@@ -44,7 +44,9 @@ def scalar_effect(block: Block, margin: Margin, clip: float | None) -> Effect:
 def class_effect(block: ClassBlock, loss: str, clip: float | None) -> Effect:
     """Effect on the neurons of one of K classes, with the loss "softmax" or "ovr"."""
     if loss == "softmax" and block.symmetric:
-        return scalar_effect(block.scalar(), class_margin(block.classes), clip)
+        found = scalar_effect(block.scalar(), class_margin(block.classes), clip)
+        # the scalar net's inputs are longer
+        return Effect(*found[:5], *_survival(block, found.distance), True)
     cone, own = CONES[loss], np.full(len(block.V), block.own)
     excess = cone.excess(block.V, own)
     bad, distance = np.any(excess > 0, axis=1), cone.distance(excess)
