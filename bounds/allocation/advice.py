@@ -86,14 +86,13 @@ class Advice:
             return np.nan, f"theory does not say (6b): {bad or 'no neuron is in the cone of a class'}"
         if all(found.case == "fft" for found in self.crossovers):
             return 0.0, "0 (6b): the final loss rises with the time of probing"
-        critical = max(found.critical_time for found in self.crossovers if found.case != "fft")
         latest = max(found.latest_switch for found in self.crossovers) / self.time
-        if self.time <= min(found.critical_time for found in self.crossovers if found.case != "fft"):
-            return (
-                0.0,
-                f"0 (6b): a short probing helps above time {critical:.3g} only, there is {self.time:.3g}",
-            )
-        return np.nan, f"at most {min(latest, 1.0):.3g} (6b): some probing helps above time {critical:.3g}"
+        times = [found.critical_time for found in self.crossovers if found.case != "fft"]
+        if self.time <= min(times):
+            says = f"a short probing helps above time {min(times):.3g} only, there is {self.time:.3g}"
+        else:
+            says = f"some probing helps above time {max(times):.3g}"
+        return np.nan, f"at most {min(latest, 1.0):.3g} (6b): {says}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, lists and dictionaries for JSON; no number where the theory gives none."""

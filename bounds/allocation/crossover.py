@@ -64,7 +64,8 @@ def lp_crossover(problem: Problem, weights: Weights, *, time: float, clip: float
     1. ``mu >= 0`` and ``s <= Q`` through linear probing: the final loss rises with the time of linear
        probing; the best share is 0.
     2. ``mu_0 < 0``, ``s_0 < Q``, unclipped: a short linear probing helps iff the total time exceeds
-       ``T_c``. Below ``T_c`` it hurts: a smaller budget does *not* ask for a larger share. If also ``s <= Q``
+       ``T_c``. Below ``T_c`` it hurts: a smaller budget does *not* ask for a larger share. (A longer one may
+       help below ``T_c``, too, where the head nearly opposes the features.) If also ``s <= Q``
        through linear probing, every minimiser switches by ``t_0 = int_{m_0}^0 dm / (n gamma Q g)``. A
        head that outgrows the features (logistic loss, large times) makes a much later switch better.
 
