@@ -120,8 +120,8 @@ class Assumptions:
         where there are no single neurons.
     labels : bool
         Whether the labels are -1 and +1, or classes; if not, no assumption holds.
-    outputs_dim : int
-        ``K``; with more than one the assumptions are 3.1' and 3.2'.
+    class_names : tuple of str
+        Of K classes, whose assumptions are 3.1' and 3.2'; empty with one output.
     centred : Separability or None
         3.1 of the inputs less their mean, where they are never negative and violate it across classes.
     """
@@ -133,7 +133,7 @@ class Assumptions:
     rank: int
     linear_one_sign: float
     labels: bool
-    outputs_dim: int = 1
+    class_names: tuple[str, ...] = ()
     centred: Separability | None = None
 
     @property
@@ -158,7 +158,7 @@ class Assumptions:
                 f"{'holds' if b.holds else 'fails'}; neurons that violate it: {b.violations:.1%}, "
                 f"pairs {b.pair_violations:.1%}; least cone margin {b.margins.min():.3g}"
             )
-        prime = "'" if self.outputs_dim > 1 else ""
+        prime = "'" if self.class_names else ""
         lines = [
             f"3.1{prime} orthogonal separability: {'holds' if a.holds else 'fails'}; {_pairs(a)}",
             f"3.2{prime} collapsed features: {features}",
@@ -176,11 +176,11 @@ class Assumptions:
         return "\n".join(lines)
 
     def _spread(self) -> str:
-        if self.outputs_dim > NAMED:
+        if len(self.spread) > NAMED:
             angles = self.spread.values()
-            return f"{min(angles):.1f} to {max(angles):.1f} degrees in {self.outputs_dim} classes"
-        sign = "+d" if self.outputs_dim == 1 else "d"
-        return ", ".join(f"{s:{sign}}: {angle:.1f} degrees" for s, angle in self.spread.items())
+            return f"{min(angles):.1f} to {max(angles):.1f} degrees in {len(angles)} classes"
+        names = dict(enumerate(self.class_names)) or {1: "+1", -1: "-1"}
+        return ", ".join(f"{names[s]}: {angle:.1f} degrees" for s, angle in self.spread.items())
 
 
 def _pairs(found: Separability) -> str:
@@ -273,7 +273,7 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
         int(np.linalg.matrix_rank(problem.X)),
         float(sided),
         problem.classification,
-        problem.outputs_dim,
+        problem.class_names,
         centred,
     )
 

@@ -89,7 +89,7 @@ def test_the_binomial_bound_is_attained(K):
     shares = misaligned(problem, weights, clip, dt, rate, steps, 0)
     for step, share in zip(steps, shares, strict=True):
         stated = 1 - (1 - binom.cdf(enough - 1, 4 * step, rate)) ** 2
-        assert share == pytest.approx(stated, abs=4 * (stated * (1 - stated) / PATHS) ** 0.5)
+        assert share == pytest.approx(stated, abs=float(4 * (stated * (1 - stated) / PATHS) ** 0.5))
     assert shares[2] == pytest.approx(found.failure, abs=4 * (0.05 / PATHS) ** 0.5)
     # the control: the nominal number of steps leaves some head misaligned about as often as not
     assert shares[0] > 0.3
@@ -188,10 +188,10 @@ def final(problem, weights, lp, total, clip=None):
 
 def check_certificate(usable):
     """6b(1): with all margins positive the final loss increases with probing."""
-    seen, rise = 0, []
+    rise: list[float] = []
     for seed in count():
-        if seen >= usable:
-            return rise
+        if len(rise) >= usable:
+            break
         rng = np.random.default_rng(seed)
         K, clip = strategies.CLASSES[seed % 4], [None, 0.3][seed // 4 % 2]
         problem, weights = collapsed(rng, K, rng.choice([0, 1, 1], K))
@@ -208,7 +208,7 @@ def check_certificate(usable):
         losses = [final(problem, weights, share * time, time, clip) for share in (0.0, 0.2, 0.6, 1.0)]
         assert (np.diff(losses) >= -1e-8 * losses[0]).all(), seed
         rise.append(losses[-1] / losses[0])
-        seen += 1
+    return rise
 
 
 def test_probing_first_does_not_lower_the_loss_of_aligned_classes():
