@@ -198,6 +198,8 @@ def _until_outgrown(
     loss: Margin, n: int, gamma: float, Q: float, s: float, mu: float, clip: float | None
 ) -> float:
     """Time for which linear probing keeps ``s <= Q``, which holds at the start."""
+    if Q == 0:
+        return np.inf
     # in the clock S = int n c g dt: m = m_0 + gamma Q S and s = s_0 + 2 sqrt(gamma) mu S + gamma Q S^2
     size, start = np.sqrt(gamma * Q), np.sqrt(gamma) * mu
     half = mu / np.sqrt(Q)
