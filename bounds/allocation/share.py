@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binom
 
 from bounds.allocation.alignment import ALIGNED, ALIGNMENT, AlignmentTime, alignment_time
-from bounds.features.blocks import MARGINS
+from bounds.features.blocks import MARGINS, ROUNDOFF
 from bounds.privacy.neighbours import Neighbours, sensitivity
 from bounds.support.covers import declares
 from langevin.model.problem import Problem
@@ -218,7 +218,9 @@ def _of_chain(
     if not found.valid:
         return _unknown(found, steps * dt)
     labels, counts = np.unique(problem.y, return_counts=True)
-    needed = np.array([found.per_class.get(int(label), 0.0) for label in labels]) / dt
+    times = np.array([found.per_class.get(int(label), 0.0) for label in labels])
+    # a quotient that is whole but for rounding is whole
+    needed = times / dt * (1 - ROUNDOFF)
     taken, failure = _steps(needed, counts, rate, 0.0 if confidence is None else 1 - confidence)
     share = taken / steps
     return LpShare(share, share <= 1, found.time, steps * dt, True, "", CHAIN_SHARE, taken, failure)
