@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import logsumexp
 
-from bounds.features.blocks import NO_NEURONS, ROUNDOFF, Block, cut
+from bounds.features.blocks import MARGINS, NO_NEURONS, ROUNDOFF, Block, Margin, cut
 from bounds.support.covers import Covers
 from langevin.model.alignment import CONES
 from langevin.model.problem import Problem
@@ -76,6 +77,12 @@ class ClassBlock:
         return self.Z.T @ self.V
 
     @cached_property
+    def margins(self) -> FloatArray:
+        """``M_i``, the own output less the log-sum-exp of the others, shape (samples,)."""
+        others = np.delete(self.outputs, self.own, axis=1)
+        return self.outputs[:, self.own] - logsumexp(others, axis=1)
+
+    @cached_property
     def rivals(self) -> FloatArray:
         """Heads of the other classes, ``V_jk`` for ``k != c``, shape (neurons, K - 1)."""
         return np.delete(self.V, self.own, axis=1)
@@ -110,6 +117,18 @@ class ClassBlock:
             scale * self.opposite,
             -scale * self.others,
         )
+
+
+def class_margin(classes: int) -> Margin:
+    """Loss ``log(1 + (K - 1) exp(-m))`` of the scalar net that a symmetric head trains as (new, 4b'(a)).
+
+    Examples
+    --------
+    >>> class_margin(3).slope(np.array([0.0])).round(3)
+    array([0.667])
+    """
+    shift = math.log(classes - 1)
+    return MARGINS["logistic"]._replace(slope=lambda m: MARGINS["logistic"].slope(m - shift))
 
 
 def decouple_classes(problem: Problem, weights: Weights) -> tuple[list[ClassBlock], str]:

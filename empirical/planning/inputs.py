@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # rows and entries of W that a simulation has at most, rows and heads that theory has
 _ROWS, _ENTRIES, THEORY_ROWS, THEORY_HEADS = 4096, 2**16, 256, 4
+# with which the minimum share aligns all heads, over the batches
+CONFIDENCE = 0.95
 
 
 class Inputs(NamedTuple):
@@ -59,7 +61,7 @@ def prepare_inputs(
         validate.same_length("X_test", held, "y_test", held_labels)
     trained = len(labels)
     if trained > _ROWS:
-        kept = _some(labels, _ROWS, random)
+        kept = some_rows(labels, _ROWS, random)
         notes.append(f"simulated on {_ROWS} of {trained} training samples")
         features, labels = features[kept], labels[kept]
     if activation is None:
@@ -77,7 +79,7 @@ def prepare_inputs(
     return Inputs(net, names, rows, trained, (*notes, *cut))
 
 
-def _some(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
+def some_rows(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
     """Return random rows, at least one of each class."""
     order = random.permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)

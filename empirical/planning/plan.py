@@ -20,7 +20,7 @@ from langevin.support.validate import FloatArray
 
 if TYPE_CHECKING:
     pass
-from empirical.planning.inputs import THEORY_HEADS, THEORY_ROWS, Inputs, prepare_inputs
+from empirical.planning.inputs import CONFIDENCE, THEORY_HEADS, THEORY_ROWS, Inputs, prepare_inputs, some_rows
 from empirical.planning.search import Trials, compared, resolved, tuned
 from empirical.planning.share_plan import (
     SharePlan,
@@ -171,23 +171,24 @@ def _limits(net: StandIn, ends: Outcomes, resolution: float) -> list[str]:
 
 
 def _theory(inputs: Inputs, trials: Trials, lr: float, shares: FloatArray) -> dict[str, Advice]:
-    """Evaluate the theorems at probing's rate on some rows, for two classes or each class and the rest."""
+    """Evaluate the theorems at probing's rate on some rows."""
     net, names, how = inputs.net, inputs.names, trials.how
     random = np.random.default_rng(np.random.SeedSequence(trials.root, spawn_key=(2,)))
-    count = min(THEORY_ROWS, len(net.X))
-    rows = np.sort(random.permutation(len(net.X))[:count])
+    count = min(max(THEORY_ROWS, len(names)), len(net.X))
+    rows = np.sort(some_rows(net.labels, count, random))
     (leg,) = how.legs(Split(how.steps, lr, lr), count)
     heads = [net.head(random) for _ in range(1 if net.v is not None else THEORY_HEADS)]
-    said = {}
-    for label in range(1 if len(names) == 2 else 0, len(names)):
-        other = names[0] if len(names) == 2 else "the rest"
-        own = [head if len(names) == 2 else head[label] for head in heads]
-        said[f"{names[label]} against {other}"] = split_advice(
-            net.problem(label, rows),
-            [Weights(net.W, v) for v in own],
-            sigma=leg.phase.sigma,
-            clip=how.clip,
-            time=leg.phase.time,
-            shares=shares,
-        )
-    return said
+    said = " and ".join(names) if len(names) == 2 else f"{len(names)} classes"
+    rate = min(1.0, how.batch / len(net.X))
+    advice = split_advice(
+        net.problem(rows),
+        [Weights(net.W, v.T) for v in heads],
+        sigma=leg.phase.sigma,
+        clip=how.clip,
+        time=leg.phase.time,
+        shares=shares,
+        dt=leg.dt,
+        sample_rate=rate,
+        confidence=None if rate == 1 else CONFIDENCE,
+    )
+    return {said: advice}
