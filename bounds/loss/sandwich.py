@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bounds.band import Band, nowhere
-from bounds.features.blocks import COVERS
-from bounds.loss.enclosure import enclose
+from bounds.features.blocks import COVERS as BLOCKS
+from bounds.loss.enclosure import CLASSES, enclose
 from bounds.support.covers import declares
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
@@ -15,6 +15,7 @@ from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 
 SOURCE = "new (4b); replaces Theorems 4.2 and 4.3 of [1]"
+COVERS = {"one output": BLOCKS, "K classes": CLASSES}
 
 
 @declares(COVERS)
@@ -59,12 +60,11 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     (array([ True,  True]), array([1.243, 0.505]))
     """
     found = enclose(problem, weights, schedule, times)
+    t = record_times(schedule, times)
     if isinstance(found, str):
-        return nowhere(record_times(schedule, times), found, SOURCE)
-    f_low, f_high = problem.y * found.lower, problem.y * found.upper
-    with np.errstate(over="ignore"):
-        # a larger margin is a smaller loss
-        upper, lower = problem.losses(f_low).sum(1), problem.losses(f_high).sum(1)
+        return nowhere(t, found, SOURCE)
+    upper = found.upper.sum(1)
     # at time 0 they differ by roundoff
-    lower = np.minimum(lower, upper)
-    return Band(found.times, lower, upper, found.valid, found.reason, SOURCE)
+    lower = np.minimum(found.lower.sum(1), upper)
+    source = SOURCE if found.source == "4b" else f"new ({found.source})"
+    return Band(t, lower, upper, found.valid, found.reason, source)
