@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ class Margin(NamedTuple):
 
     Attributes
     ----------
+    value : callable
+        The loss of a sample.
     slope : callable
         ``g(m) = |r|``.
     bends : callable
@@ -32,6 +35,7 @@ class Margin(NamedTuple):
         Margin up to which the loss falls.
     """
 
+    value: Callable[[FloatArray], FloatArray]
     slope: Callable[[FloatArray], FloatArray]
     bends: Callable[[float], tuple[float, float]]
     end: float
@@ -39,10 +43,36 @@ class Margin(NamedTuple):
 
 MARGINS = {
     "logistic": Margin(
-        lambda m: np.exp(-np.logaddexp(0.0, m)), lambda g: (-g * (1 - g), g * (1 - g) * (1 - 2 * g)), np.inf
+        lambda m: np.logaddexp(0.0, -m),
+        lambda m: np.exp(-np.logaddexp(0.0, m)),
+        lambda g: (-g * (1 - g), g * (1 - g) * (1 - 2 * g)),
+        np.inf,
     ),
-    "square": Margin(lambda m: 1 - m, lambda g: (-1.0, 0.0), 1.0),
+    "square": Margin(lambda m: 0.5 * (m - 1) ** 2, lambda m: 1 - m, lambda g: (-1.0, 0.0), 1.0),
 }
+
+
+def _softmax(classes: int) -> Margin:
+    """``log(1 + (K - 1) exp(-m))``: the logistic loss, with margins less ``log(K - 1)``."""
+    value, slope, bends, end = MARGINS["logistic"]
+    shift = math.log(classes - 1)
+    return Margin(lambda m: value(m - shift), lambda m: slope(m - shift), bends, end)
+
+
+def _one_vs_rest(classes: int) -> Margin:
+    """``K log(1 + exp(-m / sqrt(K)))``."""
+    value, slope, bends, end = MARGINS["logistic"]
+    root = math.sqrt(classes)
+
+    def bent(g: float) -> tuple[float, float]:
+        first, second = bends(g / root)
+        return first, second / root
+
+    return Margin(lambda m: classes * value(m / root), lambda m: root * slope(m / root), bent, end)
+
+
+CLASS_MARGINS: dict[str, Callable[[int], Margin]] = {"softmax": _softmax, "ovr": _one_vs_rest}
+"""Losses of the scalar nets that the blocks of K classes with like heads train as, by K (new; 4b'(a))."""
 COVERS = Covers(tuple(MARGINS), ("relu", "linear"), lp=("none", "flat"), fft=("none", "flat"), binary=True)
 """What any statement on blocks covers."""
 

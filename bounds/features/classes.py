@@ -92,6 +92,16 @@ class ClassBlock:
         """Whether each neuron's head is the same for all other classes, as a zero head is."""
         return bool((self.rivals == self.rivals[:, :1]).all())
 
+    @property
+    def opposed(self) -> bool:
+        """Whether each neuron's heads of other classes are minus that of its own, as a zero head's are."""
+        return bool((self.rivals == -self.V[:, [self.own]]).all())
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether all samples are equal, up to roundoff."""
+        return bool(np.abs(self.X - self.X[0]).max() <= ROUNDOFF * np.abs(self.X[0]).max())
+
     def scalar(self) -> Block:
         """Block of the scalar net that a symmetric head trains as, exactly (softmax; new, 4b'(a)).
 
@@ -106,7 +116,25 @@ class ClassBlock:
         if not self.symmetric:
             raise ValueError(f"heads of class {self.own} must be equal for all other classes")
         scale = math.sqrt(self.classes / (self.classes - 1))
-        alpha = (self.V[:, self.own] - self.rivals[:, 0]) / scale
+        return self._with_head((self.V[:, self.own] - self.rivals[:, 0]) / scale, scale)
+
+    def one_vs_rest(self) -> Block:
+        """Block of the scalar net that opposed heads train as, exactly (one-vs-rest; new, 4b'(a)).
+
+        Its inputs are those of the class, its labels +1, its head ``sqrt(K) V_jc``, and its loss ``K log(1 +
+        exp(-m / sqrt(K)))``.
+
+        Raises
+        ------
+        ValueError
+            If the heads are not opposed.
+        """
+        if not self.opposed:
+            raise ValueError(f"heads of other classes must be minus those of class {self.own}")
+        return self._with_head(math.sqrt(self.classes) * self.V[:, self.own], 1.0)
+
+    def _with_head(self, alpha: FloatArray, scale: float) -> Block:
+        """Block with labels +1 and inputs times ``scale``."""
         return Block(
             self.samples,
             self.neurons,

@@ -16,6 +16,7 @@ from bounds.distance.flow import span
 from bounds.distance.parts import Part, parts
 from bounds.distance.path import path
 from bounds.loss.enclosure import enclose
+from bounds.loss.enclosures.clocked import Enclosed
 from bounds.loss.norms import expected_norm
 from bounds.support.clock import Clock, clock
 from bounds.support.covers import declares
@@ -30,7 +31,7 @@ from langevin.support.validate import FloatArray
 Base = Literal["flow", "sandwich"]
 
 BASES = ("flow", "sandwich")
-COVERS = {"flow": ERROR["ode"], "sandwich": replace(ERROR["ode"], outputs=False, chain=False)}
+COVERS = {"flow": ERROR["ode"], "sandwich": replace(ERROR["ode"], chain=False)}
 SOURCE = "new (1d)"
 FOURTH = (
     "full fine-tuning with the square loss is not covered after Poisson batches, the fourth moment of whose "
@@ -113,7 +114,7 @@ def certified_loss(
             valid, reason = valid & found.valid, found.reason
         # valid times come first
         count = int(valid.sum())
-        centre = _in_sandwich(problem, weights, schedule, at.times[:count], found.lower, found.upper)
+        centre = _in_sandwich(problem, weights, schedule, at.times[:count], found)
     above, below = _widths(problem, weights, known, at, centre)
     up, down = np.zeros((2, len(at.times)))
     up[: len(above)], down[: len(below)] = centre.high + above, np.maximum(centre.low - below, 0.0)
@@ -165,13 +166,11 @@ def _in_sandwich(
     weights: Weights,
     schedule: Schedule,
     t: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
+    found: Enclosed,
 ) -> _Centre:
-    """The same from enclosures of the margins."""
-    lower, upper = problem.y * lower[: len(t)], problem.y * upper[: len(t)]
-    high, low = problem.losses(lower).sum(1), problem.losses(upper).sum(1)
-    residual = np.maximum(np.abs(problem.residuals(lower)), np.abs(problem.residuals(upper)))
+    """The same from enclosures of the losses."""
+    low, high, residual = (of[: len(t)] for of in (found.lower, found.upper, found.residual))
+    low, high = low.sum(1), high.sum(1)
     slope = residual @ np.linalg.norm(problem.features(weights.W), axis=1)
     still = Schedule([Phase(p.method, p.time, 0.0, p.clip) for p in schedule])
     sizes = expected_norm(problem, weights, still, t).upper

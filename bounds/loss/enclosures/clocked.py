@@ -1,0 +1,178 @@
+"""The clock that encloses the losses of a block, from phase to phase (sections 4b and 4b')."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import RK45
+
+from bounds.features.blocks import Margin
+from bounds.support.numeric import patient
+from langevin.model.schedule import Phase, Schedule
+from langevin.support.validate import FloatArray
+
+RTOL, ATOL = 1e-10, 1e-13
+PAD = 1e-6
+"""Relative padding of the clock, above the error of interpolating it across a kink of clipping."""
+
+CONE = "a neuron may have left its cone"
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """Enclosures of the losses of samples, shapes (m, n), and where they hold.
+
+    Attributes
+    ----------
+    lower, upper : ndarray, shape (m, n)
+        Of the losses of the samples.
+    residual : ndarray, shape (m, n)
+        Bounds of ``||r_i||``.
+    valid : ndarray of bool, shape (m,)
+    reason, source : str
+    """
+
+    lower: FloatArray
+    upper: FloatArray
+    residual: FloatArray
+    valid: np.ndarray
+    reason: str
+    source: str
+
+
+class Clocked(ABC):
+    """Enclosure of a block whose margins are bounded as functions of ``S = int sum_i c_i g_i dt``.
+
+    A form of the statement says how: it holds intervals of the state at the start of a phase, `prepare`
+    turns them into functions of the clock, which `advance` reads at its end.
+
+    Attributes
+    ----------
+    loss : Margin
+        The loss as a function of the margin, and ``g``.
+    steepness : float
+        Bound of ``||r_i|| / g_i``.
+    m_low, m_high : ndarray, shape (n,)
+        Interval of the margins at the start of the phase.
+    source : str
+        The statement.
+    """
+
+    loss: Margin
+    steepness: float
+    m_low: FloatArray
+    m_high: FloatArray
+    source: str
+
+    @abstractmethod
+    def prepare(self, phase: Phase) -> None:
+        """Set up the enclosures of a phase as functions of its clock, from the state at its start."""
+
+    @abstractmethod
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """Lower bounds of the margins and of ``||grad l_i|| / g_i`` at clocks (q,), shapes (q, n).
+
+        The norms are None where the phase does not clip.
+        """
+
+    @abstractmethod
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """Upper bounds of the same."""
+
+    @abstractmethod
+    def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
+        """Check the validity rule at upper clocks ``S``."""
+
+    @abstractmethod
+    def advance(
+        self, phase: Phase, S_low: float, S_high: float, m_low: FloatArray, m_high: FloatArray
+    ) -> None:
+        """Carry the intervals to the end of a phase whose clock lies in ``[S_low, S_high]``."""
+
+    def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Enclose the margins at clocks that lie between two, where neither bound ever falls."""
+        return self.least(phase, S_low)[0], self.most(phase, S_high)[0]
+
+    def slope(self, m: FloatArray) -> FloatArray:
+        """``g``; beyond the margin where the loss ends the enclosure is flagged elsewhere."""
+        return np.maximum(self.loss.slope(m), 0.0)
+
+    def enclose(self, schedule: Schedule, t: FloatArray) -> Enclosed:
+        """Enclose the block's losses at ``t``."""
+        low, high, valid, reason = self.run(schedule, t)
+        residual = np.maximum(np.abs(self.loss.slope(low)), np.abs(self.loss.slope(high)))
+        with np.errstate(over="ignore"):
+            # a larger margin is a smaller loss
+            lower, upper = self.loss.value(high), self.loss.value(low)
+        return Enclosed(lower, upper, self.steepness * residual, valid, reason, self.source)
+
+    def run(self, schedule: Schedule, t: FloatArray) -> tuple[FloatArray, FloatArray, np.ndarray, str]:
+        """Enclose the block's margins at ``t``."""
+        low, high = np.zeros((len(t), len(self.m_low))), np.zeros((len(t), len(self.m_low)))
+        valid = np.zeros(len(t), dtype=bool)
+        if (self.m_low >= self.loss.end).any():
+            return low, high, valid, "a margin is at least 1 from the start (square loss)"
+        phases = list(zip(schedule, schedule.starts, strict=True))
+        for phase, start in phases:
+            end = start + phase.time
+            here = (t >= start) & ((t < end) | (phase is phases[-1][0]))
+            local = np.append(np.minimum(t[here] - start, phase.time), phase.time)
+            self.prepare(phase)
+            S_high = self.clock(phase, local, upper=True)
+            S_low = self.clock(phase, np.where(np.isfinite(S_high), local, 0.0), upper=False)
+            S_high = np.where(np.isfinite(S_high), S_high, 0.0) * (1 + PAD)
+            good = np.isfinite(self.last_clock)
+            S_low = np.where(good, S_low, 0.0) * (1 - PAD)
+            m_low, m_high = self.between(phase, S_low, S_high)
+            reason = ""
+            for ok, why in self.conditions(phase, S_high):
+                if not ok.all():
+                    reason = reason or why
+                good = good & ok
+            if not good.all():
+                reason = reason or self.ended or "the clock could not be enclosed"
+            # the clock never falls: once a condition fails, nothing is known
+            good = np.logical_and.accumulate(good)
+            low[here], high[here], valid[here] = m_low[:-1], m_high[:-1], good[:-1]
+            if not good[-1]:
+                return low, high, valid, reason
+            self.advance(phase, S_low[-1], S_high[-1], m_low[-1], m_high[-1])
+        return low, high, valid, ""
+
+    def clock(self, phase: Phase, local: FloatArray, *, upper: bool) -> FloatArray:
+        """Integrate the upper or the lower clock; infinite once the enclosure has ended."""
+        enclosed = self.least if upper else self.most
+
+        def rate(_: float, S: FloatArray) -> FloatArray:
+            m, size = enclosed(phase, np.maximum(S, 0.0))
+            speed = self.slope(m)
+            if phase.clip is not None and size is not None:
+                with np.errstate(divide="ignore"):
+                    speed = np.minimum(speed, phase.clip / size)
+            return speed.sum(1)
+
+        end = float(local.max())
+        out = np.full(len(local), np.inf)
+        out[local <= 0.0] = 0.0
+        if upper:
+            self.ended = ""
+        if end > 0.0:
+            # of low order: the error estimate of a high one can miss the kinks of clipping
+            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
+            while solver.status == "running":
+                solver.step()
+                if solver.status == "failed" or not np.isfinite(solver.y).all():
+                    break
+                inside = (local > (solver.t_old or 0.0)) & (local <= solver.t)
+                if inside.any():
+                    out[inside] = solver.dense_output()(local[inside])[0]
+                if upper:
+                    checked = self.conditions(phase, solver.y)
+                    self.ended = next((why for ok, why in checked if not ok.all()), "")
+                    if self.ended:
+                        break
+        if upper:
+            self.last_clock = out
+        return out
