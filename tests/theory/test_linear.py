@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import logsumexp
 
 import bounds
 from bounds.loss import fine_tuning
@@ -166,7 +165,7 @@ def former_floor(top, kappa, reach, t, *, sigma, width, outputs):
     k, eta = len(top), 2 * reach / kappa
     logs = [
         # the function's own smallest number
-        np.maximum(logsumexp(q * np.log(kappa[..., None] / top), axis=-1), np.log(1e-300))
+        np.maximum(np.logaddexp.reduce(q * np.log(kappa[..., None] / top), axis=-1), np.log(1e-300))
         + sigma**2 * q * t / kappa * ((1 + eta) * (q + 1) * (2 * k + 2) - 2 * (k - outputs))
         for q in fine_tuning.POWERS
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import logsumexp
 
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
@@ -18,7 +17,7 @@ BISECTIONS = 60
 
 
 class SeveralOutputs(Cones):
-    """Enclosure of a class ``c`` of at least three, with the margins ``f_c - logsumexp(f_k, k != c)``.
+    """Enclosure of a class ``c`` of at least three, with the margins ``f_c - log sum_k exp f_k``, ``k != c``.
 
     The pull of sample ``i`` on a neuron is ``a_ji = V_jc - q_i . V_j``, where ``q_i`` is the softmax of the
     outputs of the other classes. It lies between ``V_jc - max V_jk`` and ``V_jc - min V_jk``, which move at 1
@@ -41,8 +40,7 @@ class SeveralOutputs(Cones):
         super().__init__(block, lead.min(1), lead.max(1), norms)
         # ||r_i|| = g_i sqrt(1 + ||q_i||^2)
         self.shortest = math.sqrt(block.classes / (block.classes - 1))
-        F = block.outputs
-        self.m_low = self.m_high = F[:, block.own] - logsumexp(np.delete(F, block.own, axis=1), axis=1)
+        self.m_low = self.m_high = block.margins
 
     def prepare(self, phase: Phase) -> None:
         super().prepare(phase)
