@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin.model.observables import OBSERVABLES
 from langevin.model.schedule import Phase
 from langevin.simulation import facts, saved, words
 from langevin.store import atomic
@@ -183,9 +182,7 @@ def _compared(runs: dict[str, xr.Dataset]) -> list[Panel]:
 
 
 def _drawable(run: xr.Dataset) -> xr.Dataset:
-    """Return a run with a dimension ``path``, without numbers that axes do not reach."""
-    if "path" not in run.dims:
-        run = run.assign({name: run[name].expand_dims("path") for name in OBSERVABLES if name in run})
+    """Return a run without numbers that axes do not reach."""
     numbers = [name for name, values in run.data_vars.items() if values.dtype.kind == "f"]
     return run.assign({name: run[name].where(abs(run[name]) < _LARGEST_DRAWN) for name in numbers})
 
@@ -193,7 +190,10 @@ def _drawable(run: xr.Dataset) -> xr.Dataset:
 def _curve(
     ax: Any, values: xr.DataArray, colour: str, width: float = 1.5, *, band: bool = True
 ) -> xr.DataArray:
-    """Draw and return the mean of paths, with the middle 90 % of them."""
+    """Draw and return the mean of paths, with the middle 90 % of them; dashed, a run without paths."""
+    if "path" not in values.dims:
+        ax.plot(values.time, values, color=colour, linewidth=width, linestyle="--", label=_ZEROTH)
+        return values
     mean = values.mean("path")
     if values.sizes["path"] > 1 and band:
         # where no path is left there is nothing to draw
