@@ -103,7 +103,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_bits(compared, tmp_path, 
     calls = []
     monkeypatch.setattr(diffusion.pool, "run", spying(diffusion.pool.run, calls))
     here(*THREE, "--out", "run.nc", "--resume", cwd=tmp_path)
-    assert [paths_left for paths_left in calls] == [0, 4, 4]
+    assert calls == [0, 4, 4]
     assert equal_bits(files.load(tmp_path / "run.nc"), files.load(folder / "run.nc"))
     assert [path.name for path in tmp_path.iterdir()] == ["run.nc"]
 

@@ -3,8 +3,11 @@
 import itertools
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.font_manager import FontProperties
 
 from langevin import Schedule, collapsed_features, euler_maruyama, orthogonally_separable, plot, zeroth_order
 from langevin.support import plots
@@ -22,7 +25,7 @@ def overlaps(places, heights) -> int:
 def test_labels_do_not_overlap_and_keep_their_order(seed):
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 8))
-    at, heights = rng.uniform(0, 0.5, count), rng.uniform(0.02, 0.2, count)
+    at, heights = rng.uniform(0, 0.5, count).tolist(), rng.uniform(0.02, 0.2, count).tolist()
     places = plots._apart(at, heights)
     assert overlaps(places, heights) == 0
     assert list(np.argsort(places)) == list(np.argsort(at))
@@ -48,9 +51,9 @@ def test_lines_that_coincide_show_all_of_their_dashes(count):
 
 def contrast(colour: str) -> float:
     """Ratio of luminances of a colour and white."""
-    rgb = np.array(mpl.colors.to_rgb(colour))
+    rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return 1.05 / (float(linear @ np.array([0.2126, 0.7152, 0.0722])) + 0.05)
 
 
 def test_methods_differ_and_can_be_read_on_white():
@@ -94,6 +97,6 @@ def test_a_zeroth_order_run_is_drawn(run):
 
 
 def test_text_and_mathematics_have_one_font():
-    with mpl.rc_context(plots.STYLE):
-        text = mpl.font_manager.FontProperties(family=mpl.rcParams["font.family"]).get_name()
+    with plt.style.context(plots.STYLE):
+        text = FontProperties(family=mpl.rcParams["font.family"]).get_name()
         assert mpl.rcParams["mathtext.fontset"] == text.lower().replace(" ", "")
