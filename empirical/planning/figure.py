@@ -10,8 +10,9 @@ import numpy as np
 from bounds.allocation.advice import Advice
 from empirical.planning.share_plan import SharePlan, standard_error
 from langevin.store import atomic
+from langevin.support import plots
 
-_SIMULATED, _CHOSEN, _GOOD, _THEORY = "#0072b2", "#e69f00", "#009e73", "0.4"
+_SIMULATED, _CHOSEN, _GOOD, _THEORY = plots.OTHER, plots.GOLD, plots.PURPLE, "0.4"
 
 
 def draw(plan: SharePlan, path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study.study_features import EPOCHS, FILE, LARGE, SEEDS, measure
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,18 +31,18 @@ SETTINGS: output.Settings = {
     "epochs of pre-training": (1, EPOCHS),
 }
 NAMES = ("seeds", "steps", "evaluations", "size", "images", "epochs")
-METHODS = {"fft": ("DP-FFT", "#009e73"), "lp-fft": ("DP-LP-FFT", "#cc79a7"), "lp": ("DP-LP", "#e69f00")}
+METHODS = {name: (f"DP-{plots.NAMES[name]}", plots.METHODS[name]) for name in ("fft", "lp-fft", "lp")}
 CAUSES = {
-    "total": ("DP-FFT", "black", "-"),
-    "from_noise": ("noise, zero head", "#0072b2", "--"),
-    "from_head": ("head, no noise", "#d55e00", "-."),
+    "total": ("DP-FFT", plots.METHODS["fft"], "-"),
+    "from_noise": ("noise, zero head", plots.PURPLE, "--"),
+    "from_head": ("head, no noise", plots.GOLD, "-."),
     "interaction": ("both together", "0.55", ":"),
 }
 NOISELESS = {
-    "fft, zero head, no noise": ("zero head", "#56b4e9", ":"),
-    "fft, no noise": ("default head", "#009e73", "-"),
-    "fft, large head, no noise": (f"head x {LARGE:g}", "#d55e00", "-."),
-    "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", "#cc79a7", "--"),
+    "fft, zero head, no noise": ("zero head", plots.PURPLE, ":"),
+    "fft, no noise": ("default head", plots.METHODS["fft"], "-"),
+    "fft, large head, no noise": (f"head x {LARGE:g}", plots.GOLD, "-."),
+    "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", plots.METHODS["lp-fft"], "--"),
 }
 HEADS = {"default": "", "large": ", large head"}
 

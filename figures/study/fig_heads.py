@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study.studies import FOLDER, paths
-from langevin.support import streams
+from langevin.support import plots, streams
 from langevin.support.machine import processor
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 # study, label, colour and line style
 HEADS: dict[str, tuple[str, str, str, str]] = {
-    "small": ("heads-small", "Gaussian / 4", "#56b4e9", "-"),
-    "default": ("digits-rotated", "Gaussian", "#0072b2", "-"),
-    "large": ("heads-large", "Gaussian x 4", "black", "-"),
-    "zero": ("heads-zero", "zero", "#e69f00", "--"),
-    "prototype": ("heads-prototype", "prototypes", "#d55e00", "-."),
+    "small": ("heads-small", "Gaussian / 4", plots.LEVELS[0], "-"),
+    "default": ("digits-rotated", "Gaussian", plots.LEVELS[1], "-"),
+    "large": ("heads-large", "Gaussian x 4", plots.LEVELS[2], "-"),
+    "zero": ("heads-zero", "zero", plots.GOLD, "--"),
+    "prototype": ("heads-prototype", "prototypes", plots.CYCLE[3], "-."),
 }
 ARMS = {"lp": ("DP-LP", "s"), "fft": ("DP-FFT", "o"), "lp-fft 0.5": ("DP-LP-FFT", "^")}
 EPSILONS = (0.3, 1.0, 3.0)
@@ -158,8 +158,8 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     linewidth=0.8,
                 )
             ax.plot([], [], color="0.3", marker=marker, markersize=3.5, linestyle="", label=label)
-        words = [label.replace("Gaussian", "G.") for _, label, _, _ in HEADS.values()]
-        ax.set_xticks(range(len(words)), words, rotation=25)
+        words = [label.replace("Gaussian", "Gauss.").replace(" ", "\n", 1) for _, label, *_ in HEADS.values()]
+        ax.set_xticks(range(len(words)), words)
         ax.set(title=f"DP-SGD, digits, $\\varepsilon$ = {epsilon:g}", ylabel="test accuracy")
     axes[1, 0].legend(loc="best")
 

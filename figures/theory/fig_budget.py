@@ -128,7 +128,15 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     for k, (name, size, label) in enumerate((("loss", 6, "diffusion"), ("dpsgd", 3, "DP-SGD"))):
         best = data[name].idxmin("share")
         of = f"least loss, {label}"
-        left.plot(data.epsilon, best, f"C{k}", marker="os"[k], markersize=size, linestyle="", label=of)
+        left.plot(
+            data.epsilon,
+            best,
+            color=f"C{k}",
+            marker="os"[k],
+            markersize=size,
+            linestyle="",
+            label=of,
+        )
     left.set(xscale="log", ylim=(-0.02, 5), ylabel="share of the budget for probing")
     left.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     left.set_yticks([0, 0.1, 1], ["0", "0.1", "1"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures import output
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +32,7 @@ HEAD = 0.35
 TIME, SHARE, SIGMA, CLIP, DT = 2.4, 0.4, 0.08, 1.0, 0.01
 SHOWN = 3
 SETTINGS: output.Settings = {"noisy paths": (16, 200)}
-CLASS = {1: "#0072b2", -1: "#d55e00"}
-STRATEGY = {"DP-FFT": "#009e73", "DP-LP-FFT": "#cc79a7"}
+STRATEGY = {name: plots.method_colour(name) for name in ("DP-FFT", "DP-LP-FFT")}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -187,7 +186,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         part = data.sel(strategy=strategy)
         draw_plane(ax, data, strategy)
         for neuron in range(data.sizes["neuron"]):
-            colour = CLASS[int(data.classes[neuron])]
+            colour = plots.CLASSES[int(data.classes[neuron])]
             bad = bool(data.misaligned[neuron])
             for path in range(SHOWN):
                 x, y = part.noisy_features.values[path, :, neuron].T
@@ -234,7 +233,7 @@ def draw_curves(axes: Any, data: xr.Dataset) -> None:
 def draw_plane(ax: Any, data: xr.Dataset, title: str, reach: float = 2.0) -> None:
     """Plot cones and samples."""
     angles = np.degrees(np.arctan2(*data.inputs.values.T[::-1]))
-    for s, colour in CLASS.items():
+    for s, colour in plots.CLASSES.items():
         own, other = angles[data.labels.values == s], angles[data.labels.values != s]
         # w . x_i > 0 on its own class and < 0 on the other
         turns = np.linspace(0, 360, 3601)
@@ -273,7 +272,7 @@ def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
             ax, data, f"{strategy}, time {now:.2f}: {'head alone trains' if probing else 'all trains'}"
         )
         for neuron, s in enumerate(data.classes.values):
-            colour = CLASS[int(s)]
+            colour = plots.CLASSES[int(s)]
             x, y = part.noisy_features.values[0, : k + 1, neuron].T
             ax.plot(x, y, color=colour, linewidth=0.5, alpha=0.6)
             x, y = part.features.values[: k + 1, neuron].T

@@ -17,6 +17,10 @@ OTHER = "0.25"
 PURPLE, GOLD, GREY = "#7a5195", "#b07d00", "0.5"
 CLASSES = {1: PURPLE, -1: GOLD}
 SHARES = {"misaligned": GOLD, "distorted": PURPLE, "dead": GREY}
+# of a quantity, from little to much
+LEVELS = ("#b79ccb", PURPLE, "#34204a")
+# categories without a colour of their own
+CYCLE = (PURPLE, GOLD, "#56b4e9", "#cc79a7", "#999999", "black")
 # where lines coincide, the thinner one is drawn on top of the wider one
 WIDTHS = {"lp": 3.0, "fft": 1.5, "lp-fft": 1.3}
 
@@ -38,6 +42,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
+    "axes.prop_cycle": f"cycler(color={[colour.removeprefix('#') for colour in CYCLE]})",
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "pdf.fonttype": 42,
@@ -63,6 +68,17 @@ def method_of(phases: Iterable[str]) -> str:
     ('lp-fft', 'fft', 'fft-lp')
     """
     return "-".join(method for method, _ in itertools.groupby(phases))
+
+
+def method_colour(name: str) -> str:
+    """Return the colour of a method by its name in text.
+
+    Examples
+    --------
+    >>> method_colour("DP-LP-FFT") == METHODS["lp-fft"]
+    True
+    """
+    return METHODS[name.removeprefix("DP-").lower()]
 
 
 def dashes(place: int, count: int) -> tuple[int, tuple[int, int]]:
