@@ -202,7 +202,7 @@ def render(
         if figure.axes[1:]:
             plots.letters(figure.axes)
         if found := versions(data):
-            figure.supxlabel(f"quick version ({found[0]})", fontsize=6, color="0.35", x=0.99, ha="right")
+            figure.suptitle(f"quick version ({found[0]})", fontsize=6, color="0.35", x=0.99, ha="right")
         for file in files:
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
             with atomic.replacing(file) as temporary:

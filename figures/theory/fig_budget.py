@@ -170,7 +170,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
         a.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
         a.minorticks_off()
     for a, columns in ((left, 1), (middle, 1), (right, 2)):
-        a.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=6)
+        a.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, fontsize=6)
 
 
 def main(argv: list[str] | None = None) -> int:

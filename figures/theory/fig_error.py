@@ -130,7 +130,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
         }
         colour, name = plots.METHODS[method], plots.NAMES[method]
         row[0].fill_between(d.time, *d.time_quantiles, color=colour, alpha=0.3, linewidth=0)
-        row[0].plot(d.time, d.time_measured, color=colour, label=f"{name}, 90 % of paths")
+        row[0].plot(d.time, d.time_measured, color=colour, label=f"measured in {name}, 90 % of paths")
         for kind, (label, style) in own.items():
             row[0].plot(d.time, d.time_bound.sel(kind=kind), label=label, **style)
         row[0].set(ylabel=f"{method.upper()}: " + r"$\|\theta_t-\tilde\theta_t\|^2$")
@@ -148,12 +148,12 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     entries = {
         text: line for row in ax[:, 0] for line, text in zip(*row.get_legend_handles_labels(), strict=True)
     }
-    ax[0, 0].figure.legend(entries.values(), entries, loc="outside upper center", ncols=len(entries))
+    ax[0, 0].figure.legend(entries.values(), entries, loc="outside lower center", ncols=3)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.4, 3.8), panels=(2, 4), settings=SETTINGS, argv=argv)
+    return output.run(__file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

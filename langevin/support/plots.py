@@ -87,9 +87,11 @@ def dashes(place: int, count: int) -> tuple[int, tuple[int, int]]:
 
 
 def letters(axes: Iterable[Any]) -> None:
-    """Name panels by letters, in bold, left of their titles."""
+    """Begin the titles of panels with letters, in bold."""
     for letter, ax in zip(string.ascii_lowercase, axes, strict=False):
-        ax.set_title(letter, loc="left", fontweight="bold")
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(rf"$\mathbf{{{letter}}}$  {title}".rstrip(), loc="left")
 
 
 def label_ends(ax: Any, ends: Sequence[End], *, wrap: int = 18, size: float = _LABEL_SIZE) -> None:

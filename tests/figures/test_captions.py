@@ -21,7 +21,9 @@ from figures.theory import fig_assumptions
 from langevin.store import files
 from tests.helpers import random_problem, random_weights
 
-SIMULATED = ("budget", "clipping", "error", "heads", "linear", "loss")
+SIMULATED = (
+    *("budget", "clipping", "clipping_share", "error", "heads", "linear", "loss", "loss_spreads", "width"),
+)
 WORDS = {3: "Three", 4: "four"}
 
 
@@ -78,7 +80,6 @@ def test_bodies_are_pre_trained_as_said(monkeypatch, quick):
         made.append((name, options["epochs"], options.get("images"), options.get("size")))
         if name == "glyphs":
             raise Stop
-        return empirical.recipe
 
     monkeypatch.setattr(empirical, "Setting", spy)
     # what comes before takes long

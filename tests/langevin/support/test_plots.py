@@ -77,7 +77,7 @@ def run():
 
 def test_a_run_from_python_is_drawn(run):
     axes = plot(run[0])
-    assert [ax.get_title(loc="left") for ax in axes] == ["a", "b", "c"]
+    assert [ax.get_title(loc="left") for ax in axes] == [rf"$\mathbf{{{x}}}$" for x in "abc"]
     assert axes[0].get_ylabel() == "training loss (sum over samples)"
     # every entry of the legend is drawn, and none twice
     (legend,) = axes[0].figure.legends
