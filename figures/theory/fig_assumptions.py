@@ -225,7 +225,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         xlim=(-0.02, 0.52),
     )
     right.set(
-        xlabel="share of neurons whose feature decreases\nat first in full fine-tuning",
+        xlabel="share of neurons whose feature\ndecreases at first in FFT",
         title="Conclusions",
         xlim=(0, 1),
     )
