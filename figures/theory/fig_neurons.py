@@ -182,7 +182,6 @@ def _describe(data: xr.Dataset, paths: int) -> None:
 
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot neurons in the plane (above), own-class pre-activation and heads over time (below)."""
-    axes[0, 0].get_gridspec().set_height_ratios([1, 1.4])
     for ax, strategy in zip(axes[0], data.strategy.values, strict=True):
         part = data.sel(strategy=strategy)
         draw_plane(ax, data, strategy)
@@ -213,6 +212,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def draw_curves(axes: Any, data: xr.Dataset) -> None:
     """Plot own-class pre-activation and heads of the misaligned neurons, with the theory's bounds."""
+    axes[0].get_gridspec().set_height_ratios([1, 1.4])
     for ax, name in zip(axes, ("preactivation", "head"), strict=True):
         for strategy, colour in STRATEGY.items():
             part = data.sel(strategy=strategy)
