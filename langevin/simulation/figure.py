@@ -159,12 +159,9 @@ def _compared(runs: dict[str, xr.Dataset]) -> list[Panel]:
                 colour = plots.METHODS[method]
                 mean = _curve(ax, run[name], colour, plots.WIDTHS[method])
                 if f"zeroth_{name}" in run:
-                    style = {
-                        "color": plots.OTHER,
-                        "linestyle": plots.dashes(place, len(runs)),
-                        "linewidth": 0.9,
-                    }
-                    ax.plot(run.time, run[f"zeroth_{name}"], label=_ZEROTH, **style)
+                    style: Any = {"color": plots.darker(colour), "linewidth": 1, "label": _ZEROTH}
+                    dashes = plots.dashes(place, len(runs))
+                    ax.plot(run.time, run[f"zeroth_{name}"], linestyle=dashes, **style)
                 ends.append(End(_last(mean), plots.NAMES[method], colour))
             ax.set(**axes)
             label_ends(ax, ends, size=8)

@@ -113,7 +113,7 @@ def comparison(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if spent:
         delta = next(r["privacy"]["delta"] for r in reports.values() if r.get("privacy", {}).get("epsilon"))
         each = " each" if max(spent) - min(spent) <= 1e-6 * max(spent) else " at most"
-        weak = ", which is hardly private" if max(spent) > _LARGE_EPSILON else ""
+        weak = ", which gives no meaningful privacy" if max(spent) > _LARGE_EPSILON else ""
         said.append(f"privacy spent: epsilon {number(max(spent))}{each} at delta {delta:g}{weak}")
     return said
 

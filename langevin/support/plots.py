@@ -81,6 +81,13 @@ def method_colour(name: str) -> str:
     return METHODS[name.removeprefix("DP-").lower()]
 
 
+def darker(colour: str) -> tuple[float, ...]:
+    """Return a darker shade of a colour, which is seen on top of it."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6 * part for part in to_rgb(colour))
+
+
 def dashes(place: int, count: int) -> tuple[int, tuple[int, int]]:
     """Return the dashes of one of ``count`` lines, which fill each other's gaps where the lines coincide."""
     return (3 * place, (3, max(2, 3 * (count - 1))))
