@@ -137,6 +137,12 @@ def test_links_and_pictures_exist(name):
             assert (PAGES[name].parent / path).exists(), target
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_the_gallery_have_a_script(name):
+    topics = re.findall(r"generated/gallery/((?:fig|tab)_\w+)", PAGES[name].read_text(encoding="utf8"))
+    assert set(topics) <= {path.stem for path in (ROOT / "figures").glob("*/*.py")}
+
+
 def broken_sentences(text: str) -> list[str]:
     """List lines of paragraphs that Markdown reads as an item, a quotation or a heading.
 
