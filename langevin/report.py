@@ -73,7 +73,10 @@ def _report(argv: list[str] | None) -> int:
     except (ValueError, TypeError, MemoryError, errors.StoreError) as error:
         command.error(as_option(command, str(error), command.renamed))
     if report is not None:
-        print(json.dumps(report, indent=2, allow_nan=False) if args.json else text.text(report))
+        try:
+            print(json.dumps(report, indent=2, allow_nan=False) if args.json else text.text(report))
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            return fail(command, f"the report in {args.run} is not one of langevin.simulate: {error!r}")
     if plot is not None:
         try:
             figure.draw(run, plot)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langevin.support.plots import NAMES
@@ -108,7 +109,9 @@ def comparison(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     losses = {m: r["loss"]["end"] for m, r in reports.items() if r["loss"]["end"]["mean"] is not None}
     if losses:
         order = sorted(losses, key=lambda m: losses[m]["mean"])
-        said.append("final loss, lowest first: " + ", ".join(f"{NAMES[m]} {value(losses[m])}" for m in order))
+        ends = ", ".join(f"{NAMES[m]} {value(losses[m])}" for m in order)
+        same = "; the first two differ by less than two standard errors" if _close(losses, order) else ""
+        said.append(f"final loss, lowest first: {ends}{same}")
     spent = [r["privacy"]["epsilon"] for r in reports.values() if r.get("privacy", {}).get("epsilon")]
     if spent:
         delta = next(r["privacy"]["delta"] for r in reports.values() if r.get("privacy", {}).get("epsilon"))
@@ -116,6 +119,15 @@ def comparison(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
         weak = ", which gives no meaningful privacy" if max(spent) > _LARGE_EPSILON else ""
         said.append(f"privacy spent: epsilon {number(max(spent))}{each} at delta {delta:g}{weak}")
     return said
+
+
+def _close(losses: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> bool:
+    """Tell whether the two lowest losses differ by less than two standard errors of their difference."""
+    if len(order) < 2:
+        return False
+    first, second = losses[order[0]], losses[order[1]]
+    error = math.hypot(first["standard error"] or 0.0, second["standard error"] or 0.0)
+    return second["mean"] - first["mean"] < 2 * error
 
 
 def data(args: argparse.Namespace, start: Start) -> str:

@@ -22,7 +22,7 @@ LEVELS = ("#b79ccb", PURPLE, "#34204a")
 # categories without a colour of their own
 CYCLE = (PURPLE, GOLD, "#56b4e9", "#cc79a7", "#999999", "black")
 # where lines coincide, the thinner one is drawn on top of the wider one
-WIDTHS = {"lp": 3.0, "fft": 1.5, "lp-fft": 1.3}
+WIDTHS = {"lp": 3.0, "fft": 2.0, "lp-fft": 1.2}
 
 # readable in print at a column's width; one font for text and mathematics
 STYLE: dict[str, Any] = {

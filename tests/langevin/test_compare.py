@@ -203,6 +203,15 @@ def test_differences_within_two_standard_errors_are_none(arguments, expected):
     assert len(said) == 2
 
 
+@pytest.mark.parametrize(("gap", "close"), [(0.28, True), (0.29, False)])
+def test_losses_that_are_close_are_said_to_be(gap, close):
+    # two standard errors of the difference are 0.283
+    reports = {"fft": run_report(0, 0), "lp-fft": run_report(0, 0, loss=1 + gap)}
+    said = words.comparison(reports)
+    assert said[1].startswith("final loss, lowest first: FFT 1 +- 0.1, LP-FFT 1.2")
+    assert said[1].endswith("the first two differ by less than two standard errors") == close
+
+
 def test_without_noise_there_is_nothing_to_say(tmp_path):
     done = here("--sigma", "0", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["in words"] == ["there is no noise: all paths are the zeroth-order path"]
@@ -245,6 +254,16 @@ def test_a_run_without_a_report_is_drawn(tmp_path):
     assert "holds no report" in done.stderr
     assert call(report.main, ["bare.nc", "--plot"], tmp_path).returncode == 0
     assert (tmp_path / "bare.png").exists()
+
+
+@pytest.mark.parametrize("stored", ['{"methods": {}}', '{"loss": 3}', "[1]", "3"])
+def test_a_report_of_another_kind_is_named(tmp_path, stored):
+    here("--out", "run.nc", cwd=tmp_path)
+    run = files.load(tmp_path / "run.nc")
+    files.save(run.assign_attrs(report=stored), tmp_path / "odd.nc")
+    done = call(report.main, ["odd.nc"], tmp_path)
+    assert done.returncode == 1
+    assert "the report in odd.nc is not one of langevin.simulate" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["none.nc"], ["run.txt"], ["run.nc", "--plot", "run.doc"]])
