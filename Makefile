@@ -25,7 +25,8 @@ $(VENV)/.%: $(VENV)/.created pyproject.toml constraints.txt
 
 install: $(VENV)/.all  ## Set up .venv with all that the commands need, and run nothing
 
-simulate: $(VENV)/.simulate  ## Run the main simulation: width 512, sigma 0.5
+simulate: $(VENV)/.simulate  ## Compare FFT and LP-FFT, then run the main simulation: width 512, sigma 0.5
+	$(BIN)/python -m langevin.simulate --compare fft lp-fft --width 64 --sigma .05 --plot
 	$(BIN)/python -m langevin.simulate --width 512 --sigma 0.5 --plot
 
 figures: $(VENV)/.dpsgd  ## Make every figure and table that is out of date, in build/figures

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin.support import validate
+from langevin.support import html, validate
 from langevin.support.validate import FloatArray
 
 
@@ -40,6 +42,8 @@ class Band:
     >>> band = Band([0.0, 1.0, 2.0], 0.0, [1.0, 2.0, 5.0], [True, True, False], "beyond", "new")
     >>> band.upper
     array([ 1.,  2., nan])
+    >>> band
+    Band(valid at 2 of 3 times; last, at time 1, in [0, 2]; reason: beyond; source: new)
     >>> band.contains([0.5, 1.5, 9.0]), band.contains([0.5, 2.5, 0.0])
     (True, False)
     """
@@ -75,6 +79,55 @@ class Band:
             object.__setattr__(self, name, values)
         object.__setattr__(self, "reason", "" if valid.all() else reason)
         object.__setattr__(self, "source", source)
+
+    def __repr__(self) -> str:
+        return f"Band({'; '.join(f'{name} {value}' for name, value in self._said().items())})"
+
+    def _repr_html_(self) -> str:
+        return html.table("Band", self._said())
+
+    def _said(self) -> dict[str, str]:
+        """Say where the band holds, its last value, and whose it is."""
+        count, valid = len(self.times), int(self.valid.sum())
+        said = {"valid at": f"{valid} of {count} times"}
+        if valid:
+            last = int(np.flatnonzero(self.valid)[-1])
+            where = f"last, at time {self.times[last]:.4g},"
+            said[where] = f"in [{self.lower[last]:.4g}, {self.upper[last]:.4g}]"
+        return said | ({"reason:": self.reason} if self.reason else {}) | {"source:": self.source}
+
+    def plot(self, ax: Any = None, **style: Any) -> Any:
+        """Shade the band where it holds, and mark the time at which it ends.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            A new figure's by default.
+        **style
+            For `matplotlib.axes.Axes.fill_between`, such as ``color`` and ``label``.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> band = Band([0.0, 1.0, 2.0], 0.0, [1.0, 2.0, 5.0], [True, True, False], "beyond", "new")
+        >>> band.plot().get_title()
+        'holds until time 1: beyond'
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots(layout="constrained")
+            ax.set(xlabel="diffusion time")
+        how = {"color": "0.5", "alpha": 0.3, "linewidth": 0} | style
+        ax.fill_between(self.times, self.lower, self.upper, **how)
+        if self.reason:
+            held = self.times[self.valid]
+            until = f"holds until time {held[-1]:.4g}" if held.size else "holds nowhere"
+            ax.set_title(textwrap.fill(f"{until}: {self.reason}", 60), fontsize="small")
+        return ax
 
     def contains(self, curve: ArrayLike, slack: ArrayLike = 0.0) -> bool:
         """Whether ``lower - slack <= curve <= upper + slack`` wherever the band is valid.

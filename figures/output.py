@@ -24,6 +24,7 @@ import numpy as np
 
 from langevin.store import atomic, errors
 from langevin.store.files import check_target, load, save
+from langevin.support import plots
 from langevin.support.machine import processor
 
 if TYPE_CHECKING:
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     from empirical.studies.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-STYLE = Path(__file__).with_name("style.mplstyle")
 DEFAULT = Path("build/figures")
 PACKAGES = ("langevin", "bounds", "empirical", "figures")
 # these plot and save what other modules compute
-_KEEPING = ("figures", "figures.output", "figures.__main__")
+_KEEPING = ("figures", "figures.output", "figures.__main__", "langevin.support.plots")
 # prefixes of functions that do not affect the data
 _DRAWING = ("draw", "animate", "tabulate", "main")
 FRAMES, SECONDS = 60, 6.0
@@ -134,14 +134,13 @@ def run_table(
 ) -> int:
     """Compute what is out of date, and save data, Markdown and LaTeX; parameters as in `run`.
 
-    ``tabulate`` turns data into a table. The attribute ``machine`` of the data is printed below the table.
+    ``tabulate`` turns data into a table.
     """
 
     def write(data: xr.Dataset, files: list[Path]) -> None:
         table = tabulate(data)
-        source = f"Data: {data.attrs['machine']}."
-        _write(files[0], f"{table.markdown()}\n\n{source}\n")
-        _write(files[1], f"{table.latex()}\n% {source}\n")
+        _write(files[0], f"{table.markdown()}\n")
+        _write(files[1], f"{table.latex()}\n")
 
     return _run(script, compute, {}, reads, (".md", ".tex"), write, argv)
 
@@ -170,7 +169,7 @@ def _run(
             data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
             save(data, target)
         files = [target.with_suffix(suffix) for suffix in suffixes]
-        if computed or not _drawn(files, [target, Path(script), STYLE]):
+        if computed or not _drawn(files, [target, Path(script), Path(plots.__file__)]):
             write(data, files)
     except errors.StoreError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -189,7 +188,7 @@ def render(
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
 ) -> Any:
-    """Plot data in the style of this folder and save the figure atomically, always with the same bytes.
+    """Plot data in the style of `langevin.support.plots`; save the figure atomically, with the same bytes.
 
     Returns
     -------
@@ -197,15 +196,13 @@ def render(
     """
     import matplotlib.pyplot as plt
 
-    with plt.style.context(STYLE):
+    with plt.style.context(plots.STYLE):
         figure, axes = plt.subplots(*panels, figsize=size)
         draw(axes, data)
-        if "machine" in data.attrs:
-            found = versions(data)
-            quick = f"; quick version ({found[0]})" if found else ""
-            figure.supxlabel(
-                f"data: {data.attrs['machine']}{quick}", fontsize=5, color="0.45", x=0.99, ha="right"
-            )
+        if figure.axes[1:]:
+            plots.letters(figure.axes)
+        if found := versions(data):
+            figure.suptitle(f"quick version ({found[0]})", fontsize=6, color="0.35", x=0.99, ha="right")
         for file in files:
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
             with atomic.replacing(file) as temporary:
@@ -228,7 +225,7 @@ def animation(
 
     count = FRAMES // 3 if data.attrs.get("quick") else FRAMES
     frames: list[Image.Image] = []
-    with plt.style.context(STYLE):
+    with plt.style.context(plots.STYLE):
         figure, axes = plt.subplots(*panels, figsize=size)
         for number in range(count):
             for ax in figure.axes:

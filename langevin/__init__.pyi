@@ -14,6 +14,7 @@ from .model.dpsgd import DPSGD
 from .model.problem import Problem
 from .model.schedule import Phase, Schedule
 from .model.weights import GramWeights, Weights
+from .simulation.figure import plot
 from .solvers.diffusion import euler_maruyama
 from .solvers.errors import Diverged, Interrupted
 from .solvers.zeroth import gradient_flow, zeroth_order
@@ -39,6 +40,7 @@ __all__ = [
     "gradient_flow",
     "linear_teacher",
     "orthogonally_separable",
+    "plot",
     "prototype_head",
     "zero_head",
     "zeroth_order",

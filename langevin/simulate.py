@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langevin.store import rescue
 from langevin.support import options, signals, streams
-from langevin.support.command import as_option, fail, missing, plot_target, refuse_idle
+from langevin.support.command import as_option, fail, missing
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from langevin.data.files import FileProblem
     from langevin.model.problem import Problem
     from langevin.model.schedule import Schedule
     from langevin.model.weights import Weights
     from langevin.simulation import facts
     from langevin.simulation.config import Simulation, Start
     from langevin.simulation.facts import Theory
+    from langevin.simulation.job import Job
 
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000
@@ -32,7 +30,8 @@ _SMALL = 1_000_000
 
 def parser() -> options.Parser:
     """Command line of the simulator."""
-    from langevin.simulation.config import Reporting, Simulation
+    from langevin.simulation.config import Simulation
+    from langevin.simulation.reporting import Reporting
 
     p = options.Parser(
         "python -m langevin.simulate",
@@ -47,7 +46,9 @@ def parser() -> options.Parser:
     p.add("network", (Simulation, "width features head head_scale"))
     p.add(
         "schedule",
-        (Simulation, "method lp_share time dt sigma"),
+        (Simulation, "method"),
+        (Reporting, "compare"),
+        (Simulation, "lp_share time dt sigma"),
         (Reporting, "epsilon"),
         (Simulation, "clip clipping stabiliser sample_rate"),
     )
@@ -62,21 +63,10 @@ def parser() -> options.Parser:
     return p
 
 
-class _Job(NamedTuple):
-    """What was asked for, and where it goes."""
-
-    args: argparse.Namespace
-    simulation: Simulation
-    out: Path
-    plot: Path | None
-    checkpoint: Path
-
-
 class _Done(NamedTuple):
-    """What was simulated, from which start, when the first step began, and what failed."""
+    """What was simulated with one method, when the first step began, and what failed."""
 
     simulation: Simulation
-    start: Start
     zeroth: xr.Dataset
     run: xr.Dataset
     began: float
@@ -92,76 +82,79 @@ def main(argv: list[str] | None = None) -> int:
         try:
             command = parser()
             # a printed file holds one of the two
-            args, given = command.parse(argv, lambda given: {"sigma"} if "epsilon" in given else ())
+            args, given = command.parse(argv, _unread)
+            from langevin.simulation.job import prepare
             from langevin.store import errors
 
             try:
-                job = _job(args, given)
-                done = _simulate(job)
+                job = prepare(args, given)
+                start, done = _run(job)
             except (ValueError, TypeError, MemoryError, ImportError, errors.StoreError) as error:
                 said = missing(error) if isinstance(error, ImportError) else str(error)
                 command.error(as_option(command, said, {"rng": "seed"} | command.renamed))
-            return _finish(command, job, done, started)
+            return _finish(command, job, start, done, started)
         except KeyboardInterrupt as error:
             # a solver says where it was
-            kept = [str(path) for path in (job.out, job.checkpoint) if path.exists()] if job else []
+            kept = [str(path) for path in (job.out, *job.unfinished) if path.exists()] if job else []
             said = str(error) or f"interrupted; there is {' and '.join(kept) or 'nothing to keep yet'}"
             print(f"\n{said}", file=sys.stderr)
-            if job and job.checkpoint.exists():
+            if job and job.unfinished:
                 print("Run the same command with --resume to continue, to the same bits.", file=sys.stderr)
             return status()
 
 
-def _job(args: argparse.Namespace, given: set[str]) -> _Job:
-    """Check what was asked for, as far as that takes no work."""
-    from langevin.simulation.config import Simulation
-    from langevin.store import files
-    from langevin.support import validate
-
-    simulation = Simulation(**options.values(Simulation, args))
-    out = files.check_target(args.out or _default_out(args, simulation))
-    plot = None if args.plot is None else plot_target(args.plot or out.with_suffix(".png"))
-    checkpoint = _checkpoint(out, args.resume)
-    validate.integer("times", args.times, 2)
-    validate.fraction("delta", args.delta)
-    if args.epsilon is not None:
-        validate.positive("epsilon", args.epsilon)
-        if "sigma" in given:
-            raise ValueError(
-                f"sigma must be left out with --epsilon {args.epsilon:g}, which determines it, got "
-                f"{args.sigma:g}: remove one of the two"
-            )
-        if args.clip is None:
-            raise ValueError(
-                f"clip must be positive with --epsilon {args.epsilon:g}, got none: without clipping no "
-                "noise is private; take --clip 1"
-            )
-    return _Job(args, simulation, out, plot, checkpoint)
+def _unread(given: set[str]) -> set[str]:
+    """Return the options in whose place others were given."""
+    replaced = {"epsilon": "sigma", "compare": "method"}
+    return {old for new, old in replaced.items() if new in given}
 
 
-def _simulate(job: _Job) -> _Done:
-    """The zeroth-order path, and the paths of the diffusion."""
-    from langevin.model.observables import OBSERVABLES, requested
+def _run(job: Job) -> tuple[Start, dict[str, _Done]]:
+    """Simulate each method from the same start."""
+    from langevin.model.observables import requested
     from langevin.model.problem import require_compatible
-    from langevin.simulation import facts
-    from langevin.simulation.config import Simulation
+    from langevin.simulation import facts, words
+
+    args = job.args
+    start = job.first.start(args.observables)
+    job.refuse_idle()
+    for simulation in job.simulations.values():
+        require_compatible(start.problem, start.weights, simulation.schedule)
+    # before the zeroth-order path is computed, which some of them are not for
+    asked = requested(start.problem, args.observables)
+    if args.compare:
+        asked = _with_shares(start, job.first, asked)
+    _talk(args, facts.problem_line(start.problem, words.data(args, start)))
+    simulations = {m: _calibrated(args, one) for m, one in job.simulations.items()}
+    return start, {m: _simulate(job, m, one, start, asked) for m, one in simulations.items()}
+
+
+def _with_shares(start: Start, simulation: Simulation, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Ask for the states of neurons, which reductions leave out, where all methods can have them."""
+    from langevin.model.observables import OBSERVABLES
+    from langevin.simulation.facts import SHARES
+
+    if start.problem.activation == "linear" or simulation.reduce != "auto":
+        return asked
+    shares = [name for name in SHARES if not OBSERVABLES[name].missing(start.problem)]
+    return tuple(dict.fromkeys([*asked, *shares]))
+
+
+def _simulate(
+    job: Job, method: str, simulation: Simulation, start: Start, observables: tuple[str, ...]
+) -> _Done:
+    """The zeroth-order path, and the paths of the diffusion."""
+    from langevin.model.observables import OBSERVABLES
     from langevin.solvers.diffusion import euler_maruyama
     from langevin.solvers.errors import Diverged
     from langevin.solvers.zeroth import zeroth_order
 
-    args, simulation = job.args, job.simulation
-    start = simulation.start(args.observables)
-    refuse_idle(simulation.idle, simulation, Simulation())
-    require_compatible(start.problem, start.weights, simulation.schedule)
-    # before the zeroth-order path is computed, which some of them are not for
-    requested(start.problem, args.observables)
-    simulation = _calibrated(args, simulation)
-    schedule = simulation.schedule
-    _talk(args, f"{facts.problem_line(start.problem, _named(args, start))}\n{schedule}")
+    args, schedule = job.args, simulation.schedule
+    _talk(args, str(schedule))
     times = schedule.default_times(min(args.times, simulation.steps + 1))
     given = (start.problem, start.weights, schedule)
     same: dict[str, Any] = dict(dt=args.dt, times=times, precision=args.precision, reduce=args.reduce)
-    neurons = [name for name in args.observables if name in OBSERVABLES and OBSERVABLES[name].neurons]
+    neurons = [name for name in observables if OBSERVABLES[name].neurons]
     failure = None
     try:
         zeroth = zeroth_order(*given, observables=neurons, **same)
@@ -173,49 +166,59 @@ def _simulate(job: _Job) -> _Done:
             *given,
             paths=args.paths,
             rng=args.seed,
-            observables=args.observables,
+            observables=observables,
             threads=args.threads,
             device=args.device,
-            checkpoint=job.checkpoint,
+            checkpoint=job.checkpoints[method],
             keep=True,
             progress=not args.quiet,
             **same,
         )
     except Diverged as error:
         run, failure = error.run, str(error)
-    return _Done(simulation, start, zeroth, run, began, time.perf_counter() - began, failure)
+    return _Done(simulation, zeroth, run, began, time.perf_counter() - began, failure)
 
 
-def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: float) -> int:
-    """Save the run, report it, and return the exit status."""
-    from langevin.simulation import facts, figure
+def _finish(
+    command: argparse.ArgumentParser, job: Job, start: Start, done: dict[str, _Done], started: float
+) -> int:
+    """Report the runs, save and draw them, and return the exit status."""
+    from langevin.simulation import facts, figure, saved, words
     from langevin.simulation import text as simulation_text
     from langevin.store import checkpoints, errors
     from langevin.support.signals import shielded
 
-    args, run = job.args, done.run
-    run.attrs["command"] = json.dumps(vars(args) | {"sigma": done.simulation.sigma})
+    args = job.args
+    reports, runs = {}, {}
+    for method, one in done.items():
+        subject, refused = _subject(job, start, one)
+        reports[method] = facts.build(subject) | {"end": subject.schedule.duration}
+        reports[method] |= {"bounds": refused} if refused else {}
+        if start.file is not None:
+            reports[method]["file"] = words.file(start.file, start.problem)
+        runs[method] = saved.complete(subject, reports[method])
+    said = facts.compare(reports) if args.compare else next(iter(reports.values()))
+    run = saved.join(runs, said) if args.compare else next(iter(runs.values()))
+    sigma = next(iter(done.values())).simulation.sigma
+    run.attrs["command"] = json.dumps(vars(args) | {"sigma": sigma})
     with shielded():
         try:
-            saved, failure_to_save = rescue.save(run, job.out)
+            where, failure_to_save = rescue.save(run, job.out)
         except errors.StoreError as error:
-            kept = f"the run is kept in {job.checkpoint}: once that is fixed, --resume saves it"
-            return fail(command, f"{error}; {kept}")
-        checkpoints.remove_checkpoint(job.checkpoint)
-    subject, refused = _subject(job, done)
-    said = facts.build(subject)
-    if refused:
-        said["bounds"] = refused
-    if done.start.file is not None:
-        said["file"] = _file(done.start.file, done.start.problem)
-    said["end"] = subject.schedule.duration
-    said["seconds"] = {"to first step": done.began - started, "simulation": done.seconds}
-    said["path steps per second"] = args.paths * job.simulation.steps / done.seconds
-    said["saved"] = str(saved)
-    said["failure"] = done.failure or failure_to_save
+            kept = f"the run is kept in {' and '.join(map(str, job.unfinished))}"
+            return fail(command, f"{error}; {kept}: once that is fixed, --resume saves it")
+        for path in job.checkpoints.values():
+            checkpoints.remove_checkpoint(path)
+    seconds = sum(one.seconds for one in done.values())
+    said["seconds"] = {"to first step": min(one.began for one in done.values()) - started}
+    said["seconds"] |= {"simulation": seconds}
+    said["path steps per second"] = args.paths * job.first.steps * len(done) / seconds
+    said["saved"] = str(where)
+    failures = [one.failure for one in done.values() if one.failure]
+    said["failure"] = "; ".join(failures) or failure_to_save
     if job.plot is not None:
         try:
-            figure.draw(subject, job.plot)
+            figure.draw(run, job.plot)
             said["plot"] = str(job.plot)
         except OSError as error:
             said["failure"] = said["failure"] or f"plot {job.plot} could not be written: {error}"
@@ -223,20 +226,20 @@ def _finish(command: argparse.ArgumentParser, job: _Job, done: _Done, started: f
     return fail(command, said["failure"]) if said["failure"] else 0
 
 
-def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
+def _subject(job: Job, start: Start, done: _Done) -> tuple[facts.Subject, str | None]:
     """What the report is about, and why theory says nothing, if it was asked."""
-    from langevin.simulation import facts
+    from langevin.simulation import facts, words
 
-    args, start, schedule = job.args, done.start, done.simulation.schedule
+    args, schedule = job.args, done.simulation.schedule
     subject = facts.Subject(
         start.problem,
         start.weights,
         schedule,
         done.run,
         done.zeroth,
-        data=_named(args, start),
-        head=_head(args, start.own_head),
-        solver=f"Euler-Maruyama, dt {args.dt:g}, {job.simulation.steps} steps, {args.paths} paths, "
+        data=words.data(args, start),
+        head=words.head(args, start.own_head),
+        solver=f"Euler-Maruyama, dt {args.dt:g}, {done.simulation.steps} steps, {args.paths} paths, "
         f"{args.precision} precision, seed {args.seed}",
         simulated=json.loads(done.run.attrs["config"])["simulated"],
     )
@@ -248,67 +251,6 @@ def _subject(job: _Job, done: _Done) -> tuple[facts.Subject, str | None]:
         except (ValueError, ArithmeticError) as error:
             return subject, f"none: {error}"
     return subject, None
-
-
-# --- what was asked for ----------------------------------------------------------------------
-
-
-def _default_out(args: argparse.Namespace, simulation: Simulation) -> str:
-    """Return a unique name for a run: its main options and a digest of all options."""
-    ignored = ["out", "plot", "json", "quiet", "resume", "threads", "bounds"]
-    ignored += ["sigma"] if args.epsilon is not None else ["delta"]
-    asked = {name: value for name, value in vars(args).items() if name not in ignored}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
-    noise = f"sigma{args.sigma:g}" if args.epsilon is None else f"epsilon{args.epsilon:g}"
-    parts = [args.method, Path(args.data).stem, f"w{args.width}", noise, f"seed{args.seed}"]
-    if "width" in simulation.idle:
-        del parts[2]
-    return f"runs/{'-'.join([*parts, digest])}.nc"
-
-
-def _checkpoint(out: Path, resume: bool) -> Path:
-    checkpoint = out.with_name(out.name + ".unfinished")
-    if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"out has an unfinished run, {checkpoint}: continue it with --resume, or remove that file"
-        )
-    if resume and not checkpoint.exists():
-        raise ValueError(f"resume needs an unfinished run, but there is no {checkpoint}")
-    return checkpoint
-
-
-# --- what comes of it ------------------------------------------------------------------------
-
-
-def _named(args: argparse.Namespace, start: Start) -> str:
-    """The data and the meaning of their labels."""
-    data, file = args.data, start.file
-    if data == "digits":
-        from langevin.data import scikit
-
-        shared = "digits, features pre-trained on a public quarter of the images of the same digits"
-        return shared if scikit.split(args.classes) else data
-    if file is None:
-        return data
-    label = "" if file.file.label == "y" else f", label {file.file.label!r}"
-    classes = ""
-    if not start.problem.class_names and file.classes not in ((), ("-1", "1")):
-        classes = ": -1 is {!r}, +1 is {!r}".format(*file.classes)
-    return f"{data}{label}{classes}{''.join(f'; {note}' for note in file.file.notes)}"
-
-
-def _file(found: FileProblem, problem: Problem) -> dict[str, Any]:
-    numbers = map(str, range(len(found.classes))) if problem.class_names else ("-1", "+1")
-    classes = dict(zip(numbers, found.classes, strict=False))
-    file = found.file
-    return {"label": file.label, "classes": classes, "features": file.features, "notes": file.notes}
-
-
-def _head(args: argparse.Namespace, given: bool) -> str:
-    if given:
-        return "head from the file"
-    scale = "1/sqrt(width)" if args.head_scale is None else f"{args.head_scale:g}"
-    return "zero head" if args.head == "zero" else f"{args.head} head of scale {scale}"
 
 
 def _theory(

@@ -13,10 +13,10 @@ from sphinx.application import Sphinx
 
 PACKAGES = ("langevin", "bounds", "empirical")
 # the commands have a separate page
-DOORS = ("simulate", "sweep", "plan", "finetune")
-# what only the packages use; `engine.noise` and `engine.reductions` are for users, too
+DOORS = ("simulate", "report", "sweep", "plan", "finetune")
+# what only the packages use; `engine.noise`, `engine.reductions` and `simulation.figure` are for users, too
 INTERNAL = re.compile(
-    r"(support|simulation|engine(?!\.(noise|reductions)$)|store\.(atomic|locks|npz|rescue|untrusted)"
+    r"(support|simulation(?!\.figure$)|engine(?!\.(noise|reductions)$)|store\.(atomic|locks|npz|rescue|untrusted)"
     r"|data\.(labels|tables)|solvers\.(adaptive|cones|prepare|report|sliding)|distance\.flow"
     r"|train\.(network|stage|step|record|streams)|studies\.(options|single|compare|talk)"
     r"|planning\.(inputs|search|settings))(\.|$)"

@@ -13,6 +13,7 @@ from sphinx.application import Sphinx
 DOORS = (
     "langevin",
     "langevin.simulate",
+    "langevin.report",
     "langevin.sweep",
     "bounds.plan",
     "empirical.finetune",

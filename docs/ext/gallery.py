@@ -34,7 +34,7 @@ def page(script: Path, folder: Path) -> str:
     name = script.stem
     title, caption = docstring(script)
     versions = output.versions(load(folder / f"{name}.nc"))
-    parts = [heading(title.rstrip(".")), shown(name, folder)]
+    parts = [heading(title.rstrip(".")), shown(name, title, folder)]
     if versions:
         parts.append(
             f"**This picture is a quick version** ({versions[0]}). The text below describes the full version "
@@ -58,10 +58,10 @@ def page(script: Path, folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def shown(name: str, folder: Path) -> str:
+def shown(name: str, title: str, folder: Path) -> str:
     """Return the directive that shows the figure, or the tables of a Markdown file."""
     if (folder / f"{name}.png").exists():
-        return f".. image:: ../figures/{name}.png\n   :alt: {name}"
+        return f".. image:: ../figures/{name}.png\n   :alt: {title}"
     return f".. include:: ../figures/{name}.md\n   :parser: myst_parser.sphinx_"
 
 
@@ -78,7 +78,7 @@ def index(scripts: list[Path], folder: Path) -> str:
         name = script.stem
         parts.append(f":doc:`{docstring(script)[0].rstrip('.')} <{name}>`")
         if (folder / f"{name}.png").exists():
-            options = f"   :alt: {name}\n   :target: {name}.html\n   :class: thumbnail"
+            options = f"   :alt: {docstring(script)[0]}\n   :target: {name}.html\n   :class: thumbnail"
             parts.append(f".. image:: ../figures/{name}.png\n{options}")
     return "\n\n".join(parts) + "\n"
 

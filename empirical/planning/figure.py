@@ -10,8 +10,9 @@ import numpy as np
 from bounds.allocation.advice import Advice
 from empirical.planning.share_plan import SharePlan, standard_error
 from langevin.store import atomic
+from langevin.support import plots
 
-_SIMULATED, _CHOSEN, _GOOD, _THEORY = "#0072b2", "#e69f00", "#009e73", "0.4"
+_SIMULATED, _CHOSEN, _GOOD, _THEORY = plots.OTHER, plots.GOLD, plots.PURPLE, "0.4"
 
 
 def draw(plan: SharePlan, path: Path) -> None:
@@ -27,7 +28,17 @@ def draw(plan: SharePlan, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4))
+        _draw(plan, figure, axes)
+    try:
+        with atomic.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+    finally:
+        plt.close(figure)
+
+
+def _draw(plan: SharePlan, figure: Any, axes: Any) -> None:
     good, chosen = np.isin(plan.shares, plan.as_good), plan.recommended
     for ax, values, name in zip(
         axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
@@ -53,14 +64,14 @@ def draw(plan: SharePlan, path: Path) -> None:
         ax.set(xlabel="share of the budget for linear probing", ylabel=name)
     if len(plan.theory) == 1:
         _draw_theory(axes, next(iter(plan.theory.values())))
+    axes[0].set_ylim(top=min(1.005, axes[0].get_ylim()[1]))
+    plots.letters(axes)
+    entries: dict[str, Any] = {}
     for ax in axes:
-        ax.legend(fontsize=6.5, frameon=False)
-    figure.suptitle(f"epsilon {plan.epsilon:g}: recommended lp share {plan.share:g}", fontsize=9)
-    try:
-        with atomic.replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200)
-    finally:
-        plt.close(figure)
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
+    figure.suptitle(f"epsilon {plan.epsilon:g}: recommended lp share {plan.share:g}")
 
 
 def _draw_theory(axes: Any, advice: Advice) -> None:

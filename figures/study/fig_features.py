@@ -16,46 +16,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output
-from figures.study.study_features import EPOCHS, FILE, LARGE, SEEDS, measure
-from langevin.support import streams
+from figures.study.study_features import FILE, LARGE
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SETTINGS: output.Settings = {
-    "seeds": (2, SEEDS),
-    "steps of DP-SGD": (4, 100),
-    "evaluations": (2, 10),
-    "pixels a side": (8, 24),
-    "images": (200, 2000),
-    "epochs of pre-training": (1, EPOCHS),
-}
-NAMES = ("seeds", "steps", "evaluations", "size", "images", "epochs")
-METHODS = {"fft": ("DP-FFT", "#009e73"), "lp-fft": ("DP-LP-FFT", "#cc79a7"), "lp": ("DP-LP", "#e69f00")}
+METHODS = {name: (f"DP-{plots.NAMES[name]}", plots.METHODS[name]) for name in ("fft", "lp-fft", "lp")}
 CAUSES = {
-    "total": ("DP-FFT", "black", "-"),
-    "from_noise": ("noise, zero head", "#0072b2", "--"),
-    "from_head": ("head, no noise", "#d55e00", "-."),
+    "total": ("DP-FFT", plots.METHODS["fft"], "-"),
+    "from_noise": ("noise, zero head", plots.PURPLE, "--"),
+    "from_head": ("head, no noise", plots.GOLD, "-."),
     "interaction": ("both together", "0.55", ":"),
 }
 NOISELESS = {
-    "fft, zero head, no noise": ("zero head", "#56b4e9", ":"),
-    "fft, no noise": ("default head", "#009e73", "-"),
-    "fft, large head, no noise": (f"head x {LARGE:g}", "#d55e00", "-."),
-    "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", "#cc79a7", "--"),
+    "fft, zero head, no noise": ("zero head", plots.PURPLE, ":"),
+    "fft, no noise": ("default head", plots.METHODS["fft"], "-"),
+    "fft, large head, no noise": (f"head x {LARGE:g}", plots.GOLD, "-."),
+    "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", plots.METHODS["lp-fft"], "--"),
 }
 HEADS = {"default": "", "large": ", large head"}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute means over seeds with standard errors, and changes since the start by cause."""
+    """Compute means over seeds with standard errors, and changes since the start by cause.
+
+    There is no quick version: the measurements are read from the study.
+    """
     import xarray as xr
 
     from empirical import causes
     from langevin.store import files
 
-    coarse = dict(zip(NAMES, output.chosen(SETTINGS, True).values(), strict=True))
-    runs = measure(**coarse) if quick else files.load(output.ROOT / FILE)
+    runs = files.load(output.ROOT / FILE)
     count = runs.sizes["seed"] ** 0.5
     data = xr.Dataset(attrs={"machine": runs.attrs["machine"]})
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
@@ -135,9 +128,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(
-        __file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], settings=SETTINGS, argv=argv
-    )
+    return output.run(__file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], argv=argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study.studies import FOLDER, paths
-from langevin.support import streams
+from langevin.support import plots, streams
 from langevin.support.machine import processor
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 # study, label, colour and line style
 HEADS: dict[str, tuple[str, str, str, str]] = {
-    "small": ("heads-small", "Gaussian / 4", "#56b4e9", "-"),
-    "default": ("digits-rotated", "Gaussian", "#0072b2", "-"),
-    "large": ("heads-large", "Gaussian x 4", "black", "-"),
-    "zero": ("heads-zero", "zero", "#e69f00", "--"),
-    "prototype": ("heads-prototype", "prototypes", "#d55e00", "-."),
+    "small": ("heads-small", "Gaussian / 4", plots.LEVELS[0], "-"),
+    "default": ("digits-rotated", "Gaussian", plots.LEVELS[1], "-"),
+    "large": ("heads-large", "Gaussian x 4", plots.LEVELS[2], "-"),
+    "zero": ("heads-zero", "zero", plots.GOLD, "--"),
+    "prototype": ("heads-prototype", "prototypes", plots.CYCLE[3], "-."),
 }
 ARMS = {"lp": ("DP-LP", "s"), "fft": ("DP-FFT", "o"), "lp-fft 0.5": ("DP-LP-FFT", "^")}
 EPSILONS = (0.3, 1.0, 3.0)
@@ -129,7 +129,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     panels = (
         ("flow_distorted", "distorted neurons", "zeroth-order flow"),
         ("distorted", "distorted neurons", f"diffusion, $\\sigma$ = {SIGMA:g}"),
-        ("loss", "training loss", f"diffusion, $\\sigma$ = {SIGMA:g}"),
+        ("loss", "training loss (sum over samples)", f"diffusion, $\\sigma$ = {SIGMA:g}"),
     )
     for ax, (name, label, title) in zip(axes[0], panels, strict=True):
         for head, (_, words, colour, style) in HEADS.items():
@@ -140,12 +140,11 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     for ax in axes[0, :2]:
         ax.set_ylim(-0.02, 0.56)
     axes[0, 2].set_yscale("log")
-    axes[0, 2].set_ylim(top=150)
-    axes[0, 2].legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.4)
     for ax, epsilon in zip(axes[1], EPSILONS, strict=True):
         for place, (arm, (label, marker)) in enumerate(ARMS.items()):
             at = data.sel(arm=arm, epsilon=epsilon)
-            for x, (_, _, colour, _) in enumerate(HEADS.values()):
+            colour = plots.method_colour(label)
+            for x in range(len(HEADS)):
                 ax.errorbar(
                     x + 0.22 * (place - 1),
                     at.accuracy[x],
@@ -157,17 +156,20 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     capsize=1.5,
                     linewidth=0.8,
                 )
-            ax.plot([], [], color="0.3", marker=marker, markersize=3.5, linestyle="", label=label)
-        words = [label.replace("Gaussian", "G.") for _, label, _, _ in HEADS.values()]
-        ax.set_xticks(range(len(words)), words, rotation=25)
+            ax.plot([], [], color=colour, marker=marker, markersize=3.5, linestyle="", label=label)
+        words = [label.replace("Gaussian", "Gauss.").replace(" ", "\n", 1) for _, label, *_ in HEADS.values()]
+        words = [word.replace("prototypes", "proto-\ntypes") for word in words]
+        ax.set_xticks(range(len(words)), words)
         ax.set(title=f"DP-SGD, digits, $\\varepsilon$ = {epsilon:g}", ylabel="test accuracy")
-    axes[1, 0].legend(loc="best")
+    heads, methods = (ax.get_legend_handles_labels() for ax in (axes[0, 0], axes[1, 0]))
+    keys = [[*one, *other] for one, other in zip(heads, methods, strict=True)]
+    axes[0, 0].figure.legend(*keys, loc="outside lower center", ncols=8, columnspacing=1.2)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), reads=READS, settings=SETTINGS, argv=argv
+        __file__, compute, draw, size=(7.2, 4.8), panels=(2, 3), reads=READS, settings=SETTINGS, argv=argv
     )
 
 

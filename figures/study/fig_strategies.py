@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SHARE = 0.4
 STRATEGIES = {"DP-LP": 1.0, "DP-FFT": 0.0, "DP-LP-FFT": SHARE}
-FROZEN, TRAINED, HEAD = "0.85", "#0072b2", "#d55e00"
+FROZEN, TRAINED, HEAD = "0.85", plots.PURPLE, plots.GOLD
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -39,7 +39,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
                 if width > 0:
                     ax.barh(y, width, 0.3, start, color=colour, edgecolor="white", linewidth=1.5)
             ax.text(1.02, y, layer, va="center", fontsize=6.5)
-        ax.text(-0.02, -row, name, va="center", ha="right")
+        ax.text(-0.02, -row, name, va="center", ha="right", color=plots.method_colour(name))
     ax.axvline(SHARE, ymin=0.02, ymax=0.3, color="black", linewidth=0.8, linestyle=":")
     for colour, text in ((FROZEN, "frozen"), (TRAINED, "features train"), (HEAD, "head trains")):
         ax.barh(0, 0, color=colour, label=text)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures import output
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,7 +50,7 @@ WIDTH, SAMPLES = 128, 200
 LP_TIME, CLIP, DT = 1.0, 1.0, 1e-3
 # of cosines: from the 5th to the 95th percentile
 LOW, MIDDLE, HIGH = 0.05, 0.5, 0.95
-WITHIN, ACROSS, PROBED = "#0072b2", "#d55e00", "#009e73"
+WITHIN, ACROSS, PROBED = plots.PURPLE, plots.GOLD, plots.METHODS["lp"]
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -225,7 +225,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         xlim=(-0.02, 0.52),
     )
     right.set(
-        xlabel="share of neurons whose feature decreases\nat first in full fine-tuning",
+        xlabel="share of neurons whose feature\ndecreases at first in FFT",
         title="Conclusions",
         xlim=(0, 1),
     )

@@ -1,18 +1,13 @@
-"""The influence of the clipping norm at a fixed privacy budget.
+"""The influence of the clipping norm on loss and accuracy at a fixed privacy budget.
 
 The noise grows with the clipping norm, so that the zCDP budget and the number of steps stay the same. This
 is not in the paper and is new here. At a fixed time (learning rate times steps) there is a best clipping
 norm: below it training hardly starts, and above it noise dominates. With the best time for each clipping
 norm, normalised clipping no longer depends on it, since clipping norm and time then enter only as a
-product, and flat clipping improves as the clipping norm decreases. The distortion caused by the random head
-(zeroth order) vanishes with probing before full fine-tuning, once the clipping norm lets the heads align in
-time. With noise, a quarter of the neurons or more end distorted with or without probing. The share of
-probing that prevents the first kind of distortion (3.4, re-derived, replaces the paper's Theorem 5.1)
-decreases as the clipping norm grows, until no gradient is clipped. The share of least loss behaves in the
-opposite way and goes from none to all, as noise in the few parameters of the head becomes less harmful:
-what prevents distortion is not what minimises the loss. Real DP-SGD on rotated digits (means of four seeds,
-bars of two standard errors; rates chosen by training accuracy) behaves similarly: with tuned learning
-rates, accuracy hardly depends on the clipping norm over three decades; with one rate it has a sharp peak.
+product, and flat clipping improves as the clipping norm decreases. Real DP-SGD on rotated digits (means of
+four seeds, bars of two standard errors; rates chosen by training accuracy) behaves similarly: with tuned
+learning rates, accuracy hardly depends on the clipping norm over three decades; with one rate it has a
+sharp peak.
 """
 
 from __future__ import annotations
@@ -23,13 +18,15 @@ import numpy as np
 
 from figures import output
 from langevin.model.schedule import Schedule
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from empirical.recipe import Method
+    from langevin.model.problem import Problem
     from langevin.model.schedule import Clipping
+    from langevin.model.weights import Weights
 
 SAMPLES, DIM, WIDTH, SPREAD, TEST = 32, 16, 64, 0.4, 200
 # zCDP of a whole run, and the number of full-batch steps
@@ -37,7 +34,6 @@ RHO, STEPS = 0.2, 100
 CLIPS = 10.0 ** np.arange(-2, 1.5, 0.5)
 TIMES = 10.0 ** np.arange(-2.5, 3.5, 0.5)
 TIME = 1.0
-SHARES = np.array([0.0, 0.2, 0.4, 0.7, 1.0])
 STRATEGIES = {"FFT": 0.0, "LP-FFT": 0.4, "LP": 1.0}
 CLIPPINGS: tuple[Clipping, ...] = ("flat", "normalised")
 # real DP-SGD: Poisson-sampled steps at learning rates in multiples of 1 / clip, or at one rate
@@ -71,7 +67,7 @@ def grid(quick: bool) -> dict[str, Any]:
     return {
         "threshold": CLIPS[::thin],
         "time": np.union1d(TIMES[::thin], TIME),
-        "share": SHARES[::2] if quick else SHARES,
+        "share": np.array(list(STRATEGIES.values())),
         "digit_threshold": DIGIT_CLIPS[[0, 4, 6, 8]] if quick else DIGIT_CLIPS,
         "rate": RATES[[2]] if quick else RATES,
     }
@@ -82,7 +78,6 @@ def _settings() -> output.Settings:
     names = {
         "threshold": "thresholds",
         "time": "times",
-        "share": "shares",
         "digit_threshold": "thresholds on digits",
         "rate": "learning rates",
     }
@@ -94,11 +89,11 @@ SETTINGS = _settings()
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute simulated losses, accuracies, distortion and shares by clipping norm, and real accuracies."""
+    """Compute simulated losses and accuracies by clipping norm and time, and real accuracies."""
     import xarray as xr
 
     at = grid(quick)
-    data = xr.Dataset(_simulated(at, quick) | _digits(at, quick), at)
+    data = xr.Dataset(simulated(at, quick) | _digits(at, quick), at)
     for name, units in {
         "threshold": "gradient",
         "time": "diffusion time",
@@ -108,12 +103,19 @@ def compute(quick: bool = False) -> xr.Dataset:
     return data.assign_coords(clipping=list(CLIPPINGS), strategy=list(METHODS.values()))
 
 
-def _simulated(at: dict[str, Any], quick: bool) -> dict[str, Any]:
-    import bounds
-    from langevin import collapsed_features, euler_maruyama, orthogonally_separable, zeroth_order
+def setting() -> tuple[Problem, Weights]:
+    """Return the data and weights of the simulations."""
+    from langevin import collapsed_features, orthogonally_separable
 
     problem = orthogonally_separable(SAMPLES, DIM, spread=SPREAD, test_samples=TEST, rng=0)
-    weights = collapsed_features(problem, WIDTH, rng=0)
+    return problem, collapsed_features(problem, WIDTH, rng=0)
+
+
+def simulated(at: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """Return mean losses, accuracies and shares of distorted neurons of the diffusion."""
+    from langevin import euler_maruyama
+
+    problem, weights = setting()
     paths = output.chosen(SETTINGS, quick)["paths"]
     shape = (len(CLIPPINGS), len(at["threshold"]), len(at["time"]), len(at["share"]))
     loss, error, accuracy, distorted = (np.zeros(shape) for _ in range(4))
@@ -132,28 +134,12 @@ def _simulated(at: dict[str, Any], quick: bool) -> dict[str, Any]:
         loss[c, k, t, s] = run.loss.mean() / SAMPLES
         error[c, k, t, s] = run.loss.std(ddof=1) / SAMPLES / paths**0.5
         accuracy[c, k, t, s], distorted[c, k, t, s] = run.test_accuracy.mean(), run.distorted.mean()
-    flow, shares = np.zeros((len(at["threshold"]), len(at["share"]))), []
-    for k, clip in enumerate(at["threshold"]):
-        for s, share in enumerate(at["share"]):
-            plan = schedule(clip, TIME, share, "flat")
-            still = zeroth_order(
-                problem, weights, plan, dt=TIME / STEPS, times=[plan.duration], observables=["distorted"]
-            )
-            flow[k, s] = still.distorted[-1]
-        found = bounds.minimum_lp_share(problem, weights, rho=RHO, sigma=sigma(clip, TIME), clip=clip)
-        shares.append(found.share)
     everywhere = ("clipping", "threshold", "time", "share")
     return {
         "loss": (everywhere, loss, {"long_name": "mean final loss per sample", "units": "loss"}),
         "error": (everywhere, error, {"long_name": "its standard error", "units": "loss"}),
         "accuracy": (everywhere, accuracy, {"long_name": "mean final test accuracy", "units": "1"}),
         "distorted": (everywhere, distorted, {"long_name": "share of distorted neurons", "units": "1"}),
-        "flow": (("threshold", "share"), flow, {"long_name": "the same, zeroth order, flat", "units": "1"}),
-        "least_share": (
-            "threshold",
-            shares,
-            {"long_name": "LP share against distortion (3.4)", "units": "1"},
-        ),
     }
 
 
@@ -193,75 +179,50 @@ def _digits(at: dict[str, Any], quick: bool) -> dict[str, Any]:
     return entries
 
 
-def least(loss: xr.DataArray, error: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of least loss, and the range around it with equal loss within two standard errors."""
-    share = loss.share.values
-    mean, deviation = (values.transpose("threshold", "share").values for values in (loss, error))
-    rows, best = np.arange(len(mean)), mean.argmin(1)
-    gap = mean - mean[rows, best, None]
-    same = gap <= 2 * np.hypot(deviation, deviation[rows, best, None])
-    low = np.where(same, share, np.inf).min(1)
-    high = np.where(same, share, -np.inf).max(1)
-    return share[best], np.array([share[best] - low, high - share[best]])
-
-
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Plot loss at one time and at the best time, accuracy (top); distortion, LP share, digits (bottom)."""
-    one, best, accuracy, distortion, share, digits = ax.flat
+    """Plot loss at one time and at the best time (top), accuracy in simulation and on digits (bottom)."""
+    one, best, accuracy, digits = ax.flat
     now = data.sel(time=TIME)
     place = data.loss.argmin("time")
-    for k, (name, part) in enumerate(STRATEGIES.items()):
+    for name, part in STRATEGIES.items():
         for clipping, style in zip(CLIPPINGS, ("-", "--"), strict=True):
             at: Any = {"clipping": clipping, "share": part}
-            line: Any = {"color": f"C{k}", "linestyle": style, "label": name if style == "-" else None}
+            line: Any = {"color": plots.method_colour(name), "linestyle": style}
             x, mean, error = data.threshold, data.loss, data.error
             one.errorbar(x, mean.sel(at).sel(time=TIME), 2 * error.sel(at).sel(time=TIME), **line)
             chosen = place.sel(at)
             best.errorbar(x, mean.sel(at).isel(time=chosen), 2 * error.sel(at).isel(time=chosen), **line)
             accuracy.plot(x, now.accuracy.sel(at), **line)
-        if part < 1:
-            d = now.sel(share=part)
-            noisy = d.distorted.sel(clipping="flat")
-            distortion.plot(d.threshold, noisy, f"C{k}", label=f"{name}, diffusion")
-            distortion.plot(d.threshold, d.flow, f"C{k}:", label=f"{name}, zeroth order")
-    one.plot([], [], "0.5", linestyle="--", label="normalised")
     one.set(title=f"simulated, time {TIME:g}", ylabel="final loss / sample", yscale="log")
     best.set(title="simulated, best time", ylabel="final loss / sample", yscale="log")
     accuracy.set(title=f"simulated, time {TIME:g}", ylabel="test accuracy")
-    distortion.set(
-        title=f"flat clipping, time {TIME:g}", ylabel="distorted neurons / all", ylim=(-0.02, 0.85)
-    )
-
-    share.plot(data.threshold, now.least_share, "k", label="required (3.4)")
-    for k, clipping in enumerate(CLIPPINGS):
-        d = now.sel(clipping=clipping)
-        middle, around = least(d.loss, d.error)
-        # offset, so that they can be distinguished
-        x = data.threshold * (1.08, 0.92)[k]
-        style: Any = {"color": ("C3", "C4")[k], "marker": "os"[k], "linestyle": "-" if k == 0 else "--"}
-        share.errorbar(x, middle, around, linewidth=1, label=f"least loss, {clipping}", **style)
-    share.axhline(1, color="0.6", linewidth=0.6)
-    share.set(title=f"simulated, time {TIME:g}", ylabel="share of LP", ylim=(-0.05, 2.2))
-
-    for k, name in enumerate(data.strategy.values):
+    for name in data.strategy.values:
         d = data.sel(strategy=name)
         for kind, style in (("tuned", "-"), ("fixed", ":")):
             mean, error = d[f"digits_{kind}"], d[f"digits_{kind}_error"]
-            label = name if kind == "tuned" else None
-            digits.errorbar(d.digit_threshold, mean, 2 * error, color=f"C{k}", linestyle=style, label=label)
-    digits.plot([], [], "0.5", linestyle=":", label="one learning rate")
+            line = {"color": plots.method_colour(name), "linestyle": style}
+            digits.errorbar(d.digit_threshold, mean, 2 * error, **line)
     digits.set(title=rf"digits, DP-SGD, $\varepsilon={EPSILON:g}$", ylabel="test accuracy", ylim=(0, 0.92))
+    keys = {name: {"color": plots.method_colour(name)} for name in STRATEGIES}
+    keys |= {"flat clipping, tuned rate": {"color": plots.OTHER}}
+    keys |= {"normalised": {"color": plots.OTHER, "linestyle": "--"}}
+    keys |= {"one learning rate (digits)": {"color": plots.OTHER, "linestyle": ":"}}
+    draw_key(ax, keys)
+
+
+def draw_key(ax: Any, keys: dict[str, dict[str, Any]]) -> None:
+    """Explain lines below the panels, and label the axes of clipping norms."""
+    from matplotlib.lines import Line2D
+
     for a in ax.flat:
-        a.set_xscale("log")
-        if a in ax[1]:
-            a.set_xlabel("clipping norm $C$")
-    for a in (one, distortion, share, digits):
-        a.legend(fontsize=6, loc="best" if a is one else ("lower right" if a is digits else "upper right"))
+        a.set(xscale="log", xlabel="clipping norm $C$")
+    handles = [Line2D([], [], **line) for line in keys.values()]
+    ax.flat[0].figure.legend(handles, list(keys), loc="outside lower center", ncols=3)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), settings=SETTINGS, argv=argv)
+    return output.run(__file__, compute, draw, size=(6.6, 5.0), panels=(2, 2), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

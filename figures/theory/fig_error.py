@@ -19,7 +19,7 @@ import numpy as np
 
 from figures import output
 from langevin.model.schedule import Schedule
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,9 +43,9 @@ MEANING = {
 METHODS = ("lp", "fft")
 # label and line of each bound, and the methods for which it differs from the others
 KINDS: dict[Kind, tuple[str, str, str, tuple[str, ...]]] = {
-    "paper": ("Theorem 2.2 (the paper's)", "C1", ":", METHODS),
-    "monotone": ("1a (new)", "C2", "--", ("lp",)),
-    "lambert": ("1b, free of data (new)", "C3", "-.", ("fft",)),
+    "paper": ("Theorem 2.2 (the paper's)", plots.OTHER, ":", METHODS),
+    "monotone": ("1a (new)", plots.PURPLE, "--", ("lp",)),
+    "lambert": ("1b, free of data (new)", plots.GOLD, "-.", ("fft",)),
     "ode": ("1b along the path (new)", "black", "--", ("fft",)),
 }
 QUANTILES = (0.05, 0.95)
@@ -128,8 +128,9 @@ def draw(ax: Any, data: xr.Dataset) -> None:
             for kind, (label, c, s, of) in KINDS.items()
             if method in of
         }
-        row[0].fill_between(d.time, *d.time_quantiles, color="C0", alpha=0.3, linewidth=0)
-        row[0].plot(d.time, d.time_measured, color="C0", label="measured, 90 % of paths")
+        colour, name = plots.METHODS[method], plots.NAMES[method]
+        row[0].fill_between(d.time, *d.time_quantiles, color=colour, alpha=0.3, linewidth=0)
+        row[0].plot(d.time, d.time_measured, color=colour, label=f"measured in {name}, 90 % of paths")
         for kind, (label, style) in own.items():
             row[0].plot(d.time, d.time_bound.sel(kind=kind), label=label, **style)
         row[0].set(ylabel=f"{method.upper()}: " + r"$\|\theta_t-\tilde\theta_t\|^2$")
@@ -147,12 +148,12 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     entries = {
         text: line for row in ax[:, 0] for line, text in zip(*row.get_legend_handles_labels(), strict=True)
     }
-    ax[0, 0].figure.legend(entries.values(), entries, loc="outside upper center", ncols=len(entries))
+    ax[0, 0].figure.legend(entries.values(), entries, loc="outside lower center", ncols=3)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.4, 3.8), panels=(2, 4), settings=SETTINGS, argv=argv)
+    return output.run(__file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

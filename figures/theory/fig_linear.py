@@ -7,10 +7,8 @@ simulation where noise is small, and grows without limit where it can no longer 
 collapses. The localised bound (5b, re-derived) levels off, but it applies only to paths that have not yet
 crossed a level, and few of these remain at the end; the other paths perform equally well here. Without
 noise, conserved quantities (4c, new) enclose the loss, starting from its exact value after probing: the
-upper bound is close, the lower bound is far below. Through its Gram matrix (7c, new) a network of a hundred
-billion neurons is simulated like one of ten thousand. The first order in the noise (section 8, new) is an
-estimate and not a bound. It is accurate while ``sigma^2 h`` is small; beyond that, noise in so many neurons
-makes the loss decrease faster, by less than the estimate predicts.
+upper bound is close, the lower bound is far below. The first order in the noise (dotted; section 8, new) is
+an estimate and not a bound.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 
 from figures import output
 from langevin.model.schedule import Schedule
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,12 +30,10 @@ if TYPE_CHECKING:
 SAMPLES, DIM, WIDTH, TIME = 32, 2, 64, 0.05
 # root mean square norms of the first layer and of the head; with these the kernel starts far from 0
 SCALE, HEAD = 4.0, 0.05
-LP_SIGMAS, FFT_SIGMAS, ORDER_SIGMAS = (0.05, 0.2, 0.8), (0.02, 0.1, 0.3), (0.003, 0.01, 0.03)
+LP_SIGMAS, FFT_SIGMAS = (0.05, 0.2, 0.8), (0.02, 0.1, 0.3)
 LP_TIME = 0.1 * TIME
 STOPPED_SIGMA, STOPPED_TIME = 0.6, 0.125
-WIDE_SIGMA, WIDE_TIME = 1e-4, 0.2 * TIME
-WIDTHS = np.round(10.0 ** np.arange(4, 11.5, 0.5))
-ORDER_WIDTH = 10**4
+LOSS = "loss above its minimum"
 SETTINGS: output.Settings = {"paths": (100, 500), "steps": (500, 2000)}
 TIMES, LATE = np.linspace(0, TIME, 51), np.linspace(0, STOPPED_TIME, 51)
 
@@ -57,33 +53,32 @@ def compute(quick: bool = False) -> xr.Dataset:
 
     paths, steps = output.chosen(SETTINGS, quick).values()
     found = {}
-    for panel in (_probing, _tuning, _stopped, _conserved, _wide, _order):
+    for panel in (_probing, _tuning, _stopped, _conserved):
         found |= panel(paths, steps)
     coords = {
         "time": ("time", TIMES, {"units": "diffusion time"}),
         "late": ("late", LATE, {"units": "diffusion time"}),
-        "width": WIDTHS,
         "strategy": ["FFT", "LP-FFT"],
         "side": ["lower", "upper"],
         "lp_sigma": list(LP_SIGMAS),
         "fft_sigma": list(FFT_SIGMAS),
-        "order_sigma": list(ORDER_SIGMAS),
     }
     return xr.Dataset(found, coords)
 
 
-def _entry(dims: str, values: Any, what: str, units: str = "loss") -> tuple[Any, ...]:
+def entry(dims: str, values: Any, what: str, units: str = "loss") -> tuple[Any, ...]:
+    """Return a variable of the data: dimensions, values and attributes."""
     return dims.split(), np.array(values), {"long_name": what, "units": units}
 
 
-def _floor() -> float:
+def minimum() -> float:
     """Return the minimum of the loss over all weights."""
     problem, _ = setting()
     beta = np.linalg.lstsq(problem.X, problem.y)[0]
     return float(problem.losses(problem.X @ beta).sum())
 
 
-def _mean(
+def mean_loss(
     width: int, schedule: Schedule, times: Any, paths: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean loss above the minimum, and its standard error."""
@@ -91,19 +86,19 @@ def _mean(
 
     dt = schedule.duration / steps
     loss = euler_maruyama(*setting(width), schedule, dt=dt, paths=paths, rng=1, times=times).loss
-    return loss.mean("path").values - _floor(), loss.std("path", ddof=1).values / paths**0.5
+    return loss.mean("path").values - minimum(), loss.std("path", ddof=1).values / paths**0.5
 
 
 def _probing(paths: int, steps: int) -> dict[str, Any]:
     import bounds
 
     schedules = [Schedule.lp(time=TIME, sigma=sigma) for sigma in LP_SIGMAS]
-    mean, error = zip(*(_mean(WIDTH, s, TIMES, paths, steps) for s in schedules), strict=True)
-    exact = [bounds.lp_expected_loss(*setting(), s, TIMES).upper - _floor() for s in schedules]
+    mean, error = zip(*(mean_loss(WIDTH, s, TIMES, paths, steps) for s in schedules), strict=True)
+    exact = [bounds.lp_expected_loss(*setting(), s, TIMES).upper - minimum() for s in schedules]
     return {
-        "lp_mean": _entry("lp_sigma time", mean, "mean loss, linear probing"),
-        "lp_error": _entry("lp_sigma time", error, "its standard error"),
-        "lp_exact": _entry("lp_sigma time", exact, "expected loss (5a)"),
+        "lp_mean": entry("lp_sigma time", mean, "mean loss, linear probing"),
+        "lp_error": entry("lp_sigma time", error, "its standard error"),
+        "lp_exact": entry("lp_sigma time", exact, "expected loss (5a)"),
     }
 
 
@@ -111,14 +106,14 @@ def _tuning(paths: int, steps: int) -> dict[str, Any]:
     import bounds
 
     schedules = [Schedule.fft(time=TIME, sigma=sigma) for sigma in FFT_SIGMAS]
-    mean, error = zip(*(_mean(WIDTH, s, TIMES, paths, steps) for s in schedules), strict=True)
-    upper = [bounds.fft_expected_loss(*setting(), s, TIMES).upper - _floor() for s in schedules]
-    first = [bounds.first_order_loss(*setting(), s, TIMES).value - _floor() for s in schedules]
+    mean, error = zip(*(mean_loss(WIDTH, s, TIMES, paths, steps) for s in schedules), strict=True)
+    upper = [bounds.fft_expected_loss(*setting(), s, TIMES).upper - minimum() for s in schedules]
+    first = [bounds.first_order_loss(*setting(), s, TIMES).value - minimum() for s in schedules]
     return {
-        "fft_mean": _entry("fft_sigma time", mean, "mean loss, full fine-tuning"),
-        "fft_error": _entry("fft_sigma time", error, "its standard error"),
-        "fft_upper": _entry("fft_sigma time", upper, "upper bound (5c)"),
-        "fft_first": _entry("fft_sigma time", first, "first order in the noise (section 8)"),
+        "fft_mean": entry("fft_sigma time", mean, "mean loss, full fine-tuning"),
+        "fft_error": entry("fft_sigma time", error, "its standard error"),
+        "fft_upper": entry("fft_sigma time", upper, "upper bound (5c)"),
+        "fft_first": entry("fft_sigma time", first, "first order in the noise (section 8)"),
     }
 
 
@@ -132,7 +127,7 @@ def _stopped(paths: int, steps: int) -> dict[str, Any]:
     problem, weights = setting()
     random = np.random.default_rng(1)
     X, target = problem.X, problem.X.T @ problem.y
-    H, floor = X.T @ X, _floor()
+    H, floor = X.T @ X, minimum()
     # any network with this Gram matrix gives the same law
     W, v = np.zeros((paths, WIDTH, DIM)), np.zeros((paths, WIDTH))
     W[:, : len(weights.W)], v[:, : len(weights.v)] = weights.W, weights.v
@@ -162,11 +157,11 @@ def _stopped(paths: int, steps: int) -> dict[str, Any]:
     schedule = Schedule.fft(time=STOPPED_TIME, sigma=STOPPED_SIGMA)
     upper = bounds.localised_loss(problem, weights, schedule, LATE).upper
     return {
-        "all_mean": _entry("late", everyone, "mean loss of all paths"),
-        "going_mean": _entry("late", left, "mean loss, 0 for stopped paths"),
-        "going_error": _entry("late", error, "its standard error"),
-        "going_share": _entry("late", share, "share of paths that are not stopped", "1"),
-        "going_upper": _entry("late", upper, "upper bound (5b)"),
+        "all_mean": entry("late", everyone, "mean loss of all paths"),
+        "going_mean": entry("late", left, "mean loss, 0 for stopped paths"),
+        "going_error": entry("late", error, "its standard error"),
+        "going_share": entry("late", share, "share of paths that are not stopped", "1"),
+        "going_upper": entry("late", upper, "upper bound (5b)"),
     }
 
 
@@ -177,106 +172,60 @@ def _conserved(paths: int, steps: int) -> dict[str, Any]:
     schedules = [Schedule.fft(time=TIME), Schedule.lp_fft(lp_time=LP_TIME, fft_time=TIME - LP_TIME)]
     flows = [zeroth_order(*setting(), s, times=TIMES, rtol=1e-11, atol=1e-13).loss for s in schedules]
     bands = [bounds.conserved_rates(*setting(), s, TIMES) for s in schedules]
-    sides = [[band.lower - _floor(), band.upper - _floor()] for band in bands]
+    sides = [[band.lower - minimum(), band.upper - minimum()] for band in bands]
     return {
-        "flow": _entry("strategy time", [flow - _floor() for flow in flows], "zeroth-order loss"),
-        "conserved": _entry("strategy side time", sides, "its bounds (4c)"),
-    }
-
-
-def _wide(paths: int, steps: int) -> dict[str, Any]:
-    import bounds
-    from langevin import zeroth_order
-
-    schedule, dt = Schedule.fft(time=WIDE_TIME, sigma=WIDE_SIGMA), WIDE_TIME / steps
-    rows = []
-    for width in WIDTHS.astype(int).tolist():
-        mean, error = _mean(width, schedule, [WIDE_TIME], paths, steps)
-        # this includes the discretisation error of the simulation
-        zeroth = zeroth_order(*setting(width), schedule, times=[WIDE_TIME], dt=dt).loss.values - _floor()
-        first = bounds.first_order_loss(*setting(width), schedule, [WIDE_TIME]).correction
-        rows.append([mean / zeroth, error / zeroth, 1 + first / zeroth])
-    mean, error, first = np.array(rows)[..., 0].T
-    return {
-        "wide_mean": _entry("width", mean, "mean loss over its zeroth order", "1"),
-        "wide_error": _entry("width", error, "its standard error", "1"),
-        "wide_first": _entry("width", first, "the same to first order in the noise (section 8)", "1"),
-    }
-
-
-def _order(paths: int, steps: int) -> dict[str, Any]:
-    import bounds
-    from langevin import zeroth_order
-
-    effects, errors, first = [], [], np.zeros(len(TIMES))
-    for sigma in ORDER_SIGMAS:
-        schedule = Schedule.fft(time=TIME, sigma=sigma)
-        mean, error = _mean(ORDER_WIDTH, schedule, TIMES, 4 * paths, steps)
-        zeroth = zeroth_order(*setting(ORDER_WIDTH), schedule, times=TIMES, dt=TIME / steps).loss.values
-        effects.append((mean + _floor() - zeroth) / sigma**2)
-        errors.append(error / sigma**2)
-        first = bounds.first_order_loss(*setting(ORDER_WIDTH), schedule, TIMES).correction / sigma**2
-    what = "effect of the noise on the mean loss, over sigma^2"
-    return {
-        "order_mean": _entry("order_sigma time", effects, what, "loss / sigma^2"),
-        "order_error": _entry("order_sigma time", errors, "its standard error", "loss / sigma^2"),
-        "order_first": _entry("time", first, "its limit (section 8)", "loss / sigma^2"),
+        "flow": entry("strategy time", [flow - minimum() for flow in flows], "zeroth-order loss"),
+        "conserved": entry("strategy side time", sides, "its bounds (4c)"),
     }
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Plot probing, full fine-tuning, stopped paths (top); no noise, width, first order (bottom)."""
-    lp, fft, stopped, flow, wide, order = ax.flat
-
-    def simulated(a: Any, x: Any, name: str, colour: str, label: str, **at: int) -> None:
-        mean, error = data[f"{name}_mean"].isel(at), data[f"{name}_error"].isel(at)
-        a.fill_between(x, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.3, linewidth=0)
-        a.plot(x, mean, color=colour, label=label)
-
-    for a, name, sigmas in ((lp, "lp", LP_SIGMAS), (fft, "fft", FFT_SIGMAS), (order, "order", ORDER_SIGMAS)):
+    """Plot probing and full fine-tuning (top), stopped paths and no noise (bottom)."""
+    lp, fft, stopped, flow = ax.flat
+    panels = ((lp, "lp", LP_SIGMAS, "lp_exact"), (fft, "fft", FFT_SIGMAS, "fft_upper"))
+    for a, name, sigmas, theory in panels:
         for k, sigma in enumerate(sigmas):
-            simulated(a, data.time, name, f"C{k}", rf"$\sigma={sigma:g}$", **{f"{name}_sigma": k})
-    for k in range(len(LP_SIGMAS)):
-        lp.plot(data.time, data.lp_exact[k], "k--", linewidth=0.8, label=None if k else "exact (5a)")
-        fft.plot(data.time, data.fft_upper[k], f"C{k}--", linewidth=1, label=None if k else "bound (5c)")
+            at, colour = {f"{name}_sigma": k}, plots.LEVELS[k]
+            curve(a, data.time, data[f"{name}_mean"].isel(at), data[f"{name}_error"].isel(at), colour)
+            a.plot(data.time, data[theory].isel(at), color=colour, linestyle="--", linewidth=1)
+            a.plot([], [], color=colour, label=rf"$\sigma={sigma:g}$")
+    lp.plot([], [], "k--", linewidth=1, label="exact (5a)")
+    fft.plot([], [], "k--", linewidth=1, label="upper bound (5c)")
+    for k in range(len(FFT_SIGMAS)):
         fft.plot(data.time, data.fft_first[k], "k:", linewidth=0.8, label=None if k else "first order")
-    lp.set(title="linear probing, exact", yscale="log", ylabel="loss above its minimum")
+    lp.set(title="linear probing, exact", yscale="log", ylabel=LOSS)
     fft.set(title="full fine-tuning, unconditional bound", yscale="log", ylim=(1e-4, 1e4))
 
-    stopped.plot(data.late, data.all_mean, "C3", label="all paths")
-    simulated(stopped, data.late, "going", "C0", "paths not stopped")
-    stopped.plot(data.late, data.going_upper, "C0--", label="bound on these (5b)")
+    colour = plots.METHODS["fft"]
+    stopped.plot(data.late, data.all_mean, "black", label="all paths")
+    curve(stopped, data.late, data.going_mean, data.going_error, colour, "paths not stopped")
+    stopped.plot(data.late, data.going_upper, color=colour, linestyle="--", label="bound on these (5b)")
     stopped.plot(data.late, data.going_share, "k:", label="share not stopped")
-    stopped.set(title=rf"localised bound, $\sigma={STOPPED_SIGMA}$", yscale="log")
+    stopped.set(title=rf"FFT, localised bound, $\sigma={STOPPED_SIGMA}$", yscale="log", ylabel=LOSS)
 
     for k, name in enumerate(data.strategy.values):
         low, high = data.conserved[k]
+        colour = plots.method_colour(name)
         flow.fill_between(
-            data.time, low, high, color=f"C{k}", alpha=0.25, linewidth=0, label=f"{name}, bounds (4c)"
+            data.time, low, high, color=colour, alpha=0.2, linewidth=0, label=f"{name}, bounds (4c)"
         )
-        flow.plot(data.time, data.flow[k], color=f"C{k}", label=name)
-    flow.set(title="no noise", yscale="log", ylim=(1e-6, 40), ylabel="loss above its minimum")
-
-    simulated(wide, data.width, "wide", "C0", "simulated")
-    wide.plot(data.width, data.wide_first, "k:", label="first order")
-    wide.set(
-        title=rf"any width, $\sigma=10^{{-4}}$, time {WIDE_TIME:g}",
-        xscale="log",
-        xlabel="width $h$",
-        ylim=(0, 1.1),
-    )
-    wide.set(ylabel="loss / its zeroth order")
-    order.plot(data.time, data.order_first, "k:", label="first order")
-    order.set(title=f"width {ORDER_WIDTH}", ylabel=r"(loss $-$ zeroth order) / $\sigma^2$")
+        # the lines almost coincide
+        flow.plot(data.time, data.flow[k], color=colour, linewidth=(3.0, 1.2)[k], label=name)
+    flow.set(title="no noise", yscale="log", ylim=(1e-6, 40))
     for a in ax.flat:
-        a.legend(fontsize=6)
-        if a is not wide:
-            a.set_xlabel("diffusion time")
+        a.set_xlabel("diffusion time")
+        a.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def curve(ax: Any, x: Any, mean: Any, error: Any, colour: str, label: str | None = None) -> None:
+    """Plot a mean with two standard errors on either side."""
+    ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.3, linewidth=0)
+    ax.plot(x, mean, color=colour, label=label)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 3), settings=SETTINGS, argv=argv)
+    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 2), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,35 @@
 """The simulated loss between its bounds.
 
-The columns differ in what is trained, the rows in the spread within a class. The sandwich bounds (4b, new
-here, replace Theorems 4.2 and 4.3 of the paper) enclose the zeroth-order loss under clipping: tightly for
-narrow classes, and loosely for wide classes, where full fine-tuning multiplies the uncertainty. They end
-where their proof does: where a misaligned neuron may have left its cone, which probing first prevents, or
-where a margin may have reached 1, beyond which the residual of the square loss changes sign. They do not
-cover the noise: in full fine-tuning the loss of the diffusion drops below that of its approximation. The
-certified interval (1d, new) holds for the expected loss of the diffusion itself. It is useful for some time
-in probing and says almost nothing once full fine-tuning has begun, because the underlying distance bound
-grows like ``2 n C t``.
+The panels differ in what is trained; the appendix (loss spreads) varies the spread within a class, which is
+0.3 here. The sandwich bounds (4b, new here, replace Theorems 4.2 and 4.3 of the paper) enclose the
+zeroth-order loss under clipping. They end where their proof does: where a misaligned neuron may have left
+its cone, which probing first prevents, or where a margin may have reached 1, beyond which the residual of
+the square loss changes sign. They do not cover the noise: in full fine-tuning the loss of the diffusion
+drops below that of its approximation. The certified interval (1d, new) holds for the expected loss of the
+diffusion itself. It is useful for some time in probing and says almost nothing once full fine-tuning has
+begun, because the underlying distance bound grows like ``2 n C t``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures import output
 from langevin.model.schedule import Schedule
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SAMPLES, DIM, WIDTH, HEAD = 32, 8, 64, 0.05
 SIGMA, CLIP = 0.15, 0.5
-SPREADS = (0.05, 0.3, 0.8)
+SPREAD = 0.3
 QUANTILES = (0.05, 0.5, 0.95)
 SETTINGS: output.Settings = {"paths": (48, 200), "steps": (100, 500)}
 LIMITS = (2e-2, 120.0)
-BACK = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def cases() -> dict[str, tuple[Any, Schedule]]:
@@ -46,15 +45,20 @@ def cases() -> dict[str, tuple[Any, Schedule]]:
 
 def compute(quick: bool = False) -> xr.Dataset:
     """Compute losses of the diffusion and of its zeroth-order approximation, and their bounds."""
+    return losses((SPREAD,), quick)
+
+
+def losses(spreads: Sequence[float], quick: bool) -> xr.Dataset:
+    """Return the losses and bounds of each case with each spread within a class."""
     import xarray as xr
 
     rows = [
         xr.concat([_panel(loss, schedule, spread, quick) for loss, schedule in cases().values()], "case")
-        for spread in SPREADS
+        for spread in spreads
     ]
     data = xr.concat(rows, "spread").assign_coords(
         case=list(cases()),
-        spread=("spread", list(SPREADS), {"long_name": "spread within a class", "units": "1"}),
+        spread=("spread", list(spreads), {"long_name": "spread within a class", "units": "1"}),
         side=["lower", "upper"],
         start=("case", [schedule.starts[-1] for _, schedule in cases().values()]),
     )
@@ -111,44 +115,58 @@ def _panel(loss: Any, schedule: Schedule, spread: float, quick: bool) -> xr.Data
 
 
 def draw(ax: Any, data: xr.Dataset) -> None:
-    """Plot one row per spread and one column per case."""
-    for i, j in np.ndindex(ax.shape):
-        a, panel = ax[i, j], data.isel(spread=i, case=j)
-        t = panel.time
-        low, high = panel.sandwich
-        a.fill_between(
-            t, low, high, color="0.6", alpha=0.5, linewidth=0, label="sandwich (4b) of zeroth order"
-        )
-        a.fill_between(t, panel.loss[0], panel.loss[2], color="C0", alpha=0.3, linewidth=0)
-        a.plot(t, panel.loss[1], color="C0", label="diffusion: median, 90 % of paths")
-        a.plot(t, panel.zeroth, "k--", linewidth=1, label="zeroth order")
-        for k, side in enumerate(panel.certified):
-            name = "certified (1d) for the diffusion's mean" if k == 0 else None
-            a.plot(t, side.where(side > LIMITS[0] / 10, LIMITS[0] / 10), "C1:", linewidth=1.2, label=name)
-        if panel.start > 0:
-            a.axvline(panel.start, color="0.7", linewidth=0.7)
-        if str(panel.reason.values):
-            a.axvline(panel.end, color="black", linewidth=0.8, linestyle=(0, (1, 1)))
-            words = str(panel.reason.values).partition(" (")[0].split()
-            why = " ".join(words[:4]) + "\n" + " ".join(words[4:])
-            a.text(
-                0.98, 0.97, f"ends: {why}", transform=a.transAxes, ha="right", va="top", fontsize=6, bbox=BACK
-            )
-        wide = float((high / low).max())
-        name = f"{data.case.values[j]}\n" if i == 0 else ""
-        a.set_title(rf"{name}upper $\leq$ {wide:.3g} $\times$ lower", fontsize=7)
-        a.set(yscale="log", ylim=LIMITS, xlim=(0, float(t[-1])))
-        a.tick_params(labelleft=j == 0)
-        if j == 0:
-            a.set_ylabel(f"spread {float(data.spread[i]):g}\nloss")
-        if i == data.sizes["spread"] - 1:
-            a.set_xlabel("diffusion time")
-    ax[0, 0].figure.legend(*ax[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    """Plot one panel per case."""
+    for k, a in enumerate(ax.flat):
+        draw_panel(a, data.isel(spread=0, case=k))
+    draw_key(ax.flat[0].figure)
+    for a in ax[:, 0]:
+        a.set_ylabel("loss (sum over samples)")
+    for a in ax[1]:
+        a.set_xlabel("diffusion time")
+
+
+def draw_panel(a: Any, panel: xr.Dataset) -> None:
+    """Plot the loss of one case and one spread, in the colour of its method, with its bounds."""
+    case = str(panel.case.values)
+    colour, t = plots.method_colour(case.partition(",")[0]), panel.time
+    low, high = panel.sandwich
+    a.fill_between(t, low, high, color="0.6", alpha=0.5, linewidth=0)
+    a.fill_between(t, panel.loss[0], panel.loss[2], color=colour, alpha=0.3, linewidth=0)
+    a.plot(t, panel.loss[1], color=colour)
+    a.plot(t, panel.zeroth, "k--", linewidth=1)
+    for side in panel.certified:
+        a.plot(t, side.where(side > LIMITS[0] / 10, LIMITS[0] / 10), color=plots.PURPLE, linestyle=":")
+    if panel.start > 0:
+        a.axvline(panel.start, color="0.7", linewidth=0.7)
+    wide = float((high / low).max())
+    title = rf"{case}: upper $\leq$ {wide:.3g} $\times$ lower"
+    if str(panel.reason.values):
+        a.axvline(panel.end, color="black", linewidth=0.8, linestyle=(0, (1, 1)))
+        title += f"\nends: {str(panel.reason.values).partition(' (')[0]}"
+    a.set_title(title, fontsize=7)
+    a.set(yscale="log", ylim=LIMITS, xlim=(0, float(t[-1])))
+
+
+def draw_key(figure: Any) -> None:
+    """Explain lines and shades below the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    solid = (Patch(color=plots.OTHER, alpha=0.3, linewidth=0), Line2D([], [], color=plots.OTHER))
+    entries = {
+        "diffusion: median, 90 % of paths": solid,
+        "zeroth order": Line2D([], [], color="black", linestyle="--", linewidth=1),
+        "sandwich (4b) of zeroth order": Patch(color="0.6", alpha=0.5, linewidth=0),
+        "certified (1d) for the diffusion's mean": Line2D([], [], color=plots.PURPLE, linestyle=":"),
+        "full fine-tuning begins": Line2D([], [], color="0.7", linewidth=0.7),
+        "the sandwich ends": Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (1, 1))),
+    }
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 5.4), panels=(3, 4), settings=SETTINGS, argv=argv)
+    return output.run(__file__, compute, draw, size=(6.6, 5.0), panels=(2, 2), settings=SETTINGS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures import output
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +32,7 @@ HEAD = 0.35
 TIME, SHARE, SIGMA, CLIP, DT = 2.4, 0.4, 0.08, 1.0, 0.01
 SHOWN = 3
 SETTINGS: output.Settings = {"noisy paths": (16, 200)}
-CLASS = {1: "#0072b2", -1: "#d55e00"}
-STRATEGY = {"DP-FFT": "#009e73", "DP-LP-FFT": "#cc79a7"}
+STRATEGY = {name: plots.method_colour(name) for name in ("DP-FFT", "DP-LP-FFT")}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -187,7 +186,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         part = data.sel(strategy=strategy)
         draw_plane(ax, data, strategy)
         for neuron in range(data.sizes["neuron"]):
-            colour = CLASS[int(data.classes[neuron])]
+            colour = plots.CLASSES[int(data.classes[neuron])]
             bad = bool(data.misaligned[neuron])
             for path in range(SHOWN):
                 x, y = part.noisy_features.values[path, :, neuron].T
@@ -207,34 +206,48 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         Line2D([], [], marker="s", color="black", markersize=3, label="zeroth-order flow"),
         Line2D([], [], color="0.4", linewidth=0.5, label=f"{SHOWN} noisy paths"),
     ]
-    axes[0, 1].legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, 0].figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))
     draw_curves(axes[1], data)
 
 
 def draw_curves(axes: Any, data: xr.Dataset) -> None:
     """Plot own-class pre-activation and heads of the misaligned neurons, with the theory's bounds."""
+    axes[0].get_gridspec().set_height_ratios([1, 1.4])
     for ax, name in zip(axes, ("preactivation", "head"), strict=True):
         for strategy, colour in STRATEGY.items():
             part = data.sel(strategy=strategy)
             low, _, high = part["noisy_" + name].values
             ax.fill_between(data.time, low, high, color=colour, alpha=0.2, linewidth=0)
-            ax.plot(data.time, part[name], color=colour, label=strategy)
+            ax.plot(data.time, part[name], color=colour)
         ax.axvline(SHARE * TIME, color="0.6", linewidth=0.7, linestyle=":")
         ax.set(xlabel="diffusion time", xlim=(0, TIME))
     dashed = dict(color="black", linewidth=0.9, linestyle="--")
-    axes[0].axhline(data.guaranteed, label="lower bound, DP-FFT", **dashed)
+    axes[0].axhline(data.guaranteed, **dashed)
     axes[0].set_ylabel("own-class pre-activation\nof misaligned neurons, / start")
     axes[1].axhline(0, color="0.4", linewidth=0.7)
-    axes[1].axvline(data.alignment_time, label="all heads aligned, bound", **dashed)
+    axes[1].axvline(data.alignment_time, **dashed)
     axes[1].set_ylabel("$s_j v_j$ of neurons\nthat start misaligned")
-    for ax, corner in zip(axes, ("upper left", "lower right"), strict=True):
-        ax.legend(loc=corner, frameon=True, framealpha=0.9, edgecolor="none")
+    axes[1].text(
+        float(data.alignment_time) - 0.04,
+        0.97,
+        "all heads\naligned,\nbound",
+        ha="right",
+        va="top",
+        transform=axes[1].get_xaxis_transform(),
+        fontsize=6.5,
+    )
+    for ax, name in zip(axes, ("preactivation", "head"), strict=True):
+        last = data[name].isel(time=-1)
+        ends = [plots.End(float(last.sel(strategy=s)), s, colour) for s, colour in STRATEGY.items()]
+        if name == "preactivation":
+            ends.append(plots.End(float(data.guaranteed), "lower bound, DP-FFT", "black"))
+        plots.label_ends(ax, ends, wrap=12)
 
 
 def draw_plane(ax: Any, data: xr.Dataset, title: str, reach: float = 2.0) -> None:
     """Plot cones and samples."""
     angles = np.degrees(np.arctan2(*data.inputs.values.T[::-1]))
-    for s, colour in CLASS.items():
+    for s, colour in plots.CLASSES.items():
         own, other = angles[data.labels.values == s], angles[data.labels.values != s]
         # w . x_i > 0 on its own class and < 0 on the other
         turns = np.linspace(0, 360, 3601)
@@ -273,7 +286,7 @@ def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
             ax, data, f"{strategy}, time {now:.2f}: {'head alone trains' if probing else 'all trains'}"
         )
         for neuron, s in enumerate(data.classes.values):
-            colour = CLASS[int(s)]
+            colour = plots.CLASSES[int(s)]
             x, y = part.noisy_features.values[0, : k + 1, neuron].T
             ax.plot(x, y, color=colour, linewidth=0.5, alpha=0.6)
             x, y = part.features.values[: k + 1, neuron].T
@@ -285,7 +298,7 @@ def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(7.0, 4.6), panels=(2, 2), animate=animate, settings=SETTINGS, argv=argv
+        __file__, compute, draw, size=(7.4, 4.2), panels=(2, 2), animate=animate, settings=SETTINGS, argv=argv
     )
 
 

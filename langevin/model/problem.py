@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,15 @@ from langevin.model.losses import LOSSES
 from langevin.model.schedule import CLIPPING_LOSSES, Schedule
 from langevin.model.targets import read_targets
 from langevin.model.weights import GramWeights, Method, Weights
-from langevin.support import validate
+from langevin.support import html, validate
 from langevin.support.validate import FloatArray
 
 # names in the tables of `langevin.model`
 Activation = str
 Loss = str
+
+# classes that a notebook shows; the others are left out
+_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +128,31 @@ class Problem:
         fields = dict(X=X, activation=activation, loss=loss, X_test=X_test) | targets._asdict()
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """Describe the problem in a line.
+
+        Examples
+        --------
+        >>> Problem(np.eye(3), ["eel", "cat", "dog"], loss="softmax")
+        Problem(3 samples in 3 dimensions, relu, softmax loss, K = 3 outputs)
+        """
+        outputs = f", K = {self.outputs_dim} outputs" if self.outputs_dim > 1 else ""
+        return (
+            f"Problem({self.samples} samples in {self.dim} dimensions, {self.activation}, "
+            f"{self.loss} loss{outputs})"
+        )
+
+    def _repr_html_(self) -> str:
+        targets: dict[str, object] = {"targets": f"real, {self.outputs_dim} per sample"}
+        if self.labels:
+            counts = (f"{name}: {int((self.y == label).sum())}" for name, label in self.labels.items())
+            shown = itertools.islice(counts, _SHOWN)
+            more = ", ..." if len(self.labels) > _SHOWN else ""
+            targets = {"samples by class": f"{', '.join(shown)}{more}"}
+        held_out = 0 if self.X_test is None else len(self.X_test)
+        rows = {"samples": self.samples, "dimensions": self.dim, **targets, "held-out samples": held_out}
+        return html.table("Problem", rows | {"activation": self.activation, "loss": self.loss})
 
     @property
     def samples(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from langevin.model.weights import Method
-from langevin.support import validate
+from langevin.support import html, validate
 from langevin.support.validate import FloatArray
 
 Clipping = Literal["flat", "normalised", "margin", "column"]
@@ -124,6 +124,8 @@ class Schedule:
     2.0
     >>> [phase.method for phase in schedule]
     ['lp', 'fft']
+    >>> schedule
+    Schedule(LP for time 0.5, sigma 0.5, flat clip 1; then FFT for time 1.5, sigma 0.5, flat clip 1)
     """
 
     phases: tuple[Phase, ...]
@@ -161,6 +163,14 @@ class Schedule:
             raise ValueError("lp_time + fft_time must be positive, got 0.0")
         lengths: tuple[tuple[Method, float], ...] = (("lp", lp_time), ("fft", fft_time))
         return cls([Phase(m, t, sigma, clip, **rest) for m, t in lengths if t > 0])
+
+    def __repr__(self) -> str:
+        return f"Schedule({self})"
+
+    def _repr_html_(self) -> str:
+        numbered = enumerate(zip(self.starts, self.phases, strict=True), 1)
+        rows = {f"phase {k}, from time {start:g}": phase for k, (start, phase) in numbered}
+        return html.table(f"Schedule of time {self.duration:g}", rows)
 
     def __iter__(self) -> Iterator[Phase]:
         return iter(self.phases)

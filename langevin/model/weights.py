@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from langevin.support import validate
+from langevin.support import html, validate
 from langevin.support.validate import FloatArray
 
 Method = Literal["lp", "fft"]
@@ -51,6 +51,22 @@ class Weights:
         object.__setattr__(self, "W", W)
         object.__setattr__(self, "v", v)
 
+    def __repr__(self) -> str:
+        """Describe the weights in a line.
+
+        Examples
+        --------
+        >>> Weights(np.eye(2), [0.5, -0.5]), GramWeights(np.eye(2), [0.5, -0.5], neurons=10**9)
+        (Weights(width 2, 2 dimensions), GramWeights(width 1000000000, 2 dimensions))
+        """
+        outputs = f", K = {self.outputs_dim} outputs" if self.outputs_dim > 1 else ""
+        return f"{type(self).__name__}(width {self.width}, {self.dim} dimensions{outputs})"
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {"width": self.width, "dimensions": self.dim, "outputs": self.outputs_dim}
+        rows["parameters"] = self.trained_parameters("fft")
+        return html.table(type(self).__name__, rows)
+
     @property
     def width(self) -> int:
         """Number of neurons ``h``."""
@@ -72,7 +88,7 @@ class Weights:
         return self.width * (self.dim + outputs) if method == "fft" else self.width * outputs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GramWeights(Weights):
     """Initial parameters of a linear network of any width, given by their Gram matrix.
 

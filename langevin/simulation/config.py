@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from langevin.data import files
 from langevin.model.observables import OBSERVABLES
 from langevin.model.problem import ACTIVATIONS, LOSSES, Problem
-from langevin.model.schedule import CLIPPING_LOSSES, RECORDS, Clipping, Schedule
+from langevin.model.schedule import CLIPPING_LOSSES, Clipping, Schedule
 from langevin.model.weights import GramWeights, Weights
 from langevin.support import options, validate
 from langevin.support.rng import generator
@@ -388,48 +388,3 @@ class Simulation:
             v = initial.prototype_head(problem, weights.W, scale * (self.width / len(weights.W)) ** 0.5)
             return GramWeights(weights.W, v, self.width)
         return weights
-
-
-@dataclass(frozen=True)
-class Reporting:
-    """Options of ``python -m langevin.simulate`` besides those of `Simulation`.
-
-    Parameters
-    ----------
-    threads : int or None
-        Number of threads (default: all processors).
-    times : int
-        Recorded times, at most one per step.
-    observables : tuple of str
-        Observables to record besides the default ones: alignment preactivation head_alignment cone_distance
-        wholly_misaligned test_accuracy knn_accuracy class_accuracy test_class_accuracy confusion
-        test_confusion; misaligned distorted dead where the reduction leaves them out.
-    out : str or None
-        file.nc or folder.zarr (default: runs/<what was asked for>.nc).
-    plot : str or None
-        Draw loss, distance and neurons (default: next to the run).
-    bounds : bool
-        Report what the theorems say of the run: bands, privacy, the state of their assumptions.
-    epsilon : float or None
-        Budget to calibrate sigma to, at ``delta``; in place of sigma.
-    delta : float
-        Delta at which to report epsilon.
-    json : bool
-        Print the report as JSON.
-    quiet : bool
-        Show no progress bar; suppress messages on stderr.
-    resume : bool
-        Resume an interrupted run, to the same bits.
-    """
-
-    threads: int | None = None
-    times: int = RECORDS
-    observables: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME"})
-    out: str | None = None
-    plot: str | None = field(default=None, metadata={"metavar": "FILE", "nargs": "?", "const": ""})
-    bounds: bool = True
-    epsilon: float | None = None
-    delta: float = 1e-5
-    json: bool = False
-    quiet: bool = False
-    resume: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
+from langevin.simulation import words
 from langevin.support.validate import FloatArray
 
 if TYPE_CHECKING:
@@ -92,19 +94,18 @@ def problem_line(problem: Problem, data: str) -> str:
     """Describe the problem in one line."""
     return (
         f"{problem.samples} samples in {problem.dim} dimensions ({data}), {problem.activation}, "
-        f"{problem.loss} loss{', ' if problem.class_names else ''}{class_line(problem)}"
+        f"{problem.loss} loss{', ' if problem.class_names else ''}{class_line(problem.class_names)}"
     )
 
 
-def class_line(problem: Problem) -> str:
+def class_line(names: Sequence[str]) -> str:
     """Name the classes of K outputs; nothing for other problems.
 
     Examples
     --------
-    >>> class_line(Problem(np.eye(3), ["dog", "cat", "bird"], loss="softmax"))
+    >>> class_line(["bird", "cat", "dog"])
     '3 classes: bird, cat, dog'
     """
-    names = problem.class_names
     more = ", ..." if len(names) > _NAMED else ""
     return f"{len(names)} classes: {', '.join(names[:_NAMED])}{more}" if names else ""
 
@@ -134,6 +135,7 @@ def build(subject: Subject) -> dict[str, Any]:
             "misaligned at the start": _count(zeroth.misaligned[0], width),
             "zeroth order": _neurons(zeroth, width),
             "with noise": _neurons(run[list(SHARES)].mean("path"), width),
+            "distorted at the end by noise": _mean((run.distorted - zeroth.distorted).isel(time=-1) * width),
         }
     unclipped = any(phase.clip is None for phase in subject.schedule)
     if subject.theory is not None:
@@ -146,7 +148,13 @@ def build(subject: Subject) -> dict[str, Any]:
         report["assumptions"] = theory.assumptions.splitlines()
     if subject.privacy is not None:
         report["privacy"] = {"none": UNCLIPPED} if unclipped else subject.privacy
-    return _known(report)
+    report = _known(report)
+    return report | {"in words": words.noise(report, max(phase.sigma for phase in subject.schedule))}
+
+
+def compare(reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the report of a comparison: that of each method, and how they differ."""
+    return {"methods": dict(reports), "in words": words.comparison(reports)}
 
 
 def _known(said: Any) -> Any:

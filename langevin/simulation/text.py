@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from langevin.simulation import words
 from langevin.simulation.facts import ACCURACIES, CLASS_ACCURACIES, CONFUSIONS, UNCLIPPED
+from langevin.simulation.words import number, value
+from langevin.support.plots import NAMES
 
 # classes up to which their confusion is shown
 _SHOWN = 20
 
 
 def text(report: dict[str, Any]) -> str:
-    """Return the report as text."""
+    """Return the report as text: of one run, or of a comparison."""
+    lines = _comparison_lines(report) if "methods" in report else _run_lines(report)
+    if "seconds" in report:
+        seconds = report["seconds"]
+        lines.append(
+            (
+                "speed",
+                f"{report['path steps per second']:.3g} path steps/s: {seconds['simulation']:.2f} s; "
+                f"first step after {seconds['to first step']:.2f} s",
+            )
+        )
+    lines += [(name, report[name]) for name in ("bounds", "saved", "plot") if name in report]
+    return "\n".join(f"{name:<18} {line}".rstrip() for name, line in lines)
+
+
+def _run_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines of one run."""
     loss = report["loss"]
     distance = report["squared distance to the zeroth-order path"]
     end = report.get("end")
@@ -20,8 +39,8 @@ def text(report: dict[str, Any]) -> str:
     lines.append(
         (
             "loss",
-            f"{_number(loss['start'])} at the start, {_value(loss['end'])} at the end; "
-            f"zeroth order {_number(loss['zeroth order at the end'])}",
+            f"{number(loss['start'])} at the start, {value(loss['end'])} at the end; "
+            f"zeroth order {number(loss['zeroth order at the end'])}",
         )
     )
     enclosed: dict[str, list[str]] = {}
@@ -29,40 +48,78 @@ def text(report: dict[str, Any]) -> str:
         if name in loss:
             enclosed.setdefault(_enclosure(loss[name], end), []).append(what)
     lines += [("", f"{' and '.join(names)}: {said}") for said, names in enclosed.items()]
-    lines += [(title, _value(said)) for title, said in _reported(report, ACCURACIES).items()]
+    lines += [(title, value(said)) for title, said in _reported(report, ACCURACIES).items()]
     lines += _class_lines(report)
-    lines.append(("E|theta-theta~|^2", f"{_value(distance['measured'])} at the end, measured"))
+    lines.append(("E|theta-theta~|^2", f"{value(distance['measured'])} at the end, measured"))
     bounded: dict[str, list[str]] = {}
     for name, band in distance.get("bounds", {}).items():
         bounded.setdefault(_bound(band, end), []).append(name)
     lines += [("", f"{said}: {'; '.join(names)}") for said, names in bounded.items()]
     if "neurons" in report:
         lines += _neuron_lines(report["neurons"])
+    lines += _titled("in words", report["in words"])
+    if words.drowned(report):
+        lines.append(("", f"at less noise, probing first prevents distortion: {words.CLAIM}"))
     if "privacy" in report:
         lines.append(("privacy", _privacy(report["privacy"])))
-    for i, line in enumerate(report.get("assumptions", [])):
-        lines.append(("" if i else "assumptions", line))
-    seconds = report["seconds"]
-    lines.append(
-        (
-            "speed",
-            f"{report['path steps per second']:.3g} path steps/s: {seconds['simulation']:.2f} s; "
-            f"first step after {seconds['to first step']:.2f} s",
-        )
-    )
-    lines += [(name, report[name]) for name in ("bounds", "saved", "plot") if name in report]
-    return "\n".join(f"{name:<18} {line}".rstrip() for name, line in lines)
+    return lines + _titled("assumptions", report.get("assumptions", []))
 
 
-def _number(x: float | None) -> str:
-    return "not finite" if x is None else f"{x:.4g}"
+def _comparison_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines of several methods: what they share, a table with a column of each, and sentences."""
+    reports: dict[str, dict[str, Any]] = report["methods"]
+    first = next(iter(reports.values()))
+    lines = _titled("in words", report["in words"])
+    lines += [(name, first[name]) for name in ("problem", "network", "solver")]
+    lines += _titled("schedules", [one["schedule"] for one in reports.values()])
+    rows = [["", *(NAMES[method] for method in reports)]]
+    for title, cells in _compared(list(reports.values())):
+        if any(cell != "-" for cell in cells):
+            rows.append([title, *cells])
+    lines += _table("at the end", rows)
+    noise = [f"{NAMES[method]}: {said}" for method, one in reports.items() for said in one["in words"]]
+    return lines + _titled("noise", noise) + _titled("assumptions", first.get("assumptions", []))
 
 
-def _value(x: dict[str, float | None], none: str = "not finite") -> str:
-    if x["mean"] is None:
-        return none
-    error = x["standard error"]
-    return f"{x['mean']:.4g}" + ("" if error is None else f" +- {error:.2g}")
+def _compared(reports: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows of the table: a title, and the value of each method."""
+
+    def row(of: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [of(report) for report in reports]
+
+    yield "loss", row(lambda r: value(r["loss"]["end"]))
+    yield "  without noise", row(lambda r: number(r["loss"]["zeroth order at the end"]))
+    for name in ACCURACIES:
+        title = name.replace("_", " ")
+        yield title, row(lambda r, title=title: value(r[title]) if title in r else "-")
+    width = max((r["neurons"]["width"] for r in reports if "neurons" in r), default=0)
+    states = ("distorted at the end", "distorted at most", "misaligned at the end", "dead at the end")
+    for state in states:
+        name = f"{state.removesuffix(' at the end')}, of {width}"
+        for solver, title in (("with noise", name), ("zeroth order", "  without noise")):
+
+            def count(r: dict[str, Any], state: str = state, solver: str = solver) -> str:
+                return number(r["neurons"][solver][state]) if "neurons" in r else "-"
+
+            yield title, row(count)
+    distance = "squared distance to the zeroth-order path"
+    yield "E|theta-theta~|^2", row(lambda r: value(r[distance]["measured"]))
+    for bound in dict.fromkeys(name for r in reports for name in r[distance].get("bounds", {})):
+        yield f"  {bound}", row(lambda r, bound=bound: _at_end(r[distance]["bounds"][bound], r["end"]))
+    yield "epsilon", row(lambda r: number(r["privacy"]["epsilon"]) if _spends(r) else "-")
+
+
+def _at_end(band: dict[str, Any], end: float) -> str:
+    """Write the upper bound where it still holds at the end."""
+    return "-" if band["valid until"] is None or _until(band, end) else number(band["upper"])
+
+
+def _spends(report: dict[str, Any]) -> bool:
+    return report.get("privacy", {}).get("epsilon") is not None
+
+
+def _titled(title: str, said: Sequence[str]) -> list[tuple[str, str]]:
+    return [("" if i else title, line) for i, line in enumerate(said)]
 
 
 def _until(band: dict[str, Any], end: float | None) -> str:
@@ -80,13 +137,13 @@ def _nowhere(band: dict[str, Any], what: str) -> str:
 def _enclosure(band: dict[str, Any], end: float | None) -> str:
     if band["valid until"] is None:
         return _nowhere(band, "not enclosed: ")
-    return f"in [{_number(band['lower'])}, {_number(band['upper'])}]{_until(band, end)}"
+    return f"in [{number(band['lower'])}, {number(band['upper'])}]{_until(band, end)}"
 
 
 def _bound(band: dict[str, Any], end: float | None) -> str:
     if band["valid until"] is None:
         return _nowhere(band, "no bound, ")
-    return f"at most {_number(band['upper'])}{_until(band, end)}"
+    return f"at most {number(band['upper'])}{_until(band, end)}"
 
 
 def _reported(report: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -101,13 +158,13 @@ def _class_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         titles = ["class", *(title.replace("class ", "") for title in found)]
         classes = next(iter(found.values()))
         lines += _table(
-            "by class", [titles, *([c, *(_value(of[c], "-") for of in found.values())] for c in classes)]
+            "by class", [titles, *([c, *(value(of[c], "-") for of in found.values())] for c in classes)]
         )
     for title, counts in _reported(report, CONFUSIONS).items():
         if len(counts) > _SHOWN:
             lines.append((title, f"of {len(counts)} classes: see the saved run"))
             continue
-        rows = ([c, *(_number(count["mean"]) for count in row.values())] for c, row in counts.items())
+        rows = ([c, *(number(count["mean"]) for count in row.values())] for c, row in counts.items())
         lines += _table(title, [["class \\ predicted", *counts], *rows])
     return lines
 
@@ -136,9 +193,9 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "",
-                f"{name}: {_number(c['misaligned at the end'])} misaligned at the end, distorted at most "
-                f"{_number(c['distorted at most'])}, at the end {_number(c['distorted at the end'])}; "
-                f"{_number(c['dead at the end'])} dead; {last}",
+                f"{name}: {number(c['misaligned at the end'])} misaligned at the end, distorted at most "
+                f"{number(c['distorted at most'])}, at the end {number(c['distorted at the end'])}; "
+                f"{number(c['dead at the end'])} dead; {last}",
             )
         )
     return lines
@@ -149,14 +206,14 @@ def _privacy(privacy: dict[str, Any]) -> str:
         return f"does not apply: {UNCLIPPED}" if privacy["none"] == UNCLIPPED else f"none: {privacy['none']}"
     if privacy["epsilon"] is None:
         return "none: there is no noise"
-    noise = f"noise multiplier {_number(privacy['noise multiplier'])}, sigma {_number(privacy['sigma'])}"
+    noise = f"noise multiplier {number(privacy['noise multiplier'])}, sigma {number(privacy['sigma'])}"
     if privacy["sample rate"] < 1:
         return (
             f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}, by {privacy['accountant']}; "
             f"{noise}; one sample added or removed, Poisson batches at rate {privacy['sample rate']:g}"
         )
     return (
-        f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {_number(privacy['gdp'])}-GDP, "
-        f"{_number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released; "
+        f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {number(privacy['gdp'])}-GDP, "
+        f"{number(privacy['zcdp'])}-zCDP; one sample added or removed, full batch, whole path released; "
         f"{noise}"
     )

@@ -61,7 +61,10 @@ def save(run: xr.Dataset, path: str | Path) -> Path:
                 with temporary.open("ab") as raw:
                     raw.write(_SEAL + _sha256(np.memmap(temporary, np.uint8, "r")))
             else:
-                _with_texts(run, np.dtypes.StringDType()).to_zarr(temporary, mode="w", consolidated=False)
+                with warnings.catch_warnings():
+                    # that the standard does not have it yet; readers without it read what they always did
+                    warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+                    _with_texts(run, np.dtypes.StringDType()).to_zarr(temporary, mode="w", consolidated=True)
     except Exception as error:  # netCDF and Zarr raise errors of many kinds
         raise StoreError(f"{target} could not be written: {error}") from error
     return target

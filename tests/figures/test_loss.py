@@ -2,12 +2,12 @@
 
 import pytest
 
-from figures.theory import fig_loss
+from figures.theory import fig_loss_spreads
 
 
 @pytest.fixture(scope="module")
 def data():
-    return fig_loss.compute(quick=True)
+    return fig_loss_spreads.compute(quick=True)
 
 
 def beyond(data, curve, band, slack, scale=1.0):

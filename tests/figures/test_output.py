@@ -135,7 +135,7 @@ def test_a_table(script, capsys, tmp_path):
     (tmp_path / "fig_line.py").write_text(TABLE)
     assert script() == 0
     assert "| a & b  | 0.5 ± 1 |" in (tmp_path / "fig_line.md").read_text()
-    assert "Data: a planet." in (tmp_path / "fig_line.md").read_text()
+    assert "a planet" not in (tmp_path / "fig_line.md").read_text()
     assert r"a \& b & 0.5 $\pm$ 1 \\" in (tmp_path / "fig_line.tex").read_text()
     capsys.readouterr()
     # another layout recomputes nothing

@@ -1,5 +1,6 @@
 """The code in the README and the documentation runs, and their links lead to existing files."""
 
+import itertools
 import os
 import re
 import sys
@@ -134,3 +135,47 @@ def test_links_and_pictures_exist(name):
         path, _, _ = target.partition("#")
         if not target.startswith(("https://", "mailto:")) and path and "generated/" not in path:
             assert (PAGES[name].parent / path).exists(), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_the_gallery_have_a_script(name):
+    topics = re.findall(r"generated/gallery/((?:fig|tab)_\w+)", PAGES[name].read_text(encoding="utf8"))
+    assert set(topics) <= {path.stem for path in (ROOT / "figures").glob("*/*.py")}
+
+
+def broken_sentences(text: str) -> list[str]:
+    """List lines of paragraphs that Markdown reads as an item, a quotation or a heading.
+
+    Such a line begins with ``1.``, a sign or a hash, after a line that ends within a sentence.
+    """
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    starts = re.compile(r"(?:1[.)]|[-+*>]|#{1,6}) ")
+    inside = re.compile(r"\s|[-+*>|#:!]|\d+[.)] |$")
+    pairs = itertools.pairwise(text.splitlines())
+    return [
+        line
+        for before, line in pairs
+        if starts.match(line) and not inside.match(before) and re.search(r"[\w,$})\]]$", before.rstrip())
+    ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_sentence_turns_into_a_list(name):
+    assert broken_sentences(PAGES[name].read_text(encoding="utf8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("until a margin first reaches\n1. After that it changes.\n", 1),
+        ("the sum $a\n- b$ is small\n", 1),
+        ("a loss of more\n> 3 is large\n", 1),
+        ("*Statement.*\n1. The first.\n2. The second.\n", 0),
+        ("Two things:\n\n- a\n- b\n", 0),
+        ("Two things:\n- a thing\n- another\n", 0),
+        ("```sh\nls\n# a comment\n```\n", 0),
+        ("in 2 out of\n2. This stays a sentence, as no list begins with 2.\n", 0),
+    ],
+)
+def test_a_broken_sentence_is_found(text, count):
+    assert len(broken_sentences(text)) == count

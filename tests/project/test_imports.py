@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import execute
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = {"simulate.py", "sweep.py", "plan.py", "finetune.py"}
+DOORS = {"simulate.py", "report.py", "sweep.py", "plan.py", "finetune.py"}
 # folders and modules of each package, from the bottom up: each imports from those before it
 LAYERS = {
     "langevin": ("support", "store", "model", "engine", "solvers", "data", "simulation", "sweeps"),
@@ -144,6 +144,7 @@ def test_bounds_is_light():
     ("module", "arguments"),
     [
         ("langevin.simulate", []),
+        ("langevin.report", ["run.nc"]),
         ("langevin.sweep", ["grid.toml"]),
         ("bounds.plan", ["features.npz", "--epsilon", "1"]),
         ("empirical.finetune", []),

@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 
 from langevin import simulate
-from langevin.simulation.config import Reporting, Simulation
+from langevin.simulation.config import Simulation
+from langevin.simulation.reporting import Reporting
 from langevin.support import options
 
-COMMANDS = ("langevin.simulate", "langevin.sweep", "bounds.plan", "empirical.finetune", "figures.__main__")
+COMMANDS = (
+    "langevin.simulate",
+    "langevin.report",
+    "langevin.sweep",
+    "bounds.plan",
+    "empirical.finetune",
+    "figures.__main__",
+)
 # fields that are no options: what data classes are made of, and ends of --lr-range
 NO_OPTIONS = {"Setting": {"shift"}, "Grid": {"setting", "recipe", "lowest", "highest"}}
 
@@ -27,10 +35,12 @@ def classes(command: str) -> list[type]:
     from empirical.planning.settings import PlanSettings
     from empirical.studies.options import GridOptions, OutputOptions, SingleOptions
     from figures.__main__ import FiguresOptions
+    from langevin.report import ReportOptions
     from langevin.sweep import SweepOptions
 
     return {
         "langevin.simulate": [Simulation, Reporting],
+        "langevin.report": [ReportOptions],
         "langevin.sweep": [SweepOptions],
         "bounds.plan": [PlanOptions, PlanSettings],
         "empirical.finetune": [Setting, Shift, Recipe, Grid, SingleOptions, GridOptions, OutputOptions],
@@ -114,6 +124,7 @@ ARGUMENTS = {
             "--loss",
             "softmax",
         ],
+        ["--compare", "fft", "lp-fft", "--width", "64"],
         [
             "--classes",
             "1",
@@ -128,6 +139,7 @@ ARGUMENTS = {
             "square",
         ],
     ],
+    "langevin.report": [["run.nc", "--plot", "--json"]],
     "langevin.sweep": [["grid.toml", "--threads", "--workers", "2"]],
     "bounds.plan": [["features.npz", "--epsilon", "1", "--shares", "0", "0.1", "1", "--no-theory"]],
     "empirical.finetune": [
@@ -211,7 +223,8 @@ def test_files_that_are_not_there_are_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "missing"), [("langevin.sweep", "grid.toml"), ("bounds.plan", "FILE, --epsilon")]
+    ("command", "missing"),
+    [("langevin.report", "RUN"), ("langevin.sweep", "grid.toml"), ("bounds.plan", "FILE, --epsilon")],
 )
 def test_what_is_missing_is_named(capsys, command, missing):
     with pytest.raises(SystemExit) as ended:

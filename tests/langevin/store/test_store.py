@@ -263,3 +263,16 @@ def test_text_as_earlier_versions_wrote_it_is_read(tmp_path):
     with pytest.warns(Warning, match="does not have a Zarr V3 specification"):
         run.assign_attrs(digest=files.digest(run)).to_zarr(tmp_path / "run.zarr", consolidated=False)
     assert files.load(tmp_path / "run.zarr").identical(run)
+
+
+def test_other_readers_of_zarr_find_consolidated_metadata(tmp_path):
+    run = xr.Dataset({"x": ("time", [1.0, 2.0])}, attrs={"source": "test"})
+    files.save(run, tmp_path / "run.zarr")
+    # a warning, as of a store without, would fail this
+    with xr.open_zarr(tmp_path / "run.zarr") as found:
+        assert found.x.equals(run.x)
+    with xr.open_zarr(tmp_path / "run.zarr", consolidated=True) as found:
+        assert found.x.equals(run.x)
+    run.to_zarr(tmp_path / "bare.zarr", consolidated=False)
+    with pytest.raises(ValueError, match=r"[Cc]onsolidated"):
+        xr.open_zarr(tmp_path / "bare.zarr", consolidated=True)

@@ -14,6 +14,7 @@ from tests.project.test_imports import ROOT
 DOORS = (
     "langevin",
     "langevin.simulate",
+    "langevin.report",
     "langevin.sweep",
     "bounds.plan",
     "empirical.finetune",
