@@ -219,7 +219,7 @@ def _of_chain(
         return _unknown(found, steps * dt)
     labels, counts = np.unique(problem.y, return_counts=True)
     times = np.array([found.per_class.get(int(label), 0.0) for label in labels])
-    # a quotient that is whole but for rounding is whole
+    # rounding must not add a step
     needed = times / dt * (1 - ROUNDOFF)
     taken, failure = _steps(needed, counts, rate, 0.0 if confidence is None else 1 - confidence)
     share = taken / steps

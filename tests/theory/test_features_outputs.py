@@ -77,8 +77,9 @@ def check_distortion(seeds, heads="any", scale=1.0):
         assert (found.misaligned == (excess[0] > 0).any(1)).all()
         assert (found.wholly == (excess[0] > 0).all(1)).all()
         # the sign of V_j . r_i, by the definition
-        pulls = problem.residuals(problem.outputs(weights)) @ weights.v.T
-        against = ((pulls > 1e-15) & (problem.y[:, None] == classes)).any(0)
+        r = problem.residuals(problem.outputs(weights))
+        pulls = r @ weights.v.T / np.linalg.norm(r, axis=1)[:, None]
+        against = ((pulls > 1e-12 * np.abs(weights.v).max()) & (problem.y[:, None] == classes)).any(0)
         assert (found.pushed == against).all()
         for j in np.flatnonzero(found.misaligned):
             aligned = distance[:, j] == 0
