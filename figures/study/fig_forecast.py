@@ -1,12 +1,12 @@
 """Private linear probing forecast without a trial, against DP-SGD.
 
-Left: the expected training loss along steps of Poisson batches (8'c, new), and the mean of simulated runs
+(a) The expected training loss along steps of Poisson batches (8'c, new), and the mean of simulated runs
 (bands of two standard errors), on random ReLU features of digits. The diffusion (5a', new) has no sampling
-noise and is too low. Middle and right: the loss and the accuracy on held-out samples that
-`bounds.probing_forecast` predicts from the features, for the learning rate, number of steps, batch and
-clipping norm that it chooses (lines), and those of DP-SGD through Opacus with these settings (points, means
-of 10 runs, bars of two standard errors). The settings clip at most 1 % of the gradients. Fashion-MNIST: 6,000
-images, the 1,280 features of EfficientNet-Lite0 with ImageNet weights at 96 pixels.
+noise and is too low. (b, c) The loss and the accuracy on held-out samples that `bounds.probing_forecast`
+predicts from the features, for the learning rate, number of steps, batch and clipping norm that it chooses
+(lines), and those of DP-SGD through Opacus with these settings (points, means of 10 runs, bars of two standard
+errors). The settings clip at most 1 % of the gradients. Fashion-MNIST: 6,000 images, the 1,280 features of
+EfficientNet-Lite0 with ImageNet weights at 96 pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from figures import output
 from figures.study.study_forecast import FILE, digits
-from langevin.support import streams
+from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,9 +75,13 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot the loss along the steps, and forecasts over budgets."""
     left, middle, right = axes.flat
     low, high = data.run - 2 * data.run_error, data.run + 2 * data.run_error
-    left.fill_between(data.step, low, high, color="C0", alpha=0.3, linewidth=0, label="simulated")
-    left.plot(data.step, data.chain, color="C0", label="8'(c)")
-    left.plot(data.step, data.diffusion, color="0.4", linestyle=":", label="diffusion, no sampling noise")
+    left.fill_between(
+        data.step, low, high, color=plots.METHODS["lp"], alpha=0.3, linewidth=0, label="simulated"
+    )
+    left.plot(data.step, data.chain, color=plots.METHODS["lp"], label="8'(c)")
+    left.plot(
+        data.step, data.diffusion, color=plots.OTHER, linestyle=":", label="diffusion, no sampling noise"
+    )
     left.set(xlabel="step", ylabel="training loss per sample", title="digits, Poisson batches")
     left.legend()
     for ax, name in ((middle, "test_loss"), (right, "test_accuracy")):
@@ -85,13 +89,16 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             at = data.sel(source=source)
             error = at[name].std("seed", ddof=1) / math.sqrt(at.sizes["seed"])
             ax.plot(
-                data.epsilon, at[f"forecast_{name}"], color=f"C{k}", label=str(source).replace(", ", ",\n")
+                data.epsilon,
+                at[f"forecast_{name}"],
+                color=plots.CYCLE[k],
+                label=str(source).replace(", ", ",\n"),
             )
             ax.errorbar(
                 data.epsilon,
                 at[name].mean("seed"),
                 2 * error,
-                color=f"C{k}",
+                color=plots.CYCLE[k],
                 marker="o",
                 markersize=3,
                 linestyle="",
@@ -100,6 +107,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.set(xscale="log", xlabel=r"privacy budget $\varepsilon$", ylabel=LABELS[name])
         ax.set_xticks(data.epsilon.values, [f"{epsilon:g}" for epsilon in data.epsilon.values])
         ax.minorticks_off()
+    plots.letters(axes.flat)
     middle.plot([], [], "k-", label="forecast")
     middle.errorbar([], [], [], color="k", marker="o", markersize=3, linestyle="", capsize=2, label="DP-SGD")
     middle.legend(handles=middle.get_legend_handles_labels()[0][-2:], loc="upper right")

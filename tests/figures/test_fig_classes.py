@@ -25,7 +25,9 @@ def test_with_noise_probing_first_distorts_fewest(data):
 def test_the_flow_is_between_its_bounds(data):
     low, high = data.sandwich.sel(side="lower"), data.sandwich.sel(side="upper")
     assert data.sandwich.sel(run="zero").notnull().all()
+    assert data.sandwich.sel(run="small").notnull().all()
     assert ((data.flow_loss >= low * (1 - 1e-6)) | low.isnull()).all()
     assert ((data.flow_loss <= high * (1 + 1e-6)) | high.isnull()).all()
-    # the bounds of the zero head nearly meet
-    assert float((high / low).sel(run="zero").max()) < 1.3
+    # the bounds of the zero head nearly meet, those of the Gaussian head of the other panels do not hold
+    assert float((high / low).sel(run="zero").max()) < 1.1
+    assert data.sandwich.sel(run="gaussian").isnull().mean() > 0.9
