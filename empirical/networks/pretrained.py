@@ -69,7 +69,7 @@ def pretrained(
     """
     library, _, model = name.partition(":")
     if library not in ("timm", "hf") or not model:
-        raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
+        raise ValueError(f"body must be 'mlp', 'conv', 'lite0', 'timm:<model>' or 'hf:<model>', got {name!r}")
     make = _timm if library == "timm" else _transformers
     with seeded(rng, "pretrained"):
         made = make(model, [int(n) for n in shape], weights, options)
