@@ -1,6 +1,8 @@
 from .data.binary import cifar10 as cifar10
 from .data.binary import stl10 as stl10
 from .data.binary import stl10_unlabelled as stl10_unlabelled
+from .data.elpv import elpv as elpv
+from .data.fashion import fashion_mnist as fashion_mnist
 from .data.folders import image_folder as image_folder
 from .data.folders import read_folder as read_folder
 from .data.glyphs import Style as Style
@@ -28,6 +30,7 @@ from .networks.bodies import convnet as convnet
 from .networks.bodies import layer as layer
 from .networks.bodies import mlp as mlp
 from .networks.by_name import body as body
+from .networks.lite0 import lite0 as lite0
 from .networks.check import NotPrivateError as NotPrivateError
 from .networks.check import check_private as check_private
 from .networks.embed import embed as embed

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from empirical.data.images import Images
+from empirical.data.images import Images, normalised
 from empirical.data.splits import stratified
 from empirical.features.collapse import neural_collapse
 from empirical.features.measures import cosine_similarity, knn_accuracy, linear_cka
+from empirical.networks.bodies import scale_of
 from empirical.networks.embed import Features, embed
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
@@ -59,7 +60,7 @@ class FeatureWatch:
     Parameters
     ----------
     task : Images
-        With a public part, by which images are normalised.
+        Normalised as `finetune` does.
     body : nn.Module
         As it is before fine-tuning; not kept.
     train, test : int
@@ -97,13 +98,13 @@ class FeatureWatch:
         rng: RNG = 0,
     ) -> None:
         streams = generator(rng, "watched images").spawn(2)
-        parts = []
+        parts, scale = [], scale_of(body, task)
         for part, name, count, stream in zip(
             (task.train, task.test), ("train", "test"), (train, test), streams, strict=True
         ):
             count = min(validate.integer(name, count, len(part.classes)), len(part))
             chosen = part.take(np.sort(stratified(part.labels, [count], stream)[0]))
-            parts.append((torch.from_numpy(task.normalised(chosen)), chosen.labels))
+            parts.append((torch.from_numpy(normalised(chosen.images, *scale)), chosen.labels))
         (self._train, self._train_labels), (self._test, self._test_labels) = parts
         self._start = embed(body, self._test)
         accuracies = {"pixels": self._accuracy(*(images.flatten(1).numpy() for images, _ in parts))}

@@ -53,7 +53,8 @@ def finetune(
     Parameters
     ----------
     task : Images
-        Normalised by its public part; without one, intensities become ``2 x - 1``.
+        Normalised as the body's attribute ``scale`` says, or else by the public part; without either,
+        intensities become ``2 x - 1``.
     body : nn.Module
         Maps images to ``body.features`` features. It is copied, and the copy is made fit for DP-SGD by
         `make_private`. A compiled body is used uncompiled; a scripted or traced one is refused.
@@ -115,7 +116,7 @@ class FineTuning:
     classes : tuple of str
         In the order of the model's outputs.
     mean, std : ndarray, shape (channels,)
-        Of the public part; 1/2 and 1/2 without one.
+        By which images are normalised, see `empirical.networks.bodies.scale_of`.
 
     See Also
     --------
@@ -152,7 +153,7 @@ class FineTuning:
         network = self._network = Network(task, body, recipe, device, mixed=options.precision == "mixed")
         self._group.synchronise(network.model)
         # before anything is claimed or written; without clipping there is nothing to hold to it
-        tried = trial.images(task).to(device)
+        tried = trial.images(task, body).to(device)
         engines = {} if recipe.clip is None else trial.choose_all(network.model, recipe, self._loss, tried)
         self._engines: dict[str, Engine] = {name: choice.kind for name, choice in engines.items()}
         self.model, self.mean, self.std = network.model, network.mean, network.std

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from empirical.data.images import Images, normalised
 from empirical.devices import memory
 from empirical.networks import passes, subsets
-from empirical.networks.bodies import Classifier, features_of
+from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
 from empirical.networks.private import make_private
 from empirical.recipe import Recipe, Subset
@@ -57,7 +57,7 @@ class Network:
         self, task: Images, body: nn.Module, recipe: Recipe, device: torch.device, *, mixed: bool
     ) -> None:
         self.device, self._mixed, self._recipe = device, mixed, recipe
-        private = _prepared(body, trial.images(task), recipe, device)
+        private = _prepared(body, trial.images(task, body), recipe, device)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), device)
@@ -66,7 +66,7 @@ class Network:
         self._may = [p for p in self.model.parameters() if p.requires_grad]
         self.adapted = False
         self.body_version = 0
-        self.mean, self.std = task.scale()
+        self.mean, self.std = scale_of(body, task)
         self.data = {
             name: (
                 torch.from_numpy(normalised(part.images, self.mean, self.std)).to(device),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from empirical.data.images import Images, normalised
 from empirical.networks import passes, subsets
-from empirical.networks.bodies import Classifier
+from empirical.networks.bodies import Classifier, scale_of
 from empirical.networks.check import NotPrivateError
 from empirical.recipe import Engine, Recipe, Subset
 from empirical.train.gradients.engine import candidates, engine
@@ -40,15 +40,15 @@ class Choice:
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
-def images(task: Images) -> Tensor:
-    """Random images, prepared as the task's own are, and three extreme ones, shape (7, ...).
+def images(task: Images, body: nn.Module) -> Tensor:
+    """Random images, prepared as the task's own are for ``body``, and three extreme ones, shape (7, ...).
 
     The extremes are black, white, and a ramp of all intensities.
     """
     random = generator(0, "images of the trial").random((4, *task.train.shape))
     ramp = np.linspace(0, 1, random[0].size).reshape(random[:1].shape)
     pixels = np.concatenate([random, 0 * ramp, 0 * ramp + 1, ramp]).astype(np.float32)
-    return torch.tensor(normalised(pixels, *task.scale()))
+    return torch.tensor(normalised(pixels, *scale_of(body, task)))
 
 
 def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict[str, Choice]:
