@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,6 @@ def lite0(
         raise ValueError(f"shape must be of 1 or 3 channels, height and width for 'lite0', got {tuple(shape)}")
     with seeded(rng, "lite0"):
         body = Body(Enlarge(size), *_layers(), features=_FEATURES)
-        for module in body.modules():
-            if isinstance(module, nn.Conv2d):
-                # fixed normalisation does not rescale what smaller weights would make vanish
-                nn.init.kaiming_normal_(module.weight)
     body.scale = _MEAN, _STD
     body.made = made_by("lite0", shape, None, {"size": int(size)}, weights)
     if weights == "imagenet":
@@ -96,6 +92,9 @@ class Enlarge(nn.Module):
         super().__init__()
         self.size = size
 
+    def extra_repr(self) -> str:
+        return str(self.size)
+
     def forward(self, x: Tensor) -> Tensor:
         x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return x.expand(-1, 3, -1, -1)
@@ -108,7 +107,7 @@ class Block(nn.Sequential):
         inner = inputs * expand
         widen = [*_unit(inputs, inner, 1), nn.ReLU6()] if expand > 1 else []
         depthwise = [*_unit(inner, inner, kernel, stride, groups=inner), nn.ReLU6()]
-        super().__init__(*widen, *depthwise, *_unit(inner, outputs, 1))
+        super().__init__(*widen, *depthwise, *_unit(inner, outputs, 1, follows="linear"))
         self._skips = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,21 +122,26 @@ def _layers() -> list[nn.Module]:
         for repeat in range(repeats):
             layers.append(Block(channels, outputs, expand, 1 if repeat else stride, kernel))
             channels = outputs
-    return [
-        *layers,
-        *_unit(channels, _FEATURES, 1),
-        nn.ReLU6(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    ]
+    return [*layers, *_unit(channels, _FEATURES, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
-def _unit(inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1) -> list[nn.Module]:
-    """Padding, convolution and batch normalisation."""
+def _unit(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    follows: Literal["relu", "linear"] = "relu",
+) -> list[nn.Module]:
+    """Padding, convolution and batch normalisation, and what activation follows."""
     total = kernel - stride
     before, after = total // 2, total - total // 2
-    how: dict[str, Any] = dict(stride=stride, groups=groups, bias=False)
-    norm = nn.BatchNorm2d(outputs, eps=_EPS)
-    if before == after:
-        return [nn.Conv2d(inputs, outputs, kernel, padding=before, **how), norm]
-    return [nn.ZeroPad2d((before, after, before, after)), nn.Conv2d(inputs, outputs, kernel, **how), norm]
+    even = before == after
+    convolution = nn.Conv2d(
+        inputs, outputs, kernel, stride, padding=before if even else 0, groups=groups, bias=False
+    )
+    # as the normalisation is fixed, it does not rescale what smaller weights would make vanish
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity=follows)
+    pad = [] if even else [nn.ZeroPad2d((before, after, before, after))]
+    return [*pad, convolution, nn.BatchNorm2d(outputs, eps=_EPS)]
