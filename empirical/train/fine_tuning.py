@@ -155,7 +155,9 @@ class FineTuning:
         # before anything is claimed or written; without clipping there is nothing to hold to it
         tried = trial.images(task, body).to(device)
         engines = {} if recipe.clip is None else trial.choose_all(network.model, recipe, self._loss, tried)
-        self._engines: dict[str, Engine] = {name: choice.kind for name, choice in engines.items()}
+        self._engines: dict[str, Engine] = self._group.agreed(
+            {name: choice.kind for name, choice in engines.items()}
+        )
         self.model, self.mean, self.std = network.model, network.mean, network.std
         self.classes, self._shape = task.train.classes, task.train.shape
         self._inputs = "features" if isinstance(task.train, Rows) else "images"
@@ -315,12 +317,15 @@ class FineTuning:
         self._saved_at = time.monotonic()
         weights = {f"weight:{k}": v.cpu().numpy() for k, v in self.model.state_dict().items()}
         arrays = weights | self._stages.arrays() | self._record.arrays()
+        arrays["engines"] = np.array(json.dumps(self._engines))
         self._checkpoint.write(self._done, self._streams.key, arrays)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         found = checkpoint.read(None if self._options.rng is None else self._streams.key)
         self._streams.key = found.key
         self._done = found.step
+        # a measurement may choose another now, whose sums are rounded otherwise
+        self._engines.update(json.loads(str(found.arrays.get("engines", "{}"))))
         if found.step:
             self._stages.restore(found.step, found.named("mask"), found.named("momentum"))
         weights = {name: torch.from_numpy(array) for name, array in found.named("weight").items()}
