@@ -121,12 +121,12 @@ def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.fl
 
 def _read(path: Path, probe: NDArray[np.float32]) -> _Entry:
     """The entry of a body; an empty one where there is none, or none that can be used."""
+    if not path.is_file():
+        return _NONE
     try:
         found = npz.read(path)
         entry = _Entry(found["names"], found["rows"])
         intact = bool((entry.digest(found["probe"]) == found["digest"]).all())
-    except FileNotFoundError:
-        return _NONE
     except (OSError, KeyError, TypeError, ValueError, npz.Damaged):
         intact = False
     if not intact:

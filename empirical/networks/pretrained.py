@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from empirical.networks.bodies import made_by, seeded
+from empirical.networks.bodies import Scale, made_by, seeded
 from langevin.support.rng import RNG
 
 _VISION = "install the extra 'vision', with a torch version that torchvision supports"
@@ -24,9 +24,12 @@ class Pretrained(nn.Module):
     features : int
     made : dict or None
         Arguments with which `body` makes it.
+    scale : tuple or None
+        Mean and standard deviation of intensities in the pre-training, of timm's weights on the hub.
     """
 
     made: dict[str, Any] | None = None
+    scale: Scale | None = None
 
     def __init__(self, network: nn.Module, features: int, transformers: bool = False) -> None:
         super().__init__()
@@ -97,7 +100,20 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
         _load(network, Path(str(weights)))
     with torch.no_grad():
         features = network.eval()(torch.zeros(1, *shape)).shape[1]
-    return Pretrained(network.train(), features)
+    made = Pretrained(network.train(), features)
+    if weights == "hub":
+        made.scale = _scale(network.pretrained_cfg, shape[0])
+    return made
+
+
+def _scale(published: Mapping[str, Any], channels: int) -> Scale | None:
+    """Published mean and standard deviation; for another number of channels, their means."""
+    mean, std = published.get("mean"), published.get("std")
+    if mean is None or std is None:
+        return None
+    if len(mean) == len(std) == channels:
+        return tuple(mean), tuple(std)
+    return sum(mean) / len(mean), sum(std) / len(std)
 
 
 def _download(name: str) -> str:

@@ -118,6 +118,8 @@ def test_the_hub_gives_safetensors(tmp_path, monkeypatch):
     found: Any = body("timm:resnet18", (3, 32, 32), weights="hub")
     assert torch.equal(found.network.conv1.weight, made.conv1.weight)
     assert asked == ["model.safetensors"]
+    known = timm.get_pretrained_cfg("resnet18")
+    assert found.scale == (known.mean, known.std)
 
 
 def test_weights_of_transformers(tmp_path):
