@@ -115,7 +115,9 @@ class FeatureWatch:
         self._start = self._features(body, self._test)
         accuracies = {"pixels": self._accuracy(*(images.flatten(1).numpy() for images, _ in parts))}
         if random is not None:
-            accuracies["random"] = self._accuracy(*(self._features(random, x) for x in (self._train, self._test)))
+            accuracies["random"] = self._accuracy(
+                *(self._features(random, x) for x in (self._train, self._test))
+            )
         accuracies["pretrained"] = self._accuracy(self._features(body, self._train), self._start)
         self.baselines = MappingProxyType(accuracies)
 

@@ -109,7 +109,9 @@ def _key(body: nn.Module, images: Tensor, about: str) -> str:
 
 def _names(images: Tensor) -> list[bytes]:
     """Digest of each image."""
-    return [hashlib.blake2b(image.data, digest_size=16).hexdigest().encode() for image in images.cpu().numpy()]
+    return [
+        hashlib.blake2b(image.data, digest_size=16).hexdigest().encode() for image in images.cpu().numpy()
+    ]
 
 
 def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:

@@ -33,9 +33,7 @@ _MEAN, _STD = 127 / 255, 128 / 255
 _STRIDE = 32
 
 
-def lite0(
-    shape: Sequence[int], *, size: int = 96, weights: str | Path | None = None, rng: RNG = 0
-) -> Body:
+def lite0(shape: Sequence[int], *, size: int = 96, weights: str | Path | None = None, rng: RNG = 0) -> Body:
     """EfficientNet-Lite0 [1]_ without its classifier: 3.4 million parameters, 1,280 features.
 
     The first layer repeats a grey channel and resizes images, so that a task stores them as they came. The
@@ -73,7 +71,9 @@ def lite0(
     if validate.integer("size", size, _STRIDE) % _STRIDE:
         raise ValueError(f"size must be a multiple of {_STRIDE}, got {size}: use 96, or 64 to save time")
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"shape must be of 1 or 3 channels, height and width for 'lite0', got {tuple(shape)}")
+        raise ValueError(
+            f"shape must be of 1 or 3 channels, height and width for 'lite0', got {tuple(shape)}"
+        )
     with seeded(rng, "lite0"):
         body = Body(Enlarge(size), *_layers(), features=_FEATURES)
     body.scale = _MEAN, _STD

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from empirical.data.elpv import ELPV_TYPES
+from empirical.data.solar import ELPV_TYPES
 from empirical.data.images import Images
 from empirical.data.rows import first_layer
 from empirical.data.shift import Shift

@@ -98,9 +98,7 @@ class _HookModule(GradSampleModule):
 class _GhostModule(GradSampleModuleFastGradientClipping):
     """Opacus's module with norms summed in double precision, and rules of our own for convolutions."""
 
-    GRAD_SAMPLERS: ClassVar[Any] = ChainMap(
-        _OWN_SAMPLERS, GradSampleModuleFastGradientClipping.GRAD_SAMPLERS
-    )
+    GRAD_SAMPLERS: ClassVar[Any] = ChainMap(_OWN_SAMPLERS, GradSampleModuleFastGradientClipping.GRAD_SAMPLERS)
     NORM_SAMPLERS: ClassVar[Any] = ChainMap(
         {nn.Linear: _linear_norms}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
     )
