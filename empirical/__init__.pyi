@@ -30,10 +30,10 @@ from .networks.bodies import convnet as convnet
 from .networks.bodies import layer as layer
 from .networks.bodies import mlp as mlp
 from .networks.by_name import body as body
-from .networks.lite0 import lite0 as lite0
 from .networks.check import NotPrivateError as NotPrivateError
 from .networks.check import check_private as check_private
 from .networks.embed import embed as embed
+from .networks.lite0 import lite0 as lite0
 from .networks.pretrained import pretrained as pretrained
 from .networks.private import make_private as make_private
 from .networks.weights import WeightsError as WeightsError

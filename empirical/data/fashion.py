@@ -91,7 +91,7 @@ def fashion_mnist(
         raise ValueError(f"public_share must lie in [0, 1), got {public_share:g}")
     if public_share and len(public_classes):
         raise ValueError(
-            f"public_share must be 0 with public_classes, got {public_share:g}: the public part has one origin"
+            f"public_share must be 0 with public_classes, got {public_share:g}: remove one of them"
         )
     public, private = public_and_private(FASHION_CLASSES, classes, public_classes)
     whole, held_out = (_part(root, name) for name in _IMAGES)
@@ -109,7 +109,8 @@ def _count(train: int, own: Part) -> int:
     least = len(own.classes)
     if not least <= validate.integer("train", train, 1) <= len(own):
         raise ValueError(
-            f"train must lie from {least}, the number of classes, to the {len(own)} private images, got {train}"
+            f"train must lie from {least}, the number of classes, to the {len(own)} private images, got "
+            f"{train}"
         )
     return train
 

@@ -61,7 +61,8 @@ def _published() -> dict[str, Tensor]:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise ImportError(
-            f"weights='imagenet' need the package {_PACKAGE.replace('_', '-')}, which is not installed: {_REMEDY}"
+            f"weights='imagenet' need the package {_PACKAGE.replace('_', '-')}, which is not installed: "
+            f"{_REMEDY}"
         )
     path = Path(found.submodule_search_locations[0], _FILE)
     try:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -65,6 +64,7 @@ def lite0(shape: Sequence[int], *, size: int = 96, weights: str | Path | None = 
 
     Examples
     --------
+    >>> import torch
     >>> lite0((1, 28, 28), size=32)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 1280])
     """

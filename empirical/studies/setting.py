@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from empirical.data.solar import ELPV_TYPES
 from empirical.data.images import Images
 from empirical.data.rows import first_layer
 from empirical.data.shift import Shift
+from empirical.data.solar import ELPV_TYPES
 from empirical.data.splits import stratified
 from langevin.data import files
 from langevin.store import locks
@@ -242,7 +242,7 @@ class Setting:
         return {name: value for name, value in asdict(self).items() if name not in without}
 
     def task(self, seed: int, *, tuning: bool = False) -> Images:
-        """The task, with a new split for each seed; published splits, and those of files with ``X_test``, stay.
+        """The task, with a new split for each seed; published splits, and those in files, stay.
 
         With ``tuning``, a fifth of each class's training images, drawn by the seed, replaces their test
         images.
