@@ -84,7 +84,7 @@ def scale_of(body: nn.Module, task: Images) -> tuple[NDArray[np.float64], NDArra
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError
         If the body's numbers are not those of a scale.
 
     Examples
@@ -101,10 +101,9 @@ def scale_of(body: nn.Module, task: Images) -> tuple[NDArray[np.float64], NDArra
     channels = task.train.shape[0]
     try:
         mean, std = (np.broadcast_to(np.asarray(part, dtype=float), (channels,)).copy() for part in own)
-        valid = bool(np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all())
     except (TypeError, ValueError):
-        valid = False
-    if not valid:
+        mean = std = np.full(channels, np.nan)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise ValueError(
             f"body.scale must be a mean and a positive standard deviation, each a number or {channels}, one "
             f"for each channel, got {own!r}"

@@ -127,15 +127,14 @@ def _read(path: Path, probe: NDArray[np.float32]) -> _Entry:
         return _NONE
     try:
         found = npz.read(path)
-        entry = _Entry(found["names"], found["rows"])
-        intact = bool((entry.digest(found["probe"]) == found["digest"]).all())
+        entry, stored = _Entry(found["names"], found["rows"]), found["probe"]
+        if not (entry.digest(stored) == found["digest"]).all():
+            raise ValueError("another digest")
     except (OSError, KeyError, TypeError, ValueError, npz.Damaged):
-        intact = False
-    if not intact:
         warnings.warn(f"features in {str(path)!r} are damaged: computing them again", stacklevel=4)
         return _NONE
-    same = found["probe"].shape == probe.shape and np.allclose(
-        found["probe"], probe, rtol=_ROUNDING, atol=_ROUNDING * float(abs(probe).max())
+    same = stored.shape == probe.shape and np.allclose(
+        stored, probe, rtol=_ROUNDING, atol=_ROUNDING * float(abs(probe).max())
     )
     return entry if same else _NONE
 

@@ -110,9 +110,9 @@ class Block(nn.Sequential):
         super().__init__(*widen, *depthwise, *_unit(inner, outputs, 1, follows="linear"))
         self._skips = stride == 1 and inputs == outputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return x + y if self._skips else y
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        return input + output if self._skips else output
 
 
 def _layers() -> list[nn.Module]:

@@ -40,7 +40,7 @@ def ordered(kinds: Sequence[Engine], make: Callable[[Engine], Gradients], x: Ten
         An engine that fails comes behind those that do not.
     """
     seconds = {kind: _seconds(make, kind, x) for kind in kinds if kind in _MEASURED and len(kinds) > 1}
-    left, found = list(seconds), []
+    left, found = list(seconds), list[Engine]()
     while left:
         most = min(seconds[kind] for kind in left) / _DECISIVE
         found.append(next(kind for kind in left if seconds[kind] <= most))
