@@ -39,14 +39,18 @@ def ordered(kinds: Sequence[Engine], make: Callable[[Engine], Gradients], x: Ten
     list of str
         An engine that fails comes behind those that do not.
     """
-    seconds = {kind: _seconds(make, kind, x) for kind in kinds if kind in _MEASURED and len(kinds) > 1}
-    left, found = list(seconds), list[Engine]()
+    seconds: dict[Engine, float] = {
+        kind: _seconds(make, kind, x) for kind in kinds if kind in _MEASURED and len(kinds) > 1
+    }
+    left: list[Engine] = list(seconds)
+    found: list[Engine] = []
     while left:
         most = min(seconds[kind] for kind in left) / _DECISIVE
         found.append(next(kind for kind in left if seconds[kind] <= most))
         left.remove(found[-1])
-    rest = [kind for kind in kinds if kind not in seconds]
-    return [kind for kind in rest if kind != "loop"] + found + [kind for kind in rest if kind == "loop"]
+    before: list[Engine] = [kind for kind in kinds if kind not in seconds and kind != "loop"]
+    after: list[Engine] = [kind for kind in kinds if kind == "loop"]
+    return before + found + after
 
 
 def _seconds(make: Callable[[Engine], Gradients], kind: Engine, x: Tensor) -> float:

@@ -124,7 +124,8 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
             batch_first=batch_first,
         )
         trained = [p for p in module.parameters() if p.requires_grad]
-        if isinstance(module, _CONVOLUTIONS) and _called_once(trained):
+        # subclasses may compute something else
+        if type(module) in _CONVOLUTIONS and _called_once(trained):
             for p, norm in convolutions.norms(module, activations, backprops).items():  # type: ignore[arg-type]
                 p._norm_sample = norm  # type: ignore[attr-defined]
                 p._forward_counter -= 1  # type: ignore[attr-defined]
