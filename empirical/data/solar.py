@@ -94,7 +94,7 @@ def elpv(
 
 @functools.lru_cache(maxsize=1)
 def _photographs(paths: tuple[Path, ...], size: int) -> Pixels:
-    """Every image; kept, as each seed only splits them anew."""
+    """Every image; kept, as seeds differ only in the split."""
     return np.stack([read_image(path, size, 1, _SIDE**2) for path in paths])
 
 
