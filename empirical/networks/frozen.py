@@ -98,7 +98,7 @@ _NONE = _Entry(np.zeros(0, "S32"), np.zeros((0, 0), np.float32))
 
 
 def _key(body: nn.Module, images: Tensor, about: str) -> str:
-    """Digest of everything that features depend on besides the image."""
+    """Digest of everything that features depend on apart from the image."""
     where = images.device.type, torch.get_num_threads(), torch.__version__
     total = hashlib.sha256(repr((_FORMAT, tuple(images.shape[1:]), about, where, body)).encode())
     for name, value in body.state_dict().items():
@@ -115,7 +115,7 @@ def _names(images: Tensor) -> list[bytes]:
 
 
 def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-    """Features of a fixed image, by which an entry of another network is told."""
+    """Features of a fixed image, which reveal an entry of another network."""
     shape = images.shape[1:]
     image = torch.sin(1 + torch.arange(shape.numel(), dtype=torch.float32)).view(1, *shape)
     return compute(image.to(images)).float().cpu().numpy()

@@ -200,7 +200,7 @@ def test_a_file_of_ten_classes_trains_and_is_watched(name, body, capsys):
     count = "150 private feature vectors to train on, 50" if name == "g.npz" else "160 private"
     assert count in said["task"]
     assert said["classes"].split(", ") == sorted(GARMENTS)
-    # chance is a tenth, and less what noise takes of it all is told apart
+    # chance is a tenth
     assert said["test accuracy"]["end"] > 0.6
     run = files.load("run.nc")
     assert run.cka.values[0] == pytest.approx(1)

@@ -130,7 +130,7 @@ def test_an_entry_with_other_numbers_is_told_by_its_digest(folder: Path) -> None
 
 
 def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(folder: Path) -> None:
-    # root may write anywhere: a file in the place of the folder
+    # root may write anywhere, but not into a file
     folder.parent.mkdir(parents=True)
     folder.write_text("")
     with pytest.warns(UserWarning, match=r"features are not kept, as .* XDG_CACHE_HOME"):
