@@ -109,9 +109,8 @@ def _key(body: nn.Module, images: Tensor, about: str) -> str:
 
 def _names(images: Tensor) -> list[bytes]:
     """Digest of each image."""
-    return [
-        hashlib.blake2b(image.data, digest_size=16).hexdigest().encode() for image in images.cpu().numpy()
-    ]
+    rows = np.ascontiguousarray(images.cpu().numpy())
+    return [hashlib.blake2b(row.data, digest_size=16).hexdigest().encode() for row in rows]
 
 
 def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
