@@ -68,8 +68,10 @@ def lite0(shape: Sequence[int], *, size: int = 96, weights: str | Path | None = 
     >>> lite0((1, 28, 28), size=32)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 1280])
     """
-    if validate.integer("size", size, _STRIDE) % _STRIDE:
-        raise ValueError(f"size must be a multiple of {_STRIDE}, got {size}: use 96, or 64 to save time")
+    if validate.integer("option size of 'lite0'", size, _STRIDE) % _STRIDE:
+        raise ValueError(
+            f"option size of 'lite0' must be a multiple of {_STRIDE}, got {size}: use 96, or 64 to save time"
+        )
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(
             f"shape must be of 1 or 3 channels, height and width for 'lite0', got {tuple(shape)}"
@@ -81,6 +83,10 @@ def lite0(shape: Sequence[int], *, size: int = 96, weights: str | Path | None = 
     if weights == "imagenet":
         load_imagenet(body)
     elif weights is not None:
+        if Path(weights).suffix != ".npz":
+            raise ValueError(
+                f"weights of 'lite0' must be 'imagenet', None or a file ending in .npz, got {str(weights)!r}"
+            )
         load_weights(weights, body)
     return body
 

@@ -109,6 +109,7 @@ GRID += ("lr_range", "workers", "cells", "time_limit")
 # where functions call an argument other than the command
 NAMES = {
     "root": "data_folder",
+    "train": "images",
     "shape": "body",
     "rng": "seed",
     "expected_batch": "batch",

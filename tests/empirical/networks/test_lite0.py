@@ -90,15 +90,31 @@ def test_random_weights_keep_the_scale_and_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((1, 28, 28), {"size": 50}, "size must be a multiple of 32, got 50"),
-        ((1, 28, 28), {"size": 16}, "size must be at least 32"),
+        ((1, 28, 28), {"size": 50}, "size of 'lite0' must be a multiple of 32, got 50"),
+        ((1, 28, 28), {"size": 16}, "size of 'lite0' must be at least 32"),
         ((2, 28, 28), {}, "shape must be of 1 or 3 channels"),
-        ((1, 28, 28), {"weights": "hub"}, "path must end in .npz"),
+        ((1, 28, 28), {"weights": "hub"}, "weights of 'lite0' must be 'imagenet', None or a file"),
     ],
 )
 def test_what_does_not_fit_is_refused(shape: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, empirical.WeightsError), match=message):
         empirical.body("lite0", shape, **options)
+
+
+def test_a_saved_network_is_rebuilt_from_its_file(tmp_path: Path) -> None:
+    whole = empirical.digits(rng=0).subsample(train=3, test=2)
+    body = lite0(whole.train.shape, size=32)
+    own = empirical.save_weights(tmp_path / "body.npz", body)
+    recipe = empirical.Recipe("lp", steps=2, batch=10, lr=1.0)
+    tuning = empirical.FineTuning(whole, body, recipe, evaluations=1)
+    tuning.run()
+    model = empirical.load(empirical.save(tmp_path / "model.safetensors", tuning))
+    with torch.no_grad():
+        x = torch.tensor((whole.test.images - np.float32(127 / 255)) / np.float32(128 / 255))
+        right = torch.softmax(tuning.model.eval()(x), 1)
+    np.testing.assert_allclose(model.probabilities(whole.test), right, atol=1e-5)
+    loaded = empirical.body("lite0", whole.train.shape, size=32, weights=own, rng=5)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in body.state_dict().items())
 
 
 def test_widths_are_refused() -> None:
