@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class Pretrained(nn.Module):
     made : dict or None
         Arguments with which `body` makes it.
     scale : tuple or None
-        Mean and standard deviation of intensities in the pre-training, of timm's weights on the hub.
+        Mean and standard deviation of intensities in the pre-training: of timm's weights on the hub, and of
+        a folder of transformers with ``preprocessor_config.json``.
     """
 
     made: dict[str, Any] | None = None
@@ -102,18 +104,31 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
         features = network.eval()(torch.zeros(1, *shape)).shape[1]
     made = Pretrained(network.train(), features)
     if weights == "hub":
-        made.scale = _scale(network.pretrained_cfg, shape[0])
+        published = network.pretrained_cfg
+        made.scale = _scale(published.get("mean"), published.get("std"), shape[0])
     return made
 
 
-def _scale(published: Mapping[str, Any], channels: int) -> Scale | None:
+def _scale(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> Scale | None:
     """Published mean and standard deviation; for another number of channels, their means."""
-    mean, std = published.get("mean"), published.get("std")
     if mean is None or std is None:
         return None
     if len(mean) == len(std) == channels:
         return tuple(mean), tuple(std)
     return sum(mean) / len(mean), sum(std) / len(std)
+
+
+def _folder_scale(folder: Path, channels: int) -> Scale | None:
+    """Mean and standard deviation that a folder of transformers states; None if it states none."""
+    try:
+        stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf8"))
+        return _scale(stated.get("image_mean"), stated.get("image_std"), channels)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"weights={str(folder)!r} must have a readable preprocessor_config.json, or none: {error}"
+        ) from None
 
 
 def _download(name: str) -> str:
@@ -180,6 +195,8 @@ def _transformers(
         # one that was never trained would scramble the features
         network.pooler = None
     wrapped = Pretrained(network, 1, transformers=True)
+    if weights not in (None, "hub"):
+        wrapped.scale = _folder_scale(Path(str(weights)), shape[0])
     with torch.no_grad():
         wrapped.features = wrapped.eval()(torch.zeros(1, *shape)).shape[1]
     return wrapped.train()
