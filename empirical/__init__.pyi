@@ -1,6 +1,7 @@
 from .data.binary import cifar10 as cifar10
 from .data.binary import stl10 as stl10
 from .data.binary import stl10_unlabelled as stl10_unlabelled
+from .data.fashion import fashion_mnist as fashion_mnist
 from .data.folders import image_folder as image_folder
 from .data.folders import read_folder as read_folder
 from .data.glyphs import Style as Style
@@ -11,6 +12,7 @@ from .data.rows import Rows as Rows
 from .data.rows import from_file as from_file
 from .data.scikit import digits as digits
 from .data.shift import Shift as Shift
+from .data.solar import elpv as elpv
 from .features.augment import Augment as Augment
 from .features.augment import nt_xent as nt_xent
 from .features.causes import causes as causes
@@ -31,6 +33,7 @@ from .networks.by_name import body as body
 from .networks.check import NotPrivateError as NotPrivateError
 from .networks.check import check_private as check_private
 from .networks.embed import embed as embed
+from .networks.lite0 import lite0 as lite0
 from .networks.pretrained import pretrained as pretrained
 from .networks.private import make_private as make_private
 from .networks.weights import WeightsError as WeightsError

@@ -15,6 +15,7 @@ try:
         GradSampleModuleFastGradientClipping,
         register_grad_sampler,
     )
+    from opacus.grad_sample.conv import compute_conv_grad_sample
     from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
     from opacus.grad_sample.grad_sample_module import (
         create_or_accumulate_grad_sample,
@@ -30,6 +31,7 @@ __all__ = [
     "GradSampleModuleFastGradientClipping",
     "PRVAccountant",
     "PoissonSubsampledGaussianPRV",
+    "compute_conv_grad_sample",
     "compute_safe_domain_size",
     "create_or_accumulate_grad_sample",
     "ft_compute_per_sample_gradient",

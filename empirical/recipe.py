@@ -277,6 +277,11 @@ class Recipe:
         return tuple(stage for stage in (probing, rest) if stage.steps)
 
     @property
+    def trains_body(self) -> bool:
+        """Tell whether anything but the head trains."""
+        return any(stage.subset != "head" for stage in self.stages)
+
+    @property
     def phases(self) -> tuple[Stage, ...]:
         """The stages and, before a sparse one that is chosen by gradient, the step that chooses."""
         if not self.selects:

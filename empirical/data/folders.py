@@ -86,12 +86,12 @@ def read_folder(root: str | Path, size: int, *, channels: Literal[1, 3] = 3, max
     )
     images = np.empty((len(files), channels, size, size), np.float32)
     for place, (path, _) in enumerate(files):
-        images[place] = _read_image(path, size, channels, max_pixels)
+        images[place] = read_image(path, size, channels, max_pixels)
     return Part(images, np.array([label for _, label in files]), [folder.name for folder in folders])
 
 
-def _read_image(path: Path, size: int, channels: int, max_pixels: int) -> Pixels:
-    """One image, shape (channels, size, size)."""
+def read_image(path: Path, size: int, channels: int, max_pixels: int) -> Pixels:
+    """Read one image, shape (channels, size, size); see `read_folder`."""
     from PIL import Image, ImageOps
 
     try:

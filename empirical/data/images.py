@@ -261,8 +261,8 @@ class Images:
         """
         if self.public is None:
             raise ValueError(
-                "a public part is needed to normalise by, got None: attach images with with_public, or "
-                "normalise by the numbers that the backbone was pre-trained with"
+                "a public part is needed to normalise by, got None: attach images with with_public, or give "
+                "the body an attribute scale, the numbers that it was pre-trained with"
             )
         images = self.public.images
         step = max(1, _BLOCK // images[0].size)

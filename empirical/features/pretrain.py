@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from empirical.data.images import Images
+from empirical.data.images import Images, normalised
 from empirical.data.splits import Labels
 from empirical.devices import ambient, memory
 from empirical.devices.parallel import place
 from empirical.features.augment import Augment, nt_xent
-from empirical.networks.bodies import features_of
+from empirical.networks.bodies import features_of, scale_of
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 
@@ -206,7 +206,7 @@ def pretrain(
     validate.choice("kind", kind, KINDS)
     if task.public is None:
         raise ValueError("task must have a public part to train on, got None: attach one with with_public")
-    images = task.normalised(task.public)
+    images = normalised(task.public.images, *scale_of(body, task))
     epochs = EPOCHS[kind] if epochs is None else epochs
     if kind == "simclr":
         return simclr(body, images, epochs=epochs, rng=rng, device=device, progress=progress)

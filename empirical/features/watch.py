@@ -10,13 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from empirical.data.images import Images
+from empirical.data.images import Images, normalised
 from empirical.data.splits import stratified
+from empirical.devices import memory
 from empirical.features.collapse import neural_collapse
 from empirical.features.measures import cosine_similarity, knn_accuracy, linear_cka
+from empirical.networks import frozen
+from empirical.networks.bodies import scale_of
 from empirical.networks.embed import Features, embed
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
+
+# images at once, at most
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class FeatureWatch:
     Parameters
     ----------
     task : Images
-        With a public part, by which images are normalised.
+        Normalised as `finetune` does.
     body : nn.Module
         As it is before fine-tuning; not kept.
     train, test : int
@@ -97,27 +103,41 @@ class FeatureWatch:
         rng: RNG = 0,
     ) -> None:
         streams = generator(rng, "watched images").spawn(2)
-        parts = []
+        parts, scale = [], scale_of(body, task)
         for part, name, count, stream in zip(
             (task.train, task.test), ("train", "test"), (train, test), streams, strict=True
         ):
             count = min(validate.integer(name, count, len(part.classes)), len(part))
             chosen = part.take(np.sort(stratified(part.labels, [count], stream)[0]))
-            parts.append((torch.from_numpy(task.normalised(chosen)), chosen.labels))
+            parts.append((torch.from_numpy(normalised(chosen.images, *scale)), chosen.labels))
         (self._train, self._train_labels), (self._test, self._test_labels) = parts
-        self._start = embed(body, self._test)
+        self._kept = memory.kept(body, task.train.shape)
+        self._start = self._features(body, self._test)
         accuracies = {"pixels": self._accuracy(*(images.flatten(1).numpy() for images, _ in parts))}
         if random is not None:
-            accuracies["random"] = self._accuracy(embed(random, self._train), embed(random, self._test))
-        accuracies["pretrained"] = self._accuracy(embed(body, self._train), self._start)
+            accuracies["random"] = self._accuracy(
+                *(self._features(random, x) for x in (self._train, self._test))
+            )
+        accuracies["pretrained"] = self._accuracy(self._features(body, self._train), self._start)
         self.baselines = MappingProxyType(accuracies)
+
+    def _features(self, body: nn.Module, images: torch.Tensor, *, write: bool = True) -> Features:
+        """Features of a body, those of a slow one from the cache; a trained one leaves none there."""
+
+        def compute(some: torch.Tensor) -> torch.Tensor:
+            at_once = memory.for_features(self._kept, _AT_ONCE, some.device)
+            return torch.from_numpy(embed(body, some, batch=at_once))
+
+        return frozen.features(
+            body, images, compute, kept=self._kept, about="mixed=False", write=write
+        ).numpy()
 
     def _accuracy(self, train: Features, test: Features) -> float:
         return knn_accuracy(train, self._train_labels, test, self._test_labels)
 
     def __call__(self, body: nn.Module, head: nn.Linear | None = None) -> dict[str, float]:
         """Return every measure in `MEASURES` of ``body`` and, for the last two, of ``head``."""
-        train, test = embed(body, self._train), embed(body, self._test)
+        train, test = (self._features(body, x, write=False) for x in (self._train, self._test))
         measures = {
             "knn_accuracy": self._accuracy(train, test),
             "cka": linear_cka(test, self._start),

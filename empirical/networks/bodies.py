@@ -10,17 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from empirical.data.images import Images
 from empirical.devices import ambient
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 
 # modules of the activations of `langevin.model.activations`
 ACTIVATIONS = {"relu": nn.ReLU, "linear": nn.Identity, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+# mean and standard deviation of intensities, each a number or one for each channel
+Scale = tuple[float | Sequence[float], float | Sequence[float]]
 
 
 class Classifier(nn.Module):
@@ -60,6 +65,50 @@ def features_of(body: nn.Module) -> int:
             f"{type(body).__name__} without it"
         )
     return features
+
+
+def scale_of(body: nn.Module, task: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel by which a body sees a task's images, ``(x - mean) / std``.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Its attribute ``scale``, if it is there and not None, holds those of its pre-training, which are
+        taken: a number, or one for each channel, each.
+    task : Images
+        Otherwise its public part decides; without one, intensities x become ``2 x - 1``.
+
+    Returns
+    -------
+    mean, std : ndarray, shape (channels,)
+
+    Raises
+    ------
+    ValueError
+        If the body's numbers are not those of a scale.
+
+    Examples
+    --------
+    >>> from empirical import digits
+    >>> body = mlp((1, 8, 8))
+    >>> body.scale = 0.5, 0.25
+    >>> scale_of(body, digits())
+    (array([0.5]), array([0.25]))
+    """
+    own: Any = getattr(body, "scale", None)
+    if own is None or isinstance(own, nn.Module):
+        return task.scale()
+    channels = task.train.shape[0]
+    try:
+        mean, std = (np.broadcast_to(np.asarray(part, dtype=float), (channels,)).copy() for part in own)
+    except (TypeError, ValueError):
+        mean = std = np.full(channels, np.nan)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise ValueError(
+            f"body.scale must be a mean and a positive standard deviation, each a number or {channels}, one "
+            f"for each channel, got {own!r}"
+        )
+    return mean, std
 
 
 def eager(body: nn.Module) -> nn.Module:
@@ -129,7 +178,11 @@ class Body(nn.Sequential):
     features : int
     made : dict or None
         Arguments with which `body` makes it.
+    scale : tuple of (float or sequence of float) or None
+        Mean and standard deviation of intensities in the pre-training, see `scale_of`.
     """
+
+    scale: Scale | None = None
 
     def __init__(self, *layers: nn.Module, features: int, made: dict[str, Any] | None = None) -> None:
         super().__init__(*layers)

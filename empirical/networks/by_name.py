@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from empirical.networks.bodies import convnet, layer, mlp
+from empirical.networks.lite0 import lite0
 from empirical.networks.pretrained import pretrained
 from langevin.support.rng import RNG
 
@@ -27,13 +28,14 @@ def body(
     Parameters
     ----------
     name : str
-        "mlp" or "conv", see `mlp` and `convnet`; "timm:<model>" or "hf:<model>", see `pretrained`.
+        "mlp" or "conv", see `mlp` and `convnet`; "lite0", see `lite0`; "timm:<model>" or "hf:<model>", see
+        `pretrained`.
     shape : sequence of int
         Channels, height and width of an image.
     widths : sequence of int, optional
         Of "mlp" and "conv".
-    weights : "hub", path or None
-        See `pretrained`.
+    weights : "imagenet", "hub", path or None
+        See `lite0` and `pretrained`.
     rng : int, Generator or None
         Draws what is not loaded (SPEC 7).
     **options
@@ -55,4 +57,6 @@ def body(
         return (mlp if name == "mlp" else convnet)(shape, **given, rng=rng, **options)
     if given:
         raise ValueError(f"widths must be None for {name!r}, got {widths}")
+    if name == "lite0":
+        return lite0(shape, weights=weights, rng=rng, **options)
     return pretrained(name, shape, weights=weights, rng=rng, **options)

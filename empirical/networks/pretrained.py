@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empirical.networks.bodies import made_by, seeded
+from empirical.networks.bodies import Scale, made_by, seeded
 from langevin.support.rng import RNG
 
 _VISION = "install the extra 'vision', with a torch version that torchvision supports"
@@ -24,9 +25,13 @@ class Pretrained(nn.Module):
     features : int
     made : dict or None
         Arguments with which `body` makes it.
+    scale : tuple or None
+        Mean and standard deviation of intensities in the pre-training: of timm's weights on the hub, and of
+        a folder of transformers with ``preprocessor_config.json``.
     """
 
     made: dict[str, Any] | None = None
+    scale: Scale | None = None
 
     def __init__(self, network: nn.Module, features: int, transformers: bool = False) -> None:
         super().__init__()
@@ -69,7 +74,7 @@ def pretrained(
     """
     library, _, model = name.partition(":")
     if library not in ("timm", "hf") or not model:
-        raise ValueError(f"body must be 'mlp', 'conv', 'timm:<model>' or 'hf:<model>', got {name!r}")
+        raise ValueError(f"body must be 'mlp', 'conv', 'lite0', 'timm:<model>' or 'hf:<model>', got {name!r}")
     make = _timm if library == "timm" else _transformers
     with seeded(rng, "pretrained"):
         made = make(model, [int(n) for n in shape], weights, options)
@@ -97,7 +102,33 @@ def _timm(name: str, shape: list[int], weights: str | Path | None, options: dict
         _load(network, Path(str(weights)))
     with torch.no_grad():
         features = network.eval()(torch.zeros(1, *shape)).shape[1]
-    return Pretrained(network.train(), features)
+    made = Pretrained(network.train(), features)
+    if weights == "hub":
+        published = network.pretrained_cfg
+        made.scale = _scale(published.get("mean"), published.get("std"), shape[0])
+    return made
+
+
+def _scale(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> Scale | None:
+    """Published mean and standard deviation; for another number of channels, their means."""
+    if mean is None or std is None:
+        return None
+    if len(mean) == len(std) == channels:
+        return tuple(mean), tuple(std)
+    return sum(mean) / len(mean), sum(std) / len(std)
+
+
+def _folder_scale(folder: Path, channels: int) -> Scale | None:
+    """Mean and standard deviation that a folder of transformers states; None if it states none."""
+    try:
+        stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf8"))
+        return _scale(stated.get("image_mean"), stated.get("image_std"), channels)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"weights={str(folder)!r} must have a readable preprocessor_config.json, or none: {error}"
+        ) from None
 
 
 def _download(name: str) -> str:
@@ -164,6 +195,8 @@ def _transformers(
         # one that was never trained would scramble the features
         network.pooler = None
     wrapped = Pretrained(network, 1, transformers=True)
+    if weights not in (None, "hub"):
+        wrapped.scale = _folder_scale(Path(str(weights)), shape[0])
     with torch.no_grad():
         wrapped.features = wrapped.eval()(torch.zeros(1, *shape)).shape[1]
     return wrapped.train()

@@ -148,8 +148,7 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
         task, body = setting.task(seed, tuning=seed >= TUNING), setting.network(seed)
         watch = None
         if setting.features:
-            fresh = setting.untrained().network(seed)
-            watch = FeatureWatch(task, body, random=fresh)
+            watch = FeatureWatch(task, body, random=setting.untrained(seed))
         run = finetune(
             task,
             body,

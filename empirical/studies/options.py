@@ -109,6 +109,7 @@ GRID += ("lr_range", "workers", "cells", "time_limit")
 # where functions call an argument other than the command
 NAMES = {
     "root": "data_folder",
+    "train": "images",
     "shape": "body",
     "rng": "seed",
     "expected_batch": "batch",
@@ -128,7 +129,7 @@ def parser() -> options.Parser:
         "input, 130 or 143 interrupted (--resume continues a run that has a --checkpoint; repeat the command "
         "to resume a grid).",
     )
-    task = (Setting, "data label folder public_classes size images")
+    task = (Setting, "data label folder public_classes public_share size images")
     p.add("task", task, (Shift, "rotation gain offset"))
     net = (Setting, "body widths options weights pretrain epochs bodies")
     p.add("network", net, (Recipe, "head head_scale prototype_share"))

@@ -16,6 +16,7 @@ import numpy as np
 from empirical.data.images import Images
 from empirical.data.rows import first_layer
 from empirical.data.shift import Shift
+from empirical.data.solar import ELPV_TYPES
 from empirical.data.splits import stratified
 from langevin.data import files
 from langevin.store import locks
@@ -27,16 +28,20 @@ if TYPE_CHECKING:
 
 Pretraining = Literal["supervised", "simclr", "none"]
 
-DATA = ("digits", "glyphs", "cifar10", "stl10", "folder")
+DATA = ("digits", "glyphs", "fashion-mnist", "elpv", "cifar10", "stl10", "folder")
 PRETRAINING = ("supervised", "simclr", "none")
 # split by the seed; the others come split, as a file may
-_SPLIT = ("digits", "glyphs", "folder")
+_SPLIT = ("digits", "glyphs", "elpv", "folder")
 # bodies of feature vectors
 _OF_FILES = ("layer", "mlp")
 # of a published training part: what tuning tests on
 _HELD_OUT = 0.2
-# with folders of classes, some of which can be public
+# in a folder that must be named
 _ON_DISK = ("cifar10", "stl10", "folder")
+# with classes, of elpv types of cells, that can be made public
+_NAMED_PUBLIC = ("fashion-mnist", "elpv", *_ON_DISK)
+# with a size that can be chosen, and a number of private images
+_SIZED, _COUNTED = ("glyphs", "elpv", "stl10", "folder"), ("glyphs", "fashion-mnist")
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,38 @@ class Setting:
     Parameters
     ----------
     data : str
-        digits (scikit-learn's), glyphs (synthetic; new classes are private); from ``folder`` cifar10, stl10
-        or folder (images in a folder for each class); or a file of features: .npz with X, y and optionally W,
-        X_test, y_test; .csv or .parquet, features in all columns but one.
+        digits (scikit-learn's), glyphs (synthetic; new classes are private), fashion-mnist, elpv (defects of
+        solar cells, from the extra elpv); from ``folder`` cifar10, stl10 or folder (images in a folder for
+        each class); or a file of features: .npz with X, y and optionally W, X_test, y_test; .csv or .parquet,
+        features in all columns but one.
     label : str
         Column of the labels in a .csv or .parquet file.
     folder : str or None
-        Folder with cifar10, stl10 or the images of folder.
+        Folder with cifar10, stl10, the images of folder, or fashion-mnist, which is by default where Debian's
+        package dataset-fashion-mnist puts it.
     size : int or None
-        Height and width in pixels; by default 24 for glyphs, 96 for stl10, 32 for folder.
+        Height and width in pixels; by default 24 for glyphs, 128 for elpv, 96 for stl10, 32 for folder.
     images : int or None
-        Number of private training images of glyphs; by default 2000.
+        Number of private training images of glyphs, by default 2000, or of fashion-mnist, by default all.
     public_classes : tuple of str
-        Classes of cifar10, stl10 or folder to pre-train on. Without any there is no public part: intensities
-        x become 2 x - 1, and the body keeps the weights that it was given or drawn with. A file has none
+        Classes of fashion-mnist, cifar10, stl10 or folder to pre-train on; of elpv, mono or poly, a type of
+        cells. Without any there is no public part: the body keeps the weights that it was given or drawn
+        with, and intensities x are normalised as it was pre-trained, or become 2 x - 1. A file has none
         either; its features stay as they are.
+    public_share : float
+        Share of the training images of fashion-mnist to pre-train on, instead of classes.
     shift : Shift
         Of the private images; none with a file.
     body : str or None
-        mlp, conv, timm:<model> or hf:<model>; by default mlp for digits, otherwise conv. For a file of
+        mlp, conv, lite0, timm:<model> or hf:<model>; by default mlp for digits, otherwise conv. For a file of
         features layer, the default, or mlp: layer starts as the file's W, or as the identity.
     options : tuple of (str, value)
-        Options for the function that makes the body, such as patch_size=4.
+        Options for the function that makes the body, such as size=64 of lite0 or patch_size=4.
     widths : tuple of int or None
         Widths of mlp (by default 128 64) or conv (32 64 128).
     weights : str or None
-        Weights of the body: file.npz for mlp, conv and layer; hub or a path for others.
+        Weights of the body: file.npz for mlp, conv and layer; imagenet, from the extra real, or file.npz for
+        lite0; hub or a path for others.
     pretrain : {"supervised", "simclr", "none"} or None
         Pre-training on the public part, without noise; by default supervised, or none where there is no
         public part or ``weights`` are given.
@@ -104,6 +115,7 @@ class Setting:
     size: int | None = None
     images: int | None = None
     public_classes: tuple[str, ...] = field(default=(), metadata={"metavar": "CLASS"})
+    public_share: float = 0.0
     shift: Shift = field(default_factory=Shift)
     body: str | None = field(default=None, metadata={"metavar": "BODY"})
     options: tuple[tuple[str, Any], ...] = field(
@@ -152,30 +164,42 @@ class Setting:
 
     def _check_data(self) -> None:
         on_disk = self.data in _ON_DISK
-        if on_disk != (self.folder is not None):
+        if on_disk != (self.folder is not None) and self.data != "fashion-mnist":
             allowed = "be given" if on_disk else "be left out"
             raise ValueError(f"folder must {allowed} with data={self.data!r}, got {self.folder!r}")
-        if self.size is not None and (self.is_file or self.data in ("digits", "cifar10")):
+        if self.size is not None and self.data not in _SIZED:
             raise ValueError(f"size must be left out with data={self.data!r}, got {self.size}")
-        if self.images is not None and self.data != "glyphs":
+        if self.images is not None and self.data not in _COUNTED:
             raise ValueError(f"images must be left out with data={self.data!r}, got {self.images}")
-        if self.public_classes and not on_disk:
+        self._check_public()
+
+    def _check_public(self) -> None:
+        if self.public_classes and self.data not in _NAMED_PUBLIC:
             raise ValueError(
                 f"public_classes must be left out with data={self.data!r}, which has "
                 f"{'no' if self.is_file else 'a'} public part, got {self.public_classes}"
             )
+        if self.data == "elpv" and self.public_classes not in ((), *((kind,) for kind in ELPV_TYPES)):
+            raise ValueError(
+                f"public_classes must be mono or poly with data='elpv', a type of cells, got "
+                f"{self.public_classes}"
+            )
+        if not 0 <= validate.number("public_share", self.public_share) < 1:
+            raise ValueError(f"public_share must lie in [0, 1), got {self.public_share:g}")
+        if self.public_share and self.data != "fashion-mnist":
+            raise ValueError(
+                f"public_share must be left out with data={self.data!r}, got {self.public_share:g}"
+            )
 
     def _check_pretraining(self) -> None:
-        on_disk = self.data in _ON_DISK
-        public = bool(self.public_classes) if on_disk else not self.is_file
+        named = self.data in _NAMED_PUBLIC
+        public = bool(self.public_classes or self.public_share) if named else not self.is_file
         if self.pretrain is None:
             object.__setattr__(self, "pretrain", "none" if self.weights or not public else "supervised")
         validate.choice("pretrain", self.pretrain, PRETRAINING)
-        remedy = ": name public_classes" if on_disk else ""
+        remedy = ": name public_classes" if named else ""
         if self.pretrain != "none" and not public:
             raise ValueError(f"pretrain must be 'none' without a public part, got {self.pretrain!r}{remedy}")
-        if self.features and not public:
-            raise ValueError(f"features must be off without a public part, got True{remedy}")
         if self.epochs is not None:
             validate.integer("epochs", self.epochs, 1)
             if self.pretrain == "none":
@@ -213,10 +237,12 @@ class Setting:
     def as_dict(self) -> dict[str, Any]:
         """Return everything that results depend on, as plain data."""
         without = ("bodies",) if self.is_file else ("bodies", "label")
+        if not self.public_share:
+            without += ("public_share",)
         return {name: value for name, value in asdict(self).items() if name not in without}
 
     def task(self, seed: int, *, tuning: bool = False) -> Images:
-        """The task, with a new split for each seed; CIFAR-10, STL-10 and files with ``X_test`` keep theirs.
+        """The task, with a new split for each seed; published splits, and those in files, stay.
 
         With ``tuning``, a fifth of each class's training images, drawn by the seed, replaces their test
         images.
@@ -231,9 +257,11 @@ class Setting:
         held_out, rest = stratified(train.labels, [count], generator(seed, "tuning"))
         return replace(published, train=train.take(np.sort(rest)), test=train.take(np.sort(held_out)))
 
-    def untrained(self) -> Setting:
-        """The same with random weights, as a reference for measures of features."""
-        return replace(self, pretrain="none", epochs=None, weights=None, bodies=None)
+    def untrained(self, seed: int) -> nn.Module | None:
+        """The body with random weights, as a reference for measures of features; None: it has none."""
+        if self.body == "layer":
+            return None
+        return replace(self, pretrain="none", epochs=None, weights=None, bodies=None).network(seed)
 
     def network(self, seed: int, progress: Callable[[int, float], None] | None = None) -> nn.Module:
         """The body, pre-trained; not to be changed in place.
@@ -265,7 +293,7 @@ def _hashable(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _task(setting: Setting, seed: int) -> Images:
-    from empirical import cifar10, digits, from_file, glyphs, image_folder, stl10
+    from empirical import cifar10, digits, elpv, fashion_mnist, from_file, glyphs, image_folder, stl10
 
     s, folder = setting, setting.folder or ""
     disk: dict[str, Any] = dict(public_classes=s.public_classes, shift=s.shift)
@@ -275,6 +303,12 @@ def _task(setting: Setting, seed: int) -> Images:
         return digits(s.shift, rng=seed)
     if s.data == "glyphs":
         return glyphs(s.size or 24, train=s.images or 2000, shift=s.shift, rng=seed)
+    if s.data == "fashion-mnist":
+        where = {} if s.folder is None else {"folder": s.folder}
+        return fashion_mnist(**where, train=s.images, public_share=s.public_share, rng=seed, **disk)
+    if s.data == "elpv":
+        kind: Any = s.public_classes[0] if s.public_classes else None
+        return elpv(s.size or 128, public=kind, shift=s.shift, rng=seed)
     if s.data == "cifar10":
         return cifar10(folder, **disk)
     if s.data == "stl10":

@@ -85,7 +85,7 @@ def _prepared(
             body = setting.network(seed, lambda done, loss: epochs(done, None))
         watch = None
         if setting.features:
-            watch = FeatureWatch(task, body, random=setting.untrained().network(seed))
+            watch = FeatureWatch(task, body, random=setting.untrained(seed))
         tuning = FineTuning(
             task,
             body,
@@ -167,11 +167,9 @@ def about(setting: Setting, task: Images) -> dict[str, str | None]:
             "no public part",
             "not at all: features as in the file, scale them by public data",
         )
-    elif task.public is None:
-        public, normalised = "no public part", "intensities x become 2 x - 1, as there is no public part"
     else:
-        public = f"{len(task.public)} public"
-        normalised = "by mean and standard deviation of each channel over the public part"
+        public = "no public part" if task.public is None else f"{len(task.public)} public"
+        normalised = _normalised(setting, task)
     widths = "" if setting.widths is None else " of widths " + " ".join(map(str, setting.widths))
     trained = f"pre-trained on the public part ({setting.pretrain})"
     if setting.pretrain == "none":
@@ -190,6 +188,14 @@ def about(setting: Setting, task: Images) -> dict[str, str | None]:
         "normalised": normalised,
         "body": f"{setting.body}{widths}, {trained}",
     }
+
+
+def _normalised(setting: Setting, task: Images) -> str:
+    if setting.body == "lite0":
+        return "as in the pre-training of lite0"
+    if task.public is None:
+        return "intensities x become 2 x - 1, as there is no public part"
+    return "by mean and standard deviation of each channel over the public part"
 
 
 def _ends(values: Any) -> dict[str, float | None]:

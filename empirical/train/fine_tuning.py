@@ -53,7 +53,8 @@ def finetune(
     Parameters
     ----------
     task : Images
-        Normalised by its public part; without one, intensities become ``2 x - 1``.
+        Normalised as the body's attribute ``scale`` says, or else by the public part; without either,
+        intensities become ``2 x - 1``.
     body : nn.Module
         Maps images to ``body.features`` features. It is copied, and the copy is made fit for DP-SGD by
         `make_private`. A compiled body is used uncompiled; a scripted or traced one is refused.
@@ -115,7 +116,7 @@ class FineTuning:
     classes : tuple of str
         In the order of the model's outputs.
     mean, std : ndarray, shape (channels,)
-        Of the public part; 1/2 and 1/2 without one.
+        By which images are normalised, see `empirical.networks.bodies.scale_of`.
 
     See Also
     --------
@@ -152,9 +153,11 @@ class FineTuning:
         network = self._network = Network(task, body, recipe, device, mixed=options.precision == "mixed")
         self._group.synchronise(network.model)
         # before anything is claimed or written; without clipping there is nothing to hold to it
-        tried = trial.images(task).to(device)
+        tried = trial.images(task, body).to(device)
         engines = {} if recipe.clip is None else trial.choose_all(network.model, recipe, self._loss, tried)
-        self._engines: dict[str, Engine] = {name: choice.kind for name, choice in engines.items()}
+        self._engines: dict[str, Engine] = self._group.agreed(
+            {name: choice.kind for name, choice in engines.items()}
+        )
         self.model, self.mean, self.std = network.model, network.mean, network.std
         self.classes, self._shape = task.train.classes, task.train.shape
         self._inputs = "features" if isinstance(task.train, Rows) else "images"
@@ -314,12 +317,15 @@ class FineTuning:
         self._saved_at = time.monotonic()
         weights = {f"weight:{k}": v.cpu().numpy() for k, v in self.model.state_dict().items()}
         arrays = weights | self._stages.arrays() | self._record.arrays()
+        arrays["engines"] = np.array(json.dumps(self._engines))
         self._checkpoint.write(self._done, self._streams.key, arrays)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         found = checkpoint.read(None if self._options.rng is None else self._streams.key)
         self._streams.key = found.key
         self._done = found.step
+        # a measurement may choose another now, whose sums are rounded otherwise
+        self._engines.update(json.loads(str(found.arrays.get("engines", "{}"))))
         if found.step:
             self._stages.restore(found.step, found.named("mask"), found.named("momentum"))
         weights = {name: torch.from_numpy(array) for name, array in found.named("weight").items()}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from empirical.data.images import Images, normalised
 from empirical.devices import memory
-from empirical.networks import passes, subsets
-from empirical.networks.bodies import Classifier, features_of
+from empirical.networks import frozen, passes, subsets
+from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
 from empirical.networks.private import make_private
 from empirical.recipe import Recipe, Subset
@@ -57,16 +57,17 @@ class Network:
         self, task: Images, body: nn.Module, recipe: Recipe, device: torch.device, *, mixed: bool
     ) -> None:
         self.device, self._mixed, self._recipe = device, mixed, recipe
-        private = _prepared(body, trial.images(task), recipe, device)
+        private = _prepared(body, trial.images(task, body), recipe, device)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), device)
         self.kept_of_one = memory.kept(private, task.train.shape)
         self.model = Classifier(private, len(task.train.classes)).to(device)
+        self._frozen = not recipe.trains_body
         self._may = [p for p in self.model.parameters() if p.requires_grad]
         self.adapted = False
         self.body_version = 0
-        self.mean, self.std = task.scale()
+        self.mean, self.std = scale_of(body, task)
         self.data = {
             name: (
                 torch.from_numpy(normalised(part.images, self.mean, self.std)).to(device),
@@ -82,9 +83,18 @@ class Network:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed and safe)
 
     def features(self, part: str) -> Tensor:
-        """Return the features of a part, cached while no step changes the body."""
+        """Return the features of a part, computed once while no step changes the body.
+
+        Those of the body as it was given, and of one that never trains, are kept for other runs.
+        """
         if part not in self._known:
-            self._known[part] = self._features(self.data[part][0])
+            images = self.data[part][0]
+            if self._frozen or not self.body_version:
+                about, body = f"mixed={self._mixed}", self.model.body
+                found = frozen.features(body, images, self._features, kept=self.kept_of_one, about=about)
+            else:
+                found = self._features(images)
+            self._known[part] = found
         return self._known[part]
 
     def _features(self, images: Tensor) -> Tensor:
@@ -94,7 +104,7 @@ class Network:
             with torch.no_grad(), self.autocast():
                 return torch.cat([self.model.body(part).float() for part in images.split(at_once)])
 
-        at_once = memory.chunk(self.kept_of_one, AT_ONCE, self.device)
+        at_once = memory.for_features(self.kept_of_one, AT_ONCE, self.device)
         return memory.fitting(features, at_once, self.device)[0]
 
     def forget_features(self) -> None:
@@ -135,11 +145,10 @@ def _prepared(body: nn.Module, images: Tensor, recipe: Recipe, device: torch.dev
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(f"body must be in single precision, got {value.dtype} in {name!r}: call float()")
     copied = passes.copied(body)
-    trains = any(stage.subset != "head" for stage in recipe.stages)
-    if not trains:
+    if not recipe.trains_body:
         copied.requires_grad_(False)
     private = make_private(copied).to(device)
     # features are computed in evaluation mode, training uses training mode
-    for training in (True, False) if trains else (False,):
+    for training in (True, False) if recipe.trains_body else (False,):
         check_passes(private, images.to(device), training=training)
     return private

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
-from langevin.store import atomic
+from langevin.store import atomic, cache
 from langevin.support.validate import FloatArray
 
 # to a plateau of the accuracy, for inputs of norm about 1 and some thousand samples
@@ -35,7 +34,7 @@ def pretrained(public: Problem, start: Weights, *, name: str | None) -> FloatArr
     from langevin.solvers.zeroth import gradient_flow
 
     schedule = Schedule.fft(time=TIME)
-    folder = _cache_folder() if name else None
+    folder = cache.folder() if name else None
     if folder is None:
         return gradient_flow(public, start, schedule, dt=DT).W
     content = hashlib.sha256(repr((schedule, DT, public.activation)).encode())
@@ -56,15 +55,3 @@ def pretrained(public: Problem, start: Weights, *, name: str | None) -> FloatArr
     except OSError:
         pass  # a cache that cannot be written is no reason to fail
     return W
-
-
-def _cache_folder() -> Path | None:
-    """Return the folder of cached features; None without a home directory."""
-    from platformdirs import user_cache_path
-
-    try:
-        folder = user_cache_path("private-finetuning-dynamics")
-    except RuntimeError:
-        return None
-    # earlier versions of platformdirs take a folder called "~" in the current one
-    return folder if folder.is_absolute() else None

@@ -18,6 +18,8 @@ from empirical._opacus import (
     promote_current_grad_sample,
 )
 from empirical.networks.subsets import Mask
+from empirical.train.gradients import convolutions
+from empirical.train.gradients.convolutions import product_norms
 from empirical.train.gradients.plain import joined, row_norms
 from empirical.train.losses import Loss
 
@@ -76,20 +78,27 @@ def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor
     if layer.weight.requires_grad:
         if backprops.ndim == 2:
             found[layer.weight] = row_norms(backprops) * row_norms(a)
-        elif 2 * a.shape[1] ** 2 > layer.weight.numel():
-            found[layer.weight] = row_norms(backprops.transpose(1, 2) @ a)
         else:
-            of_delta, of_a = backprops @ backprops.transpose(1, 2), a @ a.transpose(1, 2)
-            square = (of_delta * of_a).sum((1, 2), dtype=torch.float64)
-            found[layer.weight] = square.clamp(min=0).sqrt()
+            found[layer.weight] = product_norms(a, backprops)
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = row_norms(backprops if backprops.ndim == 2 else backprops.sum(1))
     return found
 
 
-class _GhostModule(GradSampleModuleFastGradientClipping):
-    """Opacus's module with norms summed in double precision."""
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OWN_SAMPLERS: dict[Any, Any] = dict.fromkeys(_CONVOLUTIONS, convolutions.grad_sample)
 
+
+class _HookModule(GradSampleModule):
+    """Opacus's module with rules of our own for convolutions."""
+
+    GRAD_SAMPLERS: ClassVar[Any] = ChainMap(_OWN_SAMPLERS, GradSampleModule.GRAD_SAMPLERS)
+
+
+class _GhostModule(GradSampleModuleFastGradientClipping):
+    """Opacus's module with norms summed in double precision, and rules of our own for convolutions."""
+
+    GRAD_SAMPLERS: ClassVar[Any] = ChainMap(_OWN_SAMPLERS, GradSampleModuleFastGradientClipping.GRAD_SAMPLERS)
     NORM_SAMPLERS: ClassVar[Any] = ChainMap(
         {nn.Linear: _linear_norms}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
     )
@@ -114,6 +123,15 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
             loss_reduction=loss_reduction,
             batch_first=batch_first,
         )
+        trained = [p for p in module.parameters() if p.requires_grad]
+        # subclasses may compute something else
+        if type(module) in _CONVOLUTIONS and _called_once(trained):
+            for p, norm in convolutions.norms(module, activations, backprops).items():  # type: ignore[arg-type]
+                p._norm_sample = norm  # type: ignore[attr-defined]
+                p._forward_counter -= 1  # type: ignore[attr-defined]
+            if hasattr(module, "max_batch_len"):
+                del module.max_batch_len
+            return
         sampler: Any = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
         for p, sample in sampler(module, activations, backprops).items():
             create_or_accumulate_grad_sample(
@@ -121,7 +139,7 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
                 grad_sample=sample,
                 max_batch_len=module.max_batch_len,  # type: ignore[arg-type]
             )
-        for p in (p for p in module.parameters() if p.requires_grad):
+        for p in trained:
             p._forward_counter -= 1  # type: ignore[attr-defined]
             if p._forward_counter == 0:  # type: ignore[attr-defined]
                 promote_current_grad_sample(p)
@@ -131,13 +149,18 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
             del module.max_batch_len
 
 
+def _called_once(trained: list[nn.Parameter]) -> bool:
+    """Whether a layer has no other call in the batch, whose gradients would have to be added."""
+    return all(p._forward_counter == 1 and not hasattr(p, "_current_grad_sample") for p in trained)  # type: ignore[attr-defined]
+
+
 class PerSample:
     """Per-sample gradients, all in memory at once: by Opacus's hooks, or by functorch."""
 
     def __init__(self, model: nn.Module, loss: Loss, masks: Mask, *, functorch: bool = False) -> None:
         self._loss, self._model, self._masks = loss, model, masks
         self.params = [p for p in model.parameters() if p.requires_grad]
-        self._module = GradSampleModule(model, loss_reduction="sum", force_functorch=functorch)
+        self._module = _HookModule(model, loss_reduction="sum", force_functorch=functorch)
 
     def norms(self, x: Tensor, y: Tensor) -> Tensor:
         with _quietly():

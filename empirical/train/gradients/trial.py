@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from empirical.data.images import Images, normalised
 from empirical.networks import passes, subsets
-from empirical.networks.bodies import Classifier
+from empirical.networks.bodies import Classifier, scale_of
 from empirical.networks.check import NotPrivateError
 from empirical.recipe import Engine, Recipe, Subset
+from empirical.train.gradients import cost
 from empirical.train.gradients.engine import candidates, engine
 from empirical.train.gradients.plain import Gradients, Loop, factors
 from empirical.train.losses import Loss
@@ -40,15 +41,15 @@ class Choice:
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
-def images(task: Images) -> Tensor:
-    """Random images, prepared as the task's own are, and three extreme ones, shape (7, ...).
+def images(task: Images, body: nn.Module) -> Tensor:
+    """Random images, prepared as the task's own are for ``body``, and three extreme ones, shape (7, ...).
 
     The extremes are black, white, and a ramp of all intensities.
     """
     random = generator(0, "images of the trial").random((4, *task.train.shape))
     ramp = np.linspace(0, 1, random[0].size).reshape(random[:1].shape)
     pixels = np.concatenate([random, 0 * ramp, 0 * ramp + 1, ramp]).astype(np.float32)
-    return torch.tensor(normalised(pixels, *task.scale()))
+    return torch.tensor(normalised(pixels, *scale_of(body, task)))
 
 
 def choose_all(model: Classifier, recipe: Recipe, loss: Loss, x: Tensor) -> dict[str, Choice]:
@@ -104,6 +105,9 @@ def choose(
 ) -> Choice:
     """Choose the fastest engine whose norms and clipped sums are those of one backward pass per sample.
 
+    Of a network whose passes are slow, the time of each engine is measured; otherwise the order of
+    `candidates` is taken.
+
     Parameters
     ----------
     network : nn.Module
@@ -135,9 +139,13 @@ def choose(
     with passes.unnoticed(), torch.enable_grad():
         made, own, seen = passes.precise(network, x, training=True)
         own = passes.fewer(made, own, seen)
-        trial = _Trial(made, loss, own, _placed(network, masks or {}), seen.eps)
+        placed = _placed(network, masks or {})
+        trial = _Trial(made, loss, own, placed, seen.eps)
         wrong: dict[str, str] = {}
-        for other in candidates(network, kind, masks):
+        kinds = candidates(network, kind, masks)
+        if seen.each > cost.SLOW:
+            kinds = cost.ordered(kinds, lambda other: _engine(network, loss, other, placed), x)
+        for other in kinds:
             reason = trial.failure(other)
             if reason is None:
                 return Choice(other, wrong)
@@ -149,6 +157,17 @@ def choose(
                 )
             wrong[other] = reason
     raise AssertionError("one backward pass per sample is what engines are compared with")
+
+
+def _engine(network: nn.Module, loss: Loss, kind: Engine, placed: dict[int, Tensor]) -> Gradients:
+    """An engine on a copy of a network."""
+    network = passes.copied(network)
+    return engine(network, loss, kind, masks=_masked(network, placed), clip=True)
+
+
+def _masked(network: nn.Module, placed: dict[int, Tensor]) -> subsets.Mask:
+    params = list(network.parameters())
+    return {params[place]: mask.to(params[place]) for place, mask in placed.items()}
 
 
 def _placed(network: nn.Module, masks: subsets.Mask) -> dict[int, Tensor]:
@@ -169,7 +188,7 @@ class _Trial:
             outputs = network(x[:1]).shape[1]
         self._y = torch.arange(len(x), device=x.device) % outputs
         self._names = [name for name, p in network.named_parameters() if p.requires_grad]
-        loop = Loop(network, loss, self._masked(network))
+        loop = Loop(network, loss, _masked(network, masks))
         self._norms = x.new_zeros(len(x))
         try:
             self._norms[0] = self._one(loop, 0)
@@ -188,14 +207,6 @@ class _Trial:
                 if i < self._beside:
                     first += g
 
-    def _engine(self, kind: Engine) -> Gradients:
-        network = passes.copied(self._network)
-        return engine(network, self._loss, kind, masks=self._masked(network), clip=True)
-
-    def _masked(self, network: nn.Module) -> subsets.Mask:
-        params = list(network.parameters())
-        return {params[place]: mask.to(params[place]) for place, mask in self._masks.items()}
-
     def _one(self, loop: Loop, i: int) -> Tensor:
         return loop.norms(self._x[i : i + 1], self._y[i : i + 1])[0]
 
@@ -208,7 +219,7 @@ class _Trial:
             return None
         gradients = None
         try:
-            gradients = self._engine(kind)
+            gradients = _engine(self._network, self._loss, kind, self._masks)
             return self._failure(gradients)
         except NotPrivateError:
             raise
@@ -224,7 +235,7 @@ class _Trial:
         found = getattr(gradients, "parts", lambda: [])()
         if not any(part is not None for part in found):
             return ""
-        loop = Loop(self._network, self._loss, self._masked(self._network))
+        loop = Loop(self._network, self._loss, _masked(self._network, self._masks))
         rights = []
         for i in self._places:
             self._one(loop, i)

@@ -160,6 +160,87 @@ def test_a_sweep_names_its_file(folder):
     assert FINETUNINGS.located(values, folder / "out.zarr")["data"] == str(folder / "wine.csv")
 
 
+# --- ten classes of text, end to end ---------------------------------------------------------
+
+GARMENTS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Boot",
+)
+
+
+def garments(name: str) -> list[str]:
+    """Write a file of features, well apart, with ten text labels; return the options that read it."""
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 10
+    rows = np.eye(12)[labels] + 0.05 * random.normal(size=(200, 12))
+    named = np.array(GARMENTS)[labels]
+    if name.endswith(".npz"):
+        np.savez(name, X=rows[:150], y=named[:150], X_test=rows[150:], y_test=named[150:])
+        return ["--data", name]
+    table = pd.DataFrame(rows, columns=[f"feature {k}" for k in range(12)]).assign(garment=named)
+    (table.to_csv if name.endswith(".csv") else table.to_parquet)(name, index=False)
+    return ["--data", name, "--label", "garment"]
+
+
+@pytest.mark.parametrize("name", ["g.npz", "g.csv", "g.parquet"])
+@pytest.mark.parametrize("body", ["layer", "mlp"])
+def test_a_file_of_ten_classes_trains_and_is_watched(name, body, capsys):
+    trained = ["--method", "lp-fft", "--steps", "40", "--batch", "50", "--lr", "2", "--epsilon", "20"]
+    arguments = [*garments(name), "--body", body, *trained, "--clip", "1", "--head", "zero", "--features"]
+    assert finetune.main([*arguments, "--json", "--out", "run.nc"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    count = "150 private feature vectors to train on, 50" if name == "g.npz" else "160 private"
+    assert count in said["task"]
+    assert said["classes"].split(", ") == sorted(GARMENTS)
+    # chance is a tenth
+    assert said["test accuracy"]["end"] > 0.6
+    run = files.load("run.nc")
+    assert run.cka.values[0] == pytest.approx(1)
+    baselines = said["features"]["knn_accuracy of"]
+    # the identity has no random counterpart
+    assert ("random" in baselines) == (body == "mlp")
+    assert baselines["pixels"] == 1
+
+
+def test_labels_that_say_nothing_are_not_learnt(capsys):
+    random = np.random.default_rng(1)
+    rows, labels = random.normal(size=(300, 12)), np.array(GARMENTS)[random.integers(10, size=300)]
+    np.savez("noise.npz", X=rows, y=labels)
+    arguments = ["--data", "noise.npz", "--method", "lp", "--steps", "40", "--batch", "50", "--lr", "2"]
+    assert finetune.main([*arguments, "--json", "--out", "run.nc"]) == 0
+    assert json.loads(capsys.readouterr().out)["test accuracy"]["end"] < 0.35
+
+
+def test_a_grid_on_a_file_watches_features(capsys):
+    grid = [
+        "--methods",
+        "lp",
+        "fft",
+        "--epsilons",
+        "2",
+        "--seeds",
+        "2",
+        "--trials",
+        "2",
+        "--tuning-seeds",
+        "1",
+    ]
+    arguments = [*garments("g.npz"), "--steps", "4", "--batch", "50", *grid, "--features"]
+    assert finetune.main([*arguments, "--json", "--quiet", "--out", "grid.nc", "--cells", "cells.jsonl"]) == 0
+    found = files.load("grid.nc")
+    assert {"knn_accuracy", "knn_pixels", "knn_pretrained"} <= set(found.data_vars)
+    assert "knn_random" not in found
+    assert found.attrs["left"] == 0
+
+
 # --- a plan, and its command -------------------------------------------------------------------
 
 PLAN = ["--epsilon", "2", "--delta", "1e-3", "--steps", "12", "--draws", "2", "--no-theory"]

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from empirical.networks import pretrained  # noqa: E402
 from empirical.networks.bodies import Classifier, convnet, features_of, mlp  # noqa: E402
 from empirical.networks.by_name import body  # noqa: E402
 
@@ -118,6 +119,31 @@ def test_the_hub_gives_safetensors(tmp_path, monkeypatch):
     found: Any = body("timm:resnet18", (3, 32, 32), weights="hub")
     assert torch.equal(found.network.conv1.weight, made.conv1.weight)
     assert asked == ["model.safetensors"]
+    known = timm.get_pretrained_cfg("resnet18")
+    assert found.scale == (known.mean, known.std)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("{}", None),
+        ('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}', ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))),
+    ],
+)
+def test_a_folder_states_the_scale_of_its_pretraining(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "preprocessor_config.json").write_text(text)
+    assert pretrained._folder_scale(tmp_path, 3) == expected
+    grey = pretrained._folder_scale(tmp_path, 1)
+    assert grey == (expected and pytest.approx((0.4, 0.2)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"image_mean": 0.5, "image_std": 0.5}'])
+def test_a_folder_that_states_no_scale_is_refused(tmp_path, text):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"must have a readable preprocessor_config\.json"):
+        pretrained._folder_scale(tmp_path, 3)
 
 
 def test_weights_of_transformers(tmp_path):

@@ -365,3 +365,21 @@ def test_transformers():
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
     check(body("hf:vit", (3, 16, 16), patch_size=4, **small), (3, 16, 16))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7), (5, 6, 3, 4)])
+def test_fixed_normalisation_is_one_map_in_all_modes(shape, affine):
+    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    norm = kinds[len(shape)](6, eps=1e-3, affine=affine).double()
+    random = torch.Generator().manual_seed(0)
+    for value in norm.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=random, dtype=torch.float64) + 0.1)
+    x = torch.randn(shape, generator=random, dtype=torch.float64)
+    expected = norm.eval()(x).detach()
+    fixed = make_private(nn.Sequential(norm))
+    for training in (True, False):
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(fixed.train(training)(x).detach(), expected)

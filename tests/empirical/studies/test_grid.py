@@ -408,7 +408,6 @@ def test_tuning_never_sees_published_test_images(tmp_path, monkeypatch: pytest.M
         (dict(size=9), "size must be left out"),
         (dict(public_classes=("cat",)), "public_classes must be left out"),
         (dict(data="stl10", folder="x", pretrain="simclr"), "pretrain must be 'none' without a public part"),
-        (dict(data="stl10", folder="x", features=True), "features must be off"),
         (dict(pretrain="none", epochs=3), "epochs must be left out"),
         (dict(epochs=0), "epochs must be at least 1"),
         (dict(device="gpu"), "device must be"),

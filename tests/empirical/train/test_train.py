@@ -26,6 +26,7 @@ from empirical.recipe import Recipe
 from empirical.train import fine_tuning, network
 from empirical.train.checkpoint import Checkpoint
 from empirical.train.fine_tuning import FineTuning, RunOptions, finetune
+from empirical.train.gradients import trial
 from empirical.train.gradients.plain import factors
 from langevin.solvers.errors import Diverged
 from langevin.store.errors import StoreError
@@ -507,6 +508,24 @@ def test_the_record_never_lacks_a_step(tmp_path: Path, monkeypatch: pytest.Monke
         finetune(TASK, BODY, quick("fft"), evaluations=4, checkpoint=path)
     claimed = read(tmp_path / "run.npz.ledger").steps
     assert after <= claimed <= after + 2  # to the end of the block of three
+
+
+def test_a_resumed_run_keeps_the_engine_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, recipe, path = convnet(TASK.train.shape, (8,), rng=0), quick("fft"), tmp_path / "run.npz"
+    whole = finetune(TASK, body, recipe, rng=2, evaluations=5)
+    assert json.loads(whole.attrs["engines"]) == {"fft": "ghost"}
+    with monkeypatch.context() as patch:
+        killing(patch, 8, "step")
+        with pytest.raises(Killed):
+            finetune(TASK, body, recipe, rng=2, evaluations=5, checkpoint=path)
+    # another measurement, another choice
+    other = {"fft": trial.Choice("loop")}
+    monkeypatch.setattr(trial, "choose_all", lambda *_: other)
+    resumed = finetune(TASK, body, recipe, rng=2, evaluations=5, checkpoint=path, resume=True)
+    assert resumed.attrs["engines"] == whole.attrs["engines"]
+    assert same(resumed, whole)
 
 
 def test_process_killed_in_mid_step_resumes(tmp_path: Path) -> None:
