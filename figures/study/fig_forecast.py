@@ -107,7 +107,6 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.set(xscale="log", xlabel=r"privacy budget $\varepsilon$", ylabel=LABELS[name])
         ax.set_xticks(data.epsilon.values, [f"{epsilon:g}" for epsilon in data.epsilon.values])
         ax.minorticks_off()
-    plots.letters(axes.flat)
     middle.plot([], [], "k-", label="forecast")
     middle.errorbar([], [], [], color="k", marker="o", markersize=3, linestyle="", capsize=2, label="DP-SGD")
     middle.legend(handles=middle.get_legend_handles_labels()[0][-2:], loc="upper right")

@@ -1,13 +1,13 @@
 """Ten classes: a zero head distorts nothing without noise, a Gaussian head does.
 
 Data and features that meet Assumptions 3.1' and 3.2', softmax loss, clipped (means of 10 data sets and heads,
-bands of one standard error). (a) At zeroth order, full fine-tuning with a Gaussian head distorts neurons (3.3',
-new). A zero head distorts none: the answer of the theory for K classes (new) to open question 2 of the paper.
-(b) With noise a zero head distorts neurons too, about half as many as a Gaussian head. Probing first distorts
-fewest, because it also lengthens the heads that the noise has to turn. (c) The loss at zeroth order of the
-first data set, between its bounds (new): 4b'(a) for the zero head, where they nearly meet, and 4b'(b) for a
-Gaussian head that is ten times smaller, where they hold but soon say little. With the Gaussian head of (a)
-and (b) some neurons may leave their cones, and no bound holds.
+bands of one standard error). (a) At zeroth order, full fine-tuning with a Gaussian head distorts neurons
+(3.3', new). A zero head distorts none: the answer of the theory for K classes (new) to open question 2 of the
+paper. (b) With noise a zero head distorts neurons too, about half as many as a Gaussian head. Probing first
+distorts fewest, because it also lengthens the heads that the noise has to turn. (c) The loss at zeroth order
+of the first data set, between its bounds (new): 4b'(a) for the zero head, where they nearly meet, and 4b'(b)
+for a Gaussian head that is ten times smaller, where they hold but soon say little. With the Gaussian head of
+(a) and (b) some neurons may leave their cones, and no bound holds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 CLASSES, SAMPLES, DIM, WIDTH = 10, 50, 16, 100
 TIME, PROBING, SIGMA, CLIP, DT = 2.0, 0.5, 0.1, 1.0, 2e-3
 SMALL = 0.1
-# label, method, line style
+# label, colour, line style
 RUNS = {
-    "gaussian": ("Gaussian head", "fft", "-"),
-    "probed": ("Gaussian head, probed first", "lp-fft", "-"),
-    "zero": ("zero head", "fft", "--"),
-    "small": ("Gaussian head / 10", "fft", ":"),
+    "gaussian": ("Gaussian head", plots.METHODS["fft"], "-"),
+    "probed": ("Gaussian head, probed first", plots.METHODS["lp-fft"], "-"),
+    "zero": ("zero head", plots.PURPLE, "--"),
+    "small": ("Gaussian head / 10", plots.GREY, ":"),
 }
 DISTORTING = ("gaussian", "probed", "zero")
 BOUNDED = ("zero", "small")
@@ -97,21 +97,19 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     time = data.time.values
     for ax, values in ((left, "flow_distorted"), (middle, "distorted")):
         for name in DISTORTING:
-            label, method, style = RUNS[name]
+            label, colour, style = RUNS[name]
             mean, error = data[values].sel(run=name), data[f"{values}_error"].sel(run=name)
-            colour = plots.METHODS[method]
             ax.fill_between(time, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
             ax.plot(time, mean, color=colour, linestyle=style, label=label)
         ax.set(ylim=(-0.02, 0.55), ylabel="share of distorted neurons")
     for name in BOUNDED:
-        label, method, style = RUNS[name]
-        at, colour = data.sel(run=name), plots.METHODS[method]
+        label, colour, style = RUNS[name]
+        at = data.sel(run=name)
         right.fill_between(time, *at.sandwich, color=colour, alpha=0.25, linewidth=0)
         right.plot(time, at.flow_loss, color=colour, linestyle=style, label=label)
     left.set_title("zeroth order")
     middle.set_title(rf"diffusion, $\sigma$ = {SIGMA:g}")
     right.set(yscale="log", ylim=(0.1, 300), ylabel="training loss", title="zeroth order, bounds")
-    plots.letters(axes.flat)
     for ax in axes.flat:
         ax.set(xlim=(0, TIME), xlabel="diffusion time")
     for ax in (middle, right):
