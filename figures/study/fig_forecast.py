@@ -4,9 +4,9 @@
 (bands of two standard errors), on random ReLU features of digits. The diffusion (5a', new) has no sampling
 noise and is too low. (b, c) The loss and the accuracy on held-out samples that `bounds.probing_forecast`
 predicts from the features, for the learning rate, number of steps, batch and clipping norm that it chooses
-(lines), and those of DP-SGD through Opacus with these settings (points, means of 10 runs, bars of two standard
-errors). The settings clip at most 1 % of the gradients. Fashion-MNIST: 6,000 images, the 1,280 features of
-EfficientNet-Lite0 with ImageNet weights at 96 pixels.
+(lines), and those of DP-SGD through Opacus with these settings (points, means of 10 runs, bars of two
+standard errors). The settings clip at most 1 % of the gradients. Fashion-MNIST: 6,000 images, the 1,280
+features of EfficientNet-Lite0 with ImageNet weights at 96 pixels.
 """
 
 from __future__ import annotations
