@@ -22,7 +22,7 @@ _BATCH, _FORWARD, _ACTIVATE, _OUTPUTS, _RESIDUALS, _PULL_BACK, _HEAD, _LAYER, _N
 _NAMES = (
     "batch",
     "first layer",
-    "activations, or features gathered",
+    "activations, or features read",
     "outputs",
     "residuals and clipping",
     "pull-back",
@@ -39,7 +39,7 @@ def _repeat(part, times, theta, data, rule, still, scratch):
     ``still`` is ``rule`` without noise.
     """
     data, scratch = types.borrow(data), types.borrow(scratch)
-    probing, gathered, size = rule.method == LP, rule.sample_rate < 1, theta.itemsize
+    probing, gathered = rule.method == LP, rule.sample_rate < 1
     one, path = np.uint64(1), np.int64(0)
     # not 0, at which no product would be computed
     rate = theta.dtype.type(1e-12)
@@ -49,24 +49,21 @@ def _repeat(part, times, theta, data, rule, still, scratch):
         last, count = np.int64(0), np.int64(0)
         for first in range(0, rows, block):
             last, count = first, min(block, rows - first)
-            A = address(scratch.A)
-            if probing and not gathered:
-                A = address(data.features) + first * data.features.shape[1] * size
             if part == _FORWARD and not probing:
                 _first_layer(theta, first, count, gathered, data, scratch)
             elif part == _ACTIVATE and probing:
-                forward.frozen(first, count, gathered, data, scratch)
+                forward.frozen(first, count, data, scratch)
             elif part == _ACTIVATE:
                 forward.activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
             elif part == _OUTPUTS:
-                forward.outputs(theta, A, count, data, scratch)
+                forward.outputs(theta, count, data, scratch)
             elif part == _RESIDUALS:
                 residuals.residuals(first, count, data, rule, scratch)
                 residuals.clip_factors(first, count, data, rule, scratch)
             elif part == _PULL_BACK and not probing:
                 descend.pull_back(theta, count, data, scratch)
             elif part == _HEAD:
-                descend.add_head_gradient(A, count, scratch.heads[0], data, scratch, first > 0)
+                descend.add_head_gradient(count, scratch.heads[0], data, scratch, first > 0)
             elif part == _LAYER and not probing:
                 descend.scale_inputs(first, count, gathered, data, scratch)
                 if first + count < rows:

@@ -13,6 +13,13 @@ from langevin.engine.kernels.outputs.forward import (
     neurons_per_product,
     squared_rows,
 )
+from langevin.engine.kernels.outputs.narrow import (
+    COLUMNS,
+    TILE_BYTES,
+    VECTOR_BYTES,
+    add_gradient,
+    add_gradient_edge,
+)
 from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
 from langevin.engine.kernels.types import CALLED, RELU
 
@@ -66,28 +73,19 @@ def pull_back(theta, count, data, scratch):
 
 
 @njit(**INNER)
-def add_head_gradient(A, count, gradient, data, scratch, more):
-    """Add ``A^T R`` of a block, with ``A`` at that address, to a ``gradient (K, ld)``, or start it."""
-    K, ld, size, b = data.outputs, scratch.A.shape[1], scratch.A.itemsize, scratch.R.shape[1]
-    R, out = address(scratch.R), address(gradient)
-    scratch.scalars[0] = 1
-    for i in range(0, count, data.narrow):
-        n = min(data.narrow, count - i)
-        scratch.scalars[1] = 1 if more or i > 0 else 0
-        gemm(
-            False,
-            data.width,
-            K,
-            n,
-            A + i * ld * size,
-            ld,
-            R + i * size,
-            b,
-            out,
-            ld,
-            scratch.ints,
-            scratch.scalars,
-        )
+def add_head_gradient(count, gradient, data, scratch, more):
+    """Add ``A^T R`` of the block at ``scratch.lines`` to a ``gradient (K, ld)``, or start it."""
+    size = gradient.itemsize
+    ld, b = gradient.shape[1] * size, scratch.R.shape[1] * size
+    R, G, lines = address(scratch.R), address(gradient), address(scratch.lines)
+    whole = ld // TILE_BYTES * TILE_BYTES
+    for k in range(0, data.outputs, COLUMNS):
+        columns = min(COLUMNS, data.outputs - k)
+        r, g = R + k * b, G + k * ld
+        for at in range(0, whole, TILE_BYTES):
+            add_gradient(gradient, columns, lines, at, r, b, g + at, ld, count, more)
+        for at in range(whole, ld, VECTOR_BYTES):
+            add_gradient_edge(gradient, columns, lines, at, r, b, g + at, ld, count, more)
 
 
 @njit(**INNER)

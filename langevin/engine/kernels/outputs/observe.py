@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.blas import address
 from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
 from langevin.engine.kernels.observe import move_complement
 from langevin.engine.kernels.outputs.batches import take_all
@@ -68,15 +67,14 @@ def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, recor
     for first in range(0, n, data.rows):
         count = min(data.rows, n - first)
         if rule.method == LP:
-            A = frozen(first, count, gathered, data, scratch)
+            frozen(first, count, data, scratch)
             if marking:
-                mark_active(probed(data, scratch)[0], first, count, active)
+                mark_active(probed(data, scratch), first, count, active)
         else:
             hidden(theta, first, count, gathered, data, scratch)
-            A = address(scratch.A)
             if marking:
                 mark_active(scratch.A, np.int64(0), count, active)
-        outputs(theta, A, count, data, scratch)
+        outputs(theta, count, data, scratch)
         part = loss_and_correct(first, count, data, scratch)
         loss += part[0]
         correct += part[1]
