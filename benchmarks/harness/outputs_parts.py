@@ -19,6 +19,8 @@ from langevin.engine.kernels.outputs.types import FEATURE
 from langevin.engine.kernels.types import LP
 
 _BATCH, _FORWARD, _ACTIVATE, _OUTPUTS, _RESIDUALS, _PULL_BACK, _HEAD, _LAYER, _NOISE = range(9)
+# in linear probing these start from features that were read into the cache
+_READING = (_ACTIVATE, _OUTPUTS, _HEAD)
 _NAMES = (
     "batch",
     "first layer",
@@ -49,11 +51,13 @@ def _repeat(part, times, theta, data, rule, still, scratch):
         last, count = np.int64(0), np.int64(0)
         for first in range(0, rows, block):
             last, count = first, min(block, rows - first)
+            if probing and part in _READING:
+                forward.frozen(first, count, data, scratch)
+            elif not probing:
+                forward.locate_block(count, scratch)
             if part == _FORWARD and not probing:
                 _first_layer(theta, first, count, gathered, data, scratch)
-            elif part == _ACTIVATE and probing:
-                forward.frozen(first, count, data, scratch)
-            elif part == _ACTIVATE:
+            elif part == _ACTIVATE and not probing:
                 forward.activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
             elif part == _OUTPUTS:
                 forward.outputs(theta, count, data, scratch)
@@ -103,5 +107,7 @@ def split(ours: OursOutputs, seconds: float, rounds: int) -> dict[str, float]:
             if r >= 0:
                 measured[part, r] = (time.process_time() - start) / times
     medians = np.median(measured, axis=1)
+    if rule.method == LP:
+        medians[[_OUTPUTS, _HEAD]] -= medians[_ACTIVATE] - medians[_BATCH]
     medians[1:] = np.maximum(0.0, medians[1:] - medians[_BATCH])
     return dict(zip(_NAMES, medians.tolist(), strict=True))

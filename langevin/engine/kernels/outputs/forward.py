@@ -121,9 +121,19 @@ def freeze(theta, data, scratch):
 
 
 @njit(**INNER)
-def _whole(count):
-    """Rows that products read for so many: the last one again."""
-    return (count + ROWS - 1) // ROWS * ROWS
+def locate_block(count, scratch):
+    """Write the addresses of the rows of ``scratch.A`` to ``scratch.lines``; the last one up to `ROWS`."""
+    start, stride = address(scratch.A), scratch.A.shape[1] * scratch.A.itemsize
+    for i in range((count + ROWS - 1) // ROWS * ROWS):
+        scratch.lines[i] = start + min(i, count - 1) * stride
+
+
+@njit(**INNER)
+def locate_rows(features, first, count, scratch):
+    """`locate_block` for rows ``batch[first : first + count]`` of features."""
+    start, stride = address(features), features.shape[1] * features.itemsize
+    for i in range((count + ROWS - 1) // ROWS * ROWS):
+        scratch.lines[i] = start + scratch.batch[first + min(i, count - 1)] * stride
 
 
 @njit(**INNER)
@@ -136,8 +146,7 @@ def hidden(theta, first, count, gathered, data, scratch):
         X = address(scratch.X)
     preactivate(address(theta) + data.head * size, X, first, count, address(scratch.A), data, scratch)
     activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
-    for i in range(_whole(count)):
-        scratch.lines[i] = address(scratch.A) + min(i, count - 1) * scratch.A.shape[1] * size
+    locate_block(count, scratch)
     return X
 
 
@@ -173,9 +182,7 @@ def frozen(first, count, data, scratch):
     """Locate the features of a block in linear probing; their squared norms go to ``FEATURE``."""
     features = probed(data, scratch)
     _squared_norms(features, scratch.batch, first, count, scratch.samples[FEATURE])
-    for i in range(_whole(count)):
-        row = scratch.batch[first + min(i, count - 1)]
-        scratch.lines[i] = address(features) + row * features.shape[1] * features.itemsize
+    locate_rows(features, first, count, scratch)
 
 
 @njit(**INNER)
