@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from langevin.engine.kernels.blas import address, gemm
 from langevin.engine.kernels.calls import call_rows
-from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED, LINKED_FAST, njit
 from langevin.engine.kernels.outputs.batches import take_all
 from langevin.engine.kernels.outputs.narrow import COLUMNS, ROWS, STRIP_BYTES, add_outputs
 from langevin.engine.kernels.outputs.types import FEATURE
@@ -16,14 +16,14 @@ from langevin.engine.kernels.types import CALLED, NEURONS_A_PRODUCT, RELU, SMALL
 FEWEST_NEURONS = 32
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def neurons_per_product(width, rows, depth):
     """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
     fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
     return min(fitting, NEURONS_A_PRODUCT) if fitting > 0 else width
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def rows_per_product(depth, rows):
     """Rows of a product over ``depth``: some 4096 elements stay in the first cache, and nothing is packed."""
     fitting = min(max(4096 // max(depth, 1) // 8 * 8, 24), 128)
@@ -31,7 +31,7 @@ def rows_per_product(depth, rows):
     return min(fitting, unpacked, rows) if unpacked > 0 else rows
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def gather(source, batch, first, count, out):
     """Copy rows ``batch[first : first + count]`` of ``source`` to ``out``."""
     for i in range(count):
@@ -40,7 +40,7 @@ def gather(source, batch, first, count, out):
             out[i, c] = source[row, c]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def preactivate(W, X, first, count, Z, data, scratch):
     """``Z = X W^T`` on ``count`` rows of the batch, by addresses of ``W (k, ld)``, their inputs and ``Z``.
 
@@ -70,7 +70,7 @@ def preactivate(W, X, first, count, Z, data, scratch):
             )
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _relu_rows(count, width, A, squared):
     for i in range(count):
         zero = A.dtype.type(0)
@@ -83,7 +83,7 @@ def _relu_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def squared_rows(count, width, A, squared):
     """Squared norms of rows."""
     for i in range(count):
@@ -93,7 +93,7 @@ def squared_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def activate(count, A, slope, squared, data):
     """Replace ``A (count, ld)`` by ``phi(A)``, with squared norms; ``phi'`` goes to ``slope`` if called."""
     if data.activation == RELU:
@@ -106,7 +106,7 @@ def activate(count, A, slope, squared, data):
     squared_rows(count, data.width, A, squared)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def freeze(theta, data, scratch):
     """Leave the features of all samples in ``scratch``, for linear probing."""
     A, size = scratch.features, theta.itemsize
@@ -120,7 +120,7 @@ def freeze(theta, data, scratch):
         activate(count, block, scratch.D, scratch.samples[FEATURE], data)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def locate_block(count, scratch):
     """Write the addresses of the rows of ``scratch.A`` to ``scratch.lines``; the last one up to `ROWS`."""
     start, stride = address(scratch.A), scratch.A.shape[1] * scratch.A.itemsize
@@ -128,7 +128,7 @@ def locate_block(count, scratch):
         scratch.lines[i] = start + min(i, count - 1) * stride
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def locate_rows(features, first, count, scratch):
     """`locate_block` for rows ``batch[first : first + count]`` of features."""
     start, stride = address(features), features.shape[1] * features.itemsize
@@ -136,7 +136,7 @@ def locate_rows(features, first, count, scratch):
         scratch.lines[i] = start + scratch.batch[first + min(i, count - 1)] * stride
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def hidden(theta, first, count, gathered, data, scratch):
     """Features of a block in ``scratch.A``, at ``scratch.lines``; return the address of its inputs."""
     size = theta.itemsize
@@ -150,13 +150,13 @@ def hidden(theta, first, count, gathered, data, scratch):
     return X
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def probed(data, scratch):
     """Features in linear probing, shape (n, ld)."""
     return data.features if data.features.shape[0] > 0 else scratch.features
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _squared_norms(features, batch, first, count, squared):
     """Squared norms of rows of a batch, four at a time, which reads ahead in memory by more than one does.
 
@@ -177,7 +177,7 @@ def _squared_norms(features, batch, first, count, squared):
         squared[i - first + 2], squared[i - first + 3] = s, t
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def frozen(first, count, data, scratch):
     """Locate the features of a block in linear probing; their squared norms go to ``FEATURE``."""
     features = probed(data, scratch)
@@ -185,7 +185,7 @@ def frozen(first, count, data, scratch):
     locate_rows(features, first, count, scratch)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def outputs(theta, count, data, scratch):
     """``F = A V`` on the ``count`` rows at ``scratch.lines``.
 

@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.blas import address
-from langevin.engine.kernels.jit import INNER, JIT, njit
+from langevin.engine.kernels.jit import JIT, LINKED, njit
 from langevin.engine.kernels.outputs.batches import block_rows, take_batch
 from langevin.engine.kernels.outputs.descend import (
     add_head_gradient,
@@ -38,7 +38,7 @@ from langevin.engine.kernels.outputs.types import CHECKED_STEPS, PULLBACK, START
 from langevin.engine.kernels.types import LP, UNCLIPPED, borrow
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def take_step(thetas, diverged, step, first_path, k0, k1, data, rule, scratch):
     """Take a step of the paths that have not diverged: of one, or of several that step together.
 
