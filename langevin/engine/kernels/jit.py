@@ -210,7 +210,6 @@ INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True
 # in line: a copy of its own may add in another order than the caller's, and which of them runs depends on
 # whether this process has compiled the caller or read it from the cache
 INNER_FAST: dict[str, Any] = dict(INNER, fastmath=MATH, forceinline=True)
-# the same, without machine code of their own: faster to compile, but the callers' may add in another order than
-# it would with that
+# the same without machine code of their own: faster to compile, but callers may add in another order
 LINKED: dict[str, Any] = dict(INNER, linked=True)
 LINKED_FAST: dict[str, Any] = dict(INNER_FAST, linked=True)
