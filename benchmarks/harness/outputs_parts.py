@@ -81,7 +81,7 @@ def _repeat(part, times, theta, data, rule, still, scratch):
             add_tiles(theta, 0, tiles, rule.noise, step, path, 0, one, one, scratch.words)
 
 
-@njit(**jit.INNER)
+@njit(**jit.LINKED)
 def _first_layer(theta, first, count, gathered, data, scratch):
     """`forward.hidden` before the activation."""
     X = address(data.X) + first * data.X.shape[1] * theta.itemsize

@@ -210,6 +210,7 @@ INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True
 # in line: a copy of its own may add in another order than the caller's, and which of them runs depends on
 # whether this process has compiled the caller or read it from the cache
 INNER_FAST: dict[str, Any] = dict(INNER, fastmath=MATH, forceinline=True)
-# the same without machine code of their own: faster to compile, but callers may add in another order
-LINKED: dict[str, Any] = dict(INNER, linked=True)
+# without machine code of their own, which makes callers faster to compile, but they may add in another order;
+# in line: a call would pass each array of each named tuple
+LINKED: dict[str, Any] = dict(INNER, linked=True, forceinline=True)
 LINKED_FAST: dict[str, Any] = dict(INNER_FAST, linked=True)
