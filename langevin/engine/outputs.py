@@ -33,10 +33,8 @@ from langevin.support.validate import FloatArray
 _ACTIVATIONS, _COLUMNS, _LAYER = 2**19, 2**18, 2**19
 # rows of a block if the first layer streams from further away: so many that products dominate
 _STREAMED_ROWS = 512
-# OpenBLAS multiplies by the head without packing while the product has at most so many elements
-_NARROW_PRODUCT = 1200
-# rows that are multiplied by the head, and by its transpose, at once
-_HEAD_ROWS, _PULLED_ROWS = 48, 16
+# rows that are multiplied by the head's transpose at once
+_PULLED_ROWS = 16
 
 
 def build_data(
@@ -75,10 +73,8 @@ def build_data(
     # a copy: the loop would be compiled once more for what cannot be written
     targets = np.array(Y.reshape(n, -1), number, order="C")
     frozen = aligned_zeros((0 if features is None else n, layout.ld), number)
-    norms = np.zeros(0, number)
     if features is not None:
         frozen[:, : layout.width] = features
-        norms = np.einsum("ij,ij->i", features, features).astype(number)
     position = np.empty(n, np.int64)
     position[np.arange(n) if order is None else order] = np.arange(n)
     rows = _rows(layout, n)
@@ -94,7 +90,6 @@ def build_data(
         position,
         bool((position != np.arange(n)).any()),
         frozen,
-        norms,
         inputs=layout.inputs,
         width=layout.width,
         outputs=layout.outputs,
@@ -102,7 +97,6 @@ def build_data(
         head=layout.head,
         rows=rows,
         frozen_rows=min(rows, _cached_rows(layout, arrays=1)),
-        narrow=_narrow(layout, rows),
         pulled=min(_PULLED_ROWS, rows),
         columns=up(max(_COLUMNS // (layout.ld * number.itemsize), 1), COLUMN_MULTIPLE),
         activation=types.CODES.get(activation, types.CALLED),
@@ -129,7 +123,7 @@ def freeze(layout: Layout, data: OutputsData, problem: Problem, W: FloatArray) -
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         for rows in blocks_of_rows(problem.samples, layout.width):
             features[rows, : layout.width] = problem.activate(problem.X[rows] @ W.T)
-    return data._replace(features=features, feature_norms=np.einsum("ij,ij->i", features, features))
+    return data._replace(features=features)
 
 
 def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bool = False) -> OutputsScratch:
@@ -156,12 +150,12 @@ def build_scratch(layout: Layout, data: OutputsData, *, probing: bool, folds: bo
         R=aligned_zeros((outputs, up(b, 16)), number),
         lifted=aligned_zeros((2, data.Y.shape[1], b if data.gauge else 0), number),
         row=aligned_zeros((data.Y.shape[1],), number),
-        samples=aligned_zeros((6, b), number),
+        samples=aligned_zeros((6, up(b, 16)), number),
+        lines=np.zeros(up(b, 16), np.int64),
         neurons=aligned_zeros((3, ld), number),
         heads=aligned_zeros((TOGETHER if probing else 1, outputs, ld), number),
         layer=aligned_zeros((data.inputs if n > b else 0, ld), number),
         features=aligned_zeros((stored, ld), number),
-        feature_norms=np.zeros(stored, number),
         # a row more than can be drawn, see `draw_batch`
         batch=np.zeros(n + 1, np.int64),
         marks=np.zeros(n, np.uint8),
@@ -260,9 +254,3 @@ def _rows(layout: Layout, samples: int) -> int:
     streamed = layout.inputs * layout.ld * np.dtype(layout.dtype).itemsize > _LAYER
     fitting = max(_cached_rows(layout), _STREAMED_ROWS) if streamed else _cached_rows(layout)
     return min(fitting, up(samples, 16))
-
-
-def _narrow(layout: Layout, rows: int) -> int:
-    """Rows of a product with the head: so few that nothing is packed, or all if that is not possible."""
-    fitting = min(_NARROW_PRODUCT // layout.outputs, _HEAD_ROWS) // 8 * 8
-    return min(fitting, rows) if fitting > 0 else rows

@@ -66,26 +66,6 @@ def _gemm_overload(trans, m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
     return gemm
 
 
-def gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
-    """``C = alpha A^T B + beta C``, like `gemm`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(gemm_tn)
-def _gemm_tn_overload(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
-    routine = _DGEMM if scalars.dtype == types.float64 else _SGEMM
-
-    def gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, ints, scalars):
-        ints[0], ints[1], ints[2], ints[3], ints[4], ints[5] = m, n, k, lda, ldb, ldc
-        ints[6], ints[7] = 84, 78  # "T", "N"
-        at = ints.ctypes.data
-        alpha = scalars.ctypes.data
-        beta = alpha + scalars.itemsize
-        routine(at + 24, at + 28, at, at + 4, at + 8, alpha, a, at + 12, b, at + 16, beta, c, at + 20)
-
-    return gemm_tn
-
-
 @njit(**INNER_FAST)
 def householder(triangle, stack, rows):
     """Bring ``stack`` below an upper triangular ``triangle`` into it; columns lie contiguously."""

@@ -7,6 +7,7 @@ compares the source of a function's own file only, although the machine code hol
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import pickle
@@ -25,21 +26,32 @@ from numba.core.caching import (
     InTreeCacheLocator,
     UserWideCacheLocator,
 )
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.serialize import dumps
 
 # all compiled code is in this folder, and any of it may be part of any machine code
 SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
-def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def njit(*, linked: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Apply `numba.njit` with options and cache its machine code between processes.
 
     Where no folder can be written, or the disk is full, each process compiles for itself, and a warning says
     so once. What is damaged, or was compiled from other sources, is compiled again and replaced.
+
+    Parameters
+    ----------
+    linked : bool
+        Whether the function has no machine code of its own, nor a cache: it becomes part of its callers'.
+    **options
+        Of numba.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher: Any = numba.njit(**options)(function)
+        if linked:
+            return numba.njit(pipeline_class=_Linking, **options)(function)
+        dispatcher: Any = numba.njit(pipeline_class=_Compiling, **options)(function)
         try:
             dispatcher._cache = _Cache(function)
         except (OSError, RuntimeError) as error:  # there are no source files
@@ -47,6 +59,58 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return dispatcher
 
     return decorate
+
+
+class _Compiling(Compiler):
+    """Compiles without a search for garbage, which takes longer the more objects there are."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            result = super().compile_extra(func)
+        finally:
+            if collecting:
+                gc.enable()
+        self._set_environments(result)
+        return result
+
+    def _set_environments(self, result: Any) -> None:
+        """Give linked functions what numba gives to those with code of their own."""
+        for environment in result._find_referenced_environments():
+            result.codegen.set_env(environment.env_name, environment)
+
+
+class _Linking(_Compiling):
+    """Leaves optimisation and machine code to the callers."""
+
+    def define_pipelines(self) -> Any:
+        self.state.library = _Linked(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+    def _set_environments(self, result: Any) -> None:
+        pass
+
+
+class _Linked(JITCodeLibrary):
+    """Code that is part of other libraries alone."""
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, env_name: str, env: Any) -> None:
+        """Nothing: see `_Compiling._set_environments`."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
 
 
 @functools.cache
@@ -146,3 +210,7 @@ INNER: dict[str, Any] = dict(JIT, no_cpython_wrapper=True, no_cfunc_wrapper=True
 # in line: a copy of its own may add in another order than the caller's, and which of them runs depends on
 # whether this process has compiled the caller or read it from the cache
 INNER_FAST: dict[str, Any] = dict(INNER, fastmath=MATH, forceinline=True)
+# without machine code of their own, which makes callers faster to compile, but they may add in another order;
+# in line: a call would pass each array of each named tuple
+LINKED: dict[str, Any] = dict(INNER, linked=True, forceinline=True)
+LINKED_FAST: dict[str, Any] = dict(INNER_FAST, linked=True)

@@ -131,7 +131,7 @@ def start(
         features=features,
     )
     if rows is not None:
-        data = data._replace(rows=rows, frozen_rows=rows, narrow=min(data.narrow, rows))
+        data = data._replace(rows=rows, frozen_rows=rows)
     numbers = defaults | rule
     thetas = aligned_zeros((paths, layout.size), dtype)
     layout.pack(net.W, net.V if K > 1 else net.V[:, 0], thetas[0])

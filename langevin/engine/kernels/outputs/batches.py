@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langevin.engine.kernels.jit import INNER, JIT, njit
+from langevin.engine.kernels.jit import JIT, LINKED, njit
 from langevin.engine.kernels.normals import BATCH_STREAM, LANES, philox_batch
 
 
@@ -29,7 +29,7 @@ def draw_batch(batch, position, threshold, step, path, k0, k1, words):
     return count
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def take_all(batch, samples):
     """Write all rows to ``batch``, in their order, and return how many there are."""
     for i in range(samples):
@@ -37,7 +37,7 @@ def take_all(batch, samples):
     return samples
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _sort_rows(batch, count, marks):
     """Sort the rows of a batch; ``marks``, of all rows, are 0 before and after."""
     for i in range(count):
@@ -49,7 +49,7 @@ def _sort_rows(batch, count, marks):
         marks[row] = 0
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def take_batch(step, path, k0, k1, data, rule, scratch):
     """Write the rows of a step to ``scratch.batch``, in their order, and return how many there are."""
     if rule.sample_rate == 1:
@@ -60,7 +60,7 @@ def take_batch(step, path, k0, k1, data, rule, scratch):
     return rows
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def block_rows(rows, largest):
     """Rows of a block: blocks are of about the same size, in multiples of eight."""
     blocks = max((rows + largest - 1) // largest, 1)

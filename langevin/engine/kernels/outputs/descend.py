@@ -7,11 +7,18 @@ from __future__ import annotations
 import numpy as np
 
 from langevin.engine.kernels.blas import address, gemm
-from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED, LINKED_FAST, njit
 from langevin.engine.kernels.normals import STATE_STREAM, TILE, add_tiles
 from langevin.engine.kernels.outputs.forward import (
     neurons_per_product,
     squared_rows,
+)
+from langevin.engine.kernels.outputs.narrow import (
+    COLUMNS,
+    TILE_BYTES,
+    VECTOR_BYTES,
+    add_gradient,
+    add_gradient_edge,
 )
 from langevin.engine.kernels.outputs.types import FACTOR, PULLBACK
 from langevin.engine.kernels.types import CALLED, RELU
@@ -20,7 +27,7 @@ from langevin.engine.kernels.types import CALLED, RELU
 COLUMNS_A_PRODUCT, ROWS_A_PRODUCT = 32, 128
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _masked_rows(first, count, width, A, D, squared):
     """Multiply rows of ``D`` by ``phi'`` of the ReLU, and write their squared norms."""
     for i in range(first, first + count):
@@ -34,7 +41,7 @@ def _masked_rows(first, count, width, A, D, squared):
         squared[i] = q
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _sloped_rows(first, count, width, G, D, squared):
     """`_masked_rows` of an activation that is called: ``phi'`` is in ``D``, and ``R V^T`` in ``G``."""
     for i in range(count):
@@ -46,7 +53,7 @@ def _sloped_rows(first, count, width, G, D, squared):
         squared[first + i] = q
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def pull_back(theta, count, data, scratch):
     """``D = (R V^T) phi'`` of a block, and its squared norms, a few rows at a time."""
     K, ld, size, b = data.outputs, scratch.A.shape[1], theta.itemsize, scratch.R.shape[1]
@@ -65,32 +72,23 @@ def pull_back(theta, count, data, scratch):
             squared_rows(n, data.width, D[i : i + n], squared[i : i + n])
 
 
-@njit(**INNER)
-def add_head_gradient(A, count, gradient, data, scratch, more):
-    """Add ``A^T R`` of a block, with ``A`` at that address, to a ``gradient (K, ld)``, or start it."""
-    K, ld, size, b = data.outputs, scratch.A.shape[1], scratch.A.itemsize, scratch.R.shape[1]
-    R, out = address(scratch.R), address(gradient)
-    scratch.scalars[0] = 1
-    for i in range(0, count, data.narrow):
-        n = min(data.narrow, count - i)
-        scratch.scalars[1] = 1 if more or i > 0 else 0
-        gemm(
-            False,
-            data.width,
-            K,
-            n,
-            A + i * ld * size,
-            ld,
-            R + i * size,
-            b,
-            out,
-            ld,
-            scratch.ints,
-            scratch.scalars,
-        )
+@njit(**LINKED)
+def add_head_gradient(count, gradient, data, scratch, more):
+    """Add ``A^T R`` of the block at ``scratch.lines`` to a ``gradient (K, ld)``, or start it."""
+    size = gradient.itemsize
+    ld, b = gradient.shape[1] * size, scratch.R.shape[1] * size
+    R, G, lines = address(scratch.R), address(gradient), address(scratch.lines)
+    whole = ld // TILE_BYTES * TILE_BYTES
+    for k in range(0, data.outputs, COLUMNS):
+        columns = min(COLUMNS, data.outputs - k)
+        r, g = R + k * b, G + k * ld
+        for at in range(0, whole, TILE_BYTES):
+            add_gradient(gradient, columns, lines, at, r, b, g + at, ld, count, more)
+        for at in range(whole, ld, VECTOR_BYTES):
+            add_gradient_edge(gradient, columns, lines, at, r, b, g + at, ld, count, more)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def scale_inputs(first, count, gathered, data, scratch):
     """Multiply the inputs of a block by their clip factors; what is not gathered stays as it is."""
     X, factor = scratch.X, scratch.samples[FACTOR]
@@ -103,7 +101,7 @@ def scale_inputs(first, count, gathered, data, scratch):
                 X[i, c] = factor[i] * data.X[first + i, c]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _product_columns(W, column, columns, X, first, count, data, scratch):
     """``W += alpha D^T X`` on some columns of ``W``, at the address of their first; ``alpha`` is set.
 
@@ -138,7 +136,7 @@ def _product_columns(W, column, columns, X, first, count, data, scratch):
                 )
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def add_layer_gradient(X, first, count, data, scratch):
     """Add ``D^T X`` of a block that is not the last to the first layer's gradient, or start it."""
     ld, size = scratch.A.shape[1], scratch.A.itemsize
@@ -150,7 +148,7 @@ def add_layer_gradient(X, first, count, data, scratch):
         _product_columns(address(scratch.layer) + c * ld * size, c, columns, X, first, count, data, scratch)
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _subtract(theta, first, rate, gradient, rows, width):
     """``theta -= rate gradient`` on rows of ``ld`` elements from ``first`` on."""
     ld = gradient.shape[1]
@@ -161,7 +159,7 @@ def _subtract(theta, first, rate, gradient, rows, width):
             row[j] -= rate * gradient[c, j]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _add_noise(theta, first, stop, step, path, k0, k1, rule, scratch):
     """Noise of a step on elements ``first`` to ``stop``, in whole tiles."""
     if rule.noise > 0:
@@ -180,7 +178,7 @@ def _add_noise(theta, first, stop, step, path, k0, k1, rule, scratch):
             )
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def apply_head(theta, rate, gradient, any_sample, step, path, k0, k1, data, rule, scratch):
     """Drift and noise of the head."""
     if any_sample:
@@ -188,7 +186,7 @@ def apply_head(theta, rate, gradient, any_sample, step, path, k0, k1, data, rule
     _add_noise(theta, np.int64(0), data.head, step, path, k0, k1, rule, scratch)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def apply_layer(theta, rate, X, first, count, step, path, k0, k1, data, rule, scratch):
     """Drift and noise of the first layer, so many columns at a time that they stay in the cache.
 

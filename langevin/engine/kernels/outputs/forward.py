@@ -4,28 +4,26 @@
 
 from __future__ import annotations
 
-from langevin.engine.kernels.blas import address, gemm, gemm_tn
+from langevin.engine.kernels.blas import address, gemm
 from langevin.engine.kernels.calls import call_rows
-from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED, LINKED_FAST, njit
 from langevin.engine.kernels.outputs.batches import take_all
+from langevin.engine.kernels.outputs.narrow import COLUMNS, ROWS, STRIP_BYTES, add_outputs
 from langevin.engine.kernels.outputs.types import FEATURE
 from langevin.engine.kernels.types import CALLED, NEURONS_A_PRODUCT, RELU, SMALL_PRODUCT
 
 # fewer neurons per product cost more than packing
 FEWEST_NEURONS = 32
-# bytes of a head that stay in the first cache next to the features that it meets
-HEAD_BYTES = 20480
-ROWS_READ = 16
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def neurons_per_product(width, rows, depth):
     """Neurons of a product of so many rows over ``depth``: all, or few enough that nothing is packed."""
     fitting = SMALL_PRODUCT // max(rows * depth, 1) // FEWEST_NEURONS * FEWEST_NEURONS
     return min(fitting, NEURONS_A_PRODUCT) if fitting > 0 else width
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def rows_per_product(depth, rows):
     """Rows of a product over ``depth``: some 4096 elements stay in the first cache, and nothing is packed."""
     fitting = min(max(4096 // max(depth, 1) // 8 * 8, 24), 128)
@@ -33,7 +31,7 @@ def rows_per_product(depth, rows):
     return min(fitting, unpacked, rows) if unpacked > 0 else rows
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def gather(source, batch, first, count, out):
     """Copy rows ``batch[first : first + count]`` of ``source`` to ``out``."""
     for i in range(count):
@@ -42,7 +40,7 @@ def gather(source, batch, first, count, out):
             out[i, c] = source[row, c]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def preactivate(W, X, first, count, Z, data, scratch):
     """``Z = X W^T`` on ``count`` rows of the batch, by addresses of ``W (k, ld)``, their inputs and ``Z``.
 
@@ -72,7 +70,7 @@ def preactivate(W, X, first, count, Z, data, scratch):
             )
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _relu_rows(count, width, A, squared):
     for i in range(count):
         zero = A.dtype.type(0)
@@ -85,7 +83,7 @@ def _relu_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def squared_rows(count, width, A, squared):
     """Squared norms of rows."""
     for i in range(count):
@@ -95,7 +93,7 @@ def squared_rows(count, width, A, squared):
         squared[i] = q
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def activate(count, A, slope, squared, data):
     """Replace ``A (count, ld)`` by ``phi(A)``, with squared norms; ``phi'`` goes to ``slope`` if called."""
     if data.activation == RELU:
@@ -108,9 +106,9 @@ def activate(count, A, slope, squared, data):
     squared_rows(count, data.width, A, squared)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def freeze(theta, data, scratch):
-    """Leave the features of all samples and their squared norms in ``scratch``, for linear probing."""
+    """Leave the features of all samples in ``scratch``, for linear probing."""
     A, size = scratch.features, theta.itemsize
     take_all(scratch.batch, data.Y.shape[0])
     W = address(theta) + data.head * size
@@ -119,12 +117,28 @@ def freeze(theta, data, scratch):
         X = address(data.X) + first * data.X.shape[1] * size
         block = A[first : first + count]
         preactivate(W, X, first, count, address(block), data, scratch)
-        activate(count, block, scratch.D, scratch.feature_norms[first : first + count], data)
+        activate(count, block, scratch.D, scratch.samples[FEATURE], data)
 
 
-@njit(**INNER)
+@njit(**LINKED)
+def locate_block(count, scratch):
+    """Write the addresses of the rows of ``scratch.A`` to ``scratch.lines``; the last one up to `ROWS`."""
+    start, stride = address(scratch.A), scratch.A.shape[1] * scratch.A.itemsize
+    for i in range((count + ROWS - 1) // ROWS * ROWS):
+        scratch.lines[i] = start + min(i, count - 1) * stride
+
+
+@njit(**LINKED)
+def locate_rows(features, first, count, scratch):
+    """`locate_block` for rows ``batch[first : first + count]`` of features."""
+    start, stride = address(features), features.shape[1] * features.itemsize
+    for i in range((count + ROWS - 1) // ROWS * ROWS):
+        scratch.lines[i] = start + scratch.batch[first + min(i, count - 1)] * stride
+
+
+@njit(**LINKED)
 def hidden(theta, first, count, gathered, data, scratch):
-    """Features of a block in ``scratch.A``; return the address of its inputs."""
+    """Features of a block in ``scratch.A``, at ``scratch.lines``; return the address of its inputs."""
     size = theta.itemsize
     X = address(data.X) + first * data.X.shape[1] * size
     if gathered:
@@ -132,74 +146,57 @@ def hidden(theta, first, count, gathered, data, scratch):
         X = address(scratch.X)
     preactivate(address(theta) + data.head * size, X, first, count, address(scratch.A), data, scratch)
     activate(count, scratch.A, scratch.D, scratch.samples[FEATURE], data)
+    locate_block(count, scratch)
     return X
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def probed(data, scratch):
-    """Features in linear probing, shape (n, ld), and their squared norms."""
-    if data.features.shape[0] > 0:
-        return data.features, data.feature_norms
-    return scratch.features, scratch.feature_norms
+    """Features in linear probing, shape (n, ld)."""
+    return data.features if data.features.shape[0] > 0 else scratch.features
 
 
-@njit(**INNER_FAST)
-def _gather_features(features, batch, first, count, A, squared):
-    """Copy rows of a batch to ``A``, with their squared norms.
+@njit(**LINKED_FAST)
+def _squared_norms(features, batch, first, count, squared):
+    """Squared norms of rows of a batch, four at a time, which reads ahead in memory by more than one does.
 
-    A few rows are read before they are copied: reads from memory run further ahead without writes between.
+    Nothing else fills the cache so fast: products read these rows from there.
     """
-    for start in range(0, count, ROWS_READ):
-        stop = min(start + ROWS_READ, count)
-        for i in range(start, stop):
-            row, q = features[batch[first + i]], A.dtype.type(0)
-            for j in range(row.size):
-                q += row[j] * row[j]
-            squared[i] = q
-        for i in range(start, stop):
-            row, out = features[batch[first + i]], A[i]
-            for j in range(row.size):
-                out[j] = row[j]
+    last = first + count - 1
+    for i in range(first, first + count, 4):
+        a, b = features[batch[i]], features[batch[min(i + 1, last)]]
+        c, d = features[batch[min(i + 2, last)]], features[batch[min(i + 3, last)]]
+        q = r = s = t = squared.dtype.type(0)
+        for j in range(a.size):
+            q += a[j] * a[j]
+            r += b[j] * b[j]
+            s += c[j] * c[j]
+            t += d[j] * d[j]
+        # of a row that is missing it is that of the last one, which nothing reads
+        squared[i - first], squared[i - first + 1] = q, r
+        squared[i - first + 2], squared[i - first + 3] = s, t
 
 
-@njit(**INNER)
-def frozen(first, count, gathered, data, scratch):
-    """Features of a block in linear probing: their address; their squared norms go to ``FEATURE``."""
-    features, norms = probed(data, scratch)
-    squared = scratch.samples[FEATURE]
-    if gathered:
-        _gather_features(features, scratch.batch, first, count, scratch.A, squared)
-        return address(scratch.A)
-    for i in range(count):
-        squared[i] = norms[first + i]
-    return address(features) + first * features.shape[1] * features.itemsize
+@njit(**LINKED)
+def frozen(first, count, data, scratch):
+    """Locate the features of a block in linear probing; their squared norms go to ``FEATURE``."""
+    features = probed(data, scratch)
+    _squared_norms(features, scratch.batch, first, count, scratch.samples[FEATURE])
+    locate_rows(features, first, count, scratch)
 
 
-@njit(**INNER)
-def outputs(theta, A, count, data, scratch):
-    """``F = A V`` on ``count`` rows at the address ``A``.
+@njit(**LINKED)
+def outputs(theta, count, data, scratch):
+    """``F = A V`` on the ``count`` rows at ``scratch.lines``.
 
-    A few rows on a few neurons at a time, whose part of the head stays in the first cache.
+    Some neurons at a time, whose part of the head stays in the first cache.
     """
-    K, ld, size = data.outputs, scratch.A.shape[1], theta.itemsize
-    V, F, b = address(theta), address(scratch.F), scratch.F.shape[1]
-    neurons = max(HEAD_BYTES // (K * size) // 64 * 64, 64)
-    scratch.scalars[0] = 1
-    for i in range(0, count, data.narrow):
-        n = min(data.narrow, count - i)
-        for j in range(0, data.width, neurons):
-            m = min(neurons, data.width - j)
-            scratch.scalars[1] = 1 if j > 0 else 0
-            gemm_tn(
-                n,
-                K,
-                m,
-                A + (i * ld + j) * size,
-                ld,
-                V + j * size,
-                ld,
-                F + i * size,
-                b,
-                scratch.ints,
-                scratch.scalars,
-            )
+    ld, b = scratch.A.shape[1] * theta.itemsize, scratch.F.shape[1] * theta.itemsize
+    V, F, lines = address(theta), address(scratch.F), address(scratch.lines)
+    for at in range(0, ld, STRIP_BYTES):
+        size = min(STRIP_BYTES, ld - at)
+        for k in range(0, data.outputs, COLUMNS):
+            columns = min(COLUMNS, data.outputs - k)
+            for i in range(0, count, ROWS):
+                out = F + k * b + i * theta.itemsize
+                add_outputs(theta, columns, lines + 8 * i, at, V + k * ld + at, ld, out, b, size, at)

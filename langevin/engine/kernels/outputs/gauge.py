@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 
-from langevin.engine.kernels.jit import INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED_FAST, njit
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def lift(z, count, f, total):
     """``f = E z`` of ``count`` samples: ``z (K - 1, b)``, ``f (K, b)``, and ``total (b,)`` to work in."""
     last, number = f.shape[0] - 1, f.dtype.type
@@ -25,7 +25,7 @@ def lift(z, count, f, total):
         f[last, i] = total[i] * number(1 / root)
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def lower(r, count, z, total):
     """``z = E^T r`` for an ``r`` that sums to zero, like `lift`."""
     last, number = r.shape[0] - 1, r.dtype.type

@@ -9,7 +9,7 @@ from numba.extending import overload
 
 from langevin.engine.kernels.blas import householder, tpqrt
 from langevin.engine.kernels.gram import bartlett
-from langevin.engine.kernels.jit import INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED_FAST, njit
 from langevin.engine.kernels.types import HOUSEHOLDER, LP
 
 
@@ -27,7 +27,7 @@ def _fold_overload(theta, draw, path, k0, k1, data, rule, scratch):
     )
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _fold_neurons(theta, draw, path, k0, k1, data, rule, scratch):
     """Give the last neurons of a linear net the noise of ``folded`` others, in law.
 

@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from langevin.engine.kernels.blas import address
-from langevin.engine.kernels.jit import INNER, JIT, njit
+from langevin.engine.kernels.jit import JIT, LINKED, njit
 from langevin.engine.kernels.outputs.batches import block_rows, take_batch
 from langevin.engine.kernels.outputs.descend import (
     add_head_gradient,
@@ -38,7 +38,7 @@ from langevin.engine.kernels.outputs.types import CHECKED_STEPS, PULLBACK, START
 from langevin.engine.kernels.types import LP, UNCLIPPED, borrow
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def take_step(thetas, diverged, step, first_path, k0, k1, data, rule, scratch):
     """Take a step of the paths that have not diverged: of one, or of several that step together.
 
@@ -47,19 +47,18 @@ def take_step(thetas, diverged, step, first_path, k0, k1, data, rule, scratch):
     probing, gathered, clipped = rule.method == LP, rule.sample_rate < 1, rule.clipping != UNCLIPPED
     rows = take_batch(step, first_path, k0, k1, data, rule, scratch)
     size = block_rows(rows, data.frozen_rows if probing else data.rows)
-    A = X = last = count = np.int64(0)
+    X = last = count = np.int64(0)
     for first in range(0, rows, size):
         last, count = first, min(size, rows - first)
         if probing:
-            A = frozen(first, count, gathered, data, scratch)
+            frozen(first, count, data, scratch)
         for p in range(thetas.shape[0]):
             if diverged[p] >= 0:
                 continue
             theta = thetas[p]
             if not probing:
                 X = hidden(theta, first, count, gathered, data, scratch)
-                A = address(scratch.A)
-            outputs(theta, A, count, data, scratch)
+            outputs(theta, count, data, scratch)
             check = residuals(first, count, data, rule, scratch)
             if not probing:
                 pull_back(theta, count, data, scratch)
@@ -69,7 +68,7 @@ def take_step(thetas, diverged, step, first_path, k0, k1, data, rule, scratch):
             if not probing and clipped:
                 scale_inputs(first, count, gathered, data, scratch)
                 X = address(scratch.X)
-            add_head_gradient(A, count, scratch.heads[p], data, scratch, first > 0)
+            add_head_gradient(count, scratch.heads[p], data, scratch, first > 0)
             if not math.isfinite(check):
                 diverged[p] = step
             elif not probing and first + count < rows:

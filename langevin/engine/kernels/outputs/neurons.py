@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.jit import INNER, njit
+from langevin.engine.kernels.jit import LINKED, njit
 from langevin.engine.kernels.outputs.types import (
     ACTIVE,
     MEAN,
@@ -30,7 +30,7 @@ from langevin.engine.kernels.types import (
 )
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def mark_active(A, first, count, active):
     """Keep each neuron's largest activation: a neuron is dead if it is not positive."""
     for i in range(first, first + count):
@@ -38,13 +38,13 @@ def mark_active(A, first, count, active):
             active[j] = A[i, j] if A[i, j] > active[j] else active[j]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _row(own, outputs):
     """The row of `Records.means` of an own class."""
     return np.int64(own > 0 if outputs == 1 else own)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def own_means(layer, own, means, outputs, out):
     """Mean pre-activation of each neuron on its own class; ``layer (k, ld)`` lies flat.
 
@@ -56,7 +56,7 @@ def own_means(layer, own, means, outputs, out):
             out[j] += means[_row(own[j], outputs), c] * layer[c * out.size + j]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _excess(v, own, k, softmax):
     """How far a head ``v (K,)`` exceeds the condition on output ``k`` of its own class's aligned cone."""
     if softmax:
@@ -66,7 +66,7 @@ def _excess(v, own, k, softmax):
     return np.float64(-v[k] if k == own else v[k])
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _exceeded(v, own, softmax):
     """Number of conditions that a head exceeds."""
     exceeded = 0
@@ -75,7 +75,7 @@ def _exceeded(v, own, softmax):
     return exceeded
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _cone_distance(v, own, softmax):
     """Distance of a head to the aligned cone.
 
@@ -100,7 +100,7 @@ def _cone_distance(v, own, softmax):
     return math.sqrt(squared)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def observe_neurons(r, theta, complement, data, scratch, records, scalars, neurons):
     """Write the shares of neurons of record ``r``, and their rows unless ``neurons`` is empty.
 

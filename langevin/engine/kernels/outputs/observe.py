@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 
-from langevin.engine.kernels.blas import address
-from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED, LINKED_FAST, njit
 from langevin.engine.kernels.observe import move_complement
 from langevin.engine.kernels.outputs.batches import take_all
 from langevin.engine.kernels.outputs.forward import frozen, hidden, outputs, probed
@@ -19,7 +18,7 @@ from langevin.engine.kernels.outputs.types import ACTIVE
 from langevin.engine.kernels.types import ACCURACY, DISPLACEMENT, DISTANCE, LOSS, LP, RELU
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _row_distance(a, b, first, count):
     total = a.dtype.type(0)
     a, b = a[first : first + count], b[first : first + count]
@@ -28,7 +27,7 @@ def _row_distance(a, b, first, count):
     return np.float64(total)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _squared_distance(theta, other, data, ld):
     """Squared distance of two states, row by row."""
     total = 0.0
@@ -39,7 +38,7 @@ def _squared_distance(theta, other, data, ld):
     return total
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def is_finite(theta, data, ld):
     """Whether the square norm of a state is finite."""
     total = 0.0
@@ -51,7 +50,7 @@ def is_finite(theta, data, ld):
     return math.isfinite(total)
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, records, scalars):
     """Write the observables of record ``r``; False if an output is not finite.
 
@@ -68,15 +67,14 @@ def observe(r, draw, theta, complement, path, k0, k1, data, rule, scratch, recor
     for first in range(0, n, data.rows):
         count = min(data.rows, n - first)
         if rule.method == LP:
-            A = frozen(first, count, gathered, data, scratch)
+            frozen(first, count, data, scratch)
             if marking:
-                mark_active(probed(data, scratch)[0], first, count, active)
+                mark_active(probed(data, scratch), first, count, active)
         else:
             hidden(theta, first, count, gathered, data, scratch)
-            A = address(scratch.A)
             if marking:
                 mark_active(scratch.A, np.int64(0), count, active)
-        outputs(theta, A, count, data, scratch)
+        outputs(theta, count, data, scratch)
         part = loss_and_correct(first, count, data, scratch)
         loss += part[0]
         correct += part[1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from langevin.engine.kernels.calls import call_scalar
 from langevin.engine.kernels.exponential import exponential
-from langevin.engine.kernels.jit import INNER, INNER_FAST, njit
+from langevin.engine.kernels.jit import LINKED, LINKED_FAST, njit
 from langevin.engine.kernels.outputs.gauge import lift, lower
 from langevin.engine.kernels.outputs.types import (
     COLUMN,
@@ -31,7 +31,7 @@ from langevin.engine.kernels.outputs.types import (
 from langevin.engine.kernels.types import FLAT, LP, NORMALISED, UNCLIPPED
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _softmax_residuals(first, count, f, r, data, scratch):
     """``p - y``, without cancellation, and ``1 - p_y`` in `OTHERS`; shapes (K, b)."""
     zero, one = r.dtype.type(0), r.dtype.type(1)
@@ -62,7 +62,7 @@ def _softmax_residuals(first, count, f, r, data, scratch):
         r[data.labels[scratch.batch[first + i]], i] = -others[i]
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _residuals(first, count, f, r, data, scratch):
     """``r`` elementwise, shape (K, b)."""
     one = r.dtype.type(1)
@@ -77,7 +77,7 @@ def _residuals(first, count, f, r, data, scratch):
                 r[k, i] = call_scalar(data.residual, f[k, i], y)
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _clip_margins(count, clip, r, samples):
     """Clip residuals of softmax by a bound of their norms."""
     one, two = r.dtype.type(1), r.dtype.type(2)
@@ -90,7 +90,7 @@ def _clip_margins(count, clip, r, samples):
             r[k, i] *= factor[i]
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _clip_columns(count, clip, r, samples):
     """Clip the residual of each output on its own."""
     one = r.dtype.type(1)
@@ -101,7 +101,7 @@ def _clip_columns(count, clip, r, samples):
             r[k, i] *= limit / g if g > limit else one
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _squared_columns(count, r, squared):
     """Square norms of the columns of ``r (K, b)``."""
     squared[:count] = 0
@@ -110,7 +110,7 @@ def _squared_columns(count, r, squared):
             squared[i] += r[k, i] * r[k, i]
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def _finite_sum(count, f):
     """A number that is finite if all of ``f (K, b)`` is."""
     total = 0.0
@@ -120,7 +120,7 @@ def _finite_sum(count, f):
     return total
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def residuals(first, count, data, rule, scratch):
     """Residuals of a block and their squared norms; returns a number that is finite if all outputs are.
 
@@ -149,7 +149,7 @@ def residuals(first, count, data, rule, scratch):
     return check
 
 
-@njit(**INNER_FAST)
+@njit(**LINKED_FAST)
 def clip_factors(first, count, data, rule, scratch):
     """Factors ``c_i`` from the squared norms of a block's gradients; multiply the residuals by them."""
     samples, R = scratch.samples, scratch.R
@@ -171,7 +171,7 @@ def clip_factors(first, count, data, rule, scratch):
             R[k, i] *= factor[i]
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _largest(f):
     """Place of the first largest number, without the passes of NumPy's, which are slow to compile."""
     found = 0
@@ -180,7 +180,7 @@ def _largest(f):
     return found
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def _losses(f, y, data):
     """Loss of one sample, from ``f (K,)``."""
     loss = 0.0
@@ -200,7 +200,7 @@ def _losses(f, y, data):
     return loss
 
 
-@njit(**INNER)
+@njit(**LINKED)
 def loss_and_correct(first, count, data, scratch):
     """Sum of the losses of a block and its number of right outputs; returns what is finite if outputs are."""
     loss, correct, outputs, f = 0.0, 0, scratch.F, scratch.row

@@ -49,7 +49,6 @@ class OutputsData(NamedTuple):
     position: np.ndarray  # (n,), int64
     permuted: bool  # whether that is another order
     features: np.ndarray  # (n, ld): the features if the first layer is not simulated, otherwise (0, 0)
-    feature_norms: np.ndarray  # (n,): their squared norms, or (0,)
     inputs: int  # k
     width: int  # h
     outputs: int  # columns of the head: K, or K - 1 in gauge coordinates
@@ -57,8 +56,7 @@ class OutputsData(NamedTuple):
     head: int  # slot of the head in theta
     rows: int  # largest number of rows of a block
     frozen_rows: int  # the same where the features are frozen, at most `rows`
-    narrow: int  # rows of a product with the head
-    pulled: int  # rows of a product with its transpose
+    pulled: int  # rows of a product with the head's transpose
     columns: int  # columns of W that are updated at once
     activation: int  # RELU, LINEAR or CALLED
     loss: int
@@ -85,7 +83,7 @@ class OutputsRule(NamedTuple):
 
 
 class OutputsScratch(NamedTuple):
-    """Work space of one thread; ``b`` rows of a block."""
+    """Work space of one thread; ``b`` rows of a block, or a few more."""
 
     A: np.ndarray  # (b, ld): features
     D: np.ndarray  # (b, ld): phi', then (R V^T) phi'
@@ -98,11 +96,11 @@ class OutputsScratch(NamedTuple):
     lifted: np.ndarray
     row: np.ndarray  # (K,): outputs of a sample
     samples: np.ndarray  # (6, b)
+    lines: np.ndarray  # (b,), int64: addresses of the rows of features of a block
     neurons: np.ndarray  # (3, ld)
     heads: np.ndarray  # (paths, K, ld): gradients of the heads of paths that step together, or of one
     layer: np.ndarray  # (k, ld): gradient of W on all blocks before the last; (0, ld) where there is one
     features: np.ndarray  # (n, ld): frozen features in linear probing; (0, ld) where it is not run
-    feature_norms: np.ndarray  # (n,): their squared norms
     batch: np.ndarray  # (n + 1,), int64: rows of the batch, in increasing order
     marks: np.ndarray  # (n,), uint8: 0
     words: np.ndarray  # (4, LANES), uint32
