@@ -78,7 +78,7 @@ def parser() -> options.Parser:
     )
     p.add("data", (PlanOptions, "features label data_are"), (PlanSettings, "samples activation"))
     p.add("budget", (PlanSettings, "epsilon delta clip steps batch"))
-    p.add("plan", (PlanSettings, "shares draws tuning_draws resolution theory"), (PlanOptions, "seed"))
+    p.add("plan", (PlanSettings, "shares heads hedge draws resolution theory"), (PlanOptions, "seed"))
     p.add("output", (PlanOptions, "out plot verbose json quiet"))
     return p
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,11 +15,10 @@ from langevin.support import labels as data_labels
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-if TYPE_CHECKING:
-    pass
-
-# rows and entries of W that a simulation has at most, rows and heads that theory has
-_ROWS, _ENTRIES, THEORY_ROWS, THEORY_HEADS = 4096, 2**16, 256, 4
+# columns that an error names
+_SHOWN = 8
+# rows and entries of W that a simulation has at most
+_ROWS, _ENTRIES = 4096, 2**16
 
 
 class Inputs(NamedTuple):
@@ -67,14 +67,39 @@ def prepare_inputs(
         if activation == "linear":
             notes.append("some features are negative: full fine-tuning is a linear map of them")
     layer, head = _start(features, W, v, len(names))
-    if W is None:
-        notes.append(
-            "without W, full fine-tuning is a layer on top of the features, none below them: where the body "
-            "has to change, too much probing is planned"
-        )
     features, held, layer, cut = _cut(features, held, layer)
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
     return Inputs(net, names, rows, trained, (*notes, *cut))
+
+
+def require_informative(X: FloatArray, names: Sequence[str] = ()) -> None:
+    """Refuse constant columns, by the names of a table; a column of ones for a bias comes with W.
+
+    Raises
+    ------
+    ValueError
+        If a column has the same value in all samples.
+    """
+    constant = np.flatnonzero(np.ptp(X, axis=0) == 0).tolist()
+    if not constant:
+        return
+    shown = [repr(names[place]) if names else str(place) for place in constant[:_SHOWN]]
+    raise ValueError(
+        f"X must not hold constant columns, got {len(constant)} of {X.shape[1]}: "
+        f"{', '.join(shown)}{', ...' if len(constant) > _SHOWN else ''}: leave them out, they tell nothing"
+    )
+
+
+def source_of(X: ArrayLike | None, y: ArrayLike | None) -> tuple[FloatArray, NDArray[np.int64]] | None:
+    """Features and class numbers of the source of a body, if given."""
+    if X is None or y is None:
+        if (X is None) != (y is None):
+            raise ValueError("X_source and y_source must be given together: one of them is None")
+        return None
+    features = validate.array("X_source", X, 2)
+    _, labels = numbered_classes(y, "y_source")
+    validate.same_length("X_source", features, "y_source", labels)
+    return features, labels
 
 
 def _some(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
@@ -102,14 +127,14 @@ def _same_columns(name: str, values: FloatArray, X: FloatArray) -> None:
         raise ValueError(f"{name} must have as many columns as X, got {values.shape[1]} and {X.shape[1]}")
 
 
-def numbered_classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
+def numbered_classes(y: ArrayLike, name: str = "y") -> tuple[tuple[str, ...], NDArray[Any]]:
     """Names of the classes, sorted, and the number of each sample's."""
-    names, numbers = data_labels.classes("y", y)
+    names, numbers = data_labels.classes(name, y)
     if len(names) < 2:
-        raise ValueError(f"y must hold two or more classes, got {len(names)}: {', '.join(names)}")
+        raise ValueError(f"{name} must hold two or more classes, got {len(names)}: {', '.join(names)}")
     if len(names) > len(numbers) / 2:
         raise ValueError(
-            f"y must hold two samples or more of each class, got {len(names)} different values among "
+            f"{name} must hold two samples or more of each class, got {len(names)} different values among "
             f"{len(numbers)}: give more samples; for regression there is no plan"
         )
     return names, numbers

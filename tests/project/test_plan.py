@@ -57,7 +57,7 @@ def test_it_plans_saves_and_draws(tmp_path, features, capfd):
     for said in ("recommended", "noise multiplier", "a plan read off private data is itself a release"):
         assert said in done.out
     run = files.load(out)
-    assert dict(run.sizes) == {"share": 3, "draw": 2}
+    assert dict(run.sizes) == {"head": 3, "share": 3, "draw": 2}
     assert np.isfinite(run.accuracy).all()
     assert json.loads(run.attrs["command"])["steps"] == 20
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -102,7 +102,7 @@ def test_a_delta_without_protection_is_reported(features, capsys):
         ({}, ["--epsilon", "nan"], "--epsilon must be finite, got nan"),
         ({}, ["--epsilon", "inf"], "--epsilon must be finite, got inf"),
         ({}, ["--delta", "0"], "--delta must be positive, got 0.0"),
-        ({}, ["--delta", "1"], "--delta must be below 1, got 1.0"),
+        ({}, ["--delta", "1"], "--delta must be below 1, got 1"),
         ({}, ["--clip", "0"], "--clip must be positive, got 0.0"),
         ({}, ["--steps", "0"], "--steps must be at least 1, got 0"),
         ({}, ["--draws", "1"], "--draws must be at least 2, got 1"),

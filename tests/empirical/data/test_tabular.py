@@ -212,7 +212,7 @@ def test_commands_of_full_batches_and_of_many_samples_run(options, samples, caps
     assert (plan["samples"], plan["classes"]) == (samples, ["False", "True"])
 
 
-HOW: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
+HOW: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, theory=False)
 
 
 def test_the_report_says_how_the_command_differs_from_the_plan():
