@@ -22,13 +22,17 @@ _ROWS, _ENTRIES = 4096, 2**16
 
 
 class Inputs(NamedTuple):
-    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done."""
+    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done.
+
+    And the private held-out rows and labels of a private plan, as inputs of the net.
+    """
 
     net: StandIn
     names: tuple[str, ...]
     rows: int
     trained: int
     notes: tuple[str, ...]
+    private: tuple[FloatArray, NDArray[np.int64]] | None = None
 
 
 def prepare_inputs(
@@ -40,23 +44,26 @@ def prepare_inputs(
     y_test: ArrayLike | None,
     activation: Activation | None,
     random: np.random.Generator,
+    *,
+    private: bool = False,
 ) -> Inputs:
-    """Check the arrays, and make a net of them that a simulation can afford."""
+    """Check the arrays, and make a net of them that a simulation can afford.
+
+    With ``private``, ``X_test`` and ``y_test`` affect nothing but the rows that the result sets apart.
+    """
     features, (names, labels) = validate.array("X", X, 2), numbered_classes(y)
     validate.same_length("X", features, "y", labels)
     rows, notes = len(labels), []
     if (X_test is None) != (y_test is None):
         raise ValueError("X_test and y_test must be given together: one of them is None")
-    if X_test is None or y_test is None:
+    given = None if X_test is None or y_test is None else _held(X_test, y_test, features, names)
+    if given is None or private:
         test, train = held_out(names, labels, random)
         held, held_labels = features[test], labels[test]
         features, labels = features[train], labels[train]
         notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
     else:
-        held = validate.array("X_test", X_test, 2)
-        _same_columns("X_test", held, features)
-        _, held_labels = data_labels.classes("y_test", y_test, names)
-        validate.same_length("X_test", held, "y_test", held_labels)
+        held, held_labels = given
     trained = len(labels)
     if trained > _ROWS:
         kept = _some(labels, _ROWS, random)
@@ -67,9 +74,23 @@ def prepare_inputs(
         if activation == "linear":
             notes.append("some features are negative: full fine-tuning is a linear map of them")
     layer, head = _start(features, W, v, len(names))
-    features, held, layer, cut = _cut(features, held, layer)
+    apart = given[0] if private and given is not None else held[:0]
+    features, both, layer, cut = _cut(features, np.vstack([held, apart]), layer)
+    held, apart = both[: len(held)], both[len(held) :]
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
-    return Inputs(net, names, rows, trained, (*notes, *cut))
+    rest = (apart, given[1]) if private and given is not None else None
+    return Inputs(net, names, rows, trained, (*notes, *cut), rest)
+
+
+def _held(
+    X: ArrayLike, y: ArrayLike, features: FloatArray, names: tuple[str, ...]
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Held-out rows and their class numbers."""
+    held = validate.array("X_test", X, 2)
+    _same_columns("X_test", held, features)
+    _, labels = data_labels.classes("y_test", y, names)
+    validate.same_length("X_test", held, "y_test", labels)
+    return held, labels
 
 
 def require_informative(X: FloatArray, names: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from empirical.planning import hedge, theory
+from empirical.planning import hedge, private_choice, theory
 from empirical.planning.comparison import standard_error
 from empirical.planning.inputs import prepare_inputs, require_informative, source_of
 from empirical.planning.search import RATES, Lane, lanes_of, raced, resolved, stacked
@@ -59,7 +59,8 @@ def plan_share(
     regret.
 
     **A plan read off private data is itself a release, which is not accounted for here.** Give features of
-    public data that resemble the private ones, and the number of private ``samples``.
+    public data that resemble the private ones, and the number of private ``samples``. With ``plan_epsilon``
+    the held-out rows may be private: see `release`.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def plan_share(
     **settings
         Fields of `PlanSettings`: ``epsilon``, which is required, and ``delta``, ``clip``, ``samples``,
         ``steps``, ``batch``, ``shares``, ``activation``, ``heads``, ``hedge``, ``draws``, ``resolution``,
-        ``theory``.
+        ``theory``, ``plan_epsilon``.
 
     Returns
     -------
@@ -115,14 +116,20 @@ def plan_share(
     random = np.random.default_rng(np.random.SeedSequence(root))
     if W is None:
         require_informative(validate.array("X", X, 2))
-    inputs = prepare_inputs(X, y, W, v, X_test, y_test, chosen.activation, random)
+    private = chosen.plan_epsilon is not None
+    if private and (X_test is None or y_test is None):
+        raise ValueError(
+            "plan_epsilon must be None without X_test and y_test, the private held-out rows: a simulation "
+            "trained on private rows has no bounded sensitivity; give public rows as X and y"
+        )
+    inputs = prepare_inputs(X, y, W, v, X_test, y_test, chosen.activation, random, private=private)
     source = source_of(X_source, y_source)
     samples = inputs.rows if chosen.samples is None else chosen.samples
     chosen = replace(chosen, samples=samples, batch=samples / 10 if chosen.batch is None else chosen.batch)
     heads: Sequence[Head] = chosen.heads if v is None else ("gaussian",)
     releases = {head: _releases(chosen, head) for head in heads}
     hows = {head: _settings(chosen, head, releases[head]) for head in heads}
-    known = W is not None or not chosen.hedge
+    known = W is not None or not chosen.hedge or private
     worlds, open_ = hedge.worlds_of(inputs.net, layer=known, source=source, random=random)
     with one_blas_thread(), Records(keep) as kept:
         forecast = theory.forecast(inputs.net, chosen) if chosen.theory else None
@@ -149,6 +156,8 @@ def plan_share(
         inputs.trained,
         forecast=forecast,
     )
+    if inputs.private is not None:
+        found = replace(found, released=private_choice.release(trials, found, inputs.private, chosen))
     caveats = (*open_, *caveats, *_limits(inputs.net, found, chosen.resolution))
     return replace(
         found,
@@ -194,7 +203,7 @@ def _releases(chosen: PlanSettings, head: Head) -> History:
     assert chosen.samples is not None
     assert chosen.batch is not None
     training = Recipe(
-        "fft", steps=chosen.steps, batch=chosen.batch, epsilon=chosen.epsilon, delta=chosen.delta
+        "fft", steps=chosen.steps, batch=chosen.batch, epsilon=chosen.training_epsilon, delta=chosen.delta
     )
     return replace(training, head=head).history(chosen.samples)
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from empirical.planning.settings import PlanSettings
+from empirical.planning.stand_in import Split
+from empirical.planning.trials import Trials, streams
 from empirical.recipe import Head
 from langevin.support import validate
 from langevin.support.validate import FloatArray
+
+if TYPE_CHECKING:
+    from empirical.planning.share_plan import SharePlan
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,54 @@ class Released:
     head: Head
     place: int
     epsilon: float
+
+
+def release(
+    trials: Trials, plan: SharePlan, rows: tuple[FloatArray, NDArray[np.int64]], chosen: PlanSettings
+) -> Released:
+    """Choose head and share by private rows; see `probabilities` for the proof.
+
+    The noise comes from the system's entropy, not from the seed, which may be known.
+
+    Parameters
+    ----------
+    trials : Trials
+        Of public rows.
+    plan : SharePlan
+        Its alternatives, with their rates.
+    rows : (X, labels)
+        The private held-out rows.
+    chosen : PlanSettings
+    """
+    assert chosen.plan_epsilon is not None
+    kinds, scores = alternatives(trials, plan, rows)
+    random = np.random.default_rng(secrets.randbits(128))
+    head, place = kinds[choose(scores, chosen.plan_epsilon, random)]
+    return Released(head, place, chosen.plan_epsilon)
+
+
+def alternatives(
+    trials: Trials, plan: SharePlan, rows: tuple[FloatArray, NDArray[np.int64]]
+) -> tuple[list[tuple[Head, int]], FloatArray]:
+    """Heads and shares, and how many of the private rows each gets right: a mean over the draws.
+
+    An alternative that lost a run is left out, which is read off the training rows.
+    """
+    world = replace(trials.worlds[0], X_test=rows[0], labels_test=rows[1])
+    kinds: list[tuple[Head, int]] = []
+    scores: list[float] = []
+    for head, runs in plan.runs.items():
+        places = np.flatnonzero(np.isfinite(runs.loss).all(1)).tolist()
+        lengths = [round(float(plan.shares[k]) * trials.steps) for k in places]
+        splits = [
+            Split(n, runs.lp_lr, float(runs.lr[k]) if n < trials.steps else runs.lp_lr)
+            for n, k in zip(lengths, places, strict=True)
+        ]
+        draws = range(runs.accuracy.shape[1])
+        right = world.run(trials.hows[head], splits, streams(trials.root, draws)).accuracy
+        kinds += [(head, place) for place in places]
+        scores += (right.mean(1) * len(rows[1])).tolist()
+    return kinds, np.array(scores)
 
 
 def probabilities(scores: FloatArray, epsilon: float) -> FloatArray:

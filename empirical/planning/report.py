@@ -21,10 +21,14 @@ COST = (
 )
 
 
-def privacy(private: bool) -> str:
+def privacy(plan: SharePlan) -> str:
     """Describe the privacy cost of the plan itself."""
-    if private:
-        return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
+    if plan.released is not None:
+        return (
+            f"the choice of head and share by the private held-out rows spends epsilon "
+            f"{plan.released.epsilon:g} (exponential mechanism), the training {plan.training_epsilon:g}: {plan.epsilon:g} at delta "
+            f"{plan.history.delta:g} together; everything else here is read off X and y, taken to be public"
+        )
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 

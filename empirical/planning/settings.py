@@ -50,6 +50,9 @@ class PlanSettings:
         error, the choice of the rate included, or is four of its standard errors.
     theory : bool
         Evaluate what the theorems say.
+    plan_epsilon : float or None
+        Spend so much of epsilon on choosing head and share by *private* held-out rows, X_test and y_test, and
+        the rest on the training; X and y are public. Without W nothing hidden is then assumed.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class PlanSettings:
     draws: int = 128
     resolution: float = 0.005
     theory: bool = True
+    plan_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         found = dict(
@@ -85,12 +89,18 @@ class PlanSettings:
             resolution=validate.non_negative("resolution", self.resolution),
             samples=None if self.samples is None else validate.integer("samples", self.samples, 1),
             batch=validate.positive_or_none("batch", self.batch),
+            plan_epsilon=validate.positive_or_none("plan_epsilon", self.plan_epsilon),
         )
         for name, value in found.items():
             object.__setattr__(self, name, value)
         # learning rates are in proportion to its inverse, and the simulation is in single precision
         if not 1e-20 <= self.clip <= 1e20:
             raise ValueError(f"clip must lie in [1e-20, 1e20], got {self.clip:g}: take another unit of X")
+        if self.plan_epsilon is not None and self.plan_epsilon >= self.epsilon:
+            raise ValueError(
+                f"plan_epsilon must be below epsilon={self.epsilon:g}, of which it is a part, got "
+                f"{self.plan_epsilon:g}"
+            )
         if self.activation is not None:
             validate.choice("activation", self.activation, ACTIVATIONS)
         for name in ("theory", "hedge"):
@@ -101,6 +111,11 @@ class PlanSettings:
         if not heads or len(set(heads)) < len(heads):
             raise ValueError(f"heads must be one or more different ones, got {list(heads)}")
         object.__setattr__(self, "heads", heads)
+
+    @property
+    def training_epsilon(self) -> float:
+        """What is left for the training."""
+        return self.epsilon - (self.plan_epsilon or 0.0)
 
     @property
     def lengths(self) -> list[int]:

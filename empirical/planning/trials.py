@@ -109,10 +109,14 @@ class Trials:
         kept = self._kept.get(job)
         if kept is not None and len(kept) == np.prod(shape):
             return np.array([kept[str(i)] for i in range(len(kept))]).reshape(shape)
-        streams = [np.random.SeedSequence(self.root, spawn_key=(0, i)) for i in draws]
-        found = np.array(self.worlds[world].run(how, splits, streams))
+        found = np.array(self.worlds[world].run(how, splits, streams(self.root, draws)))
         self._kept.add(job, ({str(i): x for i, x in enumerate(found.ravel().tolist())}, ""))
         return found
+
+
+def streams(root: int, draws: range) -> list[np.random.SeedSequence]:
+    """Seeds of draws."""
+    return [np.random.SeedSequence(root, spawn_key=(0, i)) for i in draws]
 
 
 def _digest(world: StandIn) -> str:
