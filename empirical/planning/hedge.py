@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,22 @@ from langevin.support.validate import FloatArray
 
 # of a world
 VISIBLE, HIDDEN = "nothing hidden", "hidden directions"
+# a world in which nothing at all is hidden is the extreme one: weights by which plans for the study's six
+# tasks lose least
+_WEIGHTS = {VISIBLE: 0.25, HIDDEN: 0.75}
 # accuracy that hidden directions alone allow, where no source says what the body can reach
 CEILING = 0.9
 # more than chance, less than certainty: what a finite signal can give
 _LEAST, _MOST = 0.05, 0.995
 # standard errors by which features of the source must be better told apart to be a sign of a shift
 _CLEARLY = 2
+
+
+class World(NamedTuple):
+    """A net, and its weight in the mean over the worlds."""
+
+    net: StandIn
+    weight: float
 
 
 def hidden_world(net: StandIn, ceiling: float, random: np.random.Generator) -> StandIn:
@@ -57,7 +68,7 @@ def distance(accuracy: float, classes: int) -> float:
     Examples
     --------
     >>> round(distance(0.9, 10), 2)
-    3.03
+    2.98
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -92,7 +103,7 @@ def worlds_of(
     layer: bool,
     source: tuple[FloatArray, NDArray[np.int64]] | None,
     random: np.random.Generator,
-) -> tuple[dict[str, StandIn], list[str]]:
+) -> tuple[dict[str, World], list[str]]:
     """What the inputs leave open, and what to say of it.
 
     Parameters
@@ -105,7 +116,7 @@ def worlds_of(
         The same body's features of public data without the shift.
     random : Generator
     """
-    worlds = {VISIBLE: net}
+    worlds = {VISIBLE: World(net, 1.0)}
     if layer:
         return worlds, []
     ceiling, said = (
@@ -120,8 +131,8 @@ def worlds_of(
         if there - own < _CLEARLY * float(np.hypot(own_error, error)):
             return worlds, [f"{told}: no shift shows, full fine-tuning is taken to find nothing hidden"]
         ceiling, said = there, f"{told}: the body may find as much again"
-    worlds[HIDDEN] = hidden_world(net, ceiling, random)
-    return worlds, [
+    nets = {VISIBLE: net, HIDDEN: hidden_world(net, ceiling, random)}
+    return {name: World(found, _WEIGHTS[name]) for name, found in nets.items()}, [
         f"{said}; shares are judged by their mean regret over features that show all and features that hide "
         f"directions which alone allow an accuracy of {ceiling:.2g}"
     ]

@@ -18,7 +18,9 @@ from langevin.support.validate import FloatArray
 # columns that an error names
 _SHOWN = 8
 # rows and entries of W that a simulation has at most
-_ROWS, _ENTRIES = 4096, 2**16
+_ROWS, _ENTRIES = 4096, 2**15
+# of a run: passes over the rows times rows times entries of W; and the rows that it has nonetheless
+_WORK, _FEWEST = 2**28, 512
 
 
 class Inputs(NamedTuple):
@@ -45,11 +47,12 @@ def prepare_inputs(
     activation: Activation | None,
     random: np.random.Generator,
     *,
+    passes: float = 1.0,
     private: bool = False,
 ) -> Inputs:
     """Check the arrays, and make a net of them that a simulation can afford.
 
-    With ``private``, ``X_test`` and ``y_test`` affect nothing but the rows that the result sets apart.
+    Runs of ``passes`` over the rows see fewer rows the larger the net is. With ``private``, ``X_test`` and ``y_test`` affect nothing but the rows that the result sets apart.
     """
     features, (names, labels) = validate.array("X", X, 2), numbered_classes(y)
     validate.same_length("X", features, "y", labels)
@@ -65,21 +68,26 @@ def prepare_inputs(
     else:
         held, held_labels = given
     trained = len(labels)
-    if trained > _ROWS:
-        kept = _some(labels, _ROWS, random)
-        notes.append(f"simulated on {_ROWS} of {trained} training samples")
-        features, labels = features[kept], labels[kept]
     if activation is None:
         activation = "linear" if W is None and features.min() < 0 else "relu"
         if activation == "linear":
             notes.append("some features are negative: full fine-tuning is a linear map of them")
     layer, head = _start(features, W, v, len(names))
     apart = given[0] if private and given is not None else held[:0]
+    if trained > (most := _rows(layer, passes)):
+        kept = _some(labels, most, random)
+        notes.append(f"simulated on {most} of {trained} training samples")
+        features, labels = features[kept], labels[kept]
     features, both, layer, cut = _cut(features, np.vstack([held, apart]), layer)
     held, apart = both[: len(held)], both[len(held) :]
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
     rest = (apart, given[1]) if private and given is not None else None
     return Inputs(net, names, rows, trained, (*notes, *cut), rest)
+
+
+def _rows(layer: FloatArray, passes: float) -> int:
+    """Training rows that a run can afford."""
+    return int(np.clip(_WORK / passes / min(layer.size, _ENTRIES), _FEWEST, _ROWS))
 
 
 def _held(

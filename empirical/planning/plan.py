@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from empirical.planning import hedge, private_choice, theory
 from empirical.planning.comparison import standard_error
-from empirical.planning.inputs import prepare_inputs, require_informative, source_of
+from empirical.planning.inputs import numbered_classes, prepare_inputs, require_informative, source_of
 from empirical.planning.search import RATES, Lane, lanes_of, raced, resolved, stacked
 from empirical.planning.settings import PlanSettings
 from empirical.planning.share_plan import HeadRuns, SharePlan
@@ -122,10 +122,12 @@ def plan_share(
             "plan_epsilon must be None without X_test and y_test, the private held-out rows: a simulation "
             "trained on private rows has no bounded sensitivity; give public rows as X and y"
         )
-    inputs = prepare_inputs(X, y, W, v, X_test, y_test, chosen.activation, random, private=private)
-    source = source_of(X_source, y_source)
-    samples = inputs.rows if chosen.samples is None else chosen.samples
+    samples = len(numbered_classes(y)[1]) if chosen.samples is None else chosen.samples
     chosen = replace(chosen, samples=samples, batch=samples / 10 if chosen.batch is None else chosen.batch)
+    passes = chosen.steps * min(1.0, chosen.batch / samples)
+    given = X, y, W, v, X_test, y_test, chosen.activation, random
+    inputs = prepare_inputs(*given, passes=passes, private=private)
+    source = source_of(X_source, y_source)
     heads: Sequence[Head] = chosen.heads if v is None else ("gaussian",)
     releases = {head: _releases(chosen, head) for head in heads}
     hows = {head: _settings(chosen, head, releases[head]) for head in heads}
@@ -193,9 +195,8 @@ def _runs(trials: Trials, worlds: Sequence[str], head: Head, lanes: Sequence[Lan
     splits = [lane.split(rate) for lane, rate in zip(lanes, rates, strict=True)]
     by_world = trials.by_world(head, splits, draws).accuracy
     lr = [split.lr if split.lp_steps < trials.steps else np.nan for split in splits]
-    return HeadRuns(
-        accuracy, loss, np.array(lr), splits[0].lp_lr, choice, dict(zip(worlds, by_world, strict=True))
-    )
+    named = dict(zip(worlds, by_world, strict=True))
+    return HeadRuns(accuracy, loss, np.array(lr), splits[0].lp_lr, choice, named, trials.weights)
 
 
 def _releases(chosen: PlanSettings, head: Head) -> History:

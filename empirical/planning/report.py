@@ -26,8 +26,8 @@ def privacy(plan: SharePlan) -> str:
     if plan.released is not None:
         return (
             f"the choice of head and share by the private held-out rows spends epsilon "
-            f"{plan.released.epsilon:g} (exponential mechanism), the training {plan.training_epsilon:g}: {plan.epsilon:g} at delta "
-            f"{plan.history.delta:g} together; everything else here is read off X and y, taken to be public"
+            f"{plan.released.epsilon:g} (exponential mechanism), the training {plan.training_epsilon:g}: "
+            f"{plan.epsilon:g} at delta {plan.history.delta:g} together; everything else here is read off X and y, taken to be public"
         )
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,9 @@ class HeadRuns:
     Attributes
     ----------
     accuracy, loss : ndarray, shape (m, draws)
-        Held-out accuracy and mean training loss at the end of each simulated run, means over the worlds. The
-        draws, of head, noise and batches, are common to shares and heads. Each is of the rate that all other
-        draws choose.
+        Held-out accuracy and mean training loss at the end of each simulated run, weighted means over the
+        worlds. The draws, of head, noise and batches, are common to shares and heads. Each is of the rate
+        that all other draws choose.
     lr : ndarray, shape (m,)
         Chosen learning rate of full fine-tuning; NaN for share 1.
     lp_lr : float
@@ -43,6 +43,8 @@ class HeadRuns:
         Standard error of the mean accuracies that comes from the choice of the rate.
     worlds : mapping of str to ndarray, shape (m, draws)
         Accuracy in each world, at the chosen rates.
+    weights : sequence of float
+        Of the worlds.
     """
 
     accuracy: FloatArray
@@ -51,6 +53,7 @@ class HeadRuns:
     lp_lr: float
     choice: FloatArray
     worlds: Mapping[str, FloatArray] = field(default_factory=dict)
+    weights: Sequence[float] | FloatArray = ()
 
     @property
     def best(self) -> int:
@@ -69,9 +72,9 @@ class HeadRuns:
 
     @property
     def regret(self) -> FloatArray:
-        """Mean over the worlds of the accuracy lost to the world's own best share, shape (m,)."""
+        """Weighted mean over the worlds of the accuracy lost to a world's own best share, shape (m,)."""
         means = [values.mean(1) for values in self.worlds.values()]
-        return np.mean([mean.max() - mean for mean in means], axis=0)
+        return np.tensordot(self.weights, [mean.max() - mean for mean in means], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from empirical.planning.comparison import Outcomes
+from empirical.planning.hedge import World
 from empirical.planning.stand_in import Settings, Split, StandIn
 from empirical.recipe import Head
 from langevin.sweeps.records import Records
@@ -29,7 +30,7 @@ class Trials:
 
     Parameters
     ----------
-    worlds : sequence of StandIn
+    worlds : sequence of World
         That agree in probing.
     hows : mapping of str to Settings
         By head.
@@ -43,15 +44,17 @@ class Trials:
 
     def __init__(
         self,
-        worlds: Sequence[StandIn],
+        worlds: Sequence[World],
         hows: Mapping[Head, Settings],
         root: int,
         kept: Records | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.worlds, self.hows, self.root, self.progress = worlds, hows, root, progress
+        self.worlds = [world.net for world in worlds]
+        self.weights = np.array([world.weight for world in worlds])
+        self.hows, self.root, self.progress = hows, root, progress
         self._kept = Records() if kept is None else kept
-        self._names = [_digest(world) for world in worlds]
+        self._names = [_digest(net) for net in self.worlds]
         self._known: dict[tuple[int, Head, Split], np.ndarray] = {}
         self.done = 0
 
@@ -61,9 +64,9 @@ class Trials:
         return next(iter(self.hows.values())).steps
 
     def run(self, head: Head, splits: Sequence[Split], draws: int) -> Outcomes:
-        """Ends of the first draws, shape (splits, draws): means over the worlds."""
+        """Ends of the first draws, shape (splits, draws): weighted means over the worlds."""
         found = self.by_world(head, splits, draws)
-        return Outcomes(found.accuracy.mean(0), found.loss.mean(0))
+        return Outcomes(*(np.tensordot(self.weights, values, 1) for values in found))
 
     def by_world(self, head: Head, splits: Sequence[Split], draws: int) -> Outcomes:
         """Ends of the first draws, shape (worlds, splits, draws)."""

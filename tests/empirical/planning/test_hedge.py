@@ -81,12 +81,13 @@ def test_the_hedge_takes_the_least_mean_regret():
         1.0,
         np.zeros(3),
         {VISIBLE: here, HIDDEN: there},
+        (0.5, 0.5),
     )
     assert runs.regret == pytest.approx([0.05, 0.01, 0.075])
     # neither world's own best
     assert runs.recommended == runs.regret.argmin() == 1
     assert [int(world.mean(1).argmax()) for world in runs.worlds.values()] == [2, 0]
-    alone = replace(runs, accuracy=here, worlds={VISIBLE: here})
+    alone = replace(runs, accuracy=here, worlds={VISIBLE: here}, weights=(1.0,))
     assert alone.recommended == 2
 
 
