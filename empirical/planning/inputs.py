@@ -52,7 +52,8 @@ def prepare_inputs(
 ) -> Inputs:
     """Check the arrays, and make a net of them that a simulation can afford.
 
-    Runs of ``passes`` over the rows see fewer rows the larger the net is. With ``private``, ``X_test`` and ``y_test`` affect nothing but the rows that the result sets apart.
+    Runs of ``passes`` over the rows see fewer rows the larger the net is. With ``private``, ``X_test`` and
+    ``y_test`` affect nothing but the rows that the result sets apart.
     """
     features, (names, labels) = validate.array("X", X, 2), numbered_classes(y)
     validate.same_length("X", features, "y", labels)

@@ -25,9 +25,10 @@ def privacy(plan: SharePlan) -> str:
     """Describe the privacy cost of the plan itself."""
     if plan.released is not None:
         return (
-            f"the choice of head and share by the private held-out rows spends epsilon "
+            "the choice of head and share by the private held-out rows spends epsilon "
             f"{plan.released.epsilon:g} (exponential mechanism), the training {plan.training_epsilon:g}: "
-            f"{plan.epsilon:g} at delta {plan.history.delta:g} together; everything else here is read off X and y, taken to be public"
+            f"{plan.epsilon:g} at delta {plan.history.delta:g} together; everything else here is read off X "
+            "and y, taken to be public"
         )
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 

@@ -89,9 +89,7 @@ def test_other_bodies_are_refused_by_what_they_end_in(body, got):
 def test_it_is_what_a_plan_takes():
     body, labels = BODIES["dense"], np.arange(40) % 2
     found = last_layer(body)
-    plan = plan_share(
-        found.inputs(IMAGES), labels, W=found.W, activation=found.activation, epsilon=1.0, delta=1e-3, steps=5,
-        draws=2, shares=[0.0, 1.0], theory=False,
-    )  # fmt: skip
+    how: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=5, draws=2, shares=[0.0, 1.0], theory=False)
+    plan = plan_share(found.inputs(IMAGES), labels, W=found.W, activation=found.activation, **how)
     # nothing is left open
     assert [list(runs.worlds) for runs in plan.runs.values()] == [["nothing hidden"]] * 3
