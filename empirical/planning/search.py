@@ -17,7 +17,7 @@ FACTOR = 3.0
 RATES = tuple(FACTOR**k for k in range(-3, 2))
 _FARTHEST = 4
 # draws of the first round, which doubles in each, and of the first comparison of shares
-_FIRST, LEAST = 4, 16
+_FIRST, LEAST = 4, 8
 # draws by which probing's rate is settled
 _PROBING = 16
 # standard errors at which an alternative is clearly worse, and so known well enough
@@ -103,7 +103,8 @@ def lanes_of(
 ) -> list[Lane]:
     """A lane for each number of steps of probing, with the rates that its first draws leave open.
 
-    The rates of the first share are searched over all of ``start``, those of the others around its best.
+    The rates of probing, and of the first share, are searched over all of ``start``, those of the other
+    shares around the best of the one before.
     """
     lp_lr, probing = probing_rate(trials, head, start, draws)
     probing.rates = [lp_lr]
@@ -124,15 +125,20 @@ def lanes_of(
 def raced(trials: Trials, lanes: Sequence[Lane], draws: int, resolution: float) -> int:
     """Halve the rates of all lanes in rounds of common draws; return the number of draws made.
 
-    The rounds end when each lane's accuracy, the choice of its rate included, is known well enough relative
-    to the best one.
+    Lanes that are clearly worse than the best go on with one rate: which does not matter any more. The rounds
+    end when each lane's accuracy, the choice of its rate included, is known well enough relative to the best.
     """
     n = min(_FIRST, draws)
     while True:
         for lane in lanes:
             lane.narrow(trials, n)
-        if n == draws or (n >= LEAST and resolved(*stacked(trials, lanes, n), resolution)):
+        found = stacked(trials, lanes, n)
+        if n == draws or (n >= LEAST and resolved(*found, resolution)):
             return n
+        mean, error = deficit_of(*found)
+        for lane, worse in zip(lanes, (mean > resolution) & (mean > _CLEARLY * error), strict=True):
+            if worse and n > _FIRST:
+                lane.rates = [lane.choose(trials, n)[0]]
         n = min(2 * n, draws)
 
 
