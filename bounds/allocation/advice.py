@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds.allocation.crossover import Crossover, lp_crossover
+from bounds.allocation.crossover import Crossover, crossovers, lp_crossover
 from bounds.allocation.share import LpShare, minimum_lp_share
 from bounds.allocation.utility import BOUNDS, utility_curve
 from bounds.band import Band
 from bounds.features.assumptions import Assumptions, check_assumptions
 from bounds.features.blocks import decouple
+from bounds.features.classes import decouple_classes
+from bounds.features.distortion import Distortion, distortion
 from bounds.support.covers import ANY, Covers, declares
 from langevin.model.problem import Problem
 from langevin.model.weights import Weights
 from langevin.support import validate
 
-COVERS = Covers(ANY, ANY, lp=("flat",), fft=("flat",))
+COVERS = Covers(ANY, ANY, lp=("flat",), fft=("flat",), outputs=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,8 @@ class Advice:
         By `minimum_lp_share`, one for each head.
     crossovers : tuple of Crossover
         By `lp_crossover`, for each head, and each class where classes decouple.
+    distortions : tuple of Distortion
+        By `distortion` from the start, one for each head.
     curves : dict of str to Band
         Bounds of the final loss, the sum over samples, whose ``times`` are shares: means over the heads, so
         that they bound the mean over these heads; only where all of them are valid.
@@ -51,6 +55,7 @@ class Advice:
     assumptions: Assumptions
     minimum: tuple[LpShare, ...]
     crossovers: tuple[Crossover, ...]
+    distortions: tuple[Distortion, ...]
     curves: dict[str, Band]
     reasons: dict[str, str]
     start: float
@@ -65,6 +70,11 @@ class Advice:
         return float(values.mean()), float(error)
 
     @property
+    def harmless(self) -> bool:
+        """Whether full fine-tuning from the start, without probing, is sure to distort nothing (3.3')."""
+        return all(found.valid and not found.misaligned.any() for found in self.distortions)
+
+    @property
     def loss_optimal(self) -> tuple[float, str]:
         """Return the best share for the zeroth-order loss by theory (6b), or NaN, and the result in words.
 
@@ -76,14 +86,13 @@ class Advice:
             return np.nan, f"theory does not say (6b): {bad or 'no neuron is in the cone of a class'}"
         if all(found.case == "fft" for found in self.crossovers):
             return 0.0, "0 (6b): the final loss rises with the time of probing"
-        critical = max(found.critical_time for found in self.crossovers if found.case != "fft")
         latest = max(found.latest_switch for found in self.crossovers) / self.time
-        if self.time <= min(found.critical_time for found in self.crossovers if found.case != "fft"):
-            return (
-                0.0,
-                f"0 (6b): a short probing helps above time {critical:.3g} only, there is {self.time:.3g}",
-            )
-        return np.nan, f"at most {min(latest, 1.0):.3g} (6b): some probing helps above time {critical:.3g}"
+        times = [found.critical_time for found in self.crossovers if found.case != "fft"]
+        if self.time <= min(times):
+            says = f"a short probing helps above time {min(times):.3g} only, there is {self.time:.3g}"
+        else:
+            says = f"some probing helps above time {max(times):.3g}"
+        return np.nan, f"at most {min(latest, 1.0):.3g} (6b): {says}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, lists and dictionaries for JSON; no number where the theory gives none."""
@@ -98,7 +107,10 @@ class Advice:
                 "attainable": float(np.mean([found.attainable for found in self.minimum])),
                 "reason": next((found.reason for found in self.minimum if not found.valid), ""),
                 "source": self.minimum[0].source,
+                "steps": float(np.mean([found.steps for found in self.minimum])),
+                "failure": max(found.failure for found in self.minimum),
             },
+            "distorts nothing without probing": self.harmless,
             "loss-optimal share": {"share": best, "says": words},
             "bounds": {
                 name: {
@@ -124,6 +136,9 @@ def split_advice(
     clip: float,
     time: float,
     shares: ArrayLike,
+    dt: float | None = None,
+    sample_rate: float = 1.0,
+    confidence: float | None = None,
 ) -> Advice:
     """Evaluate all statements on how to split a budget between probing and full fine-tuning.
 
@@ -133,7 +148,7 @@ def split_advice(
     Parameters
     ----------
     problem : Problem
-        With labels -1 and +1.
+        With labels -1 and +1, or K classes.
     weights : sequence of Weights
         The same first layer with one or more heads, such as draws of a Gaussian one.
     sigma, clip : float
@@ -142,6 +157,10 @@ def split_advice(
         Total time, in units of diffusion time.
     shares : array_like
         At which to bound the final loss; rising, in [0, 1].
+    dt : float, optional
+        Step of the chain that spends the time: the minimum share is then of its steps.
+    sample_rate, confidence : float
+        Of its Poisson batches, see `minimum_lp_share`. All other statements are of full batches.
 
     Returns
     -------
@@ -161,13 +180,18 @@ def split_advice(
     COVERS.require(problem)
     sigma, clip = validate.positive("sigma", sigma), validate.positive("clip", clip)
     time = validate.positive("time", time)
-    # the budget that buys this time at this noise: the share is of the time
-    rho = clip**2 * time / (4 * sigma**2)
+    chosen: dict[str, Any] = dict(clip=clip, sample_rate=sample_rate, confidence=confidence)
+    if dt is None:
+        # the budget that buys this time at this noise: the share is of the time
+        chosen |= dict(rho=clip**2 * time / (4 * sigma**2), sigma=sigma)
+    else:
+        chosen |= dict(dt=dt, steps=round(time / dt))
     curves, reasons = _curves(problem, weights, sigma=sigma, clip=clip, time=time, shares=shares)
     return Advice(
         check_assumptions(problem, weights[0]),
-        tuple(minimum_lp_share(problem, w, rho=rho, sigma=sigma, clip=clip) for w in weights),
+        tuple(minimum_lp_share(problem, w, **chosen) for w in weights),
         tuple(found for w in weights for found in _crossovers(problem, w, time, clip)),
+        tuple(distortion(problem, w, clip=clip) for w in weights),
         curves,
         reasons,
         float(np.mean([problem.losses(problem.outputs(w)).sum() for w in weights])),
@@ -178,6 +202,8 @@ def split_advice(
 
 def _crossovers(problem: Problem, weights: Weights, time: float, clip: float) -> list[Crossover]:
     """One for each class of a ReLU network if the classes decouple, otherwise one for the whole."""
+    if problem.outputs_dim > 1:
+        return crossovers(problem, weights, time, clip)
     blocks, reason = decouple(problem, weights) if problem.activation == "relu" else ([], "")
     if reason or not blocks:
         return [lp_crossover(problem, weights, time=time, clip=clip)]
@@ -199,7 +225,7 @@ def _curves(
     """Means of each bound over the heads."""
     bands: dict[str, list[Band]] = {}
     reasons: dict[str, str] = {}
-    _, mixed = decouple(problem, weights[0])
+    _, mixed = (decouple if problem.outputs_dim == 1 else decouple_classes)(problem, weights[0])
     if mixed:
         # it holds, but was found 10^4 times the loss at the start, and takes a minute
         reasons["certified"] = f"not evaluated, as it says nothing of use where {mixed}"

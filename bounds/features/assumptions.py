@@ -1,4 +1,4 @@
-"""How far data and features are from assumptions 3.1 and 3.2."""
+"""How far data and features are from assumptions 3.1 and 3.2, and 3.1' and 3.2' of K classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 from bounds.features.blocks import NO_NEURONS, ROUNDOFF
 from bounds.support.covers import ANY, Covers, declares
 from bounds.support.ranges import require_moderate
+from langevin.model.alignment import CONES, head_excess
 from langevin.model.problem import Problem
 from langevin.model.weights import GramWeights, Weights
 from langevin.support.validate import FloatArray
 
-COVERS = Covers(ANY, ANY)
+KINDS = {"one output": Covers(ANY, ANY), "K classes": Covers(tuple(CONES), ANY, outputs=True)}
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WORST = 5
+# classes that a report names
+NAMED = 10
 CHUNK = 1024
 
 
@@ -70,13 +73,16 @@ class Collapse:
     pair_violations : float
         Share of pairs (neuron, sample) on the wrong side of the neuron's best class.
     classes : ndarray, shape (h,)
-        The class whose cone each neuron is in, or comes closest to.
+        The class whose cone each neuron is in, or comes closest to: -1 or +1, or the number of one of K
+        classes, NaN for a neuron that is active on no sample, which never moves and violates nothing.
     margins : ndarray, shape (h,)
-        Cone margin: least ``s_j y_i cos(w_j, x_i)`` over the samples; negative: violated.
+        Cone margin: least ``cos(w_j, x_i)`` over the samples of the class and ``-cos`` over the others;
+        negative: violated.
     dead, everywhere_active : float
         Share of neurons active on no sample, or on all of them.
     misaligned : float
-        Share of neurons whose head has the wrong sign for their class.
+        Share of neurons whose head is outside the aligned cone of their class: of the wrong sign with one
+        output.
     worst : list of (int, int, float)
         Neurons that violate it most, the sample that shows it, and their margin.
     """
@@ -113,7 +119,11 @@ class Assumptions:
         Share of neurons that keep one sign of ``y_i w_j . x_i``: what a linear net's sandwich needs; NaN
         where there are no single neurons.
     labels : bool
-        Whether the labels are -1 and +1; if not, no assumption holds.
+        Whether the labels are -1 and +1, or classes; if not, no assumption holds.
+    class_names : tuple of str
+        Of K classes, whose assumptions are 3.1' and 3.2'; empty with one output.
+    centred : Separability or None
+        3.1 of the inputs less their mean, where they are never negative and violate it across classes.
     """
 
     separability: Separability
@@ -123,6 +133,8 @@ class Assumptions:
     rank: int
     linear_one_sign: float
     labels: bool
+    class_names: tuple[str, ...] = ()
+    centred: Separability | None = None
 
     @property
     def hold(self) -> bool:
@@ -146,35 +158,55 @@ class Assumptions:
                 f"{'holds' if b.holds else 'fails'}; neurons that violate it: {b.violations:.1%}, "
                 f"pairs {b.pair_violations:.1%}; least cone margin {b.margins.min():.3g}"
             )
+        prime = "'" if self.class_names else ""
         lines = [
-            f"3.1 orthogonal separability: {'holds' if a.holds else 'fails'}; pairs that violate it: "
-            f"{_percentage(a.within_violations)} within, {_percentage(a.across_violations)} across classes; "
-            f"margin {a.margin:.3g}",
-            f"3.2 collapsed features: {features}",
-            "spread within a class: "
-            + ", ".join(f"{s:+d}: {angle:.1f} degrees" for s, angle in self.spread.items()),
+            f"3.1{prime} orthogonal separability: {'holds' if a.holds else 'fails'}; {_pairs(a)}",
+            f"3.2{prime} collapsed features: {features}",
+            f"spread within a class: {self._spread()}",
         ]
+        if self.centred is not None:
+            lines[1:1] = [
+                f"    no input is negative, as of features after a ReLU: 3.1{prime} cannot hold across",
+                "    classes that share an active feature, unless the inputs are centred",
+                f"    centred by their mean: {_pairs(self.centred)}",
+                "    take the mean of public features: that of private ones is a release and costs privacy",
+            ]
         if not self.labels:
             lines.insert(0, "the labels are not -1 and +1: neither assumption applies")
         return "\n".join(lines)
+
+    def _spread(self) -> str:
+        if len(self.spread) > NAMED:
+            angles = self.spread.values()
+            return f"{min(angles):.1f} to {max(angles):.1f} degrees in {len(angles)} classes"
+        names = dict(enumerate(self.class_names)) or {1: "+1", -1: "-1"}
+        return ", ".join(f"{names[s]}: {angle:.1f} degrees" for s, angle in self.spread.items())
+
+
+def _pairs(found: Separability) -> str:
+    return (
+        f"pairs that violate it: {_percentage(found.within_violations)} within, "
+        f"{_percentage(found.across_violations)} across classes; margin {found.margin:.3g}"
+    )
 
 
 def _percentage(violations: float) -> str:
     return "none to compare" if math.isnan(violations) else f"{violations:.1%}"
 
 
-@declares(COVERS)
+@declares(KINDS)
 def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     """Measure how far data and features are from assumptions 3.1 and 3.2.
 
     Of [1]_. Assumption 3.1: ``<x_i, x_k> > 0`` within a class and ``<= 0`` across classes. Assumption 3.2:
     each ``w_j`` has ``w_j . x_i > 0`` exactly on the samples of one class and no product is 0. Products below
-    1e-12 of the norms count as 0.
+    1e-12 of the norms count as 0. With K classes these are assumptions 3.1' and 3.2' (new).
 
     Parameters
     ----------
     problem, weights
-        Data and first layer; with labels that are not -1 and +1 the sign of a label is its class.
+        Data and first layer; with one output and labels that are not -1 and +1 the sign of a label is its
+        class.
 
     Returns
     -------
@@ -184,7 +216,7 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     Raises
     ------
     ValueError
-        If the problem has K outputs.
+        If the problem has K outputs that are not classes.
 
     References
     ----------
@@ -198,48 +230,67 @@ def check_assumptions(problem: Problem, weights: Weights) -> Assumptions:
     (False, True, 0.5)
     >>> [(i, k) for i, k, _ in found.separability.worst]
     [(0, 2)]
+    >>> problem = Problem(np.eye(3), [0, 1, 2], loss="softmax")
+    >>> check_assumptions(problem, Weights(1.5 * np.eye(3) - 0.5, np.zeros((3, 3)))).hold
+    True
     """
     require_moderate(problem, weights, pairs=True)
-    COVERS.require(problem)
-    s = np.where(problem.y > 0, 1.0, -1.0)
+    several = problem.outputs_dim > 1
+    KINDS["K classes" if several else "one output"].require(problem)
+    y = problem.y if several else np.where(problem.y > 0, 1, -1)
+    # ties between classes go to the first
+    labels = range(problem.outputs_dim) if several else (1, -1)
     norms = np.sqrt(problem.squared_norms)
-    units = problem.X / np.where(norms > 0, norms, 1.0)[:, None]
+    units = _units(problem.X)
     spread, feature_spread = {}, {}
     A = problem.features(weights.W)
-    for sign in (1, -1):
-        rows = s == sign
+    for label in labels:
+        rows = y == label
         if rows.any():
             mean = units[rows].mean(0)
             cosine = units[rows] @ mean / max(float(np.linalg.norm(mean)), 1e-300)
-            spread[sign] = float(np.degrees(np.arccos(np.clip(cosine.min(), -1.0, 1.0))))
+            spread[label] = float(np.degrees(np.arccos(np.clip(cosine.min(), -1.0, 1.0))))
             centre = A[rows].mean(0)
             size = float(np.linalg.norm(centre))
             distance = float(np.sqrt(((A[rows] - centre) ** 2).sum(1).mean()))
-            feature_spread[sign] = distance / size if size > 0 else 0.0
+            feature_spread[label] = distance / size if size > 0 else 0.0
     collapse, sided = None, np.nan
     if not isinstance(weights, GramWeights):
-        cosines = _cosines(problem, weights, units) * s[:, None]
-        sided = ((cosines > 0).all(0) | (cosines < 0).all(0)).mean()
-        collapse = _collapse(cosines, s, weights)
+        cosines = _cosines(weights, units)
+        collapse = _collapse(problem, weights, cosines, y, np.array(labels))
+        if not several:
+            signed = cosines * y[:, None]
+            sided = ((signed > 0).all(0) | (signed < 0).all(0)).mean()
+    separability, centred = _separability(units, y, int((norms == 0).sum())), None
+    if problem.X.min() >= 0 and separability.across_violations > 0:
+        X = problem.X - problem.X.mean(0)
+        centred = _separability(_units(X), y, int((X == 0).all(1).sum()))
     return Assumptions(
-        _separability(units, s, int((norms == 0).sum())),
+        separability,
         collapse,
         spread,
         feature_spread,
         int(np.linalg.matrix_rank(problem.X)),
         float(sided),
         problem.classification,
+        problem.class_names,
+        centred,
     )
 
 
-def _cosines(problem: Problem, weights: Weights, units: FloatArray) -> FloatArray:
+def _units(X: FloatArray) -> FloatArray:
+    """Rows of length 1; 0 where a row is 0."""
+    norms = np.linalg.norm(X, axis=1)
+    return X / np.where(norms > 0, norms, 1.0)[:, None]
+
+
+def _cosines(weights: Weights, units: FloatArray) -> FloatArray:
     """``cos(x_i, w_j)``, shape (n, h), roundoff cut; 0 for a zero vector."""
-    sizes = np.linalg.norm(weights.W, axis=1)
-    cosines = units @ (weights.W / np.where(sizes > 0, sizes, 1.0)[:, None]).T
+    cosines = units @ _units(weights.W).T
     return np.where(np.abs(cosines) <= ROUNDOFF, 0.0, cosines)
 
 
-def _separability(units: FloatArray, s: FloatArray, zeros: int) -> Separability:
+def _separability(units: FloatArray, s: np.ndarray, zeros: int) -> Separability:
     n = len(s)
     counts = {True: [0, 0], False: [0, 0]}
     extremes = {True: np.inf, False: -np.inf}
@@ -301,26 +352,37 @@ def _quantiles(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(q) for q in np.quantile(values, QUANTILES))
 
 
-def _collapse(cosines: FloatArray, s: FloatArray, weights: Weights) -> Collapse:
-    # cosines times labels: a neuron in the cone of class +1 has all of them positive
-    low, high = cosines.min(0), cosines.max(0)
-    # fewest samples on the wrong side, then the better margin
-    wrong = np.stack([(cosines <= 0).sum(0), (cosines >= 0).sum(0)])
-    positive = np.where(wrong[0] == wrong[1], low >= -high, wrong[0] < wrong[1])
-    classes = np.where(positive, 1.0, -1.0)
-    margins = np.where(positive, low, -high)
-    bad = margins <= 0
-    order = np.argsort(margins)[:WORST]
-    shown = np.where(positive, cosines.argmin(0), cosines.argmax(0))
-    active = cosines * s[:, None] > 0
+def _collapse(
+    problem: Problem, weights: Weights, cosines: FloatArray, y: np.ndarray, labels: np.ndarray
+) -> Collapse:
+    n, h = cosines.shape
+    rows = [y == label for label in labels]
+    least = np.array([cosines[own].min(0, initial=np.inf) for own in rows])
+    most = np.array([cosines[own].max(0, initial=-np.inf) for own in rows])
+    passive, active = cosines <= 0, cosines >= 0
+    wrong = np.array([passive[own].sum(0) - active[own].sum(0) for own in rows]) + active.sum(0)
+    margins = np.array([np.minimum(low, -np.delete(most, k, 0).max(0)) for k, low in enumerate(least)])
+    # fewest samples on the wrong side, then the best margin
+    margins[wrong > wrong.min(0)] = -np.inf
+    best = margins.argmax(0)
+    classes, margin, bad_pairs = labels[best].astype(float), margins.max(0), wrong.min(0)
+    if problem.outputs_dim > 1:
+        idle = (cosines < 0).all(0)
+        misaligned = ((head_excess(problem, weights.v, labels[best]) > 0).any(1) & ~idle).mean()
+        classes[idle], margin[idle], bad_pairs[idle] = np.nan, -cosines[:, idle].max(0), 0
+    else:
+        misaligned = (classes * weights.v < 0).mean()
+    bad = margin <= 0
+    order = np.argsort(margin)[:WORST]
+    shown = np.where(y[:, None] == labels[best], cosines, -cosines).argmin(0)
     return Collapse(
         not bad.any(),
         float(bad.mean()),
-        float(np.minimum(*wrong).sum() / cosines.size),
+        float(bad_pairs.sum() / (n * h)),
         classes,
-        margins,
-        float((~active).all(0).mean()),
-        float(active.all(0).mean()),
-        float((classes * weights.v < 0).mean()),
-        [(int(j), int(shown[j]), float(margins[j])) for j in order if bad[j]],
+        margin,
+        float((cosines <= 0).all(0).mean()),
+        float((cosines > 0).all(0).mean()),
+        float(misaligned),
+        [(int(j), int(shown[j]), float(margin[j])) for j in order if bad[j]],
     )

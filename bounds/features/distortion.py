@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from bounds.distance.flow import span
 from bounds.features.blocks import COVERS as BLOCKS
 from bounds.features.blocks import MARGINS, ROUNDOFF, Block, decouple, fft_obstacle
+from bounds.features.classes import COVERS as CLASSES
+from bounds.features.classes import ClassBlock, classes_obstacle, decouple_classes
+from bounds.features.effects import Effect, class_effect, gather, scalar_effect
 from bounds.support.covers import Covers, declares
 from bounds.support.ranges import require_moderate
 from langevin.model.activations import ACTIVATIONS
@@ -19,16 +22,21 @@ from langevin.support import validate
 from langevin.support.validate import FloatArray
 
 DISTORTION = "re-derived, sharp form new; replaces Theorem 3.3 of [1]"
+CLASSES_DISTORTION = "new (3.3')"
 RELU = replace(BLOCKS, activations=("relu",))
 # smooth activations too: then the drift is continuous at the start
 DRIFT = Covers(
     ("logistic", "square", "huber"), ("relu", "linear", "gelu", "tanh"), lp=(), fft=("none", "flat")
 )
+KINDS = {"one output": replace(RELU, lp=()), "K classes": replace(CLASSES, lp=())}
 
 
 @dataclass(frozen=True, eq=False)
 class Distortion:
     """The effect of full fine-tuning on each neuron while its head is misaligned; see `distortion`.
+
+    With one output "aligned" means ``s_j v_j >= 0``. With K classes ``c`` is the class of the neuron and the
+    aligned cone is ``V_jc >= V_jk`` for all ``k`` (softmax), or ``V_jc >= 0 >= V_jk`` (one-vs-rest).
 
     Attributes
     ----------
@@ -36,22 +44,40 @@ class Distortion:
     reason : str
         Why the statement does not hold; all arrays are then False or NaN.
     probability : float
-        ``1 - 2^-h``: chance that a head drawn from ``N(0, beta^2)`` misaligns some neuron.
+        Chance that a head drawn from ``N(0, beta^2)`` misaligns some neuron: ``1 - 2^-h``; with K classes
+        ``1 - K^-h`` (softmax) or ``1 - 2^(-K h)`` (one-vs-rest).
+    wholly_probability : float
+        Chance that it misaligns some neuron wholly: ``1 - (1 - p)^h`` where a single one is with probability
+        ``p``, which is 1/2, 1/K or ``2^-K``.
     classes : ndarray, shape (h,)
-        ``s_j``, the class whose cone a neuron lies in: -1 or +1.
+        Class whose cone a neuron lies in: ``s_j``, -1 or +1, or the number of the class, NaN for a neuron
+        that is active on no sample.
     misaligned : ndarray of bool, shape (h,)
-        ``s_j v_j < 0``: own-class pre-activations fall, opposite ones move towards zero.
+        The head is outside the aligned cone. With one output own-class pre-activations then fall and opposite
+        ones move towards zero; with K classes they may.
+    wholly : ndarray of bool, shape (h,)
+        With K classes ``V_jc < V_jk`` for all ``k`` (softmax), ``V_jc < 0 < V_jk`` (one-vs-rest): all samples
+        push the neuron away from them, whatever the outputs. With one output: misaligned.
+    pushed : ndarray of bool, shape (h,)
+        At time 0 some sample of its class pushes the neuron away, ``V_j . r_i > 0``. With one output:
+        misaligned.
+    distance : ndarray, shape (h,)
+        ``a_j``, the distance of the head to the aligned cone: ``|v_j|`` of a misaligned neuron.
     duration : ndarray, shape (h,)
         Least time for which a misaligned neuron stays so, if no neuron leaves its cone before; 0 for the
         aligned, infinite if no sample pulls the head.
     survives : ndarray of bool, shape (h,)
-        The head's sign is sure to flip before the neuron can leave its cone (True if aligned).
+        The neuron is sure never to leave its cone (True if aligned): its head becomes aligned before
+        (one-vs-rest: or stays misaligned without harm).
     largest_drop : ndarray, shape (h,)
-        ``delta_j``: most that an own-class pre-activation falls; NaN unless the flip is sure.
+        ``delta_j``: most that an own-class pre-activation falls; NaN unless the neuron is sure to keep those
+        of its class positive.
     largest_rise : ndarray, shape (h,)
-        Most that an opposite-class pre-activation moves towards zero; NaN unless the flip is sure.
+        Most that a pre-activation of another class moves towards zero; NaN like ``largest_drop``.
     never_flips : ndarray of bool, shape (h,)
-        ``|v_j| >= ||w_j||`` of a misaligned neuron: balancedness forbids that its head flips.
+        Balancedness forbids that the misaligned head ever becomes aligned: ``|v_j| >= ||w_j||``. With K
+        classes for heads that are equal for all other classes, for which ``a_j >= ||w_j||`` says it; for
+        others it does not follow, and False is given.
     cosine_falls : ndarray of bool, shape (h,)
         At time 0 the neuron's cosine to its class mean is sure to be falling.
     fixed : bool
@@ -64,8 +90,12 @@ class Distortion:
     valid: bool
     reason: str
     probability: float
+    wholly_probability: float
     classes: FloatArray
     misaligned: NDArray[np.bool_]
+    wholly: NDArray[np.bool_]
+    pushed: NDArray[np.bool_]
+    distance: FloatArray
     duration: FloatArray
     survives: NDArray[np.bool_]
     largest_drop: FloatArray
@@ -77,12 +107,13 @@ class Distortion:
     source: str = DISTORTION
 
 
-@declares(replace(RELU, lp=()))
+@declares(KINDS)
 def distortion(problem: Problem, weights: Weights, *, clip: float | None = None) -> Distortion:
     r"""Determine which features full fine-tuning distorts, the minimum duration, and which survive.
 
     Re-derived; replaces Theorem 3.3 of [1]_; the sharp form of survival and of the duration is
-    new. Zeroth order, under assumptions 3.1 and 3.2.
+    new, and so is everything on K classes (3.3'). Zeroth order, under assumptions 3.1 and 3.2, or 3.1' and
+    3.2'.
 
     Statement
         While ``alpha_j = s_j v_j < 0``, pre-activations of the neuron's own class fall and those of
@@ -94,6 +125,15 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         by at most ``Gamma'_k delta_j / Gamma``, ``Gamma'_k`` its largest ``|G_ik|``. If each was further
         from zero, no pattern ever changes.
 
+    Statement, K classes
+        With the distance ``a_j`` of the head to the aligned cone in place of ``|v_j|``, survival, drop and
+        rise are the same. A neuron stays wholly misaligned for at least ``b_j / sum_i min(C, R z_ji(0))``,
+        with ``b_j`` the distance to the heads that are not and ``R`` the largest norm of a residual, and
+        misaligned for at least ``(a_j - b_j) / (n_c C)`` more; without a clip ``C`` is replaced by ``R``
+        times a bound of ``z``. Heads equal for all other classes, such as all of two classes, train as a
+        scalar net, whose statement then is used. A zero head is aligned: full fine-tuning then distorts
+        nothing at zeroth order.
+
     Parameters
     ----------
     problem, weights
@@ -104,8 +144,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     Returns
     -------
     Distortion
-        For all time with the logistic loss; with the square loss until a margin reaches 1. With
-        ``valid`` False and a reason where an assumption fails.
+        For all time with the logistic loss and with K classes; with the square loss until a margin reaches 1.
+        With ``valid`` False and a reason where an assumption fails.
 
     References
     ----------
@@ -119,67 +159,87 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     (array([ True,  True]), array([ True,  True]))
     >>> found.largest_drop.round(3)
     array([0.2  , 0.046])
+
+    Three classes, whose neurons are wholly misaligned, misaligned and aligned:
+
+    >>> problem = Problem(np.eye(3), [0, 1, 2], loss="softmax")
+    >>> W = 1.5 * np.eye(3) - 0.5
+    >>> found = distortion(problem, Weights(W, [[-0.3, 0.1, 0.2], [-0.1, 0.1, 0.2], [0, 0, 0]]), clip=1.0)
+    >>> found.wholly, found.misaligned, found.distance.round(3)
+    (array([ True, False, False]), array([ True,  True, False]), array([0.374, 0.071, 0.   ]))
     """
     require_moderate(problem, weights, clip=clip, pairs=True)
     clip = validate.positive_or_none("clip", clip)
-    h = len(weights.v)
+    several = problem.outputs_dim > 1
+    source = CLASSES_DISTORTION if several else DISTORTION
+    chances, h = _chances(problem, weights.width), len(weights.v)
+    effects, reason = (_class_effects if several else _scalar_effects)(problem, weights, clip)
     no, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
-    probability = 1 - 0.5**weights.width
+    if reason:
+        state = no, no, no, nan, nan, no, nan, nan, no, no
+        return Distortion(False, reason, *chances, nan, *state, False, "nowhere", source)
+    arrays = gather([(block.neurons, effect) for block, effect in effects], h)
+    classes, never, falls = nan.copy(), no.copy(), no.copy()
+    norms = np.linalg.norm(span(problem, weights).W, axis=1)
+    for block, effect in effects:
+        j = block.neurons
+        classes[j] = problem.y[block.samples[0]]
+        never[j] = effect.keeps_direction & effect.wholly & (effect.distance >= norms[j])
+        falls[j] = effect.wholly & _beyond_class(problem, weights, block)
+    orphan = np.isnan(classes)
+    if orphan.any() and not several:
+        # of a class without samples: nothing pulls them
+        classes[orphan] = -problem.y[0]
+        bad = orphan & (classes * weights.v < 0)
+        for name in ("misaligned", "wholly", "pushed"):
+            arrays[name][bad] = True
+        arrays["distance"][bad], arrays["duration"][bad] = np.abs(weights.v[bad]), np.inf
+    lasting = several or np.isinf(MARGINS[problem.loss].end)
+    return Distortion(
+        True,
+        "",
+        *chances,
+        classes=classes,
+        **arrays,
+        never_flips=never,
+        cosine_falls=falls,
+        fixed=bool(arrays["survives"].all()),
+        scope="for all time" if lasting else "until a margin reaches 1 (square loss)",
+        source=source,
+    )
+
+
+def _chances(problem: Problem, width: int) -> tuple[float, float]:
+    """Chances that a Gaussian head misaligns some neuron, and that it does so wholly."""
+    K = problem.outputs_dim
+    # of one neuron to be aligned, and to be wholly misaligned
+    one = 0.5**K if problem.loss == "ovr" or K == 1 else 1 / K
+    return 1 - one**width, 1 - (1 - one) ** width
+
+
+def _scalar_effects(
+    problem: Problem, weights: Weights, clip: float | None
+) -> tuple[list[tuple[Block, Effect]], str]:
     blocks, reason = decouple(problem, weights)
     reason = RELU.refuses(problem) or reason or fft_obstacle(problem, blocks)
     if not reason and any((b.margins >= MARGINS[problem.loss].end).any() for b in blocks):
         reason = "a margin is at least 1 from the start (square loss)"
     if reason:
-        return Distortion(False, reason, probability, nan, no, nan, no, nan, nan, no, no, False, "nowhere")
-    signs = np.zeros(h)
-    misaligned, survives = no.copy(), np.ones(h, dtype=bool)
-    duration, drop, rise = np.zeros(h), np.zeros(h), np.zeros(h)
-    never, falls = no.copy(), no.copy()
-    norms = np.linalg.norm(span(problem, weights).W, axis=1)
-    for block in blocks:
-        j = block.neurons
-        signs[j] = block.sign
-        bad = block.alpha < 0
-        misaligned[j] = bad
-        pull = block.Z * MARGINS[problem.loss].slope(block.margins)
-        pull = pull if clip is None else np.minimum(pull, clip)
-        duration[j] = np.where(bad, -block.alpha / pull.sum(1), 0.0)
-        zeta, most = block.Z.min(1), float(block.G.max())
-        left = zeta**2 - most * block.alpha**2
-        fall = np.where(left > 0, zeta - np.sqrt(np.maximum(left, 0.0)), np.nan)
-        fall = np.where(bad, fall, 0.0)
-        up = fall[:, None] * block.G_opposite.max(0, initial=0.0) / most
-        drop[j], rise[j] = fall, up.max(1, initial=0.0)
-        survives[j] = ~bad | ((left > 0) & (up < block.opposite).all(1))
-        never[j] = bad & (np.abs(block.alpha) >= norms[j])
-        falls[j] = bad & _beyond_class(problem, weights, block)
-    # neurons of a class without samples belong to no block: nothing pulls them
-    orphan = signs == 0
-    if orphan.any():
-        signs[orphan] = -problem.y[0]
-        misaligned[orphan] = signs[orphan] * weights.v[orphan] < 0
-        duration[orphan & misaligned] = np.inf
-    rise[np.isnan(drop)] = np.nan
-    lasting = np.isinf(MARGINS[problem.loss].end)
-    scope = "for all time" if lasting else "until a margin reaches 1 (square loss)"
-    return Distortion(
-        True,
-        "",
-        probability,
-        signs,
-        misaligned,
-        duration,
-        survives,
-        drop,
-        rise,
-        never,
-        falls,
-        bool(survives.all()),
-        scope,
-    )
+        return [], reason
+    return [(block, scalar_effect(block, MARGINS[problem.loss], clip)) for block in blocks], ""
 
 
-def _beyond_class(problem: Problem, weights: Weights, block: Block) -> NDArray[np.bool_]:
+def _class_effects(
+    problem: Problem, weights: Weights, clip: float | None
+) -> tuple[list[tuple[ClassBlock, Effect]], str]:
+    blocks, reason = decouple_classes(problem, weights)
+    reason = reason or classes_obstacle(blocks)
+    if reason:
+        return [], reason
+    return [(block, class_effect(block, problem.loss, clip)) for block in blocks], ""
+
+
+def _beyond_class(problem: Problem, weights: Weights, block: Block | ClassBlock) -> NDArray[np.bool_]:
     """Tell whether a neuron's angle to its class mean exceeds that of every sample of the class."""
     x = problem.X[block.samples]
     mean = x.mean(0)

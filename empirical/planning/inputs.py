@@ -76,7 +76,7 @@ def prepare_inputs(
     layer, head = _start(features, W, v, len(names))
     apart = given[0] if private and given is not None else held[:0]
     if trained > (most := _rows(layer, passes)):
-        kept = _some(labels, most, random)
+        kept = some_rows(labels, most, random)
         notes.append(f"simulated on {most} of {trained} training samples")
         features, labels = features[kept], labels[kept]
     features, both, layer, cut = _cut(features, np.vstack([held, apart]), layer)
@@ -132,7 +132,7 @@ def source_of(X: ArrayLike | None, y: ArrayLike | None) -> tuple[FloatArray, NDA
     return features, labels
 
 
-def _some(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
+def some_rows(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
     """Return random rows, at least one of each class."""
     order = random.permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)

@@ -90,7 +90,7 @@ class SharePlan:
     history : History
         What the recommended run releases, by the accountant.
     theory : mapping of str to Advice
-        For two classes one, for more one for each class against the rest.
+        What the theorems say, by a name of the classes.
     epsilon, clip : float
     batch : float
         Expected batch.

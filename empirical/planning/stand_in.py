@@ -117,10 +117,11 @@ class StandIn:
             f"{len(self.W)} neurons, {loss}, on {len(self.X)} samples, {len(self.X_test)} held out"
         )
 
-    def problem(self, positive: int, rows: NDArray[np.int64] | None = None) -> Problem:
-        """One class, +1, against the rest, -1; of all training samples, or of some ``rows``."""
+    def problem(self, rows: NDArray[np.int64] | None = None) -> Problem:
+        """What is trained, without held-out samples; of all training samples, or of some ``rows``."""
         at = slice(None) if rows is None else rows
-        return Problem(self.X[at], _signs(self.labels[at], positive), self.activation, "logistic")
+        loss, y, _ = self._targets
+        return Problem(self.X[at], y[at], self.activation, loss)
 
     def head(self, how: Settings, random: np.random.Generator) -> FloatArray:
         """The head that a draw starts from: ``v``, or one of the kind of `empirical.Recipe`."""
@@ -173,12 +174,17 @@ class StandIn:
         accuracy, loss = np.where(lost, 0.0, found.test_accuracy), np.where(lost, np.inf, found.loss)
         return Outcomes(accuracy, loss / samples)
 
+    @property
+    def _targets(self) -> tuple[str, np.ndarray, np.ndarray]:
+        """Loss, and its labels of training and of held-out samples."""
+        if self.classes == 2:
+            return "logistic", _signs(self.labels), _signs(self.labels_test)
+        return "softmax", self.labels, self.labels_test
+
     @cached_property
     def _net(self) -> Net:
         """The net that runs, in single precision."""
-        loss, y, y_test = "softmax", self.labels, self.labels_test
-        if self.classes == 2:
-            loss, y, y_test = "logistic", _signs(y, 1), _signs(y_test, 1)
+        loss, y, y_test = self._targets
         with np.errstate(over="ignore"):  # numbers that single precision does not hold: runs diverge
             return Net.of(Problem(self.X, y, self.activation, loss, self.X_test, y_test), self.W)
 
@@ -191,9 +197,9 @@ class StandIn:
         return Draw(self.head(how, np.random.default_rng(of_head)).T, (first, second))
 
 
-def _signs(labels: NDArray[np.int64], positive: int) -> FloatArray:
-    """+1 for one class, -1 for all others."""
-    return np.where(labels == positive, 1.0, -1.0)
+def _signs(labels: NDArray[np.int64]) -> FloatArray:
+    """+1 for the second class, -1 for the first."""
+    return np.where(labels == 1, 1.0, -1.0)
 
 
 def _units(rows: FloatArray) -> FloatArray:

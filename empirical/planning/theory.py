@@ -6,7 +6,7 @@ import numpy as np
 
 from bounds.allocation.advice import Advice, split_advice
 from bounds.allocation.forecast import ProbingForecast, probing_forecast
-from empirical.planning.inputs import Inputs
+from empirical.planning.inputs import Inputs, some_rows
 from empirical.planning.settings import PlanSettings
 from empirical.planning.stand_in import Split, StandIn
 from empirical.planning.trials import Trials
@@ -16,29 +16,31 @@ from langevin.support.validate import FloatArray
 
 # rows and heads that the theorems are evaluated on at most, and entries of the features of a forecast
 _ROWS, _HEADS, _ENTRIES = 256, 4, 2**24
+# with which the minimum share aligns all heads, over the batches
+_CONFIDENCE = 0.95
 
 
 def advice(inputs: Inputs, trials: Trials, head: Head, lr: float, shares: FloatArray) -> dict[str, Advice]:
-    """Evaluate the theorems at probing's rate on some rows, for two classes or each class and the rest."""
+    """Evaluate the theorems at probing's rate on some rows."""
     net, names, how = inputs.net, inputs.names, trials.hows[head]
     random = np.random.default_rng(np.random.SeedSequence(trials.root, spawn_key=(2,)))
-    count = min(_ROWS, len(net.X))
-    rows = np.sort(random.permutation(len(net.X))[:count])
+    count = min(max(_ROWS, len(names)), len(net.X))
+    rows = np.sort(some_rows(net.labels, count, random))
     (leg,) = how.legs(Split(how.steps, lr, lr), count)
     heads = [net.head(how, random) for _ in range(1 if net.v is not None else _HEADS)]
-    said = {}
-    for label in range(1 if len(names) == 2 else 0, len(names)):
-        other = names[0] if len(names) == 2 else "the rest"
-        own = [found if len(names) == 2 else found[label] for found in heads]
-        said[f"{names[label]} against {other}"] = split_advice(
-            net.problem(label, rows),
-            [Weights(net.W, v) for v in own],
-            sigma=leg.phase.sigma,
-            clip=how.clip,
-            time=leg.phase.time,
-            shares=shares,
-        )
-    return said
+    rate = min(1.0, how.batch / len(net.X))
+    said = split_advice(
+        net.problem(rows),
+        [Weights(net.W, found.T) for found in heads],
+        sigma=leg.phase.sigma,
+        clip=how.clip,
+        time=leg.phase.time,
+        shares=shares,
+        dt=leg.dt,
+        sample_rate=rate,
+        confidence=None if rate == 1 else _CONFIDENCE,
+    )
+    return {" and ".join(names) if len(names) == 2 else f"{len(names)} classes": said}
 
 
 def forecast(net: StandIn, chosen: PlanSettings) -> ProbingForecast | None:

@@ -113,7 +113,10 @@ def test_three_digits_in_batches(tmp_path):
     report = report_of(*SEVERAL, *chosen, folder=tmp_path)
     assert report["problem"].split("; simulated")[0].endswith("softmax loss, 3 classes: 4, 1, 7")
     assert "sample rate 0.2" in report["schedule"]
-    assert "K = 3 outputs are not covered" in report["assumptions"][0]
+    said = report["assumptions"]
+    assert said[0].startswith("3.1' orthogonal separability: fails")
+    assert said[1].startswith("3.2' collapsed features: fails")
+    assert said[2].startswith("spread within a class: 4: ")
     assert report["privacy"]["accountant"] == "PRV of Opacus and PLD of dp-accounting"
     assert report["privacy"]["epsilon"] > 0
     assert (tmp_path / "run.png").exists()

@@ -1,5 +1,6 @@
 """Section 6: the least share of linear probing, utility curves, and when linear probing helps."""
 
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -168,6 +169,20 @@ def test_a_head_that_outgrows_the_features_switches_late():
     assert late.critical_time == early.critical_time
     best_early = min(final(problem, weights, lp, total) for lp in np.linspace(0, early.latest_switch, 5))
     assert final(problem, weights, 0.2 * total, total) < 0.8 * best_early
+
+
+def test_below_the_critical_time_a_short_probing_hurts_and_a_long_one_may_help():
+    problem, weights = Problem([[1.0]], [1.0]), Weights([[1.0]], [-0.95])
+    total = 0.8 * bounds.lp_crossover(problem, weights, time=1.0).critical_time
+    without, short, long = (final(problem, weights, share * total, total) for share in (0.0, 0.01, 0.5))
+    assert short > without * (1 + 1e-4)
+    assert long < without * (1 - 5e-3)
+    # so the advice names no best share, only the latest switch
+    how: Any = dict(sigma=0.1, clip=1e6, shares=[0.0, 1.0])
+    found = bounds.lp_crossover(problem, weights, time=total)
+    advice = replace(bounds.split_advice(problem, [weights], time=total, **how), crossovers=(found,))
+    assert np.isnan(advice.loss_optimal[0])
+    assert "at most 1 (6b): a short probing helps above time 1.42 only" in advice.loss_optimal[1]
 
 
 def test_crossover():
