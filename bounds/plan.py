@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langevin.support import options, signals, streams
+from langevin.support import options, signals, streams, validate
 from langevin.support.command import as_option, fail, missing, plot_target
 
 if TYPE_CHECKING:
+    from empirical.planning.curve import PlanCurve
     from empirical.planning.share_plan import SharePlan
     from langevin.data.files import DataFile
 
 PROGRAM = "python -m bounds.plan"
 # where the function calls an argument otherwise
-NAMES = {"rng": "seed", "expected_batch": "batch"}
+NAMES = {"rng": "seed", "expected_batch": "batch", "low": "sweep", "high": "sweep", "parameter": "sweep"}
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,22 @@ class PlanOptions:
     ----------
     features : str
         .npz with X (frozen features), y (labels of two or more classes), optionally v (head), W (a layer, X
-        being its inputs), X_test, y_test; .csv or .parquet, features in all columns but one.
+        being its inputs), X_test, y_test, X_source, y_source (features without the shift); .csv or .parquet,
+        features in all columns but one.
     label : str
         Column of the labels in a .csv or .parquet file.
     data_are : {"public", "private"}
-        Data that the plan is read off.
+        Data that the plan is read off; private: X_test and y_test are, and --plan-epsilon pays for it.
     seed : int
         Seed of the split, heads, batches and noise.
+    sweep : tuple of str or None
+        Plan for values of epsilon, batch, steps or clip from LOW to HIGH, too.
+    keep : str or None
+        File that finished runs are added to and taken from: repeat an interrupted command to resume.
     out : str or None
-        Save every simulated run to file.nc or folder.zarr.
+        Save every simulated run, or those of --sweep as one plan each, to file.nc or folder.zarr.
     plot : str or None
-        Draw accuracy and loss over the share.
+        Draw accuracy and loss over the share, or accuracy over the values of --sweep.
     verbose : bool
         Report theory, noise, every share and notes, too.
     json : bool
@@ -56,6 +62,8 @@ class PlanOptions:
     label: str = field(default="y", metadata={"metavar": "COLUMN"})
     data_are: Literal["public", "private"] = "public"
     seed: int = 0
+    sweep: tuple[str, str, str] | None = field(default=None, metadata={"metavar": ("NAME", "LOW", "HIGH")})
+    keep: str | None = field(default=None, metadata={"metavar": "FILE"})
     out: str | None = field(default=None, metadata={"metavar": "FILE"})
     plot: str | None = field(default=None, metadata={"metavar": "FILE"})
     verbose: bool = False
@@ -73,93 +81,145 @@ def parser() -> options.Parser:
         description="How much of a privacy budget should go to linear probing before full fine-tuning, asked "
         "of frozen features: whether the theory's assumptions hold, what its theorems say, a simulation with "
         "noise, a recommended share and the DP-SGD that spends it.",
-        epilog="The plan reads the data: on private ones that is a release which nothing here accounts "
-        "for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 or 143 interrupted.",
+        epilog="The plan reads the data: on private ones that is a release, which only --plan-epsilon "
+        "accounts for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 or 143 interrupted.",
     )
     p.add("data", (PlanOptions, "features label data_are"), (PlanSettings, "samples activation"))
     p.add("budget", (PlanSettings, "epsilon delta clip steps batch"))
-    p.add("plan", (PlanSettings, "shares draws tuning_draws resolution theory"), (PlanOptions, "seed"))
+    p.add(
+        "plan",
+        (PlanSettings, "shares heads hedge draws resolution theory plan_epsilon"),
+        (PlanOptions, "seed sweep keep"),
+    )
     p.add("output", (PlanOptions, "out plot verbose json quiet"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    keep = None
     with signals.interruptible() as status:
         try:
             command = parser()
             args, _ = command.parse(argv)
+            keep = args.keep
             from langevin.data import files
             from langevin.store import errors
             from langevin.store.files import check_target
+            from langevin.sweeps.records import RecordsError
 
             try:
+                _require_accounted(args)
                 out = None if args.out is None else check_target(args.out)
                 plot = None if args.plot is None else plot_target(args.plot)
                 file = files.read(args.features, args.label)
-                plan, warned = _planned(args, file)
-            except (ValueError, TypeError, MemoryError, errors.StoreError) as error:
+                plan, curve, warned = _planned(args, file)
+            except (ValueError, TypeError, MemoryError, errors.StoreError, RecordsError) as error:
                 command.error(as_option(command, str(error), NAMES))
             except ImportError as error:
                 command.error(missing(error))
             except ArithmeticError as error:
                 return fail(command, str(error))
-            failure = _save(args, plan, out, plot)
-            _print(args, plan, file, [*warned, *file.notes], failure)
+            failure = _save(args, plan, curve, out, plot)
+            _print(args, plan, curve, file, [*warned, *file.notes], failure)
             return 0 if failure is None else fail(command, failure)
         except KeyboardInterrupt:
-            print("\ninterrupted; nothing is kept", file=sys.stderr)
+            kept = "nothing is kept" if keep is None else f"finished runs are in {keep}: repeat the command"
+            print(f"\ninterrupted; {kept}", file=sys.stderr)
             return status()
 
 
-def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, list[str]]:
-    """The plan, and what was warned of on the way."""
+def _require_accounted(args: argparse.Namespace) -> None:
+    """Refuse private data that no budget pays for."""
+    if args.data_are == "private" and args.plan_epsilon is None:
+        raise ValueError(
+            "data_are must be public without plan_epsilon, got private: a plan read off private data is a "
+            "release; plan on public data that resemble them, with --samples, or give --plan-epsilon and "
+            "private X_test and y_test"
+        )
+
+
+def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, PlanCurve | None, list[str]]:
+    """The plan, those of the sweep, and what was warned of on the way."""
+    from empirical.planning.curve import SWEPT, plan_curve
+    from empirical.planning.inputs import require_informative
     from empirical.planning.plan import plan_share
     from empirical.planning.settings import PlanSettings
 
-    settings = options.values(PlanSettings, args)
+    if file.features:
+        require_informative(file.arrays["X"], file.features)
+    settings: dict[str, Any] = {**options.values(PlanSettings, args), "rng": args.seed, "keep": args.keep}
+    swept: dict[str, Any] | None = None
+    if args.sweep is not None:
+        name, low, high = args.sweep
+        if args.plan_epsilon is not None:
+            raise ValueError("sweep must be left out with plan_epsilon, which pays for one choice")
+        swept = {"parameter": validate.choice("sweep", name, SWEPT)}
+        swept |= {"low": _number("low", low), "high": _number("high", high)}
     with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
         warnings.simplefilter("always", UserWarning)
-        plan = plan_share(**file.arrays, **settings, rng=args.seed, progress=progress)
-    return plan, [str(warning.message) for warning in caught if warning.category is UserWarning]
+        plan = plan_share(**file.arrays, **settings, progress=progress)
+        curve = None
+        if swept is not None:
+            curve = plan_curve(**file.arrays, **settings | {"theory": False}, **swept, progress=progress)
+    said = (str(warning.message) for warning in caught if warning.category is UserWarning)
+    return plan, curve, list(dict.fromkeys(said))
 
 
-def _cost(args: argparse.Namespace) -> str:
-    from empirical.planning.report import privacy
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {text!r}") from None
 
-    return privacy(args.data_are == "private")
 
-
-def _save(args: argparse.Namespace, plan: SharePlan, out: Path | None, plot: Path | None) -> str | None:
-    """Save the runs and draw the plan, where asked; return what failed."""
+def _save(
+    args: argparse.Namespace,
+    plan: SharePlan,
+    curve: PlanCurve | None,
+    out: Path | None,
+    plot: Path | None,
+) -> str | None:
+    """Save the runs and draw the plan or the sweep, where asked; return what failed."""
+    from empirical.planning import curve as curves
     from empirical.planning import figure
+    from empirical.planning.report import privacy
     from langevin.store import errors
     from langevin.store.files import save
 
     try:
         if out is not None:
-            run = plan.to_dataset()
-            run.attrs |= {"command": json.dumps(vars(args)), "privacy of the plan": _cost(args)}
+            run = plan.to_dataset() if curve is None else curve.to_dataset()
+            run.attrs |= {"command": json.dumps(vars(args)), "privacy of the plan": privacy(plan)}
             save(run, out)
         if plot is not None:
-            figure.draw(plan, plot)
+            figure.draw(plan, plot) if curve is None else curves.draw(curve, plot)
     except (errors.StoreError, OSError) as error:
         return str(error)
     return None
 
 
 def _print(
-    args: argparse.Namespace, plan: SharePlan, file: DataFile, warned: list[str], failure: str | None
+    args: argparse.Namespace,
+    plan: SharePlan,
+    curve: PlanCurve | None,
+    file: DataFile,
+    warned: list[str],
+    failure: str | None,
 ) -> None:
-    from empirical.planning.report import text
+    from empirical.planning.report import privacy, text
 
-    fine_tune, cost = plan.command_for(args.features, args.label), _cost(args)
+    fine_tune, cost = plan.command_for(args.features, args.label), privacy(plan)
     if args.json:
         report = plan.to_dict() | {"command": fine_tune, "privacy of the plan": cost}
         report |= {"features": list(file.features), "warnings": warned, "failure": failure}
+        report |= {} if curve is None else {"sweep": curve.to_dict()}
         print(json.dumps(_plain(report), indent=2, allow_nan=False))
         return
     print(text(plan, fine_tune, verbose=args.verbose))
+    if curve is not None:
+        for place, line in enumerate(curve.table().text().splitlines()):
+            print(f"{'' if place else 'sweep':14}{line}")
     print(f"{'privacy':14}{cost}", *(f"{'warning':14}{line}" for line in warned), sep="\n")
     if not args.verbose:
         print(f"{'':14}--verbose: theory, noise, every share and notes; --json: all of it")

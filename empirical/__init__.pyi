@@ -34,11 +34,15 @@ from .networks.check import NotPrivateError as NotPrivateError
 from .networks.check import check_private as check_private
 from .networks.embed import embed as embed
 from .networks.lite0 import lite0 as lite0
+from .networks.last_layer import LastLayer as LastLayer
+from .networks.last_layer import last_layer as last_layer
 from .networks.pretrained import pretrained as pretrained
 from .networks.private import make_private as make_private
 from .networks.weights import WeightsError as WeightsError
 from .networks.weights import load_weights as load_weights
 from .networks.weights import save_weights as save_weights
+from .planning.curve import PlanCurve as PlanCurve
+from .planning.curve import plan_curve as plan_curve
 from .planning.plan import plan_share as plan_share
 from .planning.share_plan import SharePlan as SharePlan
 from .privacy.calibrate import calibrate as calibrate

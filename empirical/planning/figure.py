@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from bounds.allocation.advice import Advice
-from empirical.planning.share_plan import SharePlan, standard_error
+from empirical.planning.comparison import standard_error
+from empirical.planning.share_plan import SharePlan
 from langevin.store import atomic
 from langevin.support import plots
 
@@ -43,7 +44,8 @@ def _draw(plan: SharePlan, figure: Any, axes: Any) -> None:
     for ax, values, name in zip(
         axes, (plan.accuracy, plan.loss), ("held-out accuracy", "mean training loss"), strict=True
     ):
-        mean, error = values.mean(1), standard_error(values)
+        mean = values.mean(1)
+        error = plan.runs[plan.head].error if ax is axes[0] else standard_error(values)
         # from the largest mark at the bottom to the smallest on top: none hides another
         marks = {"marker": "o", "linestyle": "", "zorder": 3}
         ax.plot(plan.share, mean[chosen], color=_CHOSEN, markersize=13, label="recommended", **marks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,23 +15,26 @@ from langevin.support import labels as data_labels
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-if TYPE_CHECKING:
-    pass
-
-# rows and entries of W that a simulation has at most, rows and heads that theory has
-_ROWS, _ENTRIES, THEORY_ROWS, THEORY_HEADS = 4096, 2**16, 256, 4
-# with which the minimum share aligns all heads, over the batches
-CONFIDENCE = 0.95
+# columns that an error names
+_SHOWN = 8
+# rows and entries of W that a simulation has at most
+_ROWS, _ENTRIES = 4096, 2**15
+# of a run: passes over the rows times rows times entries of W; and the rows that it has nonetheless
+_WORK, _FEWEST = 2**28, 512
 
 
 class Inputs(NamedTuple):
-    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done."""
+    """The net to simulate, names of the classes, numbers of rows and of those that train; what was done.
+
+    And the private held-out rows and labels of a private plan, as inputs of the net.
+    """
 
     net: StandIn
     names: tuple[str, ...]
     rows: int
     trained: int
     notes: tuple[str, ...]
+    private: tuple[FloatArray, NDArray[np.int64]] | None = None
 
 
 def prepare_inputs(
@@ -42,41 +46,90 @@ def prepare_inputs(
     y_test: ArrayLike | None,
     activation: Activation | None,
     random: np.random.Generator,
+    *,
+    passes: float = 1.0,
+    private: bool = False,
 ) -> Inputs:
-    """Check the arrays, and make a net of them that a simulation can afford."""
+    """Check the arrays, and make a net of them that a simulation can afford.
+
+    Runs of ``passes`` over the rows see fewer rows the larger the net is. With ``private``, ``X_test`` and
+    ``y_test`` affect nothing but the rows that the result sets apart.
+    """
     features, (names, labels) = validate.array("X", X, 2), numbered_classes(y)
     validate.same_length("X", features, "y", labels)
     rows, notes = len(labels), []
     if (X_test is None) != (y_test is None):
         raise ValueError("X_test and y_test must be given together: one of them is None")
-    if X_test is None or y_test is None:
+    given = None if X_test is None or y_test is None else _held(X_test, y_test, features, names)
+    if given is None or private:
         test, train = held_out(names, labels, random)
         held, held_labels = features[test], labels[test]
         features, labels = features[train], labels[train]
         notes.append(f"{len(held)} of {rows} samples were held out to measure accuracy")
     else:
-        held = validate.array("X_test", X_test, 2)
-        _same_columns("X_test", held, features)
-        _, held_labels = data_labels.classes("y_test", y_test, names)
-        validate.same_length("X_test", held, "y_test", held_labels)
+        held, held_labels = given
     trained = len(labels)
-    if trained > _ROWS:
-        kept = some_rows(labels, _ROWS, random)
-        notes.append(f"simulated on {_ROWS} of {trained} training samples")
-        features, labels = features[kept], labels[kept]
     if activation is None:
         activation = "linear" if W is None and features.min() < 0 else "relu"
         if activation == "linear":
             notes.append("some features are negative: full fine-tuning is a linear map of them")
     layer, head = _start(features, W, v, len(names))
-    if W is None:
-        notes.append(
-            "without W, full fine-tuning is a layer on top of the features, none below them: where the body "
-            "has to change, too much probing is planned"
-        )
-    features, held, layer, cut = _cut(features, held, layer)
+    apart = given[0] if private and given is not None else held[:0]
+    if trained > (most := _rows(layer, passes)):
+        kept = some_rows(labels, most, random)
+        notes.append(f"simulated on {most} of {trained} training samples")
+        features, labels = features[kept], labels[kept]
+    features, both, layer, cut = _cut(features, np.vstack([held, apart]), layer)
+    held, apart = both[: len(held)], both[len(held) :]
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
-    return Inputs(net, names, rows, trained, (*notes, *cut))
+    rest = (apart, given[1]) if private and given is not None else None
+    return Inputs(net, names, rows, trained, (*notes, *cut), rest)
+
+
+def _rows(layer: FloatArray, passes: float) -> int:
+    """Training rows that a run can afford."""
+    return int(np.clip(_WORK / passes / min(layer.size, _ENTRIES), _FEWEST, _ROWS))
+
+
+def _held(
+    X: ArrayLike, y: ArrayLike, features: FloatArray, names: tuple[str, ...]
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Held-out rows and their class numbers."""
+    held = validate.array("X_test", X, 2)
+    _same_columns("X_test", held, features)
+    _, labels = data_labels.classes("y_test", y, names)
+    validate.same_length("X_test", held, "y_test", labels)
+    return held, labels
+
+
+def require_informative(X: FloatArray, names: Sequence[str] = ()) -> None:
+    """Refuse constant columns, by the names of a table; a column of ones for a bias comes with W.
+
+    Raises
+    ------
+    ValueError
+        If a column has the same value in all samples.
+    """
+    constant = np.flatnonzero(np.ptp(X, axis=0) == 0).tolist()
+    if not constant:
+        return
+    shown = [repr(names[place]) if names else str(place) for place in constant[:_SHOWN]]
+    raise ValueError(
+        f"X must not hold constant columns, got {len(constant)} of {X.shape[1]}: "
+        f"{', '.join(shown)}{', ...' if len(constant) > _SHOWN else ''}: leave them out, they tell nothing"
+    )
+
+
+def source_of(X: ArrayLike | None, y: ArrayLike | None) -> tuple[FloatArray, NDArray[np.int64]] | None:
+    """Features and class numbers of the source of a body, if given."""
+    if X is None or y is None:
+        if (X is None) != (y is None):
+            raise ValueError("X_source and y_source must be given together: one of them is None")
+        return None
+    features = validate.array("X_source", X, 2)
+    _, labels = numbered_classes(y, "y_source")
+    validate.same_length("X_source", features, "y_source", labels)
+    return features, labels
 
 
 def some_rows(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
@@ -104,14 +157,14 @@ def _same_columns(name: str, values: FloatArray, X: FloatArray) -> None:
         raise ValueError(f"{name} must have as many columns as X, got {values.shape[1]} and {X.shape[1]}")
 
 
-def numbered_classes(y: ArrayLike) -> tuple[tuple[str, ...], NDArray[Any]]:
+def numbered_classes(y: ArrayLike, name: str = "y") -> tuple[tuple[str, ...], NDArray[Any]]:
     """Names of the classes, sorted, and the number of each sample's."""
-    names, numbers = data_labels.classes("y", y)
+    names, numbers = data_labels.classes(name, y)
     if len(names) < 2:
-        raise ValueError(f"y must hold two or more classes, got {len(names)}: {', '.join(names)}")
+        raise ValueError(f"{name} must hold two or more classes, got {len(names)}: {', '.join(names)}")
     if len(names) > len(numbers) / 2:
         raise ValueError(
-            f"y must hold two samples or more of each class, got {len(names)} different values among "
+            f"{name} must hold two samples or more of each class, got {len(names)} different values among "
             f"{len(numbers)}: give more samples; for regression there is no plan"
         )
     return names, numbers

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from bounds.allocation.advice import Advice
-from empirical.planning.share_plan import SharePlan, standard_error
+from empirical.planning.comparison import standard_error
+from empirical.planning.share_plan import SharePlan
 from empirical.studies.tables import Table
 
 # that are listed
@@ -19,10 +20,15 @@ COST = (
 )
 
 
-def privacy(private: bool) -> str:
+def privacy(plan: SharePlan) -> str:
     """Describe the privacy cost of the plan itself."""
-    if private:
-        return f"WARNING: {COST}. Plan on public data that resemble them, with --samples"
+    if plan.released is not None:
+        return (
+            "the choice of head and share by the private held-out rows spends epsilon "
+            f"{plan.released.epsilon:g} (exponential mechanism), the training {plan.training_epsilon:g}: "
+            f"{plan.epsilon:g} at delta {plan.history.delta:g} together; everything else here is read off X "
+            "and y, taken to be public"
+        )
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 
@@ -53,6 +59,7 @@ def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
         ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),
         ("command", command),
         *_elsewhere(plan),
+        *_heads(plan),
         ("classes", f"{len(plan.classes)}: {shown}"),
         (
             "budget",
@@ -60,6 +67,25 @@ def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
             f"or removed; {history.steps} steps of an expected batch of {plan.batch:g}",
         ),
     ]
+
+
+def _heads(plan: SharePlan) -> list[tuple[str, str]]:
+    """List what each kind of head comes to, and say whether any run has to probe."""
+    said = []
+    if len(plan.runs) > 1:
+        each = []
+        for head, runs in plan.runs.items():
+            place = runs.recommended
+            accuracy, error = runs.accuracy[place].mean(), runs.error[place]
+            each.append(f"{head} {accuracy:.3f} ± {error:.3f} at share {plan.shares[place]:g}")
+        said.append(("head", f"{plan.head}; {', '.join(each)}"))
+    if plan.unprobed is not None:
+        why = ""
+        if plan.unprobed == "zero" and plan.theory and all(a.assumptions.hold for a in plan.theory.values()):
+            why = ", as theory says: from a zero head probing prevents no distortion (3', 4b'(a))"
+        rest = f"full fine-tuning alone from a {plan.unprobed} head is no worse beyond the noise{why}"
+        said.append(("probing", f"not needed: {rest}"))
+    return said
 
 
 def _elsewhere(plan: SharePlan) -> list[tuple[str, str]]:
@@ -80,13 +106,28 @@ def _details(plan: SharePlan) -> list[tuple[str, str]]:
     return [
         *(("DP-SGD" if i == 0 else "", line) for i, line in enumerate(_phases(plan))),
         *_theory(plan.theory),
+        *_forecast(plan),
         ("simulation", plan.simulated),
         *(("", line) for line in _shares(plan).text().splitlines()),
         ("", f"means and standard errors of {plan.accuracy.shape[1]} draws of head, noise and batches;"),
-        ("", "the errors leave out which samples are held out, and that rates are chosen on fewer draws"),
+        ("", "the errors include the choice of the rates, and leave out which samples are held out"),
         ("loss", f"lowest at share {plan.loss_share:g}, which is another question than accuracy"),
         *(("notes" if i == 0 else "", line) for i, line in enumerate(plan.notes)),
     ]
+
+
+def _forecast(plan: SharePlan) -> list[tuple[str, str]]:
+    """What theory alone proposes for probing."""
+    found = plan.forecast
+    if found is None:
+        return []
+    dpsgd = found.dpsgd
+    said = (
+        f"probing alone, features of norm 1 and the square loss: {dpsgd.steps} steps at sample rate "
+        f"{dpsgd.sample_rate or 1:.4g}, learning rate {dpsgd.learning_rate:.3g}, clip {dpsgd.clip:.3g}; "
+        f"expected held-out accuracy {found.test_accuracy:.3f} (8'(c))"
+    )
+    return [("forecast", said if found.valid else f"{said}; NOT valid: {found.reason}")]
 
 
 def _flatness(plan: SharePlan) -> str:
@@ -105,20 +146,32 @@ def _flatness(plan: SharePlan) -> str:
 
 def _shares(plan: SharePlan) -> Table:
     lost, error = plan.deficit
-    rows = []
+    runs, rows = plan.runs[plan.head], []
+    worlds = list(runs.worlds) if len(runs.worlds) > 1 else []
     for k, share in enumerate(plan.shares):
-        values, losses = plan.accuracy[k], plan.loss[k]
-        rates = [f"{plan.lp_lr:.3g}" if share > 0 else "-", f"{plan.lr[k]:.3g}" if share < 1 else "-"]
+        losses = runs.loss[k]
+        rates = [f"{runs.lp_lr:.3g}" if share > 0 else "-", f"{runs.lr[k]:.3g}" if share < 1 else "-"]
         rows.append(
             [
                 f"{share:g}",
-                f"{values.mean():.3f} ± {standard_error(values):.3f}",
+                f"{runs.accuracy[k].mean():.3f} ± {runs.error[k]:.3f}",
+                *(f"{runs.worlds[world][k].mean():.3f}" for world in worlds),
+                *([f"{runs.regret[k]:.3f}"] if worlds else []),
                 "-" if k == plan.best else f"{lost[k]:.3f} ± {error[k]:.3f}",
                 f"{losses.mean():.3g} ± {standard_error(losses):.1g}",
                 *rates,
             ]
         )
-    header = ["lp share", "held-out accuracy", "lost to the best", "training loss", "lp rate", "fft rate"]
+    about = [*worlds, "mean regret"] if worlds else []
+    header = [
+        "lp share",
+        "held-out accuracy",
+        *about,
+        "lost to the best",
+        "training loss",
+        "lp rate",
+        "fft rate",
+    ]
     return Table(header, rows)
 
 
@@ -129,6 +182,9 @@ def _phases(plan: SharePlan) -> Iterable[str]:
             f"multiplier {phase['noise multiplier']:.4g}, sample rate {phase['sample rate']:.4g}, clip "
             f"{phase['clip']:g}"
         )
+    prototypes = [m for m in plan.history.mechanisms if m.name == "prototypes"]
+    for m in prototypes:
+        yield f"prototypes: noise multiplier {m.noise_multiplier:.4g}, before the first step"
     yield "multiplier by the PRV and PLD accountants; rates of mean gradients, best in the simulation"
 
 

@@ -1,101 +1,155 @@
-"""Trials of shares, and the search for their learning rates."""
+"""The search for learning rates in rounds, on draws that all shares and heads have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from empirical.planning.stand_in import Outcomes, Settings, Split, StandIn
-from langevin.support.validate import FloatArray
-
-if TYPE_CHECKING:
-    pass
-from empirical.planning.share_plan import deficit_of
+from empirical.planning.comparison import Chosen, Outcomes, as_good_as, best_of, chosen, deficit_of
+from empirical.planning.stand_in import Split
+from empirical.planning.trials import Trials
+from empirical.recipe import Head
 
 # learning rates times clip that a search starts from; it goes on by the same factor
-RATES = tuple(3.0**k for k in range(-3, 2))
-_FACTOR, _FARTHEST = 3.0, 4
-# draws of a round, at least two; standard errors at which a share is clearly worse, and so known well enough
-_ROUND, _CLEARLY = 16, 4
+FACTOR = 3.0
+RATES = tuple(FACTOR**k for k in range(-3, 2))
+_FARTHEST = 4
+# draws of the first round, which doubles in each, and of the first comparison of shares
+_FIRST, LEAST = 4, 8
+# draws by which probing's rate is settled
+_PROBING = 16
+# standard errors at which an alternative is clearly worse, and so known well enough
+_CLEARLY = 4
 
 
-class Trials:
-    """Counted runs of a stand-in."""
+@dataclass
+class Lane:
+    """One share with one head: the rates that are left of those tried, increasing.
 
-    def __init__(
-        self, net: StandIn, how: Settings, root: int, progress: Callable[[int], None] | None
-    ) -> None:
-        self.net, self.how, self.root, self.progress = net, how, root, progress
-        self.done = 0
-
-    def run(self, splits: Sequence[Split], *, stage: int, draws: range) -> Outcomes:
-        """Return the end of the draws of one stage, which all splits share."""
-        streams = [np.random.SeedSequence(self.root, spawn_key=(stage, i)) for i in draws]
-        ends = self.net.run(self.how, splits, streams)
-        self.done += len(splits) * len(draws)
-        if self.progress is not None:
-            self.progress(self.done)
-        return ends
-
-
-def tuned(trials: Trials, lengths: Sequence[int], draws: int) -> tuple[list[Split], list[str]]:
-    """Each length of probing at its best rates: probing's own, then that of what follows it.
-
-    And what to say of rates at an end of what was tried.
+    Attributes
+    ----------
+    head : {"gaussian", "zero", "prototype"}
+    split : callable
+        The run at a rate.
+    rates : list of float
+    last : bool
+        Whether the best rate is the last that was tried, and another may be better.
     """
-    steps, clip = trials.how.steps, trials.how.clip
 
-    def scores(splits: Sequence[Split]) -> list[tuple[float, float]]:
-        ends = trials.run(splits, stage=0, draws=range(draws))
-        return list(zip(ends.accuracy.mean(1).tolist(), (-ends.loss.mean(1)).tolist(), strict=True))
+    head: Head
+    split: Callable[[float], Split]
+    rates: list[float]
+    last: bool = False
 
-    start = [rate / clip for rate in RATES]
-    lp_lr, last = _search(lambda rates: scores([Split(steps, rate, rate) for rate in rates]), start)
-    found, edges = [], {f"probing's, {lp_lr:.3g}"} if last else set()
-    for n in lengths:
-        lr = lp_lr
-        if n < steps:
-            lr, last = _search(lambda rates, n=n: scores([Split(n, lp_lr, rate) for rate in rates]), start)
-            edges |= {f"full fine-tuning's at share {n / steps:g}, {lr:.3g}"} if last else set()
-        found.append(Split(n, lp_lr, lr))
-    said = "the best rate is the last that was tried, another may be better: {}; scale X, or change clip"
-    return found, [said.format("; ".join(sorted(edges)))] if edges else []
+    @property
+    def splits(self) -> list[Split]:
+        """The runs that are left."""
+        return [self.split(rate) for rate in self.rates]
+
+    def outcomes(self, trials: Trials, draws: int) -> Outcomes:
+        """Ends of the rates that are left."""
+        return trials.run(self.head, self.splits, draws)
+
+    def extend(self, trials: Trials, draws: int) -> None:
+        """Try rates further out as long as one at an end is more accurate than all others.
+
+        On data that are easily told apart loss alone would ask for ever larger rates.
+        """
+        for _ in range(_FARTHEST + 1):
+            ends = self.outcomes(trials, draws)
+            best, mean = best_of(*ends), ends.accuracy.mean(1)
+            self.last = best in (0, len(mean) - 1) and mean[best] > np.delete(mean, best).max(initial=0.0)
+            if not self.last or _ == _FARTHEST:
+                return
+            rate = self.rates[best]
+            self.rates = sorted([*self.rates, rate / FACTOR if best == 0 else rate * FACTOR])
+
+    def narrow(self, trials: Trials, draws: int) -> None:
+        """Drop the rates that are worse beyond noise and, of the others, the worst until half are left.
+
+        Two that noise does not tell apart both stay.
+        """
+        ends = self.outcomes(trials, draws)
+        keep = as_good_as(*ends)
+        keep[best_of(*ends)] = True
+        most = max(2, (len(keep) + 1) // 2)
+        order = np.lexsort((ends.loss.mean(1), -ends.accuracy.mean(1), ~keep))
+        self.rates = sorted(self.rates[place] for place in order[: min(most, keep.sum())])
+
+    def choose(self, trials: Trials, draws: int) -> tuple[float, Chosen]:
+        """The smallest rate within noise of the best, and its runs."""
+        found = chosen(*self.outcomes(trials, draws))
+        return self.rates[found.place], found
 
 
-def compared(trials: Trials, splits: Sequence[Split], draws: int, resolution: float) -> Outcomes:
-    """Runs of all splits, round by round, until all are known well enough relative to the best."""
-    accuracy, loss = np.empty((2, len(splits), 0))
-    while accuracy.shape[1] < draws:
-        done = accuracy.shape[1]
-        ends = trials.run(splits, stage=1, draws=range(done, min(done + _ROUND, draws)))
-        accuracy, loss = np.hstack([accuracy, ends.accuracy]), np.hstack([loss, ends.loss])
-        if resolved(accuracy, loss, resolution):
-            break
-    return Outcomes(accuracy, loss)
-
-
-def resolved(accuracy: FloatArray, loss: FloatArray, resolution: float) -> bool:
-    """Whether all shares are known well enough relative to the best."""
-    mean, error = deficit_of(accuracy, loss)
-    return bool((error <= np.maximum(resolution, mean / _CLEARLY)).all())
-
-
-def _search(
-    scores: Callable[[Sequence[float]], Sequence[tuple[float, float]]], start: Sequence[float]
-) -> tuple[float, bool]:
-    """Return the rate of the highest accuracy (on ties, the lowest loss), and whether to search further.
-
-    From ``start`` on outwards as long as one at an end is more accurate than all others: on data that are
-    easily told apart loss alone would ask for ever larger rates.
-    """
-    tried = dict(zip(start, scores(start), strict=True))
+def probing_rate(trials: Trials, head: Head, start: Sequence[float], draws: int) -> tuple[float, Lane]:
+    """Learning rate of probing throughout, on a few rounds of draws."""
+    steps = trials.steps
+    lane = Lane(head, lambda rate: Split(steps, rate, rate), list(start))
+    last = min(_PROBING, draws)
+    n = min(_FIRST, last)
+    lane.extend(trials, n)
     while True:
-        best = max(tried, key=tried.__getitem__)
-        others = max(accuracy for rate, (accuracy, _) in tried.items() if rate != best)
-        last = best in (min(tried), max(tried)) and tried[best][0] > others
-        if not last or len(tried) == len(start) + _FARTHEST:
-            return best, last
-        new = best * _FACTOR if best == max(tried) else best / _FACTOR
-        (tried[new],) = scores([new])
+        lane.narrow(trials, n)
+        if n == last or len(lane.rates) == 1:
+            return lane.choose(trials, n)[0], lane
+        n = min(2 * n, last)
+
+
+def lanes_of(
+    trials: Trials, head: Head, lengths: Sequence[int], start: Sequence[float], draws: int
+) -> list[Lane]:
+    """A lane for each number of steps of probing, with the rates that its first draws leave open.
+
+    The rates of probing, and of the first share, are searched over all of ``start``, those of the other
+    shares around the best of the one before.
+    """
+    lp_lr, probing = probing_rate(trials, head, start, draws)
+    probing.rates = [lp_lr]
+    lanes, near = [], list(start)
+    n = min(_FIRST, draws)
+    for steps in lengths:
+        if steps == trials.steps:
+            lanes.append(probing)
+            continue
+        lane = Lane(head, lambda rate, steps=steps: Split(steps, lp_lr, rate), near)
+        lane.extend(trials, n)
+        best = lane.rates[best_of(*lane.outcomes(trials, n))]
+        near = [best / FACTOR, best, best * FACTOR]
+        lanes.append(lane)
+    return lanes
+
+
+def raced(trials: Trials, lanes: Sequence[Lane], draws: int, resolution: float) -> int:
+    """Halve the rates of all lanes in rounds of common draws; return the number of draws made.
+
+    Lanes that are clearly worse than the best go on with one rate: which does not matter any more. The rounds
+    end when each lane's accuracy, the choice of its rate included, is known well enough relative to the best.
+    """
+    n = min(_FIRST, draws)
+    while True:
+        for lane in lanes:
+            lane.narrow(trials, n)
+        found = stacked(trials, lanes, n)
+        if n == draws or (n >= LEAST and resolved(*found, resolution)):
+            return n
+        mean, error = deficit_of(*found)
+        for lane, worse in zip(lanes, (mean > resolution) & (mean > _CLEARLY * error), strict=True):
+            if worse and n > _FIRST:
+                lane.rates = [lane.choose(trials, n)[0]]
+        n = min(2 * n, draws)
+
+
+def stacked(trials: Trials, lanes: Sequence[Lane], draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Accuracy and loss by lane and draw, and the error of each lane's choice."""
+    found = [lane.choose(trials, draws)[1] for lane in lanes]
+    accuracy, loss = ([getattr(choice, name) for choice in found] for name in Outcomes._fields)
+    return np.array(accuracy), np.array(loss), np.array([choice.error for choice in found])
+
+
+def resolved(accuracy: np.ndarray, loss: np.ndarray, choice: np.ndarray, resolution: float) -> bool:
+    """Whether all alternatives are known well enough relative to the best."""
+    mean, error = deficit_of(accuracy, loss, choice)
+    return bool((error <= np.maximum(resolution, mean / _CLEARLY)).all())

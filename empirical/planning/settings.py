@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from empirical.recipe import HEADS, Head
 from langevin.support import validate
 
 # of the net that is simulated
@@ -37,15 +38,21 @@ class PlanSettings:
         Activation of the layer; by default linear where there is no W and a feature is negative, as the ReLU
         would change the features, otherwise relu. A linear map on top of features adds nothing to what a head
         can tell apart.
+    heads : sequence of {"gaussian", "zero", "prototype"}
+        What training may start from: each is compared at every share. Of heads that noise does not tell
+        apart the first is recommended.
+    hedge : bool
+        Without W, judge shares also by features that hide directions from probing, see `hidden_world`.
     draws : int
-        Largest number of simulated runs for each share.
-    tuning_draws : int
-        Number of simulated runs for each trial of a learning rate.
+        Largest number of simulated runs for each share and rate.
     resolution : float
         Stop drawing once each share's difference in accuracy from the best is known to within this standard
-        error, or is four of its standard errors.
+        error, the choice of the rate included, or is four of its standard errors.
     theory : bool
         Evaluate what the theorems say.
+    plan_epsilon : float or None
+        Spend so much of epsilon on choosing head and share by *private* held-out rows, X_test and y_test, and
+        the rest on the training; X and y are public. Without W nothing hidden is then assumed.
 
     Raises
     ------
@@ -66,10 +73,12 @@ class PlanSettings:
     batch: float | None = None
     shares: Sequence[float] = field(default=(0.0, 0.25, 0.5, 0.75, 1.0), metadata={"metavar": "SHARE"})
     activation: Activation | None = None
+    heads: Sequence[Head] = field(default=HEADS, metadata={"choices": HEADS, "metavar": "HEAD"})
+    hedge: bool = True
     draws: int = 128
-    tuning_draws: int = 8
     resolution: float = 0.005
     theory: bool = True
+    plan_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         found = dict(
@@ -77,19 +86,36 @@ class PlanSettings:
             clip=validate.positive("clip", self.clip),
             steps=validate.integer("steps", self.steps, 1),
             draws=validate.integer("draws", self.draws, 2),
-            tuning_draws=validate.integer("tuning_draws", self.tuning_draws, 1),
             resolution=validate.non_negative("resolution", self.resolution),
             samples=None if self.samples is None else validate.integer("samples", self.samples, 1),
             batch=validate.positive_or_none("batch", self.batch),
+            plan_epsilon=validate.positive_or_none("plan_epsilon", self.plan_epsilon),
         )
         for name, value in found.items():
             object.__setattr__(self, name, value)
         # learning rates are in proportion to its inverse, and the simulation is in single precision
         if not 1e-20 <= self.clip <= 1e20:
             raise ValueError(f"clip must lie in [1e-20, 1e20], got {self.clip:g}: take another unit of X")
+        if self.plan_epsilon is not None and self.plan_epsilon >= self.epsilon:
+            raise ValueError(
+                f"plan_epsilon must be below epsilon={self.epsilon:g}, of which it is a part, got "
+                f"{self.plan_epsilon:g}"
+            )
         if self.activation is not None:
             validate.choice("activation", self.activation, ACTIVATIONS)
-        validate.instance("theory", self.theory, bool)
+        for name in ("theory", "hedge"):
+            validate.instance(name, getattr(self, name), bool)
+        heads = tuple(
+            validate.choice("heads", head, HEADS) for head in validate.sequence("heads", self.heads, str)
+        )
+        if not heads or len(set(heads)) < len(heads):
+            raise ValueError(f"heads must be one or more different ones, got {list(heads)}")
+        object.__setattr__(self, "heads", heads)
+
+    @property
+    def training_epsilon(self) -> float:
+        """What is left for the training."""
+        return self.epsilon - (self.plan_epsilon or 0.0)
 
     @property
     def lengths(self) -> list[int]:

@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bounds.allocation.advice import Advice
+from empirical.planning.comparison import as_good_as, best_of, deficit_of, standard_error, within_error
 from empirical.planning.settings import Activation
 from empirical.privacy.history import History
+from empirical.recipe import Head, Recipe
 from langevin.support.validate import FloatArray
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from empirical.recipe import Recipe
+    from bounds.allocation.forecast import ProbingForecast
+    from empirical.planning.private_choice import Released
 
-# of the comparison of shares
-LEVEL = 0.05
+_PHASES = ("lp", "fft")
 
 
-def standard_error(values: FloatArray) -> FloatArray:
-    """Of the means over the draws, the last axis; NaN where one is infinite."""
-    with np.errstate(invalid="ignore"):
-        return values.std(-1, ddof=1) / math.sqrt(values.shape[-1])
+@dataclass(frozen=True, eq=False)
+class HeadRuns:
+    """What the shares come to from one kind of head.
+
+    Attributes
+    ----------
+    accuracy, loss : ndarray, shape (m, draws)
+        Held-out accuracy and mean training loss at the end of each simulated run, weighted means over the
+        worlds. The draws, of head, noise and batches, are common to shares and heads. Each is of the rate
+        that all other draws choose.
+    lr : ndarray, shape (m,)
+        Chosen learning rate of full fine-tuning; NaN for share 1.
+    lp_lr : float
+        Chosen learning rate of probing.
+    choice : ndarray, shape (m,)
+        Standard error of the mean accuracies that comes from the choice of the rate.
+    worlds : mapping of str to ndarray, shape (m, draws)
+        Accuracy in each world, at the chosen rates.
+    weights : sequence of float
+        Of the worlds.
+    """
+
+    accuracy: FloatArray
+    loss: FloatArray
+    lr: FloatArray
+    lp_lr: float
+    choice: FloatArray
+    worlds: Mapping[str, FloatArray] = field(default_factory=dict)
+    weights: Sequence[float] | FloatArray = ()
+
+    @property
+    def best(self) -> int:
+        """Place of the share with the highest mean accuracy (on ties, the lowest loss)."""
+        return best_of(self.accuracy, self.loss)
+
+    @property
+    def recommended(self) -> int:
+        """Place of the largest share that is within one standard error of the best."""
+        return int(np.flatnonzero(within_error(self.accuracy, self.loss, self.choice))[-1])
+
+    @property
+    def error(self) -> FloatArray:
+        """Standard error of the mean accuracies, the choice of the rate included."""
+        return np.hypot(standard_error(self.accuracy), self.choice)
+
+    @property
+    def regret(self) -> FloatArray:
+        """Weighted mean over the worlds of the accuracy lost to a world's own best share, shape (m,)."""
+        means = [values.mean(1) for values in self.worlds.values()]
+        return np.tensordot(self.weights, [mean.max() - mean for mean in means], 1)
 
 
 @dataclass(frozen=True, eq=False)
 class SharePlan:
-    """A split of a budget, with its basis; see `plan_share`.
+    """A split of a budget and a head to start from, with their basis; see `plan_share`.
 
     Attributes
     ----------
     shares : ndarray, shape (m,)
         Shares of the steps, and of the budget, for linear probing.
-    accuracy, loss : ndarray, shape (m, draws)
-        Held-out accuracy and mean training loss at the end of each simulated run. The draws, of head, noise
-        and batches, are common to the shares.
-    lr : ndarray, shape (m,)
-        Best learning rate of full fine-tuning; NaN for share 1.
-    lp_lr : float
-        Best learning rate of probing.
+    runs : mapping of str to HeadRuns
+        By kind of head.
     history : History
         What the recommended run releases, by the accountant.
     theory : mapping of str to Advice
@@ -65,13 +106,14 @@ class SharePlan:
         Samples of ``X`` that are not held out.
     caveats : tuple of str
         Those notes without which accuracies are misread.
+    forecast : ProbingForecast or None
+        What theory alone says of probing (8'(c)).
+    released : Released or None
+        The private choice, if the plan is one.
     """
 
     shares: FloatArray
-    accuracy: FloatArray
-    loss: FloatArray
-    lr: FloatArray
-    lp_lr: float
+    runs: Mapping[Head, HeadRuns]
     history: History
     theory: Mapping[str, Advice]
     epsilon: float
@@ -83,16 +125,49 @@ class SharePlan:
     activation: Activation = "relu"
     trained: int = 0
     caveats: tuple[str, ...] = ()
+    forecast: ProbingForecast | None = None
+    released: Released | None = None
 
     @property
-    def best(self) -> int:
-        """Return the index of the share with the highest mean accuracy (on ties, the lowest loss)."""
-        return best_share_of(self.accuracy, self.loss)
+    def head(self) -> Head:
+        """The recommended head, see `chosen_head`, or that of the private choice."""
+        if self.released is not None:
+            return self.released.head
+        return chosen_head(self.runs)
 
     @property
     def recommended(self) -> int:
         """Index of the largest share that is within one standard error of the best."""
-        return recommended_share(self.accuracy, self.loss)
+        return self._own.recommended if self.released is None else self.released.place
+
+    @property
+    def _own(self) -> HeadRuns:
+        return self.runs[self.head]
+
+    @property
+    def accuracy(self) -> FloatArray:
+        """Held-out accuracy from the recommended head, shape (m, draws)."""
+        return self._own.accuracy
+
+    @property
+    def loss(self) -> FloatArray:
+        """Mean training loss from the recommended head, shape (m, draws)."""
+        return self._own.loss
+
+    @property
+    def lr(self) -> FloatArray:
+        """Learning rate of full fine-tuning from the recommended head, shape (m,); NaN for share 1."""
+        return self._own.lr
+
+    @property
+    def lp_lr(self) -> float:
+        """Learning rate of probing from the recommended head."""
+        return self._own.lp_lr
+
+    @property
+    def best(self) -> int:
+        """Index of the share with the highest mean accuracy (on ties, the lowest loss)."""
+        return self._own.best
 
     @property
     def share(self) -> float:
@@ -101,13 +176,16 @@ class SharePlan:
 
     @property
     def deficit(self) -> tuple[FloatArray, FloatArray]:
-        """Accuracy lost against the best share, mean and standard error, paired by draws."""
-        return deficit_of(self.accuracy, self.loss)
+        """Accuracy lost against the best share, mean and standard error, paired by draws.
+
+        The error includes the choice of the rates.
+        """
+        return deficit_of(self.accuracy, self.loss, self._own.choice)
 
     @property
     def as_good(self) -> FloatArray:
         """Shares that are not worse than the best by a paired t-test at 5 %: the flatness of the optimum."""
-        return self.shares[as_good_as(self.accuracy, self.loss)]
+        return self.shares[as_good_as(self.accuracy, self.loss, self._own.choice)]
 
     @property
     def loss_share(self) -> float:
@@ -115,20 +193,42 @@ class SharePlan:
         return float(self.shares[self.loss.mean(1).argmin()])
 
     @property
+    def probing_needed(self) -> bool | None:
+        """Whether every run without probing is worse than the best beyond noise; None without share 0."""
+        if self.shares[0] != 0:
+            return None
+        accuracy, loss, choice = (
+            np.concatenate([getattr(runs, name) for runs in self.runs.values()])
+            for name in ("accuracy", "loss", "choice")
+        )
+        return not as_good_as(accuracy, loss, choice)[:: len(self.shares)].any()
+
+    @property
+    def unprobed(self) -> Head | None:
+        """The head whose share 0 is not worse than the best beyond noise, the most accurate of them."""
+        if self.probing_needed is not False:
+            return None
+        return max(self.runs, key=lambda head: self.runs[head].accuracy[0].mean())
+
+    @property
+    def steps(self) -> int:
+        """Steps of DP-SGD, both phases together."""
+        return sum(m.steps for m in self.history.mechanisms if m.name in _PHASES)
+
+    @property
     def recipe(self) -> Recipe:
         """The recommended run, for `empirical.train.fine_tuning.finetune`.
 
         Its learning rates are those that were best in the simulation.
         """
-        from empirical.recipe import Recipe
-
         lr = float(self.lr[self.recommended])
         settings: dict[str, Any] = dict(
-            steps=self.history.steps,
+            steps=self.steps,
             batch=self.batch,
-            epsilon=self.epsilon,
+            epsilon=self.training_epsilon,
             delta=self.history.delta,
             clip=self.clip,
+            head=self.head,
         )
         if self.share == 1:
             return Recipe("lp", lr=self.lp_lr, **settings)
@@ -137,10 +237,14 @@ class SharePlan:
         return Recipe("lp-fft", lp_share=self.share, lp_lr=self.lp_lr, lr=lr, **settings)
 
     @property
+    def training_epsilon(self) -> float:
+        """What the training spends: the whole budget, less what a private plan has spent."""
+        return self.epsilon if self.released is None else self.epsilon - self.released.epsilon
+
+    @property
     def expected(self) -> tuple[float, float]:
         """Held-out accuracy of the recommended share in the simulation, mean and standard error."""
-        values = self.accuracy[self.recommended]
-        return float(values.mean()), float(standard_error(values))
+        return float(self.accuracy[self.recommended].mean()), float(self._own.error[self.recommended])
 
     @property
     def command(self) -> str:
@@ -174,7 +278,8 @@ class SharePlan:
         named = [text for name, rate in rates.items() if rate is not None for text in (name, f"{rate:.6g}")]
         numbers = ("steps", "batch", "epsilon", "delta", "clip")
         rest = [text for name in numbers for text in (f"--{name}", f"{getattr(recipe, name):.10g}")]
-        words = ["--method", recipe.method, *share, *named, *rest]
+        head = [] if recipe.head == Recipe.head else ["--head", recipe.head]
+        words = ["--method", recipe.method, *share, *head, *named, *rest]
         return f"python -m empirical.finetune {shlex.join([*about, *words])}"
 
     @property
@@ -192,6 +297,7 @@ class SharePlan:
                 "clip": self.clip,
             }
             for m in self.history.mechanisms
+            if m.name in _PHASES
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,6 +309,8 @@ class SharePlan:
             "recommended lp share": self.share,
             "expected held-out accuracy": accuracy,
             "expected held-out accuracy standard error": accuracy_error,
+            "head": self.head,
+            "linear probing needed": self.probing_needed,
             "classes": list(self.classes),
             "share of the highest accuracy": float(self.shares[self.best]),
             "as good": self.as_good.tolist(),
@@ -222,61 +330,57 @@ class SharePlan:
                 "accuracy lost standard error": error.tolist(),
                 "loss": self.loss.mean(1).tolist(),
                 "loss standard error": standard_error(self.loss).tolist(),
+                "rate choice standard error": self._own.choice.tolist(),
+                "worlds": {name: values.mean(1).tolist() for name, values in self._own.worlds.items()},
+                "mean regret over the worlds": self._own.regret.tolist(),
                 "loss-optimal share": self.loss_share,
                 "lp learning rate": self.lp_lr,
                 "fft learning rates": self.lr.tolist(),
             },
+            "heads": {head: self._of(runs) for head, runs in self.runs.items()},
             "theory": {name: advice.to_dict() for name, advice in self.theory.items()},
             "notes": list(self.notes),
             "caveats": list(self.caveats),
         }
 
+    def _of(self, runs: HeadRuns) -> dict[str, Any]:
+        """What a head comes to at its own share."""
+        place = runs.recommended
+        return {
+            "lp share": float(self.shares[place]),
+            "accuracy": float(runs.accuracy[place].mean()),
+            "accuracy standard error": float(runs.error[place]),
+        }
+
     def to_dataset(self) -> xr.Dataset:
-        """Every simulated run over ``(share, draw)``, and the record in the attributes."""
+        """Every simulated run over ``(head, share, draw)``, and the record in the attributes."""
         import json
 
         import xarray as xr
 
         about = {
-            "accuracy": (self.accuracy, "held-out accuracy at the end", "1"),
-            "loss": (self.loss, "mean training loss at the end", "loss"),
+            "accuracy": ("held-out accuracy at the end", "1", ("draw",)),
+            "loss": ("mean training loss at the end", "loss", ("draw",)),
+            "lr": ("learning rate of full fine-tuning", "1", ()),
         }
         variables: dict[str, Any] = {
-            name: (("share", "draw"), values, {"long_name": meaning, "units": units})
-            for name, (values, meaning, units) in about.items()
+            name: (
+                ("head", "share", *rest),
+                np.array([getattr(runs, name) for runs in self.runs.values()]),
+                {"long_name": meaning, "units": units},
+            )
+            for name, (meaning, units, rest) in about.items()
         }
-        variables["lr"] = ("share", self.lr, {"long_name": "learning rate of full fine-tuning", "units": "1"})
         record = {"title": "plan of a privacy budget", "plan": json.dumps(self.to_dict())}
-        draws = np.arange(self.accuracy.shape[1])
-        return xr.Dataset(variables, {"share": self.shares, "draw": draws}, record)
+        coords = {"head": list(self.runs), "share": self.shares, "draw": np.arange(self.accuracy.shape[1])}
+        return xr.Dataset(variables, coords, record)
 
 
-def best_share_of(accuracy: FloatArray, loss: FloatArray) -> int:
-    """Return the place of the highest mean accuracy over the draws (on ties, the lowest mean loss).
-
-    A share of which a run left the range of numbers comes after all others.
-    """
-    whole = np.isfinite(loss).all(1)
-    return int(np.lexsort((loss.mean(1), -accuracy.mean(1), ~whole))[0])
-
-
-def deficit_of(accuracy: FloatArray, loss: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Accuracy lost against the best share, mean and standard error, paired by draws."""
-    lost = accuracy[best_share_of(accuracy, loss)] - accuracy
-    return lost.mean(1), standard_error(lost)
-
-
-def as_good_as(accuracy: FloatArray, loss: FloatArray) -> NDArray[np.bool_]:
-    """Tell which shares are not worse than the best by a paired t-test."""
-    from scipy.stats import t
-
-    mean, error = deficit_of(accuracy, loss)
-    most = t.ppf(1 - LEVEL / 2, accuracy.shape[1] - 1) * error
-    return (mean <= most) & np.isfinite(loss).all(1)
-
-
-def recommended_share(accuracy: FloatArray, loss: FloatArray) -> int:
-    """Place of the largest share within one standard error of the best."""
-    mean, error = deficit_of(accuracy, loss)
-    # one lost run alone makes the error as large as the deficit
-    return int(np.flatnonzero((mean <= error) & np.isfinite(loss).all(1))[-1])
+def chosen_head(runs: Mapping[Head, HeadRuns]) -> Head:
+    """The first head that is not worse than the best by a paired t-test, each at its own share."""
+    places = {head: found.recommended for head, found in runs.items()}
+    accuracy, loss, choice = (
+        np.array([getattr(found, name)[places[head]] for head, found in runs.items()])
+        for name in ("accuracy", "loss", "choice")
+    )
+    return list(runs)[int(as_good_as(accuracy, loss, choice).argmax())]

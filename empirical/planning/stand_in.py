@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from empirical.planning.comparison import Outcomes
 from empirical.planning.settings import Activation
+from empirical.recipe import Head
 from langevin.engine.ends import Draw, Leg, Net
+from langevin.model.activations import ACTIVATIONS
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase
 from langevin.model.weights import Method
@@ -28,16 +31,6 @@ class Split(NamedTuple):
     lr: float
 
 
-class Outcomes(NamedTuple):
-    """Where runs end, by split and draw: held-out accuracy, and the mean loss over the training samples.
-
-    A run that leaves the range of its numbers is right nowhere, and its loss is infinite.
-    """
-
-    accuracy: FloatArray
-    loss: FloatArray
-
-
 @dataclass(frozen=True)
 class Settings:
     """Noise and length of DP-SGD, independent of the split.
@@ -49,12 +42,19 @@ class Settings:
     batch : float
         Expected batch.
     noise_multiplier, clip : float
+    head : {"gaussian", "zero", "prototype"}
+        What training starts from.
+    prototype_noise : float
+        Standard deviation of the noise of prototypes, relative to a sum over the samples divided by their
+        number.
     """
 
     steps: int
     batch: float
     noise_multiplier: float
     clip: float
+    head: Head = "gaussian"
+    prototype_noise: float = 0.0
 
     def legs(self, split: Split, samples: int, sample_rate: float = 1.0) -> list[Leg]:
         """The phases of Langevin diffusion with the same mean drift and the same DP noise, and their steps.
@@ -94,7 +94,7 @@ class StandIn:
     W : ndarray, shape (h, k)
         First layer at the start.
     v : ndarray, shape (h,) or (classes, h), or None
-        Head at the start; None: each draw has its own, Gaussian of scale ``1 / sqrt(h)``.
+        Head at the start; None: each draw has its own, of the kind that the settings name.
     classes : int
     activation : {"relu", "linear"}
     """
@@ -123,17 +123,39 @@ class StandIn:
         loss, y, _ = self._targets
         return Problem(self.X[at], y[at], self.activation, loss)
 
-    def head(self, random: np.random.Generator) -> FloatArray:
-        """The head that a draw starts from."""
+    def head(self, how: Settings, random: np.random.Generator) -> FloatArray:
+        """The head that a draw starts from: ``v``, or one of the kind of `empirical.Recipe`."""
         if self.v is not None:
             return self.v
-        shape = (len(self.W),) if self.classes == 2 else (self.classes, len(self.W))
-        return random.standard_normal(shape) / len(self.W) ** 0.5
+        shape = (self.classes, len(self.W))
+        if how.head == "prototype":
+            return self._scalar(
+                _units(self._class_means + how.prototype_noise * random.standard_normal(shape))
+            )
+        if self.classes == 2:
+            shape = shape[1:]
+        return np.zeros(shape) if how.head == "zero" else random.standard_normal(shape) / len(self.W) ** 0.5
+
+    def activate(self, inputs: FloatArray) -> FloatArray:
+        """The activation, entry by entry."""
+        return ACTIVATIONS[self.activation].value(inputs)
+
+    @cached_property
+    def _class_means(self) -> FloatArray:
+        """Sums of the unit features of each class, over the number of all samples."""
+        units = _units(self.activate(self.X @ self.W.T))
+        return np.eye(self.classes)[self.labels].T @ units / len(units)
+
+    def _scalar(self, rows: FloatArray) -> FloatArray:
+        """The head with one output for two classes, the difference of their rows."""
+        return rows[1] - rows[0] if self.classes == 2 else rows
 
     def run(
         self, how: Settings, splits: Sequence[Split], draws: Sequence[np.random.SeedSequence]
     ) -> Outcomes:
         """Probe, then fine-tune, for each split; the same draw has the same head, batches and noise in all.
+
+        Batches and noise are the same for every kind of head, too.
 
         Parameters
         ----------
@@ -145,7 +167,7 @@ class StandIn:
         rate = min(1.0, how.batch / samples)
         found = self._net.ends(
             [how.legs(split, samples, rate) for split in splits],
-            [self._draw(seed) for seed in draws],
+            [self._draw(how, seed) for seed in draws],
             available_threads(),
         )
         lost = np.isnan(found.loss)
@@ -166,15 +188,21 @@ class StandIn:
         with np.errstate(over="ignore"):  # numbers that single precision does not hold: runs diverge
             return Net.of(Problem(self.X, y, self.activation, loss, self.X_test, y_test), self.W)
 
-    def _draw(self, seed: np.random.SeedSequence) -> Draw:
+    def _draw(self, how: Settings, seed: np.random.SeedSequence) -> Draw:
         """The head of a draw, and its key."""
         of_head, of_key = (
             np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, i)) for i in range(2)
         )
         first, second = of_key.generate_state(2).tolist()
-        return Draw(self.head(np.random.default_rng(of_head)).T, (first, second))
+        return Draw(self.head(how, np.random.default_rng(of_head)).T, (first, second))
 
 
 def _signs(labels: NDArray[np.int64]) -> FloatArray:
     """+1 for the second class, -1 for the first."""
     return np.where(labels == 1, 1.0, -1.0)
+
+
+def _units(rows: FloatArray) -> FloatArray:
+    """Rows of norm 1; 0 stays."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)

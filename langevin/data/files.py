@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".csv", ".parquet")
 ALLOWED = "a file ending in .npz, .csv or .parquet"
 # in an .npz file, besides X and y
-_OPTIONAL = ("W", "v", "X_test", "y_test")
+_OPTIONAL = ("W", "v", "X_test", "y_test", "X_source", "y_source")
 # times that arrays are in memory while they are read
 _COPIES = 3
 
@@ -36,8 +36,8 @@ class DataFile:
     ----------
     path : Path
     arrays : mapping of str to ndarray
-        ``X`` (n, d) and ``y`` (n,); of an ``.npz`` file also those of ``W``, ``v``, ``X_test`` and ``y_test``
-        that it holds, unchecked.
+        ``X`` (n, d) and ``y`` (n,); of an ``.npz`` file also those of ``W``, ``v``, ``X_test``, ``y_test``,
+        ``X_source`` and ``y_source`` that it holds, unchecked.
     label : str
         The column of a table that became ``y``; "y" in an ``.npz`` file.
     features : tuple of str

@@ -57,7 +57,7 @@ def test_it_plans_saves_and_draws(tmp_path, features, capfd):
     for said in ("recommended", "noise multiplier", "a plan read off private data is itself a release"):
         assert said in done.out
     run = files.load(out)
-    assert dict(run.sizes) == {"share": 3, "draw": 2}
+    assert dict(run.sizes) == {"head": 3, "share": 3, "draw": 2}
     assert np.isfinite(run.accuracy).all()
     assert json.loads(run.attrs["command"])["steps"] == 20
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -67,17 +67,77 @@ def test_json_has_null_where_the_theory_gives_no_number(tmp_path, capsys):
     # three classes on features that are all positive: assumption 3.1 fails, and 3.2
     y = np.array(["cat", "dog", "eel"])[np.arange(60) % 3]
     path = write(tmp_path / "f.npz", y=y)
-    assert main([path, *FEW, "--json", "--data-are", "private", "--batch", "30"]) == 0
+    assert main([path, *FEW, "--json", "--batch", "30"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said["theory"]) == {"3 classes"}
     for about in said["theory"].values():
         assert about["minimum lp share"]["mean"] is None
         assert "3.2' fails" in about["minimum lp share"]["reason"]
         assert about["loss-optimal share"]["share"] is None
-    assert said["privacy of the plan"].startswith("WARNING")
+    assert said["privacy of the plan"].startswith("the data are taken to be public")
     assert said["recommended lp share"] in said["as good"]
     assert {phase["expected batch"] for phase in said["DP-SGD"]} == {30.0}
     assert said["failure"] is None
+
+
+def test_private_data_need_a_budget_for_the_plan(tmp_path, capsys):
+    held = {"X_test": np.abs(DATA.X[:20]), "y_test": DATA.y[:20]}
+    path = write(tmp_path / "f.npz", **held)
+    given = [path, *FEW, "--no-theory", "--data-are", "private"]
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 2
+    assert "--data-are must be public without plan_epsilon" in capsys.readouterr().err
+    assert main([*given, "--plan-epsilon", "0.25"]) == 0
+    said = capsys.readouterr().out
+    assert "spends epsilon 0.25 (exponential mechanism), the training 0.75: 1 at delta 0.001 together" in said
+    assert "--epsilon 0.75" in said
+    # and held-out rows that are private
+    with pytest.raises(SystemExit):
+        main([write(tmp_path / "g.npz"), *FEW, "--plan-epsilon", "0.25"])
+    assert "--plan-epsilon must be None without X_test and y_test" in capsys.readouterr().err
+
+
+def test_a_sweep_says_what_a_budget_buys(tmp_path, capsys):
+    path, out, plot = write(tmp_path / "f.npz"), tmp_path / "sweep.nc", tmp_path / "sweep.png"
+    few = [*FEW, "--no-theory", "--no-hedge", "--heads", "gaussian", "--sweep", "epsilon", ".5", "4"]
+    assert main([path, *few, "--out", str(out), "--plot", str(plot)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    first = next(place for place, line in enumerate(said) if line.startswith("sweep"))
+    assert said[first].split()[:3] == ["sweep", "epsilon", "held-out"]
+    assert [line.split()[0] for line in said[first + 1 : first + 6]] == [
+        "0.5",
+        "0.8409",
+        "1.414",
+        "2.378",
+        "4",
+    ]
+    run = files.load(out)
+    assert run.epsilon.values[[0, -1]].tolist() == [0.5, 4.0]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_command_is_repeated(features, tmp_path, capsys, monkeypatch):
+    from empirical.planning.stand_in import StandIn
+
+    keep = str(tmp_path / "plan.jsonl")
+    given = [str(features), *FEW, "--no-theory", "--json"]
+    assert main(given) == 0
+    whole = json.loads(capsys.readouterr().out)
+    run, calls = StandIn.run, []
+
+    def stopped(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StandIn, "run", stopped)
+        assert main([*given, "--keep", keep]) == 130
+    assert f"interrupted; finished runs are in {keep}: repeat the command" in capsys.readouterr().err
+    assert main([*given, "--keep", keep]) == 0
+    assert json.loads(capsys.readouterr().out)["simulation"] == whole["simulation"]
 
 
 def test_the_same_seed_gives_the_same_plan(features, capsys):
@@ -102,7 +162,7 @@ def test_a_delta_without_protection_is_reported(features, capsys):
         ({}, ["--epsilon", "nan"], "--epsilon must be finite, got nan"),
         ({}, ["--epsilon", "inf"], "--epsilon must be finite, got inf"),
         ({}, ["--delta", "0"], "--delta must be positive, got 0.0"),
-        ({}, ["--delta", "1"], "--delta must be below 1, got 1.0"),
+        ({}, ["--delta", "1"], "--delta must be below 1, got 1"),
         ({}, ["--clip", "0"], "--clip must be positive, got 0.0"),
         ({}, ["--steps", "0"], "--steps must be at least 1, got 0"),
         ({}, ["--draws", "1"], "--draws must be at least 2, got 1"),
@@ -112,6 +172,13 @@ def test_a_delta_without_protection_is_reported(features, capsys):
         ({}, ["--seed", "-1"], "--seed must be a seed, a whole number from 0"),
         ({}, ["--shares", "0", "1.5"], "--shares must lie in [0, 1], got 1.5"),
         ({}, ["--shares", "0.5"], "--shares must be two or more that differ by a step of 20, got [0.5]"),
+        ({}, ["--heads", "gaussian", "gaussian"], "--heads must be one or more different ones"),
+        ({}, ["--plan-epsilon", "1"], "--plan-epsilon must be below epsilon=1, of which it is a part, got 1"),
+        ({}, ["--sweep", "delta", "1", "2"], "--sweep must be one of"),
+        ({}, ["--sweep", "epsilon", "2", "1"], "--sweep must be below high=1, got 2"),
+        ({}, ["--sweep", "epsilon", "a", "1"], "--sweep must be a number, got 'a'"),
+        ({"X": np.abs(DATA.X) * [1, 1, 0, 1, 1, 1]}, [], "X must not hold constant columns, got 1 of 6: 2"),
+        ({"X_source": np.ones((3, 6))}, [], "X_source and y_source must be given together"),
         ({}, ["--plot", "plan.txt"], "--plot must end in .png, .pdf or .svg, got 'plan.txt'"),
         ({}, ["--plot", "/nowhere/plan.png"], "--plot must lie in an existing folder"),
         ({}, ["--out", "plan.csv"], "--out must end in .nc (netCDF) or .zarr, got 'plan.csv'"),

@@ -50,7 +50,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         plan_share,
         dict(X=X, y=Y, epsilon=1.0, delta=1e-3, clip=1.0, W=np.eye(3), v=np.ones(3), X_test=X, y_test=Y)
         | dict(samples=100, steps=4, batch=10.0, shares=[0.0, 1.0], activation="relu", draws=2)
-        | dict(tuning_draws=1, theory=False, rng=0),
+        | dict(theory=False, rng=0),
     ),
     "Grid": (
         Grid,

@@ -293,7 +293,7 @@ def test_commands_of_full_batches_and_of_many_samples_run(options, samples, caps
     assert (plan["samples"], plan["classes"]) == (samples, ["False", "True"])
 
 
-HOW: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, tuning_draws=1, theory=False)
+HOW: dict[str, Any] = dict(epsilon=1.0, delta=1e-3, steps=10, draws=2, theory=False)
 
 
 def test_the_report_says_how_the_command_differs_from_the_plan():
@@ -316,7 +316,7 @@ def test_the_verdict_comes_first_and_the_rest_when_asked(capsys):
     assert door.main([*given, "--verbose"]) == 0
     verbose = capsys.readouterr().out
     assert verbose.splitlines()[:3] == short.splitlines()[:3]
-    for only in ("lost to the best", "noise multiplier", "without W, full fine-tuning"):
+    for only in ("lost to the best", "noise multiplier", "mean regret  "):
         assert only in verbose
         assert only not in short
 

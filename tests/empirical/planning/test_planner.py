@@ -10,13 +10,14 @@ from empirical import account, plan_share
 from empirical.planning import search as planning_search
 from empirical.planning.inputs import _cut, some_rows
 from empirical.planning.report import text
-from empirical.planning.search import _search
-from empirical.planning.share_plan import SharePlan
+from empirical.planning.share_plan import HeadRuns, SharePlan
 from empirical.planning.stand_in import Settings, Split, StandIn
 from empirical.privacy.history import History, plan
 from langevin import Weights, collapsed_features, orthogonally_separable
 
-CALM: dict[str, Any] = dict(delta=1e-4, draws=4, tuning_draws=2, shares=[0.0, 0.5, 1.0], theory=False)
+CALM: dict[str, Any] = dict(
+    delta=1e-4, draws=4, shares=[0.0, 0.5, 1.0], heads=["gaussian"], hedge=False, theory=False
+)
 
 
 def clusters(classes=4, each=100, dim=8, spread=0.3, seed=0):
@@ -40,7 +41,7 @@ def test_features_that_say_nothing_want_full_fine_tuning():
 
 def test_features_that_say_enough_want_probing_in_noise_alone():
     X, y = clusters(dim=32)
-    settings = {**CALM, "steps": 40, "draws": 12, "shares": [0.0, 1.0]}
+    settings = {**CALM, "steps": 40, "draws": 32, "shares": [0.0, 1.0]}
 
     def gain(epsilon):
         """Of probing alone over none, with its standard error, over three splits."""
@@ -50,8 +51,8 @@ def test_features_that_say_enough_want_probing_in_noise_alone():
 
     (tight, tight_error), (ample, ample_error) = gain(0.3), gain(10.0)
     assert tight > 2.5 * tight_error
-    assert tight - ample > 2.5 * np.hypot(tight_error, ample_error)
-    assert ample < 2.5 * ample_error
+    # four times as much at the tight budget
+    assert tight - 4 * ample > 2.5 * np.hypot(tight_error, 4 * ample_error)
 
 
 def collapsed(head, clip):
@@ -97,7 +98,7 @@ def test_theory_stands_beside_the_simulation_of_two_classes():
     weights = collapsed_features(data, 8, rng=0)
     found = plan_share(
         data.X, data.y, W=weights.W, v=weights.v, X_test=data.X, y_test=data.y, epsilon=2.0,
-        **{**CALM, "theory": True, "steps": 20, "tuning_draws": 1, "draws": 2},
+        **{**CALM, "theory": True, "steps": 20, "draws": 2},
     )  # fmt: skip
     (advice,) = found.theory.values()
     assert advice.assumptions.hold
@@ -111,7 +112,7 @@ def test_theory_stands_beside_the_simulation_of_two_classes():
 def test_theory_of_several_classes_is_of_all_of_them():
     data = orthogonally_separable(80, 5, classes=3, loss="softmax", rng=0)
     weights = collapsed_features(data, 8, rng=0)
-    settings = {**CALM, "theory": True, "steps": 20, "tuning_draws": 1, "draws": 2}
+    settings = {**CALM, "theory": True, "steps": 20, "draws": 2}
     given: dict[str, Any] = dict(W=weights.W, X_test=data.X, y_test=data.y, epsilon=2.0)
     found = plan_share(data.X, data.y, v=weights.v.T, **given, **settings)
     (name,) = found.theory
@@ -160,22 +161,15 @@ def test_more_private_samples_mean_less_noise():
 # --- the comparison -----------------------------------------------------------------------------
 
 
-def made(accuracy, loss=None):
+def runs_of(accuracy, loss=None, choice=0.0, lp_lr=1.0):
     accuracy = np.array(accuracy)
-    return SharePlan(
-        np.array([0.0, 0.5, 1.0]),
-        accuracy,
-        np.ones_like(accuracy) if loss is None else np.array(loss),
-        np.array([0.1, 0.1, np.nan]),
-        1.0,
-        History([], 1e-5),
-        {},
-        1.0,
-        1.0,
-        10.0,
-        "",
-        (),
-    )
+    loss = np.ones_like(accuracy) if loss is None else np.array(loss)
+    return HeadRuns(accuracy, loss, np.array([0.1, 0.1, np.nan]), lp_lr, np.full(len(accuracy), choice))
+
+
+def made(accuracy, loss=None, choice=0.0, **others):
+    runs = {"gaussian": runs_of(accuracy, loss, choice), **others}
+    return SharePlan(np.array([0.0, 0.5, 1.0]), runs, History([], 1e-5), {}, 1.0, 1.0, 10.0, "", ())
 
 
 def test_shares_are_compared_by_draws():
@@ -214,16 +208,22 @@ def test_of_equal_accuracies_the_lower_loss_is_best():
 
 def test_draws_are_made_until_shares_are_told_apart():
     X, y = clusters(dim=32)
-    settings = {**CALM, "steps": 20, "draws": 60, "shares": [0.0, 1.0]}
-    coarse, fine, finest = (
-        plan_share(X, y, epsilon=1.0, resolution=resolution, **settings) for resolution in (0.5, 0.008, 0.0)
-    )
-    assert [plan.accuracy.shape[1] for plan in (coarse, finest)] == [16, 60]
-    assert 16 < fine.accuracy.shape[1] < 60
-    assert fine.deficit[1].max() <= 0.008
+    settings = {**CALM, "steps": 20, "draws": 130, "shares": [0.0, 1.0]}
+
+    def planned(resolution):
+        return plan_share(X, y, epsilon=1.0, resolution=resolution, **settings)
+
+    coarse = planned(0.5)
+    assert coarse.accuracy.shape[1] == planning_search.LEAST
+    fine, finest = planned(0.6 * coarse.deficit[1].max()), planned(0.0)
+    # in rounds that double, and no further than it takes
+    assert fine.accuracy.shape[1] in (16, 32, 64, 128)
+    assert fine.deficit[1].max() <= 0.6 * coarse.deficit[1].max()
+    assert finest.accuracy.shape[1] == 130
     # the same draws, as far as they go, except for rounding in single precision
-    assert finest.loss[:, :16] == pytest.approx(coarse.loss, rel=1e-4)
-    assert finest.loss[:, 16:32] != pytest.approx(coarse.loss, rel=1e-3)
+    n = planning_search.LEAST
+    assert finest.loss[1, :n] == pytest.approx(coarse.loss[1], rel=1e-4)
+    assert finest.loss[1, n : 2 * n] != pytest.approx(coarse.loss[1], rel=1e-3)
 
 
 def test_a_share_that_is_clearly_worse_needs_no_more_draws():
@@ -232,20 +232,7 @@ def test_a_share_that_is_clearly_worse_needs_no_more_draws():
     found = plan_share(X, y, W=np.full((8, 8), 0.2), epsilon=20.0, resolution=1e-6, **settings)
     mean, error = found.deficit
     assert mean[1] > 4 * error[1] > 4e-6
-    assert found.accuracy.shape[1] == 16
-
-
-def test_rates_are_searched_beyond_the_grid_only_where_accuracy_grows():
-    start = [1.0, 3.0, 9.0]
-
-    def search(score):
-        return _search(lambda rates: [score(rate) for rate in rates], start)
-
-    assert search(lambda rate: (-abs(np.log(rate / 81)), 0.0)) == (81, False)
-    assert search(lambda rate: (-abs(np.log(rate * 27)), 0.0)) == (pytest.approx(1 / 27), False)
-    assert search(lambda rate: (1.0, rate)) == (9, False)
-    # not for ever, and it is said
-    assert search(lambda rate: (rate, 0.0)) == (9 * 3**4, True)
+    assert found.accuracy.shape[1] == planning_search.LEAST
 
 
 def test_what_limits_a_plan_is_said(monkeypatch):

@@ -74,7 +74,7 @@ def test_without_noise_it_descends_by_clipped_gradients(activation, lp_steps, cl
 
 def dp_sgd(tried, how, split, seed, weight=1.0):
     """Accuracy and loss at the end of a draw, in NumPy, by the draw's head, batches and noise."""
-    draw, n, rate = tried._draw(seed), len(tried.X), min(1.0, how.batch / len(tried.X))
+    draw, n, rate = tried._draw(how, seed), len(tried.X), min(1.0, how.batch / len(tried.X))
     W, v = tried.W.copy(), draw.v.reshape(len(tried.W), -1).copy()
     wanted = np.eye(3)[tried.labels] if tried.classes == 3 else tried.labels[:, None]
     for step in range(how.steps):
