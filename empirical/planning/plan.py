@@ -23,7 +23,6 @@ from empirical.recipe import Head, Recipe
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 
-
 # the kind of a head that is given
 GIVEN: Sequence[Head] = ("gaussian",)
 
