@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langevin.support import options, signals, streams, validate
+from langevin.support import options, signals, streams
 from langevin.support.command import as_option, fail, missing, plot_target
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, PlanC
     from empirical.planning.inputs import require_informative
     from empirical.planning.plan import plan_share
     from empirical.planning.settings import PlanSettings
+    from langevin.support import validate
 
     if file.features:
         require_informative(file.arrays["X"], file.features)

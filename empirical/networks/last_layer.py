@@ -90,13 +90,13 @@ def last_layer(body: nn.Module) -> LastLayer:
     pooled = any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in _taken(layers, _IDLE))
     active = _taken(layers, _RELU, most=1)
     norms = _taken(layers, _NORMS, most=1)
-    if not layers or not isinstance(layers[-1], nn.Linear | nn.Conv2d):
-        got = type(layers[-1]).__name__ if layers else "nothing"
+    layer = layers.pop() if layers else None
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        got = type(layer).__name__ if layer is not None else "nothing"
         raise TypeError(
             f"body must be a sequence that ends in a dense layer, or a 1 x 1 convolution and a mean over "
             f"positions, got {got} there: give W yourself, and its inputs as X"
         )
-    layer = layers.pop()
     W, bias = _dense(layer, pooled)
     for norm in norms:
         scale, shift = _folded(norm)

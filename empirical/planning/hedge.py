@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,8 @@ def distance(accuracy: float, classes: int) -> float:
     def excess(size: float) -> float:
         return float(weights @ norm.cdf(nodes + size) ** (classes - 1)) - accuracy
 
-    return float(brentq(excess, 0.0, 20.0))
+    found: Any = brentq(excess, 0.0, 20.0)
+    return float(found)
 
 
 def probe_accuracy(
@@ -93,7 +94,7 @@ def probe_accuracy(
     test, train = order[: max(1, len(X) // 3)], order[max(1, len(X) // 3) :]
     scaler = StandardScaler().fit(X[train])
     model = RidgeClassifierCV(np.logspace(-1, 4, 6)).fit(scaler.transform(X[train]), labels[train])
-    found = float((model.predict(scaler.transform(X[test])) == labels[test]).mean())
+    found = float(np.mean(model.predict(scaler.transform(X[test])) == labels[test]))
     return found, float(np.sqrt(found * (1 - found) / len(test)))
 
 

@@ -23,6 +23,9 @@ from empirical.recipe import Head, Recipe
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
 
+# the kind of a head that is given
+GIVEN: Sequence[Head] = ("gaussian",)
+
 
 def plan_share(
     X: ArrayLike,
@@ -123,14 +126,15 @@ def plan_share(
             "trained on private rows has no bounded sensitivity; give public rows as X and y"
         )
     samples = len(numbered_classes(y)[1]) if chosen.samples is None else chosen.samples
-    chosen = replace(chosen, samples=samples, batch=samples / 10 if chosen.batch is None else chosen.batch)
-    passes = chosen.steps * min(1.0, chosen.batch / samples)
+    batch = samples / 10 if chosen.batch is None else chosen.batch
+    chosen = replace(chosen, samples=samples, batch=batch)
+    passes = chosen.steps * min(1.0, batch / samples)
     given = X, y, W, v, X_test, y_test, chosen.activation, random
     inputs = prepare_inputs(*given, passes=passes, private=private)
     source = source_of(X_source, y_source)
-    heads: Sequence[Head] = chosen.heads if v is None else ("gaussian",)
-    releases = {head: _releases(chosen, head) for head in heads}
-    hows = {head: _settings(chosen, head, releases[head]) for head in heads}
+    heads = chosen.heads if v is None else GIVEN
+    releases: dict[Head, History] = {head: _releases(chosen, head) for head in heads}
+    hows: dict[Head, Settings] = {head: _settings(chosen, head, releases[head]) for head in heads}
     known = W is not None or not chosen.hedge or private
     worlds, open_ = hedge.worlds_of(inputs.net, layer=known, source=source, random=random)
     with one_blas_thread(), Records(keep) as kept:
@@ -150,7 +154,7 @@ def plan_share(
         said,
         chosen.epsilon,
         chosen.clip,
-        chosen.batch,
+        batch,
         inputs.net.method,
         (),
         inputs.names,
@@ -174,10 +178,14 @@ def _compared(
 ) -> tuple[dict[Head, HeadRuns], list[str]]:
     """Race the rates of all heads and shares; and what to say of rates at an end of what was tried."""
     start = [rate / chosen.clip for rate in RATES]
-    lanes = {head: lanes_of(trials, head, chosen.lengths, start, chosen.draws) for head in heads}
+    lanes: dict[Head, list[Lane]] = {
+        head: lanes_of(trials, head, chosen.lengths, start, chosen.draws) for head in heads
+    }
     every = [lane for own in lanes.values() for lane in own]
     draws = raced(trials, every, chosen.draws, chosen.resolution)
-    runs = {head: _runs(trials, worlds, head, own, draws) for head, own in lanes.items()}
+    runs: dict[Head, HeadRuns] = {
+        head: _runs(trials, worlds, head, own, draws) for head, own in lanes.items()
+    }
     edges = [
         f"{head} head at share {split.lp_steps / chosen.steps:g}, {max(lane.rates):.3g}"
         for head, own in lanes.items()

@@ -81,7 +81,7 @@ def alternatives(
         ]
         draws = range(runs.accuracy.shape[1])
         right = world.run(trials.hows[head], splits, streams(trials.root, draws)).accuracy
-        kinds += [(head, place) for place in places]
+        kinds.extend((head, place) for place in places)
         scores += (right.mean(1) * len(rows[1])).tolist()
     return kinds, np.array(scores)
 

@@ -54,7 +54,9 @@ def inputs(task: str, seed: int, source: str) -> tuple[np.ndarray, np.ndarray, n
     known = getattr(images, part)
     seen = images.normalised(known)
     if not with_layer:
-        return embed(body, seen), known.labels, None, len(images.train)
+        X = embed(body, seen)
+        # neurons that are never active tell nothing, and are refused
+        return X[:, np.ptp(X, axis=0) > 0], known.labels, None, len(images.train)
     assert isinstance(body, torch.nn.Sequential)
     *below, layer, _ = body
     assert isinstance(layer, torch.nn.Linear)
@@ -109,6 +111,8 @@ class Plans(Kind):
         X, y, W, samples = inputs(task, seed, values["source"])
         settings: dict[str, Any] = {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
         settings |= dict(samples=samples, shares=known.share.values.tolist(), theory=False, rng=seed)
+        # the study's head
+        settings |= {"heads": ["gaussian"]}
         plans = [
             plan_share(X, y, W=W, epsilon=float(epsilon), **settings) for epsilon in known.epsilon.values
         ]

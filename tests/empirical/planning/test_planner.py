@@ -1,5 +1,6 @@
 """Plans: what they recommend where the answer is known, the noise they state, and how they compare."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,34 @@ def test_of_equal_accuracies_the_lower_loss_is_best():
     same = np.ones((3, 2))
     assert made(same, [[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]).best == 1
     assert made(same, [[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]]).best == 2
+
+
+def test_of_heads_that_noise_does_not_tell_apart_the_first_is_recommended():
+    level = np.array([0.3, 0.5, 0.7, 0.9])
+    noise = np.array([0.02, -0.02, 0.01, -0.005])
+    rows = [level, level - 0.1, level - 0.2]
+    near = made(rows, zero=runs_of([row + noise for row in rows]))
+    assert (near.head, near.share) == ("gaussian", 0.0)
+    # clearly better, at another share; its rates are those of the recipe
+    better = runs_of([level - 0.1, level + 0.1 + 0.1 * noise, level - 0.2], lp_lr=3.0)
+    found = made(rows, zero=better)
+    assert (found.head, found.share, found.lp_lr) == ("zero", 0.5, 3.0)
+    assert found.as_good.tolist() == [0.5]
+    # not if the choice of its rates may be what makes it so
+    unsure = runs_of([level - 0.1, level + 0.1 + 0.1 * noise, level - 0.2], choice=0.1)
+    assert made(rows, zero=unsure).head == "gaussian"
+
+
+def test_probing_is_not_needed_where_some_head_does_without_it():
+    level = np.array([0.3, 0.5, 0.7, 0.9])
+    probed = [level - 0.1, level, level - 0.05]
+    assert made(probed).probing_needed is True
+    assert made(probed).unprobed is None
+    noise = np.array([0.02, -0.02, 0.01, -0.005])
+    found = made(probed, zero=runs_of([level + noise, level - 0.1, level - 0.2]))
+    assert (found.probing_needed, found.unprobed) == (False, "zero")
+    shares = np.array([0.25, 0.5, 1.0])
+    assert replace(found, shares=shares).probing_needed is None
 
 
 def test_draws_are_made_until_shares_are_told_apart():

@@ -217,6 +217,37 @@ def test_a_draw_is_the_same_to_the_last_bit_alone_and_together(classes, monkeypa
     assert len(np.unique(together.loss)) == together.loss.size
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_heads_are_those_of_fine_tuning(classes):
+    labels = LABELS % classes
+    tried = net(v=None, labels=labels, labels_test=labels, classes=classes)
+    draws = np.random.default_rng(0)
+
+    def head(kind, noise=0.0):
+        return tried.head(Settings(4, 10.0, 1.0, 1.0, kind, noise), draws)
+
+    assert not head("zero").any()
+    units = np.maximum(X @ W.T, 0)
+    units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-300)
+    sums = np.array([units[labels == label].sum(0) for label in range(classes)])
+    rows = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    # two classes have one output
+    assert head("prototype") == pytest.approx(rows if classes == 3 else rows[1] - rows[0])
+    # noise of the sums, relative to the number of samples
+    noisy = np.array([head("prototype", 0.5 / len(X)) for _ in range(2000)]).reshape(2000, -1)
+    drawn = np.random.default_rng(1).standard_normal((2000, *sums.shape))
+
+    def expected(multiplier):
+        of = sums + multiplier * drawn
+        of /= np.linalg.norm(of, axis=2, keepdims=True)
+        return (of if classes == 3 else of[:, 1] - of[:, 0]).reshape(2000, -1)
+
+    error = noisy.std(0) / 2000**0.5
+    assert (np.abs(noisy.mean(0) - expected(0.5).mean(0)) < 4 * 2**0.5 * error).all()
+    # the control
+    assert (np.abs(noisy.mean(0) - expected(1.0).mean(0)) > 4 * 2**0.5 * error).any()
+
+
 def test_an_interrupt_ends_runs_at_once():
     # which would take minutes
     how = Settings(steps=10**7, batch=7.0, noise_multiplier=1.0, clip=1.0)
