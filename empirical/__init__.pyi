@@ -33,9 +33,9 @@ from .networks.by_name import body as body
 from .networks.check import NotPrivateError as NotPrivateError
 from .networks.check import check_private as check_private
 from .networks.embed import embed as embed
-from .networks.lite0 import lite0 as lite0
 from .networks.last_layer import LastLayer as LastLayer
 from .networks.last_layer import last_layer as last_layer
+from .networks.lite0 import lite0 as lite0
 from .networks.pretrained import pretrained as pretrained
 from .networks.private import make_private as make_private
 from .networks.weights import WeightsError as WeightsError
