@@ -107,27 +107,30 @@ def separable(rng, n, d, spread=None):
     return X @ rotation, y, rotation
 
 
+def row(rng, inside, outside):
+    """A row strictly active on the first samples and inactive on the others, by rejection."""
+    d = inside.shape[1]
+    # start well inside, then as wide a perturbation as stays in the cone
+    base = inside.mean(0) / np.linalg.norm(inside.mean(0))
+    if len(outside):
+        base = base - 0.3 * outside.mean(0) / np.linalg.norm(outside.mean(0))
+    width = 1.0
+    for _ in range(200):
+        w = base + width * rng.standard_normal(d) / np.sqrt(d)
+        if (inside @ w > 1e-3).all() and (not len(outside) or (outside @ w < -1e-3).all()):
+            return w * np.exp(rng.uniform(-0.5, 0.5))
+        width *= 0.9
+    raise AssertionError("no row found in the cone")
+
+
 def collapsed_weights(rng, X, y, h, head=None):
-    """Rows strictly in the cone of one class each, by rejection; heads Gaussian."""
+    """Rows strictly in the cone of one class each; heads Gaussian."""
     W = np.zeros((h, X.shape[1]))
     for j in range(h):
         s = 1.0 if rng.random() < 0.5 else -1.0
         if not (y == s).any():
             s = -s
-        inside, outside = X[y == s], X[y == -s]
-        # start well inside, then as wide a perturbation as stays in the cone
-        base = inside.mean(0) / np.linalg.norm(inside.mean(0))
-        if len(outside):
-            base = base - 0.3 * outside.mean(0) / np.linalg.norm(outside.mean(0))
-        width = 1.0
-        for _ in range(200):
-            w = base + width * rng.standard_normal(X.shape[1]) / np.sqrt(X.shape[1])
-            if (inside @ w > 1e-3).all() and (not len(outside) or (outside @ w < -1e-3).all()):
-                break
-            width *= 0.9
-        else:
-            raise AssertionError("no row found in the cone")
-        W[j] = w * np.exp(rng.uniform(-0.5, 0.5))
+        W[j] = row(rng, X[y == s], X[y == -s])
     v = rng.standard_normal(h) * (np.exp(rng.uniform(-2, 0.3)) if head is None else head)
     return Weights(W, v)
 
@@ -146,6 +149,32 @@ def decoupled(rng, loss=None, spread=None, n=None, h=None, head=None, d=None):
         if m > 0.5:
             weights = Weights(weights.W, weights.v * 0.5 / m)
     return problem, weights
+
+
+def classes(rng, K=None, loss="softmax", spread=None, heads="any", h=None):
+    """ReLU problem of K classes under 3.1' and 3.2'; classes are of unequal sizes, some without neurons.
+
+    ``spread`` is that of `separable`; ``heads`` are "any", "symmetric" (softmax), "opposed" (one-vs-rest) or
+    "zero".
+    """
+    K, width = K or int(rng.choice(CLASSES)), int(rng.integers(1, 4))
+    y = rng.permutation(np.repeat(np.arange(K), rng.integers(1, 5, K)))
+    means = np.kron(np.eye(K), np.ones(width)) * rng.uniform(0.5, 1.5, K * width)
+    noise = rng.uniform(0, 1, (len(y), K * width))
+    X = means[y] * (1 + spread * (noise - 0.5)) if spread is not None else (means[y] > 0) * (noise + 0.05)
+    if rng.random() < 0.5:
+        # a negative product across classes
+        sizes = X.sum(1, keepdims=True) / means[y].sum(1, keepdims=True)
+        X -= rng.uniform(0, 0.2 / K) * sizes * (means.sum(0) - means[y])
+    X = X @ np.linalg.qr(rng.standard_normal((K * width,) * 2))[0]
+    own = rng.choice(K, h or int(rng.integers(1, 2 * K + 3)))
+    W = np.array([row(rng, X[y == c], X[y != c]) for c in own])
+    V = rng.standard_normal((len(own), K)) * np.exp(rng.uniform(-2, 0.3))
+    mine = np.arange(K) == own[:, None]
+    if heads != "any":
+        V = np.where(mine, V[:, :1], V[:, 1:2] if heads == "symmetric" else -V[:, :1]) * (heads != "zero")
+    name: Any = loss
+    return Problem(X, y, "relu", name), Weights(W, V)
 
 
 def _drawn(make, **kwargs):

@@ -65,17 +65,22 @@ class Clocked(ABC):
     m_low: FloatArray
     m_high: FloatArray
     source: str
+    rtol = RTOL
 
     @abstractmethod
     def prepare(self, phase: Phase) -> None:
         """Set up the enclosures of a phase as functions of its clock, from the state at its start."""
 
     @abstractmethod
-    def margins(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Lower and upper margins, and bounds of ``||grad l_i|| / g_i``, at clocks (q,), shapes (q, n)."""
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Lower bounds of the margins and of ``||grad l_i|| / g_i`` at clocks (q,), shapes (q, n)."""
 
     @abstractmethod
-    def conditions(self, phase: Phase, S: FloatArray, m_high: FloatArray) -> list[tuple[np.ndarray, str]]:
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Upper bounds of the same."""
+
+    @abstractmethod
+    def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
         """Check the validity rule at upper clocks ``S``."""
 
     @abstractmethod
@@ -86,7 +91,7 @@ class Clocked(ABC):
 
     def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Enclose the margins at clocks that lie between two, where neither bound ever falls."""
-        return self.margins(phase, S_low)[0], self.margins(phase, S_high)[1]
+        return self.least(phase, S_low)[0], self.most(phase, S_high)[0]
 
     def slope(self, m: FloatArray) -> FloatArray:
         """``g``; beyond the margin where the loss ends the enclosure is flagged elsewhere."""
@@ -120,7 +125,7 @@ class Clocked(ABC):
             S_low = np.where(good, S_low, 0.0) * (1 - PAD)
             m_low, m_high = self.between(phase, S_low, S_high)
             reason = ""
-            for ok, why in self.conditions(phase, S_high, m_high):
+            for ok, why in self.conditions(phase, S_high):
                 if not ok.all():
                     reason = reason or why
                 good = good & ok
@@ -136,13 +141,14 @@ class Clocked(ABC):
 
     def clock(self, phase: Phase, local: FloatArray, *, upper: bool) -> FloatArray:
         """Integrate the upper or the lower clock; infinite once the enclosure has ended."""
+        enclosed = self.least if upper else self.most
 
         def rate(_: float, S: FloatArray) -> FloatArray:
-            m_low, m_high, low, high = self.margins(phase, np.maximum(S, 0.0))
-            speed = self.slope(m_low if upper else m_high)
+            m, size = enclosed(phase, np.maximum(S, 0.0))
+            speed = self.slope(m)
             if phase.clip is not None:
                 with np.errstate(divide="ignore"):
-                    speed = np.minimum(speed, phase.clip / (low if upper else high))
+                    speed = np.minimum(speed, phase.clip / size)
             return speed.sum(1)
 
         end = float(local.max())
@@ -152,7 +158,7 @@ class Clocked(ABC):
             self.ended = ""
         if end > 0.0:
             # of low order: the error estimate of a high one can miss the kinks of clipping
-            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
+            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=self.rtol, atol=ATOL)
             while solver.status == "running":
                 solver.step()
                 if solver.status == "failed" or not np.isfinite(solver.y).all():
@@ -161,7 +167,7 @@ class Clocked(ABC):
                 if inside.any():
                     out[inside] = solver.dense_output()(local[inside])[0]
                 if upper:
-                    checked = self.conditions(phase, solver.y, self.margins(phase, solver.y)[1])
+                    checked = self.conditions(phase, solver.y)
                     self.ended = next((why for ok, why in checked if not ok.all()), "")
                     if self.ended:
                         break

@@ -104,8 +104,8 @@ class Collapsed:
             end = start + phase.time
             here = np.flatnonzero((t > start) & ((t <= end) | (phase is phases[-1][0])))
             state, found, reason = self.follow(phase, state, np.minimum(t[here] - start, phase.time))
-            F[here[: len(found)]] = found
-            valid[here[: len(found)]] = True
+            reached = here[: len(found)]
+            F[reached], valid[reached] = found, True
             if reason:
                 break
         moved = PAD * np.linalg.norm(F - self.outputs(self.u, self.V), axis=1)
@@ -117,10 +117,10 @@ class Collapsed:
 
     def follow(
         self, phase: Phase, state: FloatArray, t: FloatArray
-    ) -> tuple[FloatArray, list[FloatArray], str]:
+    ) -> tuple[FloatArray, FloatArray, str]:
         """Follow a phase: the state at its end, the outputs at the times reached, why it ended before."""
         solver = RK45(self.rate(phase), 0.0, state, phase.time, rtol=RTOL, atol=ATOL)
-        found: list[FloatArray] = []
+        found = np.zeros((0, self.V.shape[1]))
         while solver.status == "running":
             before = solver.y
             solver.step()
@@ -132,5 +132,6 @@ class Collapsed:
             inside = inside[inside <= solver.t]
             if len(inside):
                 between = solver.dense_output()(inside).T
-                found += [self.outputs(*self.unpack(one)[:2])[0] for one in between]
+                outputs = [self.outputs(*self.unpack(one)[:2]) for one in between]
+                found = np.concatenate([found, *outputs])
         return solver.y, found, ""

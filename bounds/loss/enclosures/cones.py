@@ -70,25 +70,11 @@ class Cones(Clocked):
         """Upper pre-activations."""
         return self.Z_high, self.G_most, P, self.G_least, N
 
-    def sizes(
-        self, low: tuple[FloatArray, FloatArray, FloatArray], high: tuple[FloatArray, FloatArray, FloatArray]
-    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Enclose ``sum_j z_ji^2`` and ``||x_i||^2 sum_j a_ji^2`` by the lower and the upper envelope."""
-        (a_low, *lower), (a_high, *upper) = low, high
-        heads_high = np.maximum(a_low**2, a_high**2).sum(1)
-        heads_low = np.where(a_low * a_high > 0, np.minimum(a_low**2, a_high**2), 0.0).sum(1)
-        z_low = np.maximum(squares(*self.of_lower(*lower)), 0.0)
-        z_high = squares(*self.of_upper(*upper))
-        return z_low, outer(heads_low, self.norms), z_high, outer(heads_high, self.norms)
-
-    def conditions(self, phase: Phase, S: FloatArray, m_high: FloatArray) -> list[tuple[np.ndarray, str]]:
-        found = []
-        if np.isfinite(self.loss.end):
-            found.append(((m_high < self.loss.end).all(1), "a margin may have reached 1 (square loss)"))
-        if phase.method == "fft":
-            fall = -self.below(S)[2]
-            found.append(((fall < self.room).all(1), CONE))
-        return found
+    def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
+        if phase.method == "lp":
+            return []
+        fall = -self.below(S)[2]
+        return [((fall < self.room).all(1), CONE)]
 
     def advance(
         self, phase: Phase, S_low: float, S_high: float, m_low: FloatArray, m_high: FloatArray

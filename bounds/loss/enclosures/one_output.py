@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bounds.features.blocks import Block, Margin
-from bounds.loss.enclosures.cones import Cones, weighted
+from bounds.loss.enclosures.cones import Cones, squares, weighted
 from bounds.loss.enclosures.envelope import outer
 from langevin.model.schedule import Phase
 from langevin.support.validate import FloatArray
@@ -38,31 +38,48 @@ class OneOutput(Cones):
             return
         self.aligned = bool((self.pull_low >= 0).all())
         if self.aligned:
-            low, high, _, _ = self.products(np.zeros(1))
+            zero = np.zeros(1)
             # with aligned heads the products grow no faster (slower) than the margins themselves
-            self.lift_low, self.lift_high = self.m_low - low[0], self.m_high - high[0]
+            self.lift_low = self.m_low - self._least(zero)[0][0]
+            self.lift_high = self.m_high - self._most(zero)[0][0]
 
-    def products(self, S: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def _least(self, S: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Products of the enclosures in full fine-tuning: margins and squared gradient norms of f."""
-        low, high = self.below(S), self.above(S)
-        (a_low, *lower), (a_high, *upper) = low, high
+        (a_low, *lower), (a_high, *upper) = self.below(S), self.above(S)
         z_low, z_high = self.of_lower(*lower), self.of_upper(*upper)
-        m_low = weighted(np.maximum(a_low, 0.0), *z_low) + weighted(np.minimum(a_low, 0.0), *z_high)
-        m_high = weighted(np.maximum(a_high, 0.0), *z_high) + weighted(np.minimum(a_high, 0.0), *z_low)
-        size_low, heads_low, size_high, heads_high = self.sizes(low, high)
-        return m_low, m_high, size_low + heads_low, size_high + heads_high
+        m = weighted(np.maximum(a_low, 0.0), *z_low) + weighted(np.minimum(a_low, 0.0), *z_high)
+        heads = np.where(a_low * a_high > 0, np.minimum(a_low**2, a_high**2), 0.0).sum(1)
+        return m, np.maximum(squares(*z_low), 0.0) + outer(heads, self.norms)
 
-    def margins(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def _most(self, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The same from above."""
+        (a_low, *lower), (a_high, *upper) = self.below(S), self.above(S)
+        z_low, z_high = self.of_lower(*lower), self.of_upper(*upper)
+        m = weighted(np.maximum(a_high, 0.0), *z_high) + weighted(np.minimum(a_high, 0.0), *z_low)
+        heads = np.maximum(a_low**2, a_high**2).sum(1)
+        return m, squares(*z_high) + outer(heads, self.norms)
+
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
         if phase.method == "lp":
-            shape = (len(S), len(self.m_low))
-            return (
-                self.m_low + outer(S, self.K_least),
-                self.m_high + outer(S, self.K_most),
-                np.broadcast_to(self.size_low, shape),
-                np.broadcast_to(self.size_high, shape),
-            )
-        m_low, m_high, low, high = self.products(S)
+            m = self.m_low + outer(S, self.K_least)
+            return m, np.broadcast_to(self.size_low, m.shape)
+        m, squared = self._least(S)
         if self.aligned:
-            m_low = np.maximum(m_low, m_low + self.lift_low)
-            m_high = np.minimum(m_high, m_high + self.lift_high)
-        return np.maximum(m_low, self.m_low), m_high, np.sqrt(low), np.sqrt(high)
+            m = np.maximum(m, m + self.lift_low)
+        return np.maximum(m, self.m_low), np.sqrt(squared)
+
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if phase.method == "lp":
+            m = self.m_high + outer(S, self.K_most)
+            return m, np.broadcast_to(self.size_high, m.shape)
+        m, squared = self._most(S)
+        if self.aligned:
+            m = np.minimum(m, m + self.lift_high)
+        return m, np.sqrt(squared)
+
+    def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
+        found = super().conditions(phase, S)
+        if np.isinf(self.loss.end):
+            return found
+        m, _ = self.most(phase, S)
+        return [((m < self.loss.end).all(1), "a margin may have reached 1 (square loss)"), *found]

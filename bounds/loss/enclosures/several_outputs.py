@@ -9,12 +9,13 @@ from scipy.special import logsumexp
 
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
-from bounds.loss.enclosures.cones import Cones, weighted
+from bounds.loss.enclosures.cones import Cones, squares, weighted
 from bounds.loss.enclosures.envelope import LARGEST, outer
 from langevin.model.schedule import Phase
 from langevin.support.validate import FloatArray
 
 BISECTIONS = 60
+Pulls = tuple[FloatArray, FloatArray, FloatArray]
 
 
 class SeveralOutputs(Cones):
@@ -71,56 +72,61 @@ class SeveralOutputs(Cones):
         return np.where(never, np.inf, low)[0]
 
     def _wronskian(self, S: FloatArray) -> FloatArray:
-        """``a a+' - a' a+`` of the lower pull ``a < 0`` and the upper one ``a+ > 0``.
+        """``a b' - a' b`` of the lower pull ``a < 0`` and the upper pull ``b > 0``.
 
-        Its slope is their product times the difference of the squares of their rates.
+        Its slope is ``a b`` times the difference of their squared rates.
         """
-        a_low, z_low = self.below.before_turn(S)
-        a_high, z_high = self.above.after_turn(S)
-        return self.fastest * a_low * z_high - self.slowest * z_low * a_high
+        a, z_low = self.below.before_turn(S)
+        b, z_high = self.above.after_turn(S)
+        return self.fastest * a * z_high - self.slowest * z_low * b
 
-    def _loss_of(self, S: FloatArray) -> FloatArray:
+    def _lost(self, S: FloatArray) -> FloatArray:
         """What the lower margins may lose to neurons whose pulls may have both signs, shape (q, n)."""
         until = np.clip(S[:, None], self.begin, np.where(self.straddles, self.below.turn, 0.0))
         change = (self._wronskian(until) - self.wronskian) / (self.above.G_up - self.below.G_down)
         return outer(np.where(self.straddles, np.minimum(change, 0.0), 0.0).sum(1), self.G_most)
 
-    def _gain_of(self, S: FloatArray) -> FloatArray:
+    def _gained(self, S: FloatArray, low: Pulls) -> FloatArray:
         """What the lower margins gain, which never falls, shape (q, n)."""
-        a, *integrals = self.below(S)
+        a, *integrals = low
         gained = weighted(a, *self.of_lower(*integrals)) - self.start_low
         gained += outer(self.above.squares_before(S[:, None]).sum(1), self.G_least)
         return gained - outer(self.below.squares_before(S[:, None]).sum(1), self.G_most)
 
-    def _most_of(self, S: FloatArray) -> FloatArray:
+    def _gained_at_most(self, S: FloatArray, high: Pulls) -> FloatArray:
         """What the upper margins gain, which never falls, shape (q, n)."""
-        a, *integrals = self.above(S)
+        a, *integrals = high
         early = np.minimum(S[:, None], self.level)
         beyond = self.below.squares_before(early) - self.above.squares_after(early)
         gained = weighted(a, *self.of_upper(*integrals)) - self.start_high
         gained += outer(beyond.sum(1), self.G_most)
         return gained - outer(self.above.squares_before(S[:, None]).sum(1), self.G_least)
 
-    def margins(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
         if phase.method == "lp":
-            shape = (len(S), len(self.m_low))
+            m = self.m_low + self.slowest * outer(S, self.K_least)
+            # the margin's clip takes the largest norm at any outputs
             shortest = self.steepness if phase.clipping == "margin" else self.shortest
-            return (
-                self.m_low + self.slowest * outer(S, self.K_least),
-                self.m_high + self.fastest * outer(S, self.K_most),
-                np.broadcast_to(shortest * self.size_low, shape),
-                np.broadcast_to(self.steepness * self.size_high, shape),
-            )
-        z_low, heads_low, z_high, heads_high = self.sizes(self.below(S), self.above(S))
-        return (
-            self.m_low + self._gain_of(S) + self._loss_of(S),
-            self.m_high + self._most_of(S),
-            np.sqrt(self.shortest**2 * z_low + heads_low),
-            np.sqrt(self.steepness**2 * z_high + heads_high),
-        )
+            return m, np.broadcast_to(shortest * self.size_low, m.shape)
+        low = self.below(S)
+        heads = (np.maximum(low[0], 0.0) ** 2 + np.minimum(self.above(S)[0], 0.0) ** 2).sum(1)
+        z = np.maximum(squares(*self.of_lower(*low[1:])), 0.0)
+        m = self.m_low + self._gained(S, low) + self._lost(S)
+        return m, np.sqrt(self.shortest**2 * z + outer(heads, self.norms))
+
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if phase.method == "lp":
+            m = self.m_high + self.fastest * outer(S, self.K_most)
+            return m, np.broadcast_to(self.steepness * self.size_high, m.shape)
+        high = self.above(S)
+        heads = np.maximum(self.below(S)[0] ** 2, high[0] ** 2).sum(1)
+        z = squares(*self.of_upper(*high[1:]))
+        m = self.m_high + self._gained_at_most(S, high)
+        return m, np.sqrt(self.steepness**2 * z + outer(heads, self.norms))
 
     def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
         if phase.method == "lp":
             return super().between(phase, S_low, S_high)
         # pulls of both signs may lower a margin: what is lost must be that of the later clock
-        return self.m_low + self._gain_of(S_low) + self._loss_of(S_high), self.m_high + self._most_of(S_high)
+        m_low = self.m_low + self._gained(S_low, self.below(S_low)) + self._lost(S_high)
+        return m_low, self.most(phase, S_high)[0]
