@@ -65,18 +65,20 @@ class Clocked(ABC):
     m_low: FloatArray
     m_high: FloatArray
     source: str
-    rtol = RTOL
 
     @abstractmethod
     def prepare(self, phase: Phase) -> None:
         """Set up the enclosures of a phase as functions of its clock, from the state at its start."""
 
     @abstractmethod
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Lower bounds of the margins and of ``||grad l_i|| / g_i`` at clocks (q,), shapes (q, n)."""
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """Lower bounds of the margins and of ``||grad l_i|| / g_i`` at clocks (q,), shapes (q, n).
+
+        The norms are None where the phase does not clip.
+        """
 
     @abstractmethod
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         """Upper bounds of the same."""
 
     @abstractmethod
@@ -146,7 +148,7 @@ class Clocked(ABC):
         def rate(_: float, S: FloatArray) -> FloatArray:
             m, size = enclosed(phase, np.maximum(S, 0.0))
             speed = self.slope(m)
-            if phase.clip is not None:
+            if phase.clip is not None and size is not None:
                 with np.errstate(divide="ignore"):
                     speed = np.minimum(speed, phase.clip / size)
             return speed.sum(1)
@@ -158,7 +160,7 @@ class Clocked(ABC):
             self.ended = ""
         if end > 0.0:
             # of low order: the error estimate of a high one can miss the kinks of clipping
-            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=self.rtol, atol=ATOL)
+            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
             while solver.status == "running":
                 solver.step()
                 if solver.status == "failed" or not np.isfinite(solver.y).all():

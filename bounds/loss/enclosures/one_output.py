@@ -38,44 +38,54 @@ class OneOutput(Cones):
             return
         self.aligned = bool((self.pull_low >= 0).all())
         if self.aligned:
-            zero = np.zeros(1)
+            start = np.zeros(1)
             # with aligned heads the products grow no faster (slower) than the margins themselves
-            self.lift_low = self.m_low - self._least(zero)[0][0]
-            self.lift_high = self.m_high - self._most(zero)[0][0]
+            self.lift_low = self.m_low - self._least(start, sized=False)[0][0]
+            self.lift_high = self.m_high - self._most(start, sized=False)[0][0]
 
-    def _least(self, S: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Products of the enclosures in full fine-tuning: margins and squared gradient norms of f."""
-        (a_low, *lower), (a_high, *upper) = self.below(S), self.above(S)
-        z_low, z_high = self.of_lower(*lower), self.of_upper(*upper)
-        m = weighted(np.maximum(a_low, 0.0), *z_low) + weighted(np.minimum(a_low, 0.0), *z_high)
-        heads = np.where(a_low * a_high > 0, np.minimum(a_low**2, a_high**2), 0.0).sum(1)
-        return m, np.maximum(squares(*z_low), 0.0) + outer(heads, self.norms)
+    def _least(self, S: FloatArray, *, sized: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Products of the lower enclosures in full fine-tuning: margins and norms of the gradient of f."""
+        a, *lower = self.below(S)
+        z = self.of_lower(*lower)
+        m = weighted(np.maximum(a, 0.0), *z)
+        if self.aligned and not sized:
+            return m, None
+        a_high, *upper = self.above(S)
+        if not self.aligned:
+            m = m + weighted(np.minimum(a, 0.0), *self.of_upper(*upper))
+        heads = np.where(a * a_high > 0, np.minimum(a**2, a_high**2), 0.0).sum(1)
+        return m, np.sqrt(np.maximum(squares(*z), 0.0) + outer(heads, self.norms)) if sized else None
 
-    def _most(self, S: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The same from above."""
-        (a_low, *lower), (a_high, *upper) = self.below(S), self.above(S)
-        z_low, z_high = self.of_lower(*lower), self.of_upper(*upper)
-        m = weighted(np.maximum(a_high, 0.0), *z_high) + weighted(np.minimum(a_high, 0.0), *z_low)
-        heads = np.maximum(a_low**2, a_high**2).sum(1)
-        return m, squares(*z_high) + outer(heads, self.norms)
+    def _most(self, S: FloatArray, *, sized: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Products of the upper enclosures."""
+        a, *upper = self.above(S)
+        z = self.of_upper(*upper)
+        m = weighted(np.maximum(a, 0.0), *z)
+        if self.aligned and not sized:
+            return m, None
+        a_low, *lower = self.below(S)
+        if not self.aligned:
+            m = m + weighted(np.minimum(a, 0.0), *self.of_lower(*lower))
+        heads = np.maximum(a_low**2, a**2).sum(1)
+        return m, np.sqrt(squares(*z) + outer(heads, self.norms)) if sized else None
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         if phase.method == "lp":
             m = self.m_low + outer(S, self.K_least)
             return m, np.broadcast_to(self.size_low, m.shape)
-        m, squared = self._least(S)
+        m, size = self._least(S, sized=phase.clip is not None)
         if self.aligned:
             m = np.maximum(m, m + self.lift_low)
-        return np.maximum(m, self.m_low), np.sqrt(squared)
+        return np.maximum(m, self.m_low), size
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         if phase.method == "lp":
             m = self.m_high + outer(S, self.K_most)
             return m, np.broadcast_to(self.size_high, m.shape)
-        m, squared = self._most(S)
+        m, size = self._most(S, sized=phase.clip is not None)
         if self.aligned:
             m = np.minimum(m, m + self.lift_high)
-        return m, np.sqrt(squared)
+        return m, size
 
     def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
         found = super().conditions(phase, S)

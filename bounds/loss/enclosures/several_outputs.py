@@ -10,12 +10,11 @@ from scipy.special import logsumexp
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
 from bounds.loss.enclosures.cones import Cones, squares, weighted
-from bounds.loss.enclosures.envelope import LARGEST, outer
+from bounds.loss.enclosures.envelope import LARGEST, Both, Envelopes, outer
 from langevin.model.schedule import Phase
 from langevin.support.validate import FloatArray
 
 BISECTIONS = 60
-Pulls = tuple[FloatArray, FloatArray, FloatArray]
 
 
 class SeveralOutputs(Cones):
@@ -49,11 +48,15 @@ class SeveralOutputs(Cones):
         super().prepare(phase)
         if phase.method == "lp":
             return
+        self.pulls = Envelopes(self.below, self.above)
         self.start_low, self.start_high = self.pull_low @ self.Z_low, self.pull_high @ self.Z_high
         self.level = self._level()
-        self.straddles = (self.pull_low < 0) & np.isfinite(self.above.turn)
-        self.begin = np.where(self.straddles, self.above.turn, 0.0)
-        self.wronskian = self._wronskian(self.begin[None])
+        finite = self.pulls(np.where(np.isfinite(self.level), self.level, 0.0)[None]).squares
+        self.beyond = np.where(np.isfinite(self.level), finite[0] - finite[3], 0.0)
+        # the pulls have both signs from the turn of the upper one to that of the lower one
+        last, first = np.where(np.isfinite(self.pulls.turns), self.pulls.turns, 0.0)[:, None]
+        self.wronskian = self.pulls(first).wronskian
+        self.change = np.where(np.isfinite(self.below.turn), self.pulls(last).wronskian - self.wronskian, 0.0)
 
     def _level(self) -> FloatArray:
         """Clock from which the upper pull of each neuron exceeds the lower one in size; it may be infinite."""
@@ -71,62 +74,63 @@ class SeveralOutputs(Cones):
                 low, high = np.where(yet, middle, low), np.where(yet, high, middle)
         return np.where(never, np.inf, low)[0]
 
-    def _wronskian(self, S: FloatArray) -> FloatArray:
-        """``a b' - a' b`` of the lower pull ``a < 0`` and the upper pull ``b > 0``.
+    def _lost(self, S: FloatArray, both: Both) -> FloatArray:
+        """What the lower margins may lose to neurons whose pulls may have both signs, shape (q, n).
 
-        Its slope is ``a b`` times the difference of their squared rates.
+        Integral of ``a b``, the lower pull times the upper one, from the clock at which ``b`` turns positive
+        to that at which ``a`` does: ``a b' - a' b`` has that slope, times the difference of their squared
+        rates.
         """
-        a, z_low = self.below.before_turn(S)
-        b, z_high = self.above.after_turn(S)
-        return self.fastest * a * z_high - self.slowest * z_low * b
+        S, (last, first) = S[:, None], self.pulls.turns
+        change = np.where(S < last, both.wronskian - self.wronskian, self.change)
+        change = np.where(S > first, np.minimum(change, 0.0), 0.0)
+        return outer(change.sum(1) / (self.above.G_up - self.below.G_down), self.G_most)
 
-    def _lost(self, S: FloatArray) -> FloatArray:
-        """What the lower margins may lose to neurons whose pulls may have both signs, shape (q, n)."""
-        until = np.clip(S[:, None], self.begin, np.where(self.straddles, self.below.turn, 0.0))
-        change = (self._wronskian(until) - self.wronskian) / (self.above.G_up - self.below.G_down)
-        return outer(np.where(self.straddles, np.minimum(change, 0.0), 0.0).sum(1), self.G_most)
-
-    def _gained(self, S: FloatArray, low: Pulls) -> FloatArray:
+    def _gained(self, both: Both) -> FloatArray:
         """What the lower margins gain, which never falls, shape (q, n)."""
-        a, *integrals = low
+        a, *integrals = both.low
         gained = weighted(a, *self.of_lower(*integrals)) - self.start_low
-        gained += outer(self.above.squares_before(S[:, None]).sum(1), self.G_least)
-        return gained - outer(self.below.squares_before(S[:, None]).sum(1), self.G_most)
+        gained += outer(both.squares[2].sum(1), self.G_least)
+        return gained - outer(both.squares[0].sum(1), self.G_most)
 
-    def _gained_at_most(self, S: FloatArray, high: Pulls) -> FloatArray:
+    def _gained_at_most(self, S: FloatArray, both: Both) -> FloatArray:
         """What the upper margins gain, which never falls, shape (q, n)."""
-        a, *integrals = high
-        early = np.minimum(S[:, None], self.level)
-        beyond = self.below.squares_before(early) - self.above.squares_after(early)
+        a, *integrals = both.high
         gained = weighted(a, *self.of_upper(*integrals)) - self.start_high
+        beyond = np.where(S[:, None] < self.level, both.squares[0] - both.squares[3], self.beyond)
         gained += outer(beyond.sum(1), self.G_most)
-        return gained - outer(self.above.squares_before(S[:, None]).sum(1), self.G_least)
+        return gained - outer(both.squares[2].sum(1), self.G_least)
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         if phase.method == "lp":
             m = self.m_low + self.slowest * outer(S, self.K_least)
             # the margin's clip takes the largest norm at any outputs
             shortest = self.steepness if phase.clipping == "margin" else self.shortest
             return m, np.broadcast_to(shortest * self.size_low, m.shape)
-        low = self.below(S)
-        heads = (np.maximum(low[0], 0.0) ** 2 + np.minimum(self.above(S)[0], 0.0) ** 2).sum(1)
-        z = np.maximum(squares(*self.of_lower(*low[1:])), 0.0)
-        m = self.m_low + self._gained(S, low) + self._lost(S)
+        both = self.pulls(S)
+        m = self.m_low + self._gained(both) + self._lost(S, both)
+        if phase.clip is None:
+            return m, None
+        heads = (np.maximum(both.low[0], 0.0) ** 2 + np.minimum(both.high[0], 0.0) ** 2).sum(1)
+        z = np.maximum(squares(*self.of_lower(*both.low[1:])), 0.0)
         return m, np.sqrt(self.shortest**2 * z + outer(heads, self.norms))
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         if phase.method == "lp":
             m = self.m_high + self.fastest * outer(S, self.K_most)
             return m, np.broadcast_to(self.steepness * self.size_high, m.shape)
-        high = self.above(S)
-        heads = np.maximum(self.below(S)[0] ** 2, high[0] ** 2).sum(1)
-        z = squares(*self.of_upper(*high[1:]))
-        m = self.m_high + self._gained_at_most(S, high)
+        both = self.pulls(S)
+        m = self.m_high + self._gained_at_most(S, both)
+        if phase.clip is None:
+            return m, None
+        heads = np.maximum(both.low[0] ** 2, both.high[0] ** 2).sum(1)
+        z = squares(*self.of_upper(*both.high[1:]))
         return m, np.sqrt(self.steepness**2 * z + outer(heads, self.norms))
 
     def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
         if phase.method == "lp":
             return super().between(phase, S_low, S_high)
         # pulls of both signs may lower a margin: what is lost must be that of the later clock
-        m_low = self.m_low + self._gained(S_low, self.below(S_low)) + self._lost(S_high)
-        return m_low, self.most(phase, S_high)[0]
+        later = self.pulls(S_high)
+        m_low = self.m_low + self._gained(self.pulls(S_low)) + self._lost(S_high, later)
+        return m_low, self.m_high + self._gained_at_most(S_high, later)
