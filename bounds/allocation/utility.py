@@ -25,7 +25,7 @@ from langevin.model.weights import Weights
 from langevin.support import validate
 from langevin.support.validate import FloatArray
 
-COVERS = Covers(ANY, ANY, lp=("none", "flat"), fft=("none", "flat"))
+COVERS = Covers(ANY, ANY, lp=("none", "flat"), fft=("none", "flat"), outputs=True)
 SHARES = 21
 BOUNDS: dict[str, Callable[..., Band]] = {
     "sandwich": sandwich,

@@ -65,7 +65,7 @@ def enclose(
             reasons.add(found.reason)
     # a cone left in one block couples the others
     valid = np.logical_and.accumulate(valid)
-    source = " and ".join(sorted({form.source for _, form in forms}))
+    source = ", ".join(sorted({form.source for _, form in forms}))
     return Enclosed(lower, upper, residual, valid, "; ".join(sorted(reasons)), source)
 
 
@@ -120,8 +120,8 @@ def _form(problem: Problem, block: ClassBlock) -> Form | None:
 def _flat(schedule: Schedule, problem: Problem) -> Schedule:
     """The schedule of a scalar net that a class trains as: with flat clipping (4b'(a)).
 
-    The margin clip of softmax bounds ``sqrt(2) g ||A||``, and the scalar net's gradient has norm ``sqrt(K / (K
-    - 1)) g ||A||``. The columns of opposed heads have gradients of one size.
+    The margin clip of softmax bounds ``sqrt(2) g ||A||``, while the scalar net's gradient has norm
+    ``sqrt(K / (K - 1)) g ||A||``. With opposed heads the gradients of all columns have the same norm.
     """
     K = problem.outputs_dim
     factors = {"margin": math.sqrt(K / (K - 1) / 2) if K > 1 else 1.0, "column": 1.0}

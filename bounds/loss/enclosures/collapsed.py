@@ -115,9 +115,7 @@ class Collapsed:
         low, high, residual = (np.repeat(bound[:, None], self.n, axis=1) for bound in bounds)
         return Enclosed(low, high, residual, valid, reason, self.source)
 
-    def follow(
-        self, phase: Phase, state: FloatArray, t: FloatArray
-    ) -> tuple[FloatArray, FloatArray, str]:
+    def follow(self, phase: Phase, state: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, str]:
         """Follow a phase: the state at its end, the outputs at the times reached, why it ended before."""
         solver = RK45(self.rate(phase), 0.0, state, phase.time, rtol=RTOL, atol=ATOL)
         found = np.zeros((0, self.V.shape[1]))

@@ -47,12 +47,8 @@ class Cones(Clocked):
             self.size_low, self.size_high = np.sqrt(np.diag(K_low)), np.sqrt(np.diag(K_high))
             return
         least, most = float(self.G_least.min()), float(self.G_most.max())
-        self.below = Envelope(
-            self.Z_low.min(1, initial=np.inf), self.pull_low, least, most, self.slowest
-        )
-        self.above = Envelope(
-            self.Z_high.max(1, initial=0.0), self.pull_high, most, least, self.fastest
-        )
+        self.below = Envelope(self.Z_low.min(1, initial=np.inf), self.pull_low, least, most, self.slowest)
+        self.above = Envelope(self.Z_high.max(1, initial=0.0), self.pull_high, most, least, self.fastest)
         with np.errstate(divide="ignore"):
             own = (self.Z_low / self.G_most).min(1, initial=np.inf)
             other = np.where(self.G_opposite > 0, self.opposite / self.G_opposite, np.inf)

@@ -18,13 +18,14 @@ def outer(a: FloatArray, b: FloatArray) -> FloatArray:
     return a[:, None] * b
 
 
-def swing(
-    alpha: FloatArray, z: FloatArray, G: float | FloatArray, S: FloatArray
-) -> tuple[FloatArray, ...]:
-    """Solve ``z' = G alpha``, ``alpha' = z`` over clock ``S``: alpha, its integral, z."""
-    g = np.sqrt(G)
+def swing(alpha: FloatArray, z: FloatArray, G: float | FloatArray, S: FloatArray) -> tuple[FloatArray, ...]:
+    """Solve ``z' = G alpha``, ``alpha' = z`` over clock ``S``: alpha, its integral, z.
+
+    ``G`` is a number, or an array of positive ones.
+    """
+    g = math.sqrt(G) if isinstance(G, float) else np.sqrt(G)
     x = np.minimum(g * S, LARGEST)
-    if np.all(g > 0):
+    if not isinstance(g, float) or g > 0:
         ratio, square = np.sinh(x) / g, 2 * (np.sinh(x / 2) / g) ** 2
         small = x < 1e-8
         if small.any():
@@ -42,9 +43,7 @@ class Envelope:
     With ``a = speed alpha`` this is ``z' = speed (G_up alpha+ + G_down alpha-)``, ``alpha' = z``.
     """
 
-    def __init__(
-        self, z: FloatArray, a: FloatArray, G_up: float, G_down: float, speed: float = 1.0
-    ) -> None:
+    def __init__(self, z: FloatArray, a: FloatArray, G_up: float, G_down: float, speed: float = 1.0) -> None:
         self.speed, self.G_up, self.G_down = speed, speed * G_up, speed * G_down
         self.z, self.alpha = z, a / speed
         g, alpha = math.sqrt(self.G_down), self.alpha

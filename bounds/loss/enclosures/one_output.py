@@ -91,5 +91,5 @@ class OneOutput(Cones):
         found = super().conditions(phase, S)
         if np.isinf(self.loss.end):
             return found
-        m, _ = self.most(phase, S)
-        return [((m < self.loss.end).all(1), "a margin may have reached 1 (square loss)"), *found]
+        inside = np.less(self.most(phase, S)[0], self.loss.end)
+        return [(np.all(inside, axis=1), "a margin may have reached 1 (square loss)"), *found]

@@ -59,7 +59,7 @@ class SeveralOutputs(Cones):
         self.change = np.where(np.isfinite(self.below.turn), self.pulls(last).wronskian - self.wronskian, 0.0)
 
     def _level(self) -> FloatArray:
-        """Clock from which the upper pull of each neuron exceeds the lower one in size; it may be infinite."""
+        """Clock from which each neuron's upper pull exceeds the lower one in size; it may be infinite."""
 
         def behind(S: FloatArray) -> np.ndarray:
             return self.below(S)[0] + self.above(S)[0] < 0
@@ -81,9 +81,9 @@ class SeveralOutputs(Cones):
         to that at which ``a`` does: ``a b' - a' b`` has that slope, times the difference of their squared
         rates.
         """
-        S, (last, first) = S[:, None], self.pulls.turns
-        change = np.where(S < last, both.wronskian - self.wronskian, self.change)
-        change = np.where(S > first, np.minimum(change, 0.0), 0.0)
+        at, (last, first) = S[:, None], self.pulls.turns
+        change = np.where(at < last, both.wronskian - self.wronskian, self.change)
+        change = np.where(at > first, np.minimum(change, 0.0), 0.0)
         return outer(change.sum(1) / (self.above.G_up - self.below.G_down), self.G_most)
 
     def _gained(self, both: Both) -> FloatArray:
