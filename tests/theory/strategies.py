@@ -61,7 +61,7 @@ def sampled(rng, problem, rates=(1.0,), **how):
     kinds = clippings(problem, [phase.method for phase in found])
     return Schedule(
         [
-            replace(phase, clipping=str(rng.choice(kind)), sample_rate=rate)
+            replace(phase, clipping=str(rng.choice(kind)) if phase.clip else "flat", sample_rate=rate)
             for phase, kind in zip(found, kinds, strict=True)
         ]
     )
