@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.integrate import cumulative_trapezoid
 
 import bounds
 from bounds.features import blocks
 from bounds.features.classes import decouple_classes
 from bounds.loss import enclosure
+from bounds.loss.enclosures.envelope import Envelope, Envelopes
 from bounds.loss.enclosures.several_outputs import SeveralOutputs
 from langevin import zeroth_order
 from langevin.model.problem import Problem
@@ -118,6 +120,8 @@ def test_symmetric_and_collapsed_classes_are_inside_the_form_for_any_heads():
     for seed in range(8):
         for form in ("4b'(a)", "4b'(c)"):
             problem, weights, schedule, times = case(seed, form, K=3)
+            if problem.loss != "softmax":
+                continue
             for block, best in zip(
                 decouple_classes(problem, weights)[0], forms(problem, weights), strict=True
             ):
@@ -180,13 +184,13 @@ def test_symmetric_heads_need_the_shift_of_the_margin(shift, monkeypatch):
 def test_three_classes_move_half_as_fast_as_two(slowest, right, monkeypatch):
     """For two classes ``1 + q_i . q_k`` is 2, for more it may be anything from 1 on."""
     monkeypatch.setattr(SeveralOutputs, "slowest", slowest)
-    assert (violations("4b'(b), near-collapsed", 8, K=10) == 0) == right
+    assert (violations("4b'(b), near-collapsed", 5, K=10) == 0) == right
 
 
 @pytest.mark.parametrize(("fastest", "right"), [(2.0, True), (1.1, False)])
 def test_the_upper_margins_need_the_fastest_rate(fastest, right, monkeypatch):
     monkeypatch.setattr(SeveralOutputs, "fastest", fastest)
-    assert (violations("4b'(b), near-collapsed", 8, K=3) == 0) == right
+    assert (violations("4b'(b), near-collapsed", 5, K=3) == 0) == right
 
 
 # --- clipping ------------------------------------------------------------------------------------
@@ -205,6 +209,66 @@ def test_the_margin_clip_has_its_own_threshold(factor, right, monkeypatch):
     assert band.contains(*simulated(problem, weights, schedule, times)) == right
 
 
+# --- closed forms ---------------------------------------------------------------------------------
+
+
+def test_the_integrals_of_the_envelopes():
+    """Against a quadrature, across the clocks at which pulls turn positive and exceed each other."""
+    rng = np.random.default_rng(0)
+    h, slow, fast, least, most = 40, 1.0, 2.0, 0.3, 0.8
+    z, low = rng.uniform(0.5, 1.0, h), rng.uniform(-0.5, 0.3, h)
+    below = Envelope(z, low, least, most, slow)
+    above = Envelope(z, low + rng.uniform(0.0, 0.6, h), most, least, fast)
+    S = np.linspace(0, 1.5, 30_001)
+    a, b = below(S)[0], above(S)[0]
+    assert (a[0] * b[0] < 0).any()
+    assert (b[0] < 0).any()
+    assert (a[-1] > 0).all()
+
+    def integral(values):
+        return cumulative_trapezoid(values, S, axis=0, initial=0)
+
+    both = Envelopes(below, above)(S)
+    expected = [integral(np.minimum(a, 0) ** 2), integral(np.maximum(a, 0) ** 2)]
+    expected += [integral(np.minimum(b, 0) ** 2), integral(np.maximum(b, 0) ** 2)]
+    np.testing.assert_allclose(both.squares, expected, atol=1e-7)
+    parts = [a, integral(np.maximum(a, 0)), integral(np.minimum(a, 0))]
+    np.testing.assert_allclose(both.low, parts, atol=1e-7)
+    # while they have both signs, ``a b' - a' b`` has the slope ``a b`` times ``(fast - slow) most``
+    straddle = (a < 0) & (b > 0)
+    inside = straddle[1:] & straddle[:-1]
+    change = np.where(inside, np.diff(both.wronskian, axis=0), 0.0).sum(0)
+    product = np.where(inside, np.diff(integral(a * b), axis=0), 0.0).sum(0)
+    np.testing.assert_allclose(change, (fast - slow) * most * product, atol=1e-7)
+    assert (product < -1e-3).any()
+
+
+def test_the_margins_of_any_heads_are_those_of_their_slopes():
+    """4b'(b) integrates bounds of the slopes in closed form: against a quadrature of these bounds."""
+    problem, weights = strategies.classes(np.random.default_rng(8), K=3, spread=0.3, h=12)
+    block = max(decouple_classes(problem, weights)[0], key=lambda one: len(one.neurons))
+    form, phase = SeveralOutputs(block, problem.squared_norms[block.samples]), Phase("fft", 1.0)
+    form.prepare(phase)
+    S = np.linspace(0, 0.5, 20_001)
+    (a, P, N), (b, p, n) = form.below(S), form.above(S)
+    # of the first sample
+    g, G = form.G_least[0], form.G_most[0]
+    z_low = form.Z_low[:, 0] + g * P + G * N
+    z_high = form.Z_high[:, 0] + G * p + g * n
+    z_least = form.below.z + form.G_least.min() * P + form.G_most.max() * N
+    z_most = form.above.z + form.G_most.max() * p + form.G_least.min() * n
+    smallest = np.where(a >= 0, g * a**2, np.where(b <= 0, g * b**2, G * a * b))
+    slope_low = (z_low * z_least + smallest).sum(1)
+    slope_high = (2 * z_high * z_most + G * np.maximum(a**2, b**2)).sum(1)
+    for got, slope, start in (
+        (form.least(phase, S)[0][:, 0], slope_low, form.m_low[0]),
+        (form.most(phase, S)[0][:, 0], slope_high, form.m_high[0]),
+    ):
+        np.testing.assert_allclose(got - start, cumulative_trapezoid(slope, S, initial=0), 1e-6, 1e-12)
+    assert ((form.pull_low < 0) & (form.pull_high > 0)).any()
+    assert (form.pull_high < 0).any()
+
+
 # --- cones -----------------------------------------------------------------------------------------
 
 
@@ -212,7 +276,7 @@ def test_the_margin_clip_has_its_own_threshold(factor, right, monkeypatch):
 def test_validity_ends_before_a_neuron_leaves_its_cone(spread):
     """Heads that are large and misaligned."""
     left = 0
-    for seed in range(12):
+    for seed in range(6):
         problem, weights = strategies.classes(np.random.default_rng(seed), K=3, spread=spread)
         weights = Weights(weights.W, 3 * weights.v / np.abs(weights.v).max())
         schedule, times = Schedule.fft(time=1.0), np.linspace(0, 1, 101)
@@ -287,7 +351,7 @@ def test_the_certified_loss_takes_the_sandwich_of_k_classes():
 
 
 def test_the_utility_curve_takes_the_sandwich_of_k_classes():
-    problem, weights = strategies.classes(np.random.default_rng(5), K=3, heads="zero")
+    problem, weights = strategies.classes(np.random.default_rng(5), K=3, spread=0.0, heads="zero")
     curve = bounds.utility_curve(problem, weights, sigma=0.01, clip=1.0, time=1.0, shares=[0.0, 0.5, 1.0])
     band = curve.curves["sandwich"]
     assert band.valid.all()

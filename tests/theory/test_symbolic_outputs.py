@@ -204,3 +204,105 @@ def test_two_outputs_of_softmax_are_one_of_the_logistic_loss(head, right):
     assert (sp.simplify((r.T * r)[0] - head**2 * slope**2) == 0) == right
     # drift of (V_0 - V_1) / head: of one output slope times the scaled features
     assert (sp.simplify((-r[0] + r[1]) / head - head * slope) == 0) == right
+
+
+@pytest.mark.parametrize("K", [2, 3, 5])
+@pytest.mark.parametrize("scale", ["root", "one"])
+def test_symmetric_heads_are_a_scalar_net(K, scale):
+    """4b'(a): head ``(V_c - b) / s``, inputs ``s x``, loss ``log(1 + (K - 1) exp(-m))``."""
+    s = sp.sqrt(sp.Rational(K, K - 1)) if scale == "root" else sp.Integer(1)
+    f, loss, _, r = softmax(K)
+    # heads of one neuron (V_c, b, ..., b), of pre-activation z; u is what others add to its class's output
+    Vc, b, z, u, x2, m = sp.symbols("Vc b z u x2 m", real=True)
+    V = sp.Matrix([Vc] + [b] * (K - 1))
+    like = {f[0]: Vc * z + u, **{f[k]: b * z for k in range(1, K)}}
+    r = r.subs(like).applyfunc(sp.simplify)
+    scalar, v = sp.log(1 + (K - 1) * sp.exp(-m)), (Vc - b) / s
+    margin = v * s * z + u
+    g = -sp.diff(scalar, m).subs(m, margin)
+    # the loss, and symmetry that lasts; the sum of the heads is conserved
+    assert sp.simplify(sp.exp(loss.subs(like)) - sp.exp(scalar.subs(m, margin))) == 0
+    assert all(sp.simplify(r[k] - r[1]) == 0 for k in range(1, K))
+    assert sp.simplify(sum(r)) == 0
+    # drift of the head, of the pre-activation, and the norm of the gradient: those of the scalar net
+    right = scale == "root"
+    assert (sp.simplify((-r[0] + r[1]) * z / s - g * s * z) == 0) == right
+    assert sp.simplify(-(V.T * r)[0] - g * v * s) == 0
+    norm = (r.T * r)[0] * z**2 + x2 * (V.T * r)[0] ** 2
+    assert (sp.simplify(norm - g**2 * ((s * z) ** 2 + s**2 * x2 * v**2)) == 0) == right
+
+
+@pytest.mark.parametrize("K", [2, 3, 5])
+@pytest.mark.parametrize(("power", "right"), [(sp.Rational(1, 2), True), (1, False)])
+def test_opposed_heads_of_one_vs_rest_are_a_scalar_net(K, power, right):
+    """4b'(a): head ``s V_c``, loss ``K log(1 + exp(-f / s))``, if ``s^2 = K``."""
+    s = sp.Integer(K) ** power
+    Vc, z, u, x2, f = sp.symbols("Vc z u x2 f", real=True)
+    V = Vc * sp.Matrix([1] + [-1] * (K - 1))
+    own = Vc * z + u
+    sigmoid = 1 / (1 + sp.exp(-own))
+    r = sp.Matrix([sigmoid - 1] + [1 - 1 / (1 + sp.exp(-own))] * (K - 1))
+    # of the other classes: sigmoid of minus the own output
+    assert sp.simplify(1 - sigmoid - 1 / (1 + sp.exp(own))) == 0
+    scalar = K * sp.log(1 + sp.exp(-f / s))
+    g, v = -sp.diff(scalar, f).subs(f, s * own), s * Vc
+    # the drift of the other heads is minus that of the own one
+    assert all(sp.simplify(r[k] + r[0]) == 0 for k in range(1, K))
+    assert (sp.simplify(-s * r[0] * z - g * z) == 0) == right
+    assert (sp.simplify(-(V.T * r)[0] - g * v) == 0) == (s * s == K or s == K)
+    norm = (r.T * r)[0] * z**2 + x2 * (V.T * r)[0] ** 2
+    assert (sp.simplify(norm - g**2 * (z**2 + x2 * v**2)) == 0) == right
+
+
+@pytest.mark.parametrize(("product", "right"), [(None, True), (1, False)])
+def test_how_the_margins_of_a_class_move(product, right):
+    """4b'(b): in the clock, ``M_i`` moves at means of ``z_ji z_jk (1 + q_i . q_k) + a_ji a_jk G_ik``."""
+    w, x, V = matrix("w", 1, 2), matrix("x", 2, 2), matrix("v", 1, 3)
+    c = sp.symbols("c:2", positive=True)
+    z = x * w.T
+    q = []
+    for i in range(2):
+        shares = [sp.exp(V[k] * z[i]) for k in (1, 2)]
+        q.append(sp.Matrix([0, *(share / sum(shares) for share in shares)]))
+    pull = [V[0] - (V * q[i])[0] for i in range(2)]
+    # each sample moves the head by z (e_c - q) and the neuron by a x, times c g
+    own = sp.Matrix([1, 0, 0])
+    dV = sum((c[k] * z[k] * (own - q[k]).T for k in range(2)), sp.zeros(1, 3))
+    dw = sum((c[k] * pull[k] * x[k, :] for k in range(2)), sp.zeros(1, 2))
+    M = V[0] * z[0] - sp.log(sp.exp(V[1] * z[0]) + sp.exp(V[2] * z[0]))
+    moved = sum(sp.diff(M, V[k]) * dV[k] for k in range(3)) + sum(sp.diff(M, w[k]) * dw[k] for k in range(2))
+    stated = sum(
+        c[k]
+        * (
+            z[0] * z[k] * (1 + ((q[0].T * q[k])[0] if product is None else product))
+            + pull[0] * pull[k] * (x[0, :] * x[k, :].T)[0]
+        )
+        for k in range(2)
+    )
+    numbers = [sp.Rational(k, 7) for k in range(3, 14)]
+    point = dict(zip([*w, *x, *V, *c], numbers, strict=True))
+    assert (abs(sp.N((moved - stated).subs(point), 30)) < 1e-25) == right
+
+
+@pytest.mark.parametrize(("power", "right"), [(sp.Rational(1, 2), True), (1, False)])
+def test_the_flow_of_a_collapsed_class(power, right):
+    """4b'(c): the Gram matrix of ``[u, V]``, ``u = W x / ||x||``, obeys ``M' = n ||x|| c (M B + B^T M)``."""
+    h, d, K, n = 1, 2, 2, 4
+    W, V, x, r = matrix("w", h, d), matrix("v", h, K), matrix("x", d, 1), matrix("r", K, 1)
+    c = sp.Symbol("c", positive=True)
+    square = (x.T * x)[0]
+    length = square**power
+    u = W * x / sp.sqrt(square)
+    # of n equal samples: -c (V_j . r) x for each neuron, -c (w_j . x) r for each head
+    dW, dV = -n * c * (V * r) * x.T, -n * c * (W * x) * r.T
+    state, change = u.row_join(V), (dW * x / sp.sqrt(square)).row_join(dV)
+    M = state.T * state
+    moved = change.T * state + state.T * change
+    B = sp.zeros(1, 1).row_join(-r.T).col_join((-r).row_join(sp.zeros(K, K)))
+    stated = n * length * c * (M * B + B.T * M)
+    assert ((moved - stated).applyfunc(sp.simplify) == sp.zeros(K + 1, K + 1)) == right
+    # the outputs and the norm of the gradient, read off M
+    assert (V.T * W * x - sp.sqrt(square) * M[1:, 0]).applyfunc(sp.simplify) == sp.zeros(K, 1)
+    norm = (r.T * r)[0] * ((W * x).T * (W * x))[0] + square * ((V * r).T * (V * r))[0]
+    read = square * ((r.T * r)[0] * M[0, 0] + (r.T * M[1:, 1:] * r)[0])
+    assert sp.simplify(norm - read) == 0
