@@ -1,4 +1,4 @@
-"""Sandwich bounds on the zeroth-order loss of decoupled problems (section 4b)."""
+"""Sandwich bounds on the zeroth-order loss of decoupled problems (sections 4b and 4b')."""
 
 from __future__ import annotations
 
@@ -28,10 +28,17 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     gradient norms, which in turn enclose the clock. Clipping is exact, and the two bounds meet on
     collapsed classes.
 
+    With K classes (new, 4b') each class takes the tightest form that covers it, and ``source`` names those in
+    use: (a), exactly the scalar statement, if each neuron's heads of other classes are equal (softmax), or
+    minus the head of its own class (one-vs-rest); (c), the exact flow, if the samples of the class are equal;
+    (b), any heads (softmax).
+
     Assumptions
-        Either a ReLU net under assumption 3.2 (and, for full fine-tuning, 3.1), or a linear net whose
+        With one output either a ReLU net under assumption 3.2 (and, for full fine-tuning, 3.1), or a linear net whose
         neurons each keep one sign of ``y_i w_j . x_i`` (and, for full fine-tuning, ``y_i y_k <x_i, x_k> >=
-        0`` for all pairs).
+        0`` for all pairs). With K classes a ReLU net under assumption 3.2': each neuron strictly active on the
+        samples of one class (and, for full fine-tuning, 3.1': ``<x_i, x_k>`` positive within classes and not
+        between them).
 
     Parameters
     ----------
@@ -58,6 +65,11 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     >>> band = sandwich(problem, weights, Schedule.fft(time=2.0, clip=1.0), [0.0, 2.0])
     >>> band.valid, band.upper.round(3)
     (array([ True,  True]), array([1.243, 0.505]))
+    >>> problem = Problem(np.eye(3), [0, 1, 2], loss="softmax")
+    >>> weights = Weights(np.eye(3) - 0.4, np.zeros((3, 3)))
+    >>> band = sandwich(problem, weights, Schedule.fft(time=5.0), [5.0])
+    >>> band.source, band.lower.round(3), band.upper.round(3)
+    ("new (4b'(a))", array([0.143]), array([0.143]))
     """
     found = enclose(problem, weights, schedule, times)
     t = record_times(schedule, times)
