@@ -107,14 +107,10 @@ def separable(rng, n, d, spread=None):
     return X @ rotation, y, rotation
 
 
-def row(rng, inside, outside):
-    """A row strictly active on the first samples and inactive on the others, by rejection."""
-    d = inside.shape[1]
-    # start well inside, then as wide a perturbation as stays in the cone
-    base = inside.mean(0) / np.linalg.norm(inside.mean(0))
-    if len(outside):
-        base = base - 0.3 * outside.mean(0) / np.linalg.norm(outside.mean(0))
-    width = 1.0
+def row(rng, base, inside, outside):
+    """A row strictly active on the first samples and inactive on the others, as ``base`` is; by rejection."""
+    d, width = len(base), 1.0
+    # as wide a perturbation as stays in the cone
     for _ in range(200):
         w = base + width * rng.standard_normal(d) / np.sqrt(d)
         if (inside @ w > 1e-3).all() and (not len(outside) or (outside @ w < -1e-3).all()):
@@ -130,7 +126,11 @@ def collapsed_weights(rng, X, y, h, head=None):
         s = 1.0 if rng.random() < 0.5 else -1.0
         if not (y == s).any():
             s = -s
-        W[j] = row(rng, X[y == s], X[y == -s])
+        inside, outside = X[y == s], X[y == -s]
+        base = inside.mean(0) / np.linalg.norm(inside.mean(0))
+        if len(outside):
+            base = base - 0.3 * outside.mean(0) / np.linalg.norm(outside.mean(0))
+        W[j] = row(rng, base, inside, outside)
     v = rng.standard_normal(h) * (np.exp(rng.uniform(-2, 0.3)) if head is None else head)
     return Weights(W, v)
 
@@ -166,9 +166,10 @@ def classes(rng, K=None, loss="softmax", spread=None, heads="any", h=None):
         # a negative product across classes
         sizes = X.sum(1, keepdims=True) / means[y].sum(1, keepdims=True)
         X -= rng.uniform(0, 0.2 / K) * sizes * (means.sum(0) - means[y])
-    X = X @ np.linalg.qr(rng.standard_normal((K * width,) * 2))[0]
+    rotation = np.linalg.qr(rng.standard_normal((K * width,) * 2))[0]
+    X, axes = X @ rotation, (means - 0.3 * (means.sum(0) - means)) @ rotation
     own = rng.choice(K, h or int(rng.integers(1, 2 * K + 3)))
-    W = np.array([row(rng, X[y == c], X[y != c]) for c in own])
+    W = np.array([row(rng, axes[c] / np.linalg.norm(axes[c]), X[y == c], X[y != c]) for c in own])
     V = rng.standard_normal((len(own), K)) * np.exp(rng.uniform(-2, 0.3))
     mine = np.arange(K) == own[:, None]
     if heads != "any":
