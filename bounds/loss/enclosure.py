@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds.features.blocks import CLASS_MARGINS, COVERS, MARGINS, decouple, fft_obstacle
+from bounds.features.blocks import CLASS_MARGINS, COVERS, MARGINS, Block, decouple, fft_obstacle
 from bounds.features.classes import COVERS as CLASS_BLOCKS
 from bounds.features.classes import ClassBlock, classes_obstacle, decouple_classes
 from bounds.loss.enclosures.clocked import Enclosed
@@ -25,7 +25,19 @@ from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
-CLASSES = replace(CLASS_BLOCKS, lp=(*CLASS_BLOCKS.lp, *PROBING))
+CLASSES = replace(CLASS_BLOCKS, losses=tuple(CLASS_MARGINS), lp=(*CLASS_BLOCKS.lp, *PROBING))
+ALIKE: dict[str, Callable[[ClassBlock], Block | None]] = {
+    "softmax": lambda block: block.scalar() if block.symmetric else None,
+    "ovr": lambda block: block.one_vs_rest() if block.opposed else None,
+}
+"""Scalar net that a class trains as, if its heads are alike (4b'(a))."""
+SCALES: dict[str, Callable[[int], float]] = {
+    "softmax": lambda K: math.sqrt(K / (K - 1)),
+    "ovr": lambda K: 1.0,
+}
+"""Factor of its inputs, and of ``||r_i||`` over its slope."""
+ANY_HEADS = {"softmax": SeveralOutputs}
+"""The form for any heads (4b'(b))."""
 UNLIKE = (
     "one-vs-rest is covered where each neuron's heads of other classes are minus that of its own, as a zero "
     "head's are, or the samples of the class are equal: neither holds for class {own}"
@@ -104,17 +116,14 @@ def _of_classes(
 
 def _form(problem: Problem, block: ClassBlock) -> Form | None:
     """The tightest form of 4b' for a class; None if there is none."""
-    K, norms = block.classes, problem.squared_norms[block.samples]
-    loss = CLASS_MARGINS[problem.loss](K)
-    softmax = problem.loss == "softmax"
-    if softmax and block.symmetric:
-        squared = K / (K - 1)
-        return OneOutput(block.scalar(), loss, squared * norms, "4b'(a)", math.sqrt(squared))
-    if not softmax and block.opposed:
-        return OneOutput(block.one_vs_rest(), loss, norms, "4b'(a)")
+    loss, norms = problem.loss, problem.squared_norms[block.samples]
+    scalar = ALIKE[loss](block)
+    if scalar is not None:
+        scale = SCALES[loss](block.classes)
+        return OneOutput(scalar, CLASS_MARGINS[loss](block.classes), scale**2 * norms, "4b'(a)", scale)
     if block.is_collapsed:
         return Collapsed(problem, block)
-    return SeveralOutputs(block, norms) if softmax else None
+    return ANY_HEADS[loss](block, norms) if loss in ANY_HEADS else None
 
 
 def _flat(schedule: Schedule, problem: Problem) -> Schedule:
@@ -123,13 +132,11 @@ def _flat(schedule: Schedule, problem: Problem) -> Schedule:
     The margin clip of softmax bounds ``sqrt(2) g ||A||``, while the scalar net's gradient has norm
     ``sqrt(K / (K - 1)) g ||A||``. With opposed heads the gradients of all columns have the same norm.
     """
-    K = problem.outputs_dim
-    factors = {"margin": math.sqrt(K / (K - 1) / 2) if K > 1 else 1.0, "column": 1.0}
-    return Schedule(
-        [
-            replace(phase, clip=phase.clip * factors[phase.clipping], clipping="flat")
-            if phase.clip is not None and phase.clipping in factors
-            else phase
-            for phase in schedule
-        ]
-    )
+    phases = []
+    for phase in schedule:
+        if phase.clip is not None and phase.clipping in PROBING:
+            scale = SCALES[problem.loss](problem.outputs_dim)
+            clip = phase.clip * (scale / math.sqrt(2) if phase.clipping == "margin" else 1.0)
+            phase = replace(phase, clip=clip, clipping="flat")
+        phases.append(phase)
+    return Schedule(phases)

@@ -34,11 +34,11 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     (b), any heads (softmax).
 
     Assumptions
-        With one output either a ReLU net under assumption 3.2 (and, for full fine-tuning, 3.1), or a linear net whose
-        neurons each keep one sign of ``y_i w_j . x_i`` (and, for full fine-tuning, ``y_i y_k <x_i, x_k> >=
-        0`` for all pairs). With K classes a ReLU net under assumption 3.2': each neuron strictly active on the
-        samples of one class (and, for full fine-tuning, 3.1': ``<x_i, x_k>`` positive within classes and not
-        between them).
+        With one output either a ReLU net under assumption 3.2 (and, for full fine-tuning, 3.1), or a linear
+        net whose neurons each keep one sign of ``y_i w_j . x_i`` (and, for full fine-tuning, ``y_i y_k <x_i,
+        x_k> >= 0`` for all pairs). With K classes a ReLU net under assumption 3.2': each neuron is strictly
+        active on the samples of exactly one class (and, for full fine-tuning, 3.1': ``<x_i, x_k>`` is
+        positive within classes and not positive between them).
 
     Parameters
     ----------
