@@ -47,27 +47,27 @@ class OneOutput(Cones):
         """Products of the lower enclosures in full fine-tuning: margins and norms of the gradient of f."""
         a, *lower = self.below(S)
         z = self.of_lower(*lower)
-        m = weighted(np.maximum(a, 0.0), *z)
-        if self.aligned and not sized:
-            return m, None
-        a_high, *upper = self.above(S)
+        m, heads = weighted(np.maximum(a, 0.0), *z), a**2
         if not self.aligned:
+            a_high, *upper = self.above(S)
             m = m + weighted(np.minimum(a, 0.0), *self.of_upper(*upper))
-        heads = np.where(a * a_high > 0, np.minimum(a**2, a_high**2), 0.0).sum(1)
-        return m, np.sqrt(np.maximum(squares(*z), 0.0) + outer(heads, self.norms)) if sized else None
+            heads = np.where(a * a_high > 0, np.minimum(heads, a_high**2), 0.0)
+        return m, self._norm(np.maximum(squares(*z), 0.0), heads) if sized else None
 
     def _most(self, S: FloatArray, *, sized: bool) -> tuple[FloatArray, FloatArray | None]:
         """Products of the upper enclosures."""
         a, *upper = self.above(S)
         z = self.of_upper(*upper)
-        m = weighted(np.maximum(a, 0.0), *z)
-        if self.aligned and not sized:
-            return m, None
-        a_low, *lower = self.below(S)
+        m, heads = weighted(np.maximum(a, 0.0), *z), a**2
         if not self.aligned:
+            a_low, *lower = self.below(S)
             m = m + weighted(np.minimum(a, 0.0), *self.of_lower(*lower))
-        heads = np.maximum(a_low**2, a**2).sum(1)
-        return m, np.sqrt(squares(*z) + outer(heads, self.norms)) if sized else None
+            heads = np.maximum(a_low**2, heads)
+        return m, self._norm(squares(*z), heads) if sized else None
+
+    def _norm(self, features: FloatArray, heads: FloatArray) -> FloatArray:
+        """Norm of the gradient of ``f``, from ``sum_j z_ji^2`` and the squares of the heads."""
+        return np.sqrt(features + outer(heads.sum(1), self.norms))
 
     def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
         if phase.method == "lp":
