@@ -17,7 +17,7 @@ from langevin import zeroth_order
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.weights import Weights
-from tests.theory import strategies
+from tests.theory import reference, strategies
 
 TIMES = 17
 FORMS: dict[str, list[dict[str, Any]]] = {
@@ -267,6 +267,37 @@ def test_the_margins_of_any_heads_are_those_of_their_slopes():
         np.testing.assert_allclose(got - start, cumulative_trapezoid(slope, S, initial=0), 1e-6, 1e-12)
     assert ((form.pull_low < 0) & (form.pull_high > 0)).any()
     assert (form.pull_high < 0).any()
+
+
+@pytest.mark.parametrize(("K", "falls"), [(2, False), (3, True)])
+def test_a_margin_may_fall_with_three_classes(K, falls):
+    """The others' outputs differ from sample to sample, and with them how neurons are pulled.
+
+    So 4b's cut at the margins of the start would be wrong here.
+    """
+    X = np.zeros((K + 1, K + 1))
+    X[0, :2], X[1, :2], X[2:, 2:] = [1.0, 0.2], [0.9, 0.9], np.eye(K - 1)
+    problem = Problem(X, [0, *range(K)], loss="softmax")
+    heads = [[0, 8, -8], [0, -8, 8]]
+    weights = Weights([[1.0, 0.1] + [-0.3] * (K - 1), [0.1, 2.0] + [-0.3] * (K - 1)], np.array(heads)[:, :K])
+    schedule, times = Schedule.fft(time=0.005), np.linspace(0, 0.005, 6)
+    (dW,), (dV,) = reference.drift_outputs(problem, weights.W[None], weights.v[None], schedule.phases[0])
+
+    def margin(step):
+        f = problem.outputs(Weights(weights.W + step * dW, weights.v + step * dV))[0]
+        return f[0] - np.logaddexp.reduce(f[1:])
+
+    slope = (margin(1e-6) - margin(-1e-6)) / 2e-6
+    assert (slope < -0.1) == falls
+    if falls:
+        block = decouple_classes(problem, weights)[0][0]
+        form = SeveralOutputs(block, problem.squared_norms[block.samples])
+        low, high, valid, _ = form.run(schedule, times)
+        assert valid.all()
+        assert low[1, 0] <= margin(times[1]) <= high[1, 0]
+    assert bounds.sandwich(problem, weights, schedule, times).contains(
+        *simulated(problem, weights, schedule, times)
+    )
 
 
 # --- cones -----------------------------------------------------------------------------------------
