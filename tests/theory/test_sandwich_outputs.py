@@ -83,7 +83,7 @@ def test_the_sandwich_contains_the_flow(form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_sandwich_contains_the_flow_many(form, tightness):
-    above, below = check(form, range(20, 240))
+    above, below = check(form, range(20, 270))
     for K, ratios in above.items():
         tightness(f"{form}: sandwich, upper / L, K = {K}", ratios)
         tightness(f"{form}: sandwich, L / lower, K = {K}", below[K])
