@@ -339,6 +339,7 @@ class SharePlan:
             },
             "heads": {head: self._of(runs) for head, runs in self.runs.items()},
             "theory": {name: advice.to_dict() for name, advice in self.theory.items()},
+            "probing by theory": None if self.forecast is None else _proposal(self.forecast),
             "notes": list(self.notes),
             "caveats": list(self.caveats),
         }
@@ -374,6 +375,12 @@ class SharePlan:
         record = {"title": "plan of a privacy budget", "plan": json.dumps(self.to_dict())}
         coords = {"head": list(self.runs), "share": self.shares, "draw": np.arange(self.accuracy.shape[1])}
         return xr.Dataset(variables, coords, record)
+
+
+def _proposal(found: ProbingForecast) -> dict[str, Any]:
+    """What theory alone proposes for probing, as plain data."""
+    numbers = {name: getattr(found.dpsgd, name) for name in ("steps", "learning_rate", "clip", "sample_rate")}
+    return numbers | {"accuracy": found.test_accuracy, "valid": found.valid, "reason": found.reason}
 
 
 def chosen_head(runs: Mapping[Head, HeadRuns]) -> Head:

@@ -76,6 +76,10 @@ def test_json_has_null_where_the_theory_gives_no_number(tmp_path, capsys):
         assert about["loss-optimal share"]["share"] is None
     assert said["privacy of the plan"].startswith("the data are taken to be public")
     assert said["recommended lp share"] in said["as good"]
+    proposed = said["probing by theory"]
+    assert proposed["valid"] is True
+    assert proposed["steps"] >= 1
+    assert 0 < proposed["accuracy"] < 1
     assert {phase["expected batch"] for phase in said["DP-SGD"]} == {30.0}
     assert said["failure"] is None
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from empirical import plan_curve, plan_share
 from empirical.planning import curve as curves
+from empirical.planning.report import text
 from empirical.planning.stand_in import StandIn
 from tests.empirical.planning.test_hedge import features
 
@@ -94,16 +96,16 @@ def test_an_interrupted_plan_resumes(tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 50])
-@pytest.mark.parametrize("text", [False, True])
-def test_two_to_fifty_classes_of_numbers_or_text(classes, text):
+@pytest.mark.parametrize("named", [False, True])
+def test_two_to_fifty_classes_of_numbers_or_text(classes, named):
     random = np.random.default_rng(0)
     labels = np.arange(4 * classes) % classes
     X = np.abs(np.eye(classes)[labels] + 0.1 * random.standard_normal((len(labels), classes)))
     names = np.array([f"kind {label:02d}" for label in range(classes)])
-    y = names[labels] if text else labels
+    y = names[labels] if named else labels
     how = {**HOW, "epsilon": 5.0, "steps": 6, "draws": 2, "shares": [0.0, 1.0], "delta": 1e-3}
     found = plan_share(X, y, **{**how, "heads": ["gaussian", "zero", "prototype"], "hedge": True})
-    assert found.classes == tuple(names if text else map(str, range(classes)))
+    assert found.classes == tuple(names if named else map(str, range(classes)))
     assert set(found.runs) == {"gaussian", "zero", "prototype"}
     assert found.accuracy.shape == (2, 2)
 
@@ -147,5 +149,10 @@ def test_a_zero_head_needs_no_probing_on_separable_data():
     assert {advice.minimum_share[0] for advice in found.theory.values()} == {0.0}
     assert found.probing_needed is False
     assert found.runs["zero"].accuracy[0].mean() == pytest.approx(1.0)
-    # the control: features that full fine-tuning from a head of noise needs probing for
-    assert found.unprobed is not None
+    zero = replace(found, runs={"zero": found.runs["zero"]})
+    assert zero.unprobed == "zero"
+    assert "as theory says: from a zero head probing prevents no distortion" in text(zero, "")
+    # the control: without the assumptions theory does not say so
+    other = replace(zero, theory={})
+    assert "not needed" in text(other, "")
+    assert "as theory says" not in text(other, "")
