@@ -114,6 +114,8 @@ LABELS = idx((np.arange(60) % 10).astype(np.uint8))
         (gzip.compress(changed(LABELS, 4, 255)), r"must hold the shape \(60,\), but says \(42781"),
         (gzip.compress(changed(LABELS, 20, 10)), "labels in .* must lie from 0 to 9, got 10 of image 12"),
     ],
+    # the bytes hold the time at which they were compressed
+    ids=["short", "long", "cut", "plain", "empty", "floats", "dimensions", "one more", "many more", "label"],
 )
 def test_files_that_are_not_as_published_are_refused(folder: Path, content: bytes, message: str) -> None:
     path = folder / "train-labels-idx1-ubyte.gz"
