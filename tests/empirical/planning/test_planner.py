@@ -147,7 +147,7 @@ def runs_of(accuracy, loss=None, choice=0.0, lp_lr=1.0):
 
 
 def made(accuracy, loss=None, choice=0.0, **others):
-    runs = {"gaussian": runs_of(accuracy, loss, choice), **others}
+    runs: dict[Any, HeadRuns] = {"gaussian": runs_of(accuracy, loss, choice), **others}
     return SharePlan(np.array([0.0, 0.5, 1.0]), runs, History([], 1e-5), {}, 1.0, 1.0, 10.0, "", ())
 
 

@@ -1,5 +1,7 @@
 """Private plans: the law of the choice on neighbours, its sensitivity, and what it spends."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from empirical.planning.private_choice import alternatives, choose, probabilitie
 from empirical.planning.settings import PlanSettings
 from tests.empirical.planning.test_hedge import features
 
-HOW = dict(
+HOW: dict[str, Any] = dict(
     epsilon=2.0,
     delta=1e-4,
     steps=20,
