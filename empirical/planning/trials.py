@@ -14,6 +14,7 @@ from empirical.planning.comparison import Outcomes
 from empirical.planning.hedge import World
 from empirical.planning.stand_in import Settings, Split, StandIn
 from empirical.recipe import Head
+from langevin.engine.record import versions
 from langevin.sweeps.records import Records
 
 
@@ -55,6 +56,7 @@ class Trials:
         self.hows, self.root, self.progress = hows, root, progress
         self._kept = Records() if kept is None else kept
         self._names = [_digest(net) for net in self.worlds]
+        self._versions = versions()
         self._known: dict[tuple[int, Head, Split], np.ndarray] = {}
         self.done = 0
 
@@ -106,7 +108,14 @@ class Trials:
     def _ends(self, world: int, head: Head, splits: list[Split], draws: range) -> np.ndarray:
         """Accuracy and loss, shape (2, splits, draws): from the records, or run and recorded."""
         how, shape = self.hows[head], (2, len(splits), len(draws))
-        about = [self._names[world], self.root, astuple(how), splits, [draws.start, draws.stop]]
+        about = [
+            self._versions,
+            self._names[world],
+            self.root,
+            astuple(how),
+            splits,
+            [draws.start, draws.stop],
+        ]
         text = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
         job = _Job(text, {"head": head, "splits": [list(split) for split in splits]})
         kept = self._kept.get(job)

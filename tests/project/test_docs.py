@@ -26,9 +26,9 @@ NOT_HERE = {
 # options that shorten slow commands: of an option given twice, the last value counts
 SMALLER = {
     "langevin.simulate --": "--paths 2",
-    "bounds.plan wine.csv": "--draws 4 --tuning-draws 1 --steps 20",
-    "bounds.plan features.npz": "--draws 4 --tuning-draws 1",
-    "bounds.plan layer.npz": "--draws 4 --tuning-draws 1",
+    "bounds.plan wine.csv": "--draws 4 --steps 20",
+    "bounds.plan features.npz": "--draws 4",
+    "bounds.plan layer.npz": "--draws 4",
     "--method lp-fft --lp-share": "--pretrain-epochs 2",
     "--methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
     "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 1 --trials 1 --tuning-seeds 1 --steps 2 "

@@ -94,7 +94,7 @@ def test_the_hedge_takes_the_least_mean_regret():
 
 def test_without_a_layer_a_weak_head_start_no_longer_means_probing():
     X, y = features(0.7, each=100)
-    how: Any = dict(
+    how: dict[str, Any] = dict(
         epsilon=8.0, delta=1e-4, steps=40, draws=16, shares=[0.0, 0.5, 1.0], heads=["gaussian"], theory=False
     )
     hedged, sure = (plan_share(X, y, hedge=hedge, **how) for hedge in (True, False))

@@ -11,7 +11,7 @@ from empirical.planning.private_choice import alternatives, choose, probabilitie
 from empirical.planning.settings import PlanSettings
 from tests.empirical.planning.test_hedge import features
 
-HOW: Any = dict(
+HOW: dict[str, Any] = dict(
     epsilon=2.0,
     delta=1e-4,
     steps=20,

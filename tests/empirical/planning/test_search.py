@@ -35,8 +35,8 @@ class _Known:
         return Outcomes(np.array(rows), np.ones((len(rows), draws)))
 
 
-def known(*given, **options) -> Any:
-    return _Known(*given, **options)
+# instead of Trials
+Known: Any = _Known
 
 
 def lane(rates, steps=0):
@@ -49,7 +49,7 @@ def peaked(at):
 
 @pytest.mark.parametrize("at", [1 / 81, 1.0, 81.0])
 def test_rates_are_searched_beyond_the_start_where_accuracy_grows(at):
-    trials, found = known(peaked(at), own=0.0), lane([1 / 3, 1.0, 3.0])
+    trials, found = Known(peaked(at), own=0.0), lane([1 / 3, 1.0, 3.0])
     found.extend(trials, 4)
     assert at == pytest.approx(found.choose(trials, 4)[0])
     assert not found.last
@@ -58,33 +58,33 @@ def test_rates_are_searched_beyond_the_start_where_accuracy_grows(at):
 
 
 def test_the_search_ends_and_says_so():
-    trials, found = known(lambda rate, split: 0.1 * np.log(rate), own=0.0), lane([1.0, 3.0])
+    trials, found = Known(lambda rate, split: 0.1 * np.log(rate), own=0.0), lane([1.0, 3.0])
     found.extend(trials, 4)
     assert (len(found.rates), found.last) == (6, True)
     # equal accuracies are no reason to go on
     level = lane([1.0, 3.0])
-    level.extend(known(lambda rate, split: 0.5, own=0.0), 4)
+    level.extend(Known(lambda rate, split: 0.5, own=0.0), 4)
     assert (len(level.rates), level.last) == (2, False)
 
 
 def test_each_round_halves_the_rates_and_keeps_those_that_noise_does_not_tell_apart():
-    trials, found = known(peaked(1.0)), lane(3.0**k for k in range(-3, 4))
+    trials, found = Known(peaked(1.0)), lane(3.0**k for k in range(-3, 4))
     for draws, most in ((4, 4), (8, 2), (16, 2)):
         found.narrow(trials, draws)
         assert len(found.rates) <= most
         assert 1.0 in [round(rate, 6) for rate in found.rates]
     # two that differ by less than noise both stay, one that is clearly worse goes
     level = lane([1.0, 3.0])
-    level.narrow(known(lambda rate, split: 0.8), 16)
+    level.narrow(Known(lambda rate, split: 0.8), 16)
     assert level.rates == [1.0, 3.0]
-    level.narrow(known(lambda rate, split: 0.8 - 0.1 * (rate > 1)), 16)
+    level.narrow(Known(lambda rate, split: 0.8 - 0.1 * (rate > 1)), 16)
     assert level.rates == [1.0]
 
 
 def test_of_rates_within_noise_the_smaller_one_is_chosen():
-    same = known(lambda rate, split: 0.8, own=0.0)
+    same = Known(lambda rate, split: 0.8, own=0.0)
     assert lane([1.0, 3.0, 9.0]).choose(same, 16)[0] == 1.0
-    better = known(lambda rate, split: 0.8 + 0.1 * (rate == 3.0))
+    better = Known(lambda rate, split: 0.8 + 0.1 * (rate == 3.0))
     assert lane([1.0, 3.0, 9.0]).choose(better, 16)[0] == 3.0
 
 
@@ -122,7 +122,7 @@ def test_errors_include_the_choice():
 
 def test_rounds_double_and_stop_when_shares_are_told_apart():
     def raced_with(own, resolution, gap=0.0):
-        trials = known(lambda rate, split: 0.8 - gap * (split.lp_steps > 0), own=own)
+        trials = Known(lambda rate, split: 0.8 - gap * (split.lp_steps > 0), own=own)
         lanes = [lane([1.0], steps=0), lane([1.0], steps=5)]
         return raced(trials, lanes, 128, resolution), trials
 
@@ -138,7 +138,7 @@ def test_rounds_double_and_stop_when_shares_are_told_apart():
 
 
 def test_draws_are_common_to_heads_shares_and_rates():
-    trials = known(peaked(1.0), common=0.1)
+    trials = Known(peaked(1.0), common=0.1)
     lanes = [
         found
         for head in ("gaussian", "zero")
