@@ -77,7 +77,9 @@ class FixedNorm(nn.Module):
         if not self.training and not torch.is_grad_enabled():
             weight, bias = (getattr(self.scale, name, None) for name in ("weight", "bias"))
             # in one pass over memory, where no engine needs the parts
-            return functional.batch_norm(x, self.mean, self.inverse**-2, weight, bias, eps=0.0)
+            # `inverse` holds the body's own eps; this one must be positive and changes nothing
+            eps = torch.finfo(torch.float32).tiny
+            return functional.batch_norm(x, self.mean, self.inverse**-2, weight, bias, eps=eps)
         x = self.scale((x - _along(self.mean, x)) * _along(self.inverse, x))
         # what follows may add to it in place, which hooks on `scale` do not allow
         return x.clone() if self.training else x

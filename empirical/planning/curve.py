@@ -165,15 +165,17 @@ def draw(curve: PlanCurve, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     from langevin.store import atomic
+    from langevin.support import plots
 
     mean, error = curve.accuracy
-    figure, ax = plt.subplots(figsize=(4.2, 3), layout="constrained")
-    ax.errorbar(curve.values, mean, error, color="#0072b2", marker="o", markersize=4, capsize=2)
-    for value, height, plan in zip(curve.values, mean, curve.plans, strict=True):
-        said = f"{plan.head}, lp {plan.share:g}"
-        ax.annotate(said, (value, height), (0, -12), textcoords="offset points", fontsize=6, ha="center")
-    ax.set(xscale="log", xlabel=SWEPT[curve.parameter], ylabel="expected held-out accuracy")
-    ax.margins(x=0.12, y=0.2)
+    with plt.style.context(plots.STYLE):
+        figure, ax = plt.subplots(figsize=(4.2, 3))
+        ax.errorbar(curve.values, mean, error, color=plots.OTHER, marker="o", markersize=4, capsize=2)
+        for value, height, plan in zip(curve.values, mean, curve.plans, strict=True):
+            said = f"{plan.head}, lp {plan.share:g}"
+            ax.annotate(said, (value, height), (0, -12), textcoords="offset points", fontsize=6, ha="center")
+        ax.set(xscale="log", xlabel=SWEPT[curve.parameter], ylabel="expected held-out accuracy")
+        ax.margins(x=0.12, y=0.2)
     try:
         with atomic.replacing(path) as temporary:
             figure.savefig(temporary, dpi=200)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bounds import alignment_time, lp_crossover
+from bounds import lp_crossover, minimum_lp_share
 from empirical import account, plan_share
 from empirical.planning import search as planning_search
-from empirical.planning.inputs import _cut, _some
+from empirical.planning.inputs import _cut, some_rows
+from empirical.planning.report import text
 from empirical.planning.share_plan import HeadRuns, SharePlan
 from empirical.planning.stand_in import Settings, Split, StandIn
 from empirical.privacy.history import History, plan
@@ -74,7 +75,7 @@ def collapsed(head, clip):
 def test_on_a_collapsed_block_the_simulation_agrees_with_theory_that_probing_hurts():
     net, weights, loss = collapsed(head=0.1, clip=1.0)
     rate = 0.02
-    found = lp_crossover(net.problem(1), weights, time=40 * rate / 20, clip=1.0)
+    found = lp_crossover(net.problem(), weights, time=40 * rate / 20, clip=1.0)
     assert found.case == "fft"
     losses = [loss(lp_steps, rate) for lp_steps in (0, 10, 20, 30, 40)]
     assert (np.diff(losses) > 0).all()
@@ -85,7 +86,7 @@ def test_and_with_theory_that_a_short_probing_helps_a_misaligned_head():
     times = {}
     for rate in (0.002, 0.2):
         time = 40 * rate / 20
-        found = lp_crossover(net.problem(1), weights, time=time)
+        found = lp_crossover(net.problem(), weights, time=time)
         assert found.case == "lp-helps-above"
         times[rate] = time / found.critical_time
         assert (loss(2, rate) < loss(0, rate)) == (time > found.critical_time)
@@ -102,10 +103,31 @@ def test_theory_stands_beside_the_simulation_of_two_classes():
     )  # fmt: skip
     (advice,) = found.theory.values()
     assert advice.assumptions.hold
-    # whatever the noise: at probing's rate, in units of its time
-    time = 20 * found.lp_lr / 80
-    assert advice.minimum_share[0] == pytest.approx(float(alignment_time(data, weights, clip=1.0)) / time)
+    # whatever the noise: at probing's rate, in batches of a tenth
+    chain: Any = dict(dt=found.lp_lr / 80, steps=20, clip=1.0)
+    expected = minimum_lp_share(data, weights, **chain, sample_rate=0.1, confidence=0.95)
+    assert advice.minimum_share[0] == expected.share > minimum_lp_share(data, weights, **chain).share > 0
     assert "sandwich" in advice.curves
+
+
+def test_theory_of_several_classes_is_of_all_of_them():
+    data = orthogonally_separable(80, 5, classes=3, loss="softmax", rng=0)
+    weights = collapsed_features(data, 8, rng=0)
+    settings = {**CALM, "theory": True, "steps": 20, "draws": 2}
+    given: dict[str, Any] = dict(W=weights.W, X_test=data.X, y_test=data.y, epsilon=2.0)
+    found = plan_share(data.X, data.y, v=weights.v.T, **given, **settings)
+    (name,) = found.theory
+    assert name == "3 classes"
+    advice = found.theory[name]
+    assert advice.assumptions.hold
+    assert not advice.harmless
+    chain: Any = dict(dt=found.lp_lr / 80, steps=20, clip=1.0, sample_rate=0.1, confidence=0.95)
+    assert advice.minimum_share[0] == minimum_lp_share(data, weights, **chain).share > 0
+    zero = plan_share(data.X, data.y, v=np.zeros((3, 8)), **given, **settings)
+    (advice,) = zero.theory.values()
+    assert advice.harmless
+    assert advice.minimum_share[0] == 0
+    assert "every head is aligned at the start" in text(zero, "", verbose=True)
 
 
 # --- privacy ------------------------------------------------------------------------------------
@@ -147,7 +169,7 @@ def runs_of(accuracy, loss=None, choice=0.0, lp_lr=1.0):
 
 
 def made(accuracy, loss=None, choice=0.0, **others):
-    runs: dict[Any, HeadRuns] = {"gaussian": runs_of(accuracy, loss, choice), **others}
+    runs: Any = {"gaussian": runs_of(accuracy, loss, choice), **others}
     return SharePlan(np.array([0.0, 0.5, 1.0]), runs, History([], 1e-5), {}, 1.0, 1.0, 10.0, "", ())
 
 
@@ -301,7 +323,7 @@ def test_wide_features_are_cut_to_their_main_directions():
 
 def test_some_rows_hold_every_class():
     labels = np.repeat([0, 1, 2], [900, 99, 1])
-    kept = _some(labels, 100, np.random.default_rng(0))
+    kept = some_rows(labels, 100, np.random.default_rng(0))
     assert len(np.unique(kept)) == 100
     assert set(labels[kept]) == {0, 1, 2}
     # otherwise in their shares
