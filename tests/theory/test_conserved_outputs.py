@@ -108,7 +108,7 @@ def check_floors(cases, wrong=None):
 
 def test_the_floors_of_both_layers():
     assert (check_floors(40) == 0).all()
-    # the operator norm in the place of the K-th, or k-th, singular value
+    # the operator norm instead of the K-th, or k-th, singular value
     assert check_floors(40, lambda given, _: {"head_target": given.largest})[1] >= 10
     assert check_floors(40, lambda given, _: {"first_target": given.largest})[0] >= 10
     # without the imbalance
