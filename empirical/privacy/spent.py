@@ -30,7 +30,8 @@ def events(history: History) -> Events:
 
 def _require_covered(history: History, accountant: Accountant) -> None:
     """Refuse the closed form where any batch is sampled."""
-    rates = [m.sample_rate for m in history.mechanisms if m.sample_rate < 1]
+    mechanisms = validate.instance("history", history, History).mechanisms
+    rates = [m.sample_rate for m in mechanisms if m.sample_rate < 1]
     if rates and accountant == "gdp":
         raise ValueError(
             f"accountant must be 'prv' or 'pld' with Poisson sampling, got 'gdp' at sample_rate={rates[0]:g}"
