@@ -97,14 +97,12 @@ class Ours:
         return bool((self.ensemble.diverged < 0).all())
 
 
-class Drift(TorchDrift):
-    """The peer's drift on a device."""
-
-    def __init__(self, device: torch.device, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value.to(device))
+def on_device(model: Any, device: torch.device) -> Any:
+    """Move a peer's drift, which is no module, to a device, and return it."""
+    for name, value in vars(model).items():
+        if isinstance(value, torch.Tensor):
+            setattr(model, name, value.to(device))
+    return model
 
 
 class TorchSDE:
@@ -115,7 +113,7 @@ class TorchSDE:
     ) -> None:
         self.paths, self.fresh, self.span = paths, fresh, case.span(reduce)
         X, W = (self.span.coordinates(rows) for rows in (case.problem.X, case.weights.W))
-        self.model = Drift(device, X, case.problem.y, case.width, CLIP, paths, dtype)
+        self.model = on_device(TorchDrift(X, case.problem.y, case.width, CLIP, paths, dtype), device)
         self.state = self.model.pack(W, case.weights.v).to(device)
 
     def drift(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.contestants import CLIP, relative_error
-from benchmarks.harness.gpu import euler_steps
+from benchmarks.harness.gpu import TorchSDE, on_device
 from benchmarks.harness.outputs import OutputsCase
 from benchmarks.peers.torchsde_outputs import TorchOutputsDrift
 from langevin.engine.gpu.chain import DeviceChain
@@ -51,31 +51,12 @@ class OurOutputs:
         return bool((self.ensemble.diverged < 0).all())
 
 
-class _Drift(TorchOutputsDrift):
-    """The peer's drift on a device."""
-
-    def __init__(self, device: torch.device, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value.to(device))
-
-
-class TorchSDEOutputs:
+class TorchSDEOutputs(TorchSDE):
     """torchsde's Euler solver on the same number of paths and on all samples."""
 
     path = 0
 
     def __init__(self, case: OutputsCase, dtype: type, paths: int, device: torch.device, fresh: bool) -> None:
         self.fresh, X, Y = fresh, case.problem.X, case.problem.targets
-        self.model = _Drift(device, X, Y, case.width, CLIP, paths, dtype)
+        self.model = on_device(TorchOutputsDrift(X, Y, case.width, CLIP, paths, dtype), device)
         self.state = self.model.pack(case.weights.W, case.weights.v).to(device)
-
-    def drift(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.model.unpack(self.model(self.state).cpu())
-
-    def advance(self, steps: int) -> None:
-        self.state = euler_steps(self.model, self.state, steps, self.fresh)
-
-    def finite(self) -> bool:
-        return bool(torch.isfinite(self.state).all())

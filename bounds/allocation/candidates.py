@@ -1,4 +1,4 @@
-"""Settings of private linear probing, ranked by their moments alone (theory-k 8'c, new)."""
+"""Settings of private linear probing, ranked by their moments alone (8'c, new)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best settings of private linear probing, and what they reach, without a trial (theory-k 8'c, new)."""
+"""The best settings of private linear probing, and what they reach, without a trial (8'c, new)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from langevin.model.weights import Weights
 from langevin.support import threads, validate
 from langevin.support.validate import FloatArray
 
-SOURCE = "new (theory-k 8'c), with the Gaussian law of the outputs: an approximation"
+SOURCE = "new (8'c), with the Gaussian law of the outputs: an approximation"
 SAMPLE_RATES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 STEPS = (4, 8, 16, 32, 64, 128, 256, 512)
 MOST_STEPS = 10_000

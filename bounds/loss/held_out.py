@@ -1,4 +1,4 @@
-"""Expected loss and accuracy of linear probing on held-out points, at every step (theory-k 8'c, new)."""
+"""Expected loss and accuracy of linear probing on held-out points, at every step (8'c, new)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of linear probing by Euler-Maruyama with Poisson batches and square loss (theory-k 8'c, new).
+"""Moments of linear probing by Euler-Maruyama with Poisson batches and square loss (8'c, new).
 
 With ``V*`` a least-squares head, ``H = A^T A`` and ``omega = (1 - q) / q``, the mean ``M`` of ``V - V*`` and
 the covariance ``C``, summed over the outputs, follow

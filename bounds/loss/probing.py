@@ -1,4 +1,4 @@
-"""Expected loss and head of linear probing with noise, exactly (sections 5a and 5a', theory-k 8'c)."""
+"""Expected loss and head of linear probing with noise, exactly (sections 5a, 5a' and 8'c)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
 LP = "re-derived (5a); replaces Section 5.2 of [1]"
-CHAIN_LP = "new (theory-k 8'c)"
+CHAIN_LP = "new (8'c)"
 PROBING = Covers(("square",), ANY, lp=("none",), fft=(), outputs=True)
 CHAIN = replace(PROBING, batches=True)
 OVERFLOW = "a moment exceeds all numbers: take a smaller dt, see lp_stability"

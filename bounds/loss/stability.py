@@ -1,4 +1,4 @@
-"""Mean-square stability and stationary loss of linear probing with batches (theory-k 8'c, new)."""
+"""Mean-square stability and stationary loss of linear probing with batches (8'c, new)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Theory-k 5a' and 8'c: moments of probing with K outputs and batches, enumerated and simulated."""
+"""Statements 5a' and 8'c: moments of probing with K outputs and batches, enumerated and simulated."""
 
 import itertools
 
