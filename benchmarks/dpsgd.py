@@ -1,7 +1,7 @@
 """Measure images per second of DP-SGD for each engine and of non-private training, in one run.
 
 ``python -m benchmarks.dpsgd`` measures small networks on one thread of this processor; with
-``--device cuda`` it measures timm models on a GPU. Both print a table and save it in
+``--device cuda`` it measures larger networks on a GPU. Both print a table and save it in
 ``benchmarks/results``. ``--quick`` saves nothing.
 """
 
@@ -36,6 +36,7 @@ LARGE = (
     ("timm:resnet50", (1, 32, 32), {}, 256),
     ("timm:vit_tiny_patch16_224", (1, 32, 32), {"patch_size": 4}, 512),
     ("timm:mobilenetv3_small_100", (1, 32, 32), {}, 512),
+    ("lite0", (1, 28, 28), {"size": 96}, 512),
 )
 CLASSES = 10
 PLAIN = "not private"

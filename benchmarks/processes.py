@@ -28,6 +28,7 @@ LARGE = (
     ("timm:resnet18", {}, 32, "hooks", 2048),
     ("timm:vit_tiny_patch16_224", {"patch_size": 4}, 32, "hooks", 2048),
     ("timm:mobilenetv3_small_100", {}, 32, "hooks", 2048),
+    ("lite0", {"size": 96}, 28, "hooks", 1024),
 )
 WARM = 4
 

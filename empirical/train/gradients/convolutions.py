@@ -6,6 +6,7 @@ of ``c`` channels it computes ``c`` times what is needed.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TypeAlias
 
 import torch
@@ -16,6 +17,9 @@ from empirical._opacus import compute_conv_grad_sample
 from empirical.train.gradients.plain import row_norms
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+# PyTorch brings Triton where it brings CUDA
+_ON_GPU = find_spec("triton") is not None
 
 
 def grad_sample(layer: Convolution, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
@@ -93,6 +97,11 @@ def _padding(layer: Convolution) -> list[int]:
 
 def _correlated(layer: Convolution, x: Tensor, delta: Tensor) -> Tensor:
     """Gradients of a depthwise convolution: samples and channels become the channels of one image."""
+    if _ON_GPU and x.is_cuda and isinstance(layer, nn.Conv2d) and delta.dtype != torch.float64:
+        from empirical.train.gradients import depthwise
+
+        left, _, above, _ = _padding(layer) or (0, 0, 0, 0)
+        return depthwise.correlated(layer, x, delta, (above, left))
     n, axes = len(x), x.ndim - 2
     padding = layer.padding
     if isinstance(padding, str):

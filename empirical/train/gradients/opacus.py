@@ -85,6 +85,8 @@ def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor
     return found
 
 
+# entries of a parameter
+_SHORT = 4096
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OWN_SAMPLERS: dict[Any, Any] = dict.fromkeys(_CONVOLUTIONS, convolutions.grad_sample)
 
@@ -93,6 +95,34 @@ class _HookModule(GradSampleModule):
     """Opacus's module with rules of our own for convolutions."""
 
     GRAD_SAMPLERS: ClassVar[Any] = ChainMap(_OWN_SAMPLERS, GradSampleModule.GRAD_SAMPLERS)
+
+    def capture_backprops_hook(
+        self,
+        module: nn.Module,
+        _forward_input: Any,
+        forward_output: Any,
+        loss_reduction: str,
+        batch_first: bool,
+    ) -> None:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        sampler = None if self.force_functorch else self.GRAD_SAMPLERS.get(type(module))
+        if not self.hooks_enabled or sampler is None or not _called_once(trained):
+            super().capture_backprops_hook(
+                module, _forward_input, forward_output, loss_reduction, batch_first
+            )
+            return
+        # as in Opacus, without a copy for the sum over calls
+        activations, backprops = self.rearrange_grad_samples(
+            module=module,
+            backprops=forward_output[0].detach(),
+            loss_reduction=loss_reduction,
+            batch_first=batch_first,
+        )
+        for p, sample in sampler(module, activations, backprops).items():
+            p.grad_sample = sample
+        for p in trained:
+            p._forward_counter -= 1  # type: ignore[attr-defined]
+        del module.max_batch_len
 
 
 class _GhostModule(GradSampleModuleFastGradientClipping):
@@ -160,14 +190,32 @@ class PerSample:
     def __init__(self, model: nn.Module, loss: Loss, masks: Mask, *, functorch: bool = False) -> None:
         self._loss, self._model, self._masks = loss, model, masks
         self.params = [p for p in model.parameters() if p.requires_grad]
-        self._module = _HookModule(model, loss_reduction="sum", force_functorch=functorch)
+        self._functorch = functorch
+        self._module = self._hooked()
+        # where all layers train, a pass back to the input calls their hooks, and sums no gradients of weights
+        self._to_input = all(p.requires_grad for p in model.parameters())
+
+    def _hooked(self) -> _HookModule:
+        return _HookModule(self._model, loss_reduction="sum", force_functorch=self._functorch)
 
     def norms(self, x: Tensor, y: Tensor) -> Tensor:
+        to_input = self._to_input and x.is_floating_point()
+        if to_input:
+            x = x.detach().requires_grad_()
         with _quietly():
             losses = self._loss.value(self._module(x), y)
-            torch.autograd.grad(losses.sum(), self.params)
+            torch.autograd.grad(losses.sum(), [x] if to_input else self.params, allow_unused=to_input)
+        if to_input and any(p.grad_sample is None for p in self.params):  # type: ignore[attr-defined]
+            # a layer does not depend on the input
+            self._to_input = False
+            self.close()
+            self._module = self._hooked()
+            return self.norms(x.detach(), y)
         samples = list(self._samples())
-        return joined(map(row_norms, samples), samples[0].dtype)
+        # one norm of all that are short: most of a network's parameters, few of its numbers
+        short = [g.flatten(1) for g in samples if g[0].numel() <= _SHORT]
+        long = [g for g in samples if g[0].numel() > _SHORT]
+        return joined(map(row_norms, [*long, *([torch.cat(short, 1)] if short else [])]), samples[0].dtype)
 
     def _samples(self) -> Iterable[Tensor]:
         """Per-sample gradients of each parameter, masked, in single precision at least."""

@@ -137,6 +137,52 @@ def test_engines_use_the_rules(kind: Any, monkeypatch: pytest.MonkeyPatch) -> No
         assert float(found[i]) == pytest.approx(norm, rel=1e-9)
 
 
+class Shifted(nn.Module):
+    """A layer whose input does not depend on the image, beside one whose input does."""
+
+    features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.apart = nn.Conv2d(1, 6, 3), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh().mean((2, 3)) + self.apart(torch.ones_like(x[:, 0, 0, :4]))
+
+
+def test_a_layer_apart_from_the_image_has_its_gradients_too() -> None:
+    model = Classifier(Shifted(), 3).double()
+    x, y = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % 3
+    alone = copy.deepcopy(model)
+    gradients = engine(model, CrossEntropy(), "hooks", clip=True)
+    for _ in range(2):
+        found = gradients.norms(x, y)
+        sums = gradients.total(torch.ones(5, dtype=torch.float64))
+        own = torch.autograd.grad(CrossEntropy().value(alone(x), y).sum(), list(alone.parameters()))
+        assert found is not None
+        for mine, right in zip(sums, own, strict=True):
+            torch.testing.assert_close(mine, right)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires an NVIDIA GPU")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("multiple", [1, 2])
+@pytest.mark.parametrize("form", [*FORMS, (3, 1, 1, 1)])
+def test_the_rule_of_a_gpu_is_that_of_a_processor(
+    form: tuple[Any, ...], multiple: int, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, stride, padding, dilation = form
+    layer = nn.Conv2d(6, 6 * multiple, kernel, stride, padding, dilation, groups=6, dtype=torch.float64)
+    x, delta = inputs(layer, (5, 6, 19, 21), layout)
+    right = convolutions.grad_sample(layer, [x], delta)[layer.weight]
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", None)
+    for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        layer = layer.to("cuda", dtype)
+        found = convolutions.grad_sample(layer, [x.to("cuda", dtype)], delta.to("cuda", dtype))[layer.weight]
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.cpu().double(), right, rtol=error, atol=error * float(right.std()))
+
+
 def test_a_layer_that_is_called_twice_has_the_sum_of_both_calls() -> None:
     class Twice(nn.Module):
         features = 6
