@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def features(
         return compute(images)
     path = folder / "features" / f"{_key(body, images, about)}.npz"
     names, probe = _names(images), _probe(images, compute)
-    entry = _read(path, probe)
+    entry = _usable(path, probe)
     place = {name: i for i, name in enumerate(entry.names.tolist())}
     new = [i for i, name in enumerate(names) if name not in place]
     if new:
@@ -120,15 +121,14 @@ def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.fl
     return compute(image.to(images)).float().cpu().numpy()
 
 
-def _read(path: Path, probe: NDArray[np.float32]) -> _Entry:
+def _usable(path: Path, probe: NDArray[np.float32]) -> _Entry:
     """The entry of a body; an empty one where there is none, or none that can be used."""
-    if not path.is_file():
+    try:
+        about = path.stat()
+    except OSError:
         return _NONE
     try:
-        found = npz.read(path)
-        entry, stored = _Entry(found["names"], found["rows"]), found["probe"]
-        if not (entry.digest(stored) == found["digest"]).all():
-            raise ValueError("another digest")
+        entry, stored = _read(path, about.st_mtime_ns, about.st_size)
     except (OSError, KeyError, TypeError, ValueError, npz.Damaged):
         warnings.warn(f"features in {str(path)!r} are damaged: computing them again", stacklevel=4)
         return _NONE
@@ -136,6 +136,16 @@ def _read(path: Path, probe: NDArray[np.float32]) -> _Entry:
         stored, probe, rtol=_ROUNDING, atol=_ROUNDING * float(abs(probe).max())
     )
     return entry if same else _NONE
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, modified: int, size: int) -> tuple[_Entry, NDArray[np.float32]]:
+    """A file's entry and its features of the fixed image; kept, as runs of a grid read the same."""
+    found = npz.read(path)
+    entry, stored = _Entry(found["names"], found["rows"]), found["probe"]
+    if not (entry.digest(stored) == found["digest"]).all():
+        raise ValueError("another digest")
+    return entry, stored
 
 
 def _write(path: Path, entry: _Entry, probe: NDArray[np.float32]) -> None:

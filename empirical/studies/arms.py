@@ -80,6 +80,9 @@ class Grid:
         Number of seeds used to score each trial, disjoint from the evaluation seeds.
     lowest, highest : float
         Range of the learning rates.
+    lp_lowest, lp_highest : float or None
+        Range of those that train the head alone: of "lp", and of the first stage of "lp-fft". By default the
+        range of the others.
 
     Raises
     ------
@@ -107,6 +110,8 @@ class Grid:
     tuning_seeds: int = 3
     lowest: float = 0.03
     highest: float = 3.0
+    lp_lowest: float | None = None
+    lp_highest: float | None = None
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -125,8 +130,13 @@ class Grid:
             raise ValueError(f"seeds must be at most {TUNING}, where tuning seeds start, got {self.seeds}")
         validate.integer("tuning_seeds", self.tuning_seeds, 1)
         validate.integer("trials", self.trials, 1)
-        if not validate.positive("lowest", self.lowest) < validate.positive("highest", self.highest):
-            raise ValueError(f"lowest must be below highest={self.highest:g}, got {self.lowest:g}")
+        for name in ("lowest", "highest"):
+            if getattr(self, f"lp_{name}") is None:
+                object.__setattr__(self, f"lp_{name}", getattr(self, name))
+        for start in ("", "lp_"):
+            low, high = (getattr(self, start + name) for name in ("lowest", "highest"))
+            if not validate.positive(f"{start}lowest", low) < validate.positive(f"{start}highest", high):
+                raise ValueError(f"{start}lowest must be below {start}highest={high:g}, got {low:g}")
         for arm in self.arms:
             for epsilon in self.epsilons:
                 self.candidates(arm, epsilon)
@@ -146,9 +156,8 @@ class Grid:
         # a Kronecker lattice in the unit square
         places = (np.arange(self.trials) + 0.5) / self.trials
         others = (0.5 / self.trials + _GOLDEN * np.arange(self.trials)) % 1
-        ranges = {"drop": (_LOWEST_DROP, 1.0)}
         columns = [
-            _between(*ranges.get(name, (self.lowest, self.highest)), at)
+            _between(*self._range(arm, name), at)
             for name, at in zip(arm.tuned, (places, others), strict=False)
         ]
         method: Any = arm.method.removesuffix("-drop")
@@ -158,6 +167,15 @@ class Grid:
         return [
             replace(base, **dict(zip(arm.tuned, rates, strict=True))) for rates in zip(*columns, strict=True)
         ]
+
+    def _range(self, arm: Arm, name: str) -> tuple[float, float]:
+        if name == "drop":
+            return _LOWEST_DROP, 1.0
+        if name == "lp_lr" or arm.method == "lp":
+            assert self.lp_lowest is not None
+            assert self.lp_highest is not None
+            return self.lp_lowest, self.lp_highest
+        return self.lowest, self.highest
 
     @property
     def cells(self) -> int:

@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from langevin.sweeps.parameters import plain
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from empirical.networks.tested import Tested
+    from empirical.privacy.history import History
 
 Compute = Callable[[Setting, Recipe, int], dict[str, float]]
 
@@ -157,7 +161,9 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
             device=setting.device,
             precision=setting.precision,
             evaluations=1,
+            initial=False,
             watch=watch,
+            tested=_tested(),
         )
     finally:
         torch.set_num_threads(threads)
@@ -167,12 +173,32 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
     return final | {"spent": _spent(run.attrs["privacy"])}
 
 
-@functools.lru_cache
+@functools.cache
+def _tested() -> Tested:
+    """Tests of the bodies of this process, which cells share and leave unchanged."""
+    from empirical.networks.tested import Tested
+
+    return Tested()
+
+
 def _spent(privacy: str) -> float:
-    from empirical.privacy.history import History
+    from empirical.privacy.history import History, Mechanism
+    from empirical.privacy.spent import events
+
+    history = History.from_dict(json.loads(privacy))
+    # stages with one multiplier and one rate spend what one stage would: every share of probing the same
+    whole = [
+        Mechanism(f"{place}", rate, steps, noise_multiplier)
+        for place, ((noise_multiplier, rate), steps) in enumerate(events(history).items())
+    ]
+    return _spent_by(replace(history, mechanisms=whole))
+
+
+@functools.lru_cache
+def _spent_by(history: History) -> float:
     from empirical.privacy.report import account
 
-    return account(History.from_dict(json.loads(privacy))).epsilon
+    return account(history).epsilon
 
 
 def _dataset(
@@ -214,7 +240,8 @@ def _dataset(
             "setting": json.dumps(grid.setting.as_dict()),
             "recipe": json.dumps(plain(grid.recipe.as_dict())),
             "tuning": f"{grid.trials} trials for each arm and epsilon, of rates from {grid.lowest:g} to "
-            f"{grid.highest:g}, by test accuracy on {grid.tuning_seeds} other seed(s), not in epsilon",
+            f"{grid.highest:g} (of the head alone {grid.lp_lowest:g} to {grid.lp_highest:g}), by test "
+            f"accuracy on {grid.tuning_seeds} other seed(s), not in epsilon",
             "left": grid.cells - failed - sum(records.get(cell) is not None for cell in cells),
             "failed": failed,
             "errors": json.dumps(sorted(set(records.failed.values()))),

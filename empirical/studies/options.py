@@ -54,6 +54,8 @@ class GridOptions:
     ----------
     lr_range : tuple of float
         Lowest and highest learning rate to try.
+    lp_lr_range : tuple of float or None
+        Lowest and highest learning rate to try where the head alone trains (default: as --lr-range).
     workers : int
         Number of processes, of one thread each.
     cells : str
@@ -65,6 +67,7 @@ class GridOptions:
     lr_range: tuple[float, float] = field(
         default=(Grid.lowest, Grid.highest), metadata={"metavar": ("LOW", "HIGH")}
     )
+    lp_lr_range: tuple[float, float] | None = field(default=None, metadata={"metavar": ("LOW", "HIGH")})
     workers: int = 1
     cells: str = field(default="runs/cells.jsonl", metadata={"metavar": "FILE"})
     time_limit: float | None = None
@@ -95,7 +98,7 @@ SINGLE = {
     "lp_share": "--shares",
     "epsilon": "--epsilons",
     "lr": "--lr-range",
-    "lp_lr": "--lr-range",
+    "lp_lr": "--lp-lr-range",
     "drop": "--lr-range",
     "seed": "--seeds",
     "evaluations": "one at the end",
@@ -105,7 +108,7 @@ SINGLE = {
 }
 # what a grid alone reads
 GRID = ("methods", "epsilons", "shares", "seeds", "trials", "tuning_seeds")
-GRID += ("lr_range", "workers", "cells", "time_limit")
+GRID += ("lr_range", "lp_lr_range", "workers", "cells", "time_limit")
 # where functions call an argument other than the command
 NAMES = {
     "root": "data_folder",
@@ -115,6 +118,7 @@ NAMES = {
     "expected_batch": "batch",
     "kind": "pretrain",
     "lowest": "lr_range",
+    "lp_lowest": "lp_lr_range",
 }
 
 
@@ -147,7 +151,7 @@ def parser() -> options.Parser:
     p.add(
         "grid",
         (Grid, "methods epsilons shares seeds trials tuning_seeds"),
-        (GridOptions, "lr_range workers cells time_limit"),
+        (GridOptions, "lr_range lp_lr_range workers cells time_limit"),
         about="Any of these compares methods, tuned fairly.",
     )
     p.add("output", (OutputOptions, "out"), (SingleOptions, "save_model"), (OutputOptions, "json quiet"))

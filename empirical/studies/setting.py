@@ -272,7 +272,8 @@ class Setting:
         progress : callable, optional
             Called with the number of epochs done and the last one's mean loss.
         """
-        return _network(self, seed, progress)
+        # with given weights, and no training on a split of the seed, nothing depends on the seed
+        return _network(self, 0 if self.weights and self.pretrain == "none" else seed, progress)
 
 
 class _Mapping(dict[str, Any]):

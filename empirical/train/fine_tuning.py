@@ -18,6 +18,7 @@ from empirical.data.rows import Rows
 from empirical.devices import ambient
 from empirical.devices.parallel import Group, place
 from empirical.networks.bodies import eager
+from empirical.networks.tested import Tested
 from empirical.recipe import Engine, Recipe
 from empirical.train.checkpoint import Checkpoint, digest
 from empirical.train.gradients import trial
@@ -150,14 +151,12 @@ class FineTuning:
         self._history = recipe.history(len(task.train))
         self._loss = CrossEntropy()
         self._group = Group()
-        network = self._network = Network(task, body, recipe, device, mixed=options.precision == "mixed")
+        tested = options.tested or Tested()
+        mixed = options.precision == "mixed"
+        network = self._network = Network(task, body, recipe, device, mixed=mixed, tested=tested)
         self._group.synchronise(network.model)
         # before anything is claimed or written; without clipping there is nothing to hold to it
-        tried = trial.images(task, body).to(device)
-        engines = {} if recipe.clip is None else trial.choose_all(network.model, recipe, self._loss, tried)
-        self._engines: dict[str, Engine] = self._group.agreed(
-            {name: choice.kind for name, choice in engines.items()}
-        )
+        self._engines: dict[str, Engine] = self._group.agreed(self._chosen(task, body, tested))
         self.model, self.mean, self.std = network.model, network.mean, network.std
         self.classes, self._shape = task.train.classes, task.train.shape
         self._inputs = "features" if isinstance(task.train, Rows) else "images"
@@ -169,7 +168,8 @@ class FineTuning:
         )
         self._stepper = Stepper(network, recipe, self._history, self._streams, self._group)
         steps = len(self._stages.slots)
-        self._stops = np.unique(np.rint(np.linspace(0, steps, options.evaluations + 1)).astype(int))
+        self._blocks = np.unique(np.rint(np.linspace(0, steps, options.evaluations + 1)).astype(int)).tolist()
+        self._stops = np.array(self._blocks[not options.initial :])
         self._record = Record(self._stops, self._stages.slots, self.classes, device)
         self._done, self._saved_at = 0, time.monotonic()
         self._all_lost = torch.zeros((), dtype=torch.bool)
@@ -182,6 +182,21 @@ class FineTuning:
             "precision": options.precision,
         }
         self._checkpoint = self._opened()
+
+    def _chosen(self, task: Images, body: nn.Module, tested: Tested) -> dict[str, Engine]:
+        """The engine of each stage, by the stage's name."""
+        recipe, network = self._recipe, self._network
+        if recipe.clip is None:
+            return {}
+        tried = trial.images(task, body)
+        phases = tuple((stage.name, stage.subset) for stage in recipe.phases)
+        about = "engines", phases, recipe.engine, recipe.rank, len(task.train.classes), network.about(tried)
+
+        def choose() -> dict[str, Engine]:
+            found = trial.choose_all(network.model, recipe, self._loss, tried.to(network.device))
+            return {name: choice.kind for name, choice in found.items()}
+
+        return dict(tested.once(body, about, choose))
 
     def _opened(self) -> Checkpoint | None:
         """The checkpoint, from which the state is taken if the run is to resume."""
@@ -237,10 +252,11 @@ class FineTuning:
             self._initial_head()
             # sums over images may be rounded otherwise on another GPU
             self._group.synchronise(self.model)
-            self._evaluate(0)
-            self._save()
+            if self._options.initial:
+                self._evaluate(0)
+                self._save()
         names = [slot.stage.name for slot in self._stages.slots]
-        for first, last in itertools.pairwise(self._stops.tolist()):
+        for first, last in itertools.pairwise(self._blocks):
             if last <= begun:
                 continue
             # a signal waits for the step in flight, or for the evaluation

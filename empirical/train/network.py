@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +17,7 @@ from empirical.networks import frozen, passes, subsets
 from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
 from empirical.networks.private import make_private
+from empirical.networks.tested import Tested
 from empirical.recipe import Recipe, Subset
 from empirical.train.gradients import trial
 from empirical.train.streams import Streams
@@ -37,6 +40,8 @@ class Network:
     device : torch.device
     mixed : bool
         Whether features are computed in bfloat16.
+    tested : Tested
+        Results of tests of ``body``.
 
     Attributes
     ----------
@@ -54,10 +59,23 @@ class Network:
     """
 
     def __init__(
-        self, task: Images, body: nn.Module, recipe: Recipe, device: torch.device, *, mixed: bool
+        self,
+        task: Images,
+        body: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        mixed: bool,
+        tested: Tested,
     ) -> None:
         self.device, self._mixed, self._recipe = device, mixed, recipe
-        private = _prepared(body, trial.images(task, body), recipe, device)
+        tried = trial.images(task, body)
+        private = _prepared(body, recipe).to(device)
+        # features are computed in evaluation mode, training uses training mode
+        for training in (True, False) if recipe.trains_body else (False,):
+            about = "passes", training, recipe.trains_body, self.about(tried)
+            test = functools.partial(check_passes, private, tried.to(device), training=training)
+            tested.once(body, about, test)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), device)
@@ -77,6 +95,10 @@ class Network:
         }
         # features of parts of the data, for as long as the body is as it is
         self._known: dict[str, Tensor] = {}
+
+    def about(self, tried: Tensor) -> Hashable:
+        """What tests of the body on the images ``tried`` depend on, besides body and recipe."""
+        return str(self.device), tried.numpy().tobytes()
 
     def autocast(self, safe: bool = True) -> AbstractContextManager[Any]:
         """Work in bfloat16 in mixed precision, where that is safe."""
@@ -139,16 +161,12 @@ class Network:
         return self._recipe.head_scale * nn.functional.normalize(sums + multiplier * noise.view_as(sums))
 
 
-def _prepared(body: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> nn.Module:
-    """Return a copy of a body that is ready for DP-SGD, tested in the modes that the recipe uses."""
+def _prepared(body: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return a copy of a body in the form that DP-SGD can train."""
     for name, value in body.state_dict().items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(f"body must be in single precision, got {value.dtype} in {name!r}: call float()")
     copied = passes.copied(body)
     if not recipe.trains_body:
         copied.requires_grad_(False)
-    private = make_private(copied).to(device)
-    # features are computed in evaluation mode, training uses training mode
-    for training in (True, False) if recipe.trains_body else (False,):
-        check_passes(private, images.to(device), training=training)
-    return private
+    return make_private(copied)

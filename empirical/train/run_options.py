@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from empirical.networks.tested import Tested
 from langevin.support import validate
 from langevin.support.rng import RNG
 
@@ -49,6 +50,11 @@ class RunOptions:
         is next to it, ending in ``.ledger``, and records steps before their noise is drawn.
     resume : bool
         Continue from ``checkpoint``, to the same result, bit for bit on a CPU.
+    initial : bool
+        Whether to evaluate before the first step as well.
+    tested : Tested, optional
+        What tests of bodies found in earlier runs, and receives what they find in this one; by default every
+        run tests its body.
     """
 
     rng: RNG = 0
@@ -59,6 +65,8 @@ class RunOptions:
     chunk: int | None = None
     checkpoint: str | Path | None = None
     resume: bool = False
+    initial: bool = True
+    tested: Tested | None = None
 
     def __post_init__(self) -> None:
         validate.choice("precision", self.precision, PRECISIONS)
