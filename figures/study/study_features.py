@@ -119,6 +119,7 @@ def runs(
 
     recorded = json.loads(tuned.attrs["setting"])
     recorded |= {"shift": Shift(**recorded["shift"]), "device": device}
+    recorded["options"] = tuple(map(tuple, recorded["options"]))
     recorded |= {name: value for name, value in changes.items() if name in recorded}
     setting = Setting(**recorded)
     base = Recipe(**json.loads(tuned.attrs["recipe"]) | {"lp_share": None})
