@@ -1,4 +1,4 @@
-"""Generate a page for each public module, first what its package exports, then the rest; and an index of names."""
+"""Generate a page for each public module, first what its package exports, and lists of all these names."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def package_pages(package: str) -> dict[str, str]:
     }
     listed = "".join(f"   {package}.{name}\n" for name in modules)
     toctree = f".. toctree::\n   :hidden:\n\n{listed}"
-    lines = "".join(
-        f"- :doc:`{package}.{name}`: {literal(docstring(files[name])[0])}\n" for name in modules
-    )
+    lines = "".join(f"- :doc:`{package}.{name}`: {literal(docstring(files[name])[0])}\n" for name in modules)
     page = f"{heading(package)}\n.. automodule:: {package}\n\n{heading('Modules', '-')}\n{lines}\n{toctree}"
     return {f"{package}.rst": page, **found}
 
