@@ -19,6 +19,7 @@ extensions = [
     "sphinxcontrib.katex",
     "api",
     "commands",
+    "formulas",
     "gallery",
     "notebooks",
     "proofs",

@@ -41,7 +41,8 @@ class FoldProofs(SphinxTransform):
 
 def begins(paragraph: nodes.paragraph) -> bool:
     """Tell whether a paragraph begins a proof or a derivation."""
-    return isinstance(paragraph[0], nodes.emphasis) and bool(BEGIN.match(paragraph[0].astext()))
+    first = paragraph.children[0] if paragraph.children else None
+    return isinstance(first, nodes.emphasis) and bool(BEGIN.match(first.astext()))
 
 
 def fold(paragraph: nodes.paragraph) -> None:
