@@ -6,15 +6,15 @@ const name = (e) => `<${e.tagName.toLowerCase()}${e.className && e.className.bas
 
 document.querySelectorAll("details").forEach((e) => { e.open = true; });
 const width = document.documentElement.clientWidth;
+const main = document.querySelector("[role=main], main, article") || document.body;
 
 const scrolls = (e) => ["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(e).overflowX);
-// what moves a part of the page, or hides it from sight
+// whether a part of the page scrolls with, or is cut off by, what it is in
 const contained = (e) => {
-    for (let p = e.parentElement; p && p !== document.body; p = p.parentElement) if (scrolls(p)) return true;
+    for (let p = e.parentElement; p && p !== main; p = p.parentElement) if (scrolls(p)) return true;
     return false;
 };
 const visible = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true });
-const main = document.querySelector("[role=main], main, article") || document.body;
 
 if (document.documentElement.scrollWidth > width) {
     found.push(`the page is ${document.documentElement.scrollWidth} wide, the window ${width}`);

@@ -60,7 +60,7 @@ def faults(row: list[str]) -> list[str]:
     shown = re.fullmatch(r"\[.+\]\(\.\./generated/gallery/(\w+)\.rst\)", figure)
     if figure != "none" and not (shown and list((ROOT / "figures").glob(f"*/{shown[1]}.py"))):
         found.append(f"{statement}: no script of {figure}")
-    tests = re.findall(r"`(tests/[\w/]+\.py)`", test)
+    tests = [f"tests/{name}" for name in re.findall(r"`([\w/]+\.py)`", test)]
     missing = [name for name in tests if not (ROOT / name).exists()]
     found += [f"{statement}: no {name}" for name in missing or (["test"] if not tests else [])]
     code = "\n".join((ROOT / name).read_text(encoding="utf8") for name in tests if name not in missing)
@@ -97,7 +97,7 @@ def test_every_function_of_bounds_is_in_the_table():
         (3, "{py:func}`bounds.sandwiches`", "no function"),
         (3, "", "no function"),
         (3, "{py:func}`bounds.lp_stability`", "no test uses"),
-        (4, "`tests/theory/test_nothing.py`", "no tests/theory/test_nothing.py"),
+        (4, "`theory/test_nothing.py`", "no tests/theory/test_nothing.py"),
         (4, "", "no test"),
     ],
 )
