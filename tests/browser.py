@@ -52,6 +52,11 @@ class Browser:
         """Run the body of a JavaScript function in the page and return what it returns."""
         return _call("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
 
+    def print_media(self) -> None:
+        """Lay the page out as on paper."""
+        body = {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}}
+        _call("POST", f"{self._session}/goog/cdp/execute", body)
+
     def close(self) -> None:
         """Close the window."""
         _call("DELETE", self._session)

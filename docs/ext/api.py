@@ -85,7 +85,7 @@ def summary(package: str, module: str, name: str) -> str:
         text = "\n".join(comments[("", name)])
     sentence = " ".join(text.strip().split("\n\n")[0].split())
     # the references are on the page of the name
-    return re.sub(r" \[\d\]_", "", sentence)
+    return re.sub(r"(?: of)? \[\d\]_", "", sentence)
 
 
 def literal(text: str) -> str:

@@ -111,6 +111,8 @@ def test_the_site(site):
     page = (site / "theory" / "approximation.html").read_text(encoding="utf8")
     assert Page(page).formulas > 20
     assert page.count('<details class="proof">') == page.count("∎") > 8
+    names = Page((site / "api.html").read_text(encoding="utf8")).links
+    assert len({name for name in names if "#bounds." in name}) > 40
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,19 @@ def test_pages_can_be_read_in_any_window(site, width, dark):
             assert window.run("return document.documentElement.clientWidth") <= width
             found[str(page.relative_to(site))] = window.run(AUDIT)
     assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@pytest.mark.slow
+@needs_browser
+def test_proofs_are_folded_on_the_screen_and_open_on_paper(site):
+    heights = "return [...document.querySelectorAll('details.proof')].map((e) => e.offsetHeight)"
+    with browser.driver() as driver, browser.browser(driver, browser.WIDTHS[1]) as window:
+        window.open((site / "theory" / "privacy.html").as_uri())
+        folded = window.run(heights)
+        window.print_media()
+        opened = window.run(heights)
+    assert len(folded) > 3
+    assert all(before < 40 < after for before, after in zip(folded, opened, strict=True))
 
 
 @needs_browser
