@@ -33,7 +33,7 @@ figures: $(VENV)/.dpsgd  ## Make every figure and table that is out of date, in 
 	$(BIN)/python -m figures
 
 docs: $(VENV)/.docs  ## Build the documentation, its gallery in quick versions, in build/docs
-	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -j auto docs build/docs
 
 test: $(VENV)/.test  ## Run the tests
 	$(BIN)/python -m pytest -n auto

@@ -19,9 +19,12 @@ extensions = [
     "sphinxcontrib.katex",
     "api",
     "commands",
+    "formulas",
     "gallery",
+    "notebooks",
+    "proofs",
 ]
-exclude_patterns = ["_static", "generated/figures"]
+exclude_patterns = ["_static", "generated/figures", "generated/names"]
 # a package lists its references, and its functions cite them
 suppress_warnings = ["ref.citation"]
 # `name` in a docstring is a Python object, as in numpydoc
@@ -54,6 +57,9 @@ katex.KATEX_DEFAULT_OPTIONS = {
         r"\abs": r"\lvert #1 \rvert",
     },
 }
+
+# in a notebook, MathJax defines them
+notebook_macros = katex.KATEX_DEFAULT_OPTIONS["macros"]
 
 html_theme = "furo"
 html_title = project

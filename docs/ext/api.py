@@ -1,4 +1,4 @@
-"""Generate a page for each public module: first what its package exports, then the rest."""
+"""Generate a page for each public module, first what its package exports, and lists of all these names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pages import ROOT, docstring, heading, write
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 PACKAGES = ("langevin", "bounds", "empirical")
 # the commands have a separate page
@@ -40,8 +41,10 @@ def package_pages(package: str) -> dict[str, str]:
         for name in modules
     }
     listed = "".join(f"   {package}.{name}\n" for name in modules)
-    toctree = f".. toctree::\n   :maxdepth: 1\n\n{listed}"
-    return {f"{package}.rst": f"{heading(package)}\n.. automodule:: {package}\n\n{toctree}", **found}
+    toctree = f".. toctree::\n   :hidden:\n\n{listed}"
+    lines = "".join(f"- :doc:`{package}.{name}`: {literal(docstring(files[name])[0])}\n" for name in modules)
+    page = f"{heading(package)}\n.. automodule:: {package}\n\n{heading('Modules', '-')}\n{lines}\n{toctree}"
+    return {f"{package}.rst": page, **found}
 
 
 def module_name(path: Path, package: str) -> str:
@@ -54,12 +57,40 @@ def module_page(package: str, module: str, path: Path, exported: list[str]) -> s
     """Build the page of a module; what the package exports is listed under its short name."""
     name = f"{package}.{module}"
     rest = [f"{name}.{own}" for own in defined(path) if own not in exported]
-    title = docstring(path)[0].rstrip(".").replace("`", "``")
+    title = literal(docstring(path)[0].rstrip("."))
     entries = [f"{package}.{own}" for own in exported] + rest
     body = "\n".join(entry(full) for full in entries)
     # a function with the module's name replaces the module as an attribute of the package
     module_itself = "" if module in exported else f".. py:module:: {name}\n\n"
     return f"{heading(name)}\n{title}.\n\n{module_itself}.. py:currentmodule:: {package}\n\n{body}"
+
+
+def names(package: str) -> str:
+    """Build the list of the names that a package exports, each with the first sentence about it."""
+    found = {name: module for module, own in exports(package).items() for name in own}
+    lines = [
+        f"- :py:obj:`{package}.{name}`: {literal(summary(package, found[name], name))}\n"
+        for name in sorted(found, key=str.casefold)
+    ]
+    return "".join(lines)
+
+
+def summary(package: str, module: str, name: str) -> str:
+    """Return the first sentence about a name: of its docstring, or of the comment on a constant."""
+    value = getattr(importlib.import_module(package), name)
+    if callable(value):
+        text = inspect.getdoc(value) or ""
+    else:
+        comments = ModuleAnalyzer.for_module(f"{package}.{module}").find_attr_docs()
+        text = "\n".join(comments[("", name)])
+    sentence = " ".join(text.strip().split("\n\n")[0].split())
+    # the references are on the page of the name
+    return re.sub(r"(?: of)? \[\d\]_", "", sentence)
+
+
+def literal(text: str) -> str:
+    """Mark code that is in single backticks as reStructuredText does."""
+    return re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", text)
 
 
 def exports(package: str) -> dict[str, list[str]]:
@@ -92,11 +123,12 @@ def entry(full: str) -> str:
 
 
 def generate(app: Sphinx) -> None:
-    """Write ``generated/api``."""
+    """Write ``generated/api``, and the lists of names that ``api.md`` includes."""
     wanted: dict[str, str] = {}
     for package in PACKAGES:
         wanted |= package_pages(package)
     write(Path(app.srcdir, "generated", "api"), wanted)
+    write(Path(app.srcdir, "generated", "names"), {f"{package}.rst": names(package) for package in PACKAGES})
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

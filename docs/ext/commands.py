@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pages import ROOT, heading, write
@@ -29,18 +30,23 @@ def generate(app: Sphinx) -> None:
         "This page shows what each command prints for ``--help``. A command that succeeds exits with 141 if "
         "the reader of its output has left, as in ``| head -1``; its files are saved nevertheless.",
     ]
-    for door in found:
-        text = subprocess.run(
-            [sys.executable, "-m", door, "--help"],
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": "80"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        block = "".join(f"   {line}".rstrip() + "\n" for line in text.splitlines())
-        parts += [heading(f"python -m {door}", "-"), f".. code-block:: text\n\n{block}"]
+    with ThreadPoolExecutor() as pool:
+        for door, text in zip(found, pool.map(help_text, found), strict=True):
+            block = "".join(f"   {line}".rstrip() + "\n" for line in text.splitlines())
+            parts += [heading(f"python -m {door}", "-"), f".. code-block:: text\n\n{block}"]
     write(Path(app.srcdir, "generated", "commands"), {"index.rst": "\n\n".join(parts)})
+
+
+def help_text(door: str) -> str:
+    """Return what a command prints for ``--help``."""
+    return subprocess.run(
+        [sys.executable, "-m", door, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def source(door: str) -> Path:

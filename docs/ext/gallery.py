@@ -6,27 +6,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pages import ROOT, docstring, heading, write
+from pages import ROOT, docstring, fingerprint, heading, write
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from figures import output
 from langevin.store.files import load
 
+# what the figures are made from
+SOURCES = ("langevin", "bounds", "empirical", "figures", "docs/study")
 SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
 
 
 def generate(app: Sphinx) -> None:
     """Make the figures that are out of date and write ``generated/gallery``."""
     folder = Path(app.srcdir, "generated", "figures")
-    command = [sys.executable, "-m", "figures", "--quick", "--out", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ExtensionError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
+    make(folder)
     scripts = output.scripts()
     pages = {f"{script.stem}.rst": page(script, folder) for script in scripts}
     pages["index.rst"] = index(scripts, folder)
     write(Path(app.srcdir, "generated", "gallery"), pages)
+
+
+def make(folder: Path) -> None:
+    """Make the figures, unless nothing that they are made from has changed."""
+    made_from, now = folder / "made-from.txt", fingerprint(*SOURCES)
+    if made_from.exists() and made_from.read_text(encoding="utf8") == now:
+        return
+    command = [sys.executable, "-m", "figures", "--quick", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ExtensionError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
+    made_from.write_text(now, encoding="utf8")
 
 
 def page(script: Path, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,3 +30,14 @@ def docstring(source: Path) -> tuple[str, str]:
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf8"))) or ""
     first, _, rest = text.partition("\n\n")
     return " ".join(first.split()), rest
+
+
+def fingerprint(*folders: str) -> str:
+    """Return a digest of all files in folders of the project."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+                found.update(path.read_bytes())
+    return found.hexdigest()

@@ -41,7 +41,7 @@ class Measure:
     units: str = "1"
 
 
-# in the order in which `FeatureWatch` returns them
+#: What `FeatureWatch` measures, in the order in which it returns them.
 MEASURES = {
     "knn_accuracy": Measure(
         "share of test images classified correctly by their nearest training images in feature space"

@@ -148,7 +148,10 @@ def broken_sentences(text: str) -> list[str]:
 
     Such a line begins with ``1.``, a sign or a hash, after a line that ends within a sentence.
     """
-    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    # the text of a directive, such as a note, is part of the page
+    text = re.sub(
+        r"^```(\{)?[^\n]*\n(.*?)^```", lambda found: found[2] if found[1] else "", text, flags=re.M | re.S
+    )
     starts = re.compile(r"(?:1[.)]|[-+*>]|#{1,6}) ")
     inside = re.compile(r"\s|[-+*>|#:!]|\d+[.)] |$")
     pairs = itertools.pairwise(text.splitlines())
@@ -170,6 +173,7 @@ def test_no_sentence_turns_into_a_list(name):
         ("until a margin first reaches\n1. After that it changes.\n", 1),
         ("the sum $a\n- b$ is small\n", 1),
         ("a loss of more\n> 3 is large\n", 1),
+        ("```{note}\nuntil a margin first reaches\n1. After that it changes.\n```\n", 1),
         ("*Statement.*\n1. The first.\n2. The second.\n", 0),
         ("Two things:\n\n- a\n- b\n", 0),
         ("Two things:\n- a thing\n- another\n", 0),

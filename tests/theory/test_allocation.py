@@ -27,6 +27,7 @@ def test_minimum_share():
                     problem, weights, rho=rho, sigma=sigma, clip=clip, neighbours=neighbours
                 )
                 assert found.valid
+                assert found.time == bounds.budget_time(rho, sigma, clip, neighbours)
                 schedule = Schedule.lp(time=found.time, sigma=sigma, clip=clip)
                 assert bounds.zcdp(schedule, neighbours=neighbours) == pytest.approx(rho)
                 assert found.share == pytest.approx(found.alignment / found.time)
