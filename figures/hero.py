@@ -90,8 +90,8 @@ def svg(sides: list[Walk]) -> str:
     problem, _ = scene()
     rules: list[str] = []
     panels = [_panel(problem, walk, k, rules) for k, walk in enumerate(sides)]
-    style = f"""text {{ font-family: "DejaVu Sans", Verdana, sans-serif; font-size: 17px; fill: #333 }}
-.title {{ font-size: 20px; font-weight: bold }}
+    style = f"""text {{ font-family: "DejaVu Sans", Verdana, sans-serif; font-size: 20px; fill: #333 }}
+.title {{ font-size: 23px; font-weight: bold }}
 .n, .r, .t, .s, #now {{ animation: {SECONDS + REST:g}s linear infinite }}
 .s {{ animation-timing-function: step-end }}
 @media (prefers-reduced-motion: reduce) {{ .n, .r, .t, .s, #now {{ animation: none }} }}
@@ -175,8 +175,8 @@ def _said(walk: Walk, place: int, x: int, rules: list[str]) -> Iterator[str]:
     phases = [walk.schedule.phases[min(int(np.searchsorted(ends, p)), len(ends) - 1)] for p in _fractions()]
     width = walk.distorted.shape[1]
     lines = (
-        ("c", 302, [f"{count} of {width} neurons distorted" for count in counts]),
-        ("p", 54, [TRAINS[phase.method] for phase in phases]),
+        ("c", 304, [f"{count} of {width} neurons distorted" for count in counts]),
+        ("p", 56, [TRAINS[phase.method] for phase in phases]),
     )
     for kind, y, texts in lines:
         for k, text in enumerate(dict.fromkeys(texts)):
@@ -192,12 +192,12 @@ def _legend() -> str:
     """Return the key below the panels."""
     grey, y = "#333", 347
     return (
-        f'<circle cx="100" cy="{y - 6}" r="7" fill="white" stroke="{grey}" stroke-width="2.5"/>'
-        f'<text x="116" y="{y}">head misaligned</text>'
-        f'<circle cx="300" cy="{y - 6}" r="7" fill="{grey}" stroke="{grey}" stroke-width="2.5"/>'
-        f'<text x="316" y="{y}">head aligned</text>'
-        f'<path d="M462 {y - 6}h30" stroke="{grey}" stroke-width="5" opacity=".3"/>'
-        f'<text x="500" y="{y}">samples of a class</text>'
+        f'<circle cx="66" cy="{y - 6}" r="7" fill="white" stroke="{grey}" stroke-width="2.5"/>'
+        f'<text x="82" y="{y}">head misaligned</text>'
+        f'<circle cx="312" cy="{y - 6}" r="7" fill="{grey}" stroke="{grey}" stroke-width="2.5"/>'
+        f'<text x="328" y="{y}">head aligned</text>'
+        f'<path d="M524 {y - 6}h30" stroke="{grey}" stroke-width="5" opacity=".3"/>'
+        f'<text x="564" y="{y}">samples</text>'
     )
 
 
