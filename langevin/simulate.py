@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langevin.store import rescue
@@ -48,7 +48,7 @@ def parser() -> options.Parser:
         "schedule",
         (Simulation, "method"),
         (Reporting, "compare"),
-        (Simulation, "lp_share time dt sigma"),
+        (Simulation, "schedule_file lp_share time dt sigma"),
         (Reporting, "epsilon"),
         (Simulation, "clip clipping stabiliser sample_rate"),
     )
@@ -66,7 +66,7 @@ def parser() -> options.Parser:
 class _Done(NamedTuple):
     """What was simulated with one method, when the first step began, and what failed."""
 
-    simulation: Simulation
+    schedule: Schedule
     zeroth: xr.Dataset
     run: xr.Dataset
     began: float
@@ -105,8 +105,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _unread(given: set[str]) -> set[str]:
     """Return the options in whose place others were given."""
-    replaced = {"epsilon": "sigma", "compare": "method"}
-    return {old for new, old in replaced.items() if new in given}
+    from langevin.simulation.config import SCHEDULED
+
+    replaced = {"epsilon": ("sigma",), "compare": ("method",), "schedule": SCHEDULED}
+    return {old for new, many in replaced.items() if new in given for old in many}
 
 
 def _run(job: Job) -> tuple[Start, dict[str, _Done]]:
@@ -125,8 +127,8 @@ def _run(job: Job) -> tuple[Start, dict[str, _Done]]:
     if args.compare:
         asked = _with_shares(start, job.first, asked)
     _talk(args, facts.problem_line(start.problem, words.data(args, start)))
-    simulations = {m: _calibrated(args, one) for m, one in job.simulations.items()}
-    return start, {m: _simulate(job, m, one, start, asked) for m, one in simulations.items()}
+    schedules = {m: _calibrated(args, one.schedule) for m, one in job.simulations.items()}
+    return start, {m: _simulate(job, m, one, start, asked) for m, one in schedules.items()}
 
 
 def _with_shares(start: Start, simulation: Simulation, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -140,18 +142,16 @@ def _with_shares(start: Start, simulation: Simulation, asked: tuple[str, ...]) -
     return tuple(dict.fromkeys([*asked, *shares]))
 
 
-def _simulate(
-    job: Job, method: str, simulation: Simulation, start: Start, observables: tuple[str, ...]
-) -> _Done:
+def _simulate(job: Job, method: str, schedule: Schedule, start: Start, observables: tuple[str, ...]) -> _Done:
     """The zeroth-order path, and the paths of the diffusion."""
     from langevin.model.observables import OBSERVABLES
     from langevin.solvers.diffusion import euler_maruyama
     from langevin.solvers.errors import Diverged
     from langevin.solvers.zeroth import zeroth_order
 
-    args, schedule = job.args, simulation.schedule
+    args = job.args
     _talk(args, str(schedule))
-    times = schedule.default_times(min(args.times, simulation.steps + 1))
+    times = schedule.default_times(min(args.times, job.first.steps + 1))
     given = (start.problem, start.weights, schedule)
     same: dict[str, Any] = dict(dt=args.dt, times=times, precision=args.precision, reduce=args.reduce)
     neurons = [name for name in observables if OBSERVABLES[name].neurons]
@@ -176,7 +176,7 @@ def _simulate(
         )
     except Diverged as error:
         run, failure = error.run, str(error)
-    return _Done(simulation, zeroth, run, began, time.perf_counter() - began, failure)
+    return _Done(schedule, zeroth, run, began, time.perf_counter() - began, failure)
 
 
 def _finish(
@@ -199,7 +199,7 @@ def _finish(
         runs[method] = saved.complete(subject, reports[method])
     said = facts.compare(reports) if args.compare else next(iter(reports.values()))
     run = saved.join(runs, said) if args.compare else next(iter(runs.values()))
-    sigma = next(iter(done.values())).simulation.sigma
+    sigma = _each(phase.sigma for phase in next(iter(done.values())).schedule)
     run.attrs["command"] = json.dumps(vars(args) | {"sigma": sigma})
     with shielded():
         try:
@@ -230,7 +230,7 @@ def _subject(job: Job, start: Start, done: _Done) -> tuple[facts.Subject, str | 
     """What the report is about, and why theory says nothing, if it was asked."""
     from langevin.simulation import facts, words
 
-    args, schedule = job.args, done.simulation.schedule
+    args, schedule = job.args, done.schedule
     subject = facts.Subject(
         start.problem,
         start.weights,
@@ -239,7 +239,7 @@ def _subject(job: Job, start: Start, done: _Done) -> tuple[facts.Subject, str | 
         done.zeroth,
         data=words.data(args, start),
         head=words.head(args, start.own_head),
-        solver=f"Euler-Maruyama, dt {args.dt:g}, {done.simulation.steps} steps, {args.paths} paths, "
+        solver=f"Euler-Maruyama, dt {args.dt:g}, {job.first.steps} steps, {args.paths} paths, "
         f"{args.precision} precision, seed {args.seed}",
         simulated=json.loads(done.run.attrs["config"])["simulated"],
     )
@@ -284,15 +284,13 @@ def _theory(
     )
 
 
-def _calibrated(args: argparse.Namespace, simulation: Simulation) -> Simulation:
-    """The same simulation with the noise that the budget allows, if there is one."""
+def _calibrated(args: argparse.Namespace, schedule: Schedule) -> Schedule:
+    """The same schedule with the noise that the budget allows, if there is one."""
     if args.epsilon is None:
-        return simulation
+        return schedule
     import bounds
 
-    budget = dict(epsilon=args.epsilon, delta=args.delta, dt=args.dt)
-    found = bounds.calibrate(simulation.schedule, "sigma", **budget)
-    return replace(simulation, sigma=found.phases[0].sigma)
+    return bounds.calibrate(schedule, "sigma", epsilon=args.epsilon, delta=args.delta, dt=args.dt)
 
 
 def _privacy(args: argparse.Namespace, schedule: Schedule) -> dict[str, Any]:
@@ -312,10 +310,18 @@ def _privacy(args: argparse.Namespace, schedule: Schedule) -> dict[str, Any]:
         return {"none": str(error)}
     except ImportError as error:
         return {"none": f"batches need an accountant, and {missing(error)}"}
-    phase = schedule.phases[0]
-    found |= {"sigma": phase.sigma, "noise multiplier": noise_multiplier(phase, args.dt)}
-    found["sample rate"] = phase.sample_rate
+    found |= {
+        "sigma": _each(phase.sigma for phase in schedule),
+        "noise multiplier": _each(noise_multiplier(phase, args.dt) for phase in schedule),
+        "sample rate": _each(phase.sample_rate for phase in schedule),
+    }
     return {"epsilon": spent, "delta": args.delta} | found | {"accountant": accountant}
+
+
+def _each(values: Iterable[float]) -> float | list[float]:
+    """Return one number where all phases have the same, otherwise that of each phase."""
+    found = list(values)
+    return found if len(set(found)) > 1 else found[0]
 
 
 def _talk(args: argparse.Namespace, text: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from langevin.model.weights import Method
 from langevin.support import html, validate
+from langevin.support.command import nearest
 from langevin.support.validate import FloatArray
 
 Clipping = Literal["flat", "normalised", "margin", "column"]
@@ -164,6 +166,51 @@ class Schedule:
         lengths: tuple[tuple[Method, float], ...] = (("lp", lp_time), ("fft", fft_time))
         return cls([Phase(m, t, sigma, clip, **rest) for m, t in lengths if t > 0])
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> Schedule:
+        '''Read a schedule from a TOML file with a table ``[[phase]]`` per phase, in their order.
+
+        The keys of a table are the parameters of `Phase`, with the same defaults; ``clip = "none"`` switches
+        clipping off. Keys above the first table apply to every phase that does not set them itself.
+
+        Raises
+        ------
+        ValueError
+            If the file cannot be read, or a phase in it is wrong; names file, phase, key and value.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> text = """
+        ... clip = 1.0
+        ... [[phase]]
+        ... method = "lp"
+        ... time = 0.5
+        ... [[phase]]
+        ... method = "fft"
+        ... time = 1.0
+        ... """
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "plan.toml")
+        ...     _ = file.write_text(text)
+        ...     print(Schedule.from_file(file))
+        LP for time 0.5, sigma 0, flat clip 1; then FFT for time 1, sigma 0, flat clip 1
+        '''
+        import tomllib
+
+        try:
+            with validate.path("schedule", path).open("rb") as file:
+                found = tomllib.load(file)
+        except (OSError, ValueError, RecursionError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise ValueError(f"schedule must be a TOML file of phases, got {str(path)!r}: {said}") from None
+        tables = found.pop("phase", None)
+        if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+            raise ValueError(f"schedule {path} must have a table [[phase]] per phase, got {tables!r}")
+        _require_keys(f"schedule {path}, above the phases", found)
+        places = (f"schedule {path}, phase {k}" for k in range(1, len(tables) + 1))
+        return cls([_phase(place, found | table) for place, table in zip(places, tables, strict=True)])
+
     def __repr__(self) -> str:
         return f"Schedule({self})"
 
@@ -204,3 +251,31 @@ class Schedule:
     def default_times(self, count: int = RECORDS) -> FloatArray:
         """``count`` equidistant times from 0 to the end."""
         return np.linspace(0.0, self.duration, validate.integer("count", count, 1))
+
+
+def _require_keys(where: str, found: Mapping[str, Any]) -> None:
+    """Refuse keys that no `Phase` has, and values of another type than its parameters."""
+    known = {field.name: field for field in fields(Phase)}
+    for key, value in found.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key not in ("method", "clipping") and not number and (key, value) != ("clip", "none"):
+            allowed = 'a number or "none"' if key == "clip" else "a number"
+            remedy = ": write numbers without quotes" if isinstance(value, str) else ""
+            raise ValueError(f"{where}: {key} must be {allowed}, got {value!r}{remedy}")
+
+
+def _phase(where: str, table: Mapping[str, Any]) -> Phase:
+    """Return the phase of a table of a file."""
+    _require_keys(where, table)
+    for key, example in (("method", '"lp" or "fft"'), ("time", "its length in diffusion time")):
+        if key not in table:
+            raise ValueError(f"{where}: {key} is missing; add {key} = ..., {example}")
+    given: dict[str, Any] = {key: None if value == "none" else value for key, value in table.items()}
+    try:
+        return Phase(**given)
+    except (ValueError, TypeError) as error:
+        # as it is written in TOML
+        said = str(error).replace("None", '"none"')
+        raise ValueError(f"{where}: {said}") from None

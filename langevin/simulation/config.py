@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from langevin.data import files
@@ -24,6 +25,8 @@ Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 _LARGE = 2**18
 # data of any number of classes
 _COUNTED = ("separable", "glyphs")
+# what a file of phases says
+SCHEDULED = ("method", "lp_share", "time", "sigma", "clip", "clipping", "stabiliser", "sample_rate")
 # of which a solver keeps count in 32 bits
 _MOST_STEPS = 2**32
 
@@ -85,6 +88,9 @@ class Simulation:
         Root mean square of the head's entries; by default 1/sqrt(width).
     method : {"lp", "fft", "lp-fft"}
         What trains: the head, everything, or first the head and then everything.
+    schedule_file : str or None
+        TOML file of phases, with any of method, time, sigma, clip, clipping, stabiliser and sample_rate in
+        each table [[phase]]; replaces all options of these names and ``lp_share``. See langevin.Phase.
     lp_share : float
         Share of the time spent on linear probing in lp-fft.
     time : float
@@ -140,6 +146,7 @@ class Simulation:
     head: Head = "gaussian"
     head_scale: float | None = None
     method: Method = "lp-fft"
+    schedule_file: str | None = field(default=None, metadata={"option": "schedule", "metavar": "FILE"})
     lp_share: float = 0.25
     time: float = 1.0
     dt: float = 5e-4
@@ -211,7 +218,7 @@ class Simulation:
     def _require_clipping(self) -> None:
         """Refuse clipping of K outputs where it is not defined."""
         needed = CLIPPING_LOSSES.get(self.clipping)
-        if needed is None:
+        if needed is None or self.schedule_file is not None:
             return
         if self.method != "lp":
             raise ValueError(
@@ -246,6 +253,8 @@ class Simulation:
             found["clipping"] = found["stabiliser"] = "without clipping"
         elif self.clipping != "normalised":
             found["stabiliser"] = f"with clipping {self.clipping!r}"
+        if self.schedule_file is not None:
+            found |= dict.fromkeys(SCHEDULED, f"with the schedule of {self.schedule_file!r}")
         return found
 
     @property
@@ -266,11 +275,24 @@ class Simulation:
     @property
     def steps(self) -> int:
         """Steps of ``dt`` in all."""
-        return round(self.time / self.dt)
+        return round((self.time if self.schedule_file is None else self.schedule.duration) / self.dt)
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
-        """Return the phases in whole steps, so that phases change on a step."""
+        """The phases in whole steps, so that phases change on a step; a file is read once."""
+        if self.schedule_file is None:
+            return self._method_schedule()
+        schedule, dt = Schedule.from_file(self.schedule_file), validate.positive("dt", self.dt)
+        for k, phase in enumerate(schedule, 1):
+            steps = phase.time / dt
+            if steps >= _MOST_STEPS or abs(steps - round(steps)) > 1e-6 * max(1.0, steps) or steps < 0.5:
+                raise ValueError(
+                    f"schedule {self.schedule_file}, phase {k}: time must be a whole number of steps of dt, "
+                    f"fewer than 2^32, got {phase.time:g} for dt {dt:g}: take a dt that divides it"
+                )
+        return schedule
+
+    def _method_schedule(self) -> Schedule:
         clip = validate.positive_or_none("clip", self.clip)
         time, share = validate.positive("time", self.time), validate.fraction("lp_share", self.lp_share)
         dt = validate.positive("dt", self.dt)

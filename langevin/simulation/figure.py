@@ -14,7 +14,7 @@ from langevin.model.schedule import Phase
 from langevin.simulation import facts, saved, words
 from langevin.store import atomic
 from langevin.support import plots
-from langevin.support.plots import End, label_ends
+from langevin.support.plots import End, label_ends, method_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,6 +30,7 @@ _NOISY = "diffusion: mean and 90 % of paths"
 _ZEROTH = "zeroth order: without noise"
 _BAND = "proved bounds of the zeroth order"
 _PHASE = "full fine-tuning begins"
+_PHASES = "the next phase begins"
 
 
 def plot(run: xr.Dataset) -> np.ndarray:
@@ -209,9 +210,11 @@ def _scale(*values: xr.DataArray) -> str:
 
 def _phases(ax: Any, run: xr.Dataset) -> None:
     """Mark the starts of the later phases."""
-    lengths = [phase["time"] for phase in saved.describe(run)[0]]
-    for start in np.cumsum(lengths)[:-1]:
-        ax.axvline(start, color="0.6", linewidth=0.8, linestyle=(0, (1, 1)), zorder=0, label=_PHASE)
+    phases = saved.describe(run)[0]
+    known = method_of(phase["method"] for phase in phases) == "lp-fft" and len(phases) == 2
+    label = _PHASE if known else _PHASES
+    for start in np.cumsum([phase["time"] for phase in phases])[:-1]:
+        ax.axvline(start, color="0.6", linewidth=0.8, linestyle=(0, (1, 1)), zorder=0, label=label)
 
 
 def _last(values: xr.DataArray) -> float:
@@ -249,7 +252,7 @@ def _key(figure: Any, axes: Any) -> None:
         _NOISY: (Patch(color=plots.OTHER, alpha=0.2, linewidth=0), Line2D([], [], color=plots.OTHER)),
         _ZEROTH: Line2D([], [], color=plots.OTHER, linestyle="--"),
         _BAND: Patch(color="0.5", alpha=0.3, linewidth=0),
-        _PHASE: Line2D([], [], color="0.6", linewidth=0.8, linestyle=(0, (1, 1))),
+        **dict.fromkeys((_PHASE, _PHASES), Line2D([], [], color="0.6", linewidth=0.8, linestyle=(0, (1, 1)))),
     }
     shown = {label: handle for label, handle in handles.items() if label in drawn}
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(shown), fontsize=7)
@@ -266,4 +269,7 @@ def _title(run: xr.Dataset) -> str:
     phases, problem = saved.describe(run)
     names = problem.get("classes") or ()
     classes = f"{facts.class_line(names)}; {problem['loss']} loss\n" if names else ""
-    return f"{classes}{'; then '.join(str(Phase(**phase)) for phase in phases)}"
+    # two phases per line
+    said = [str(Phase(**phase)) for phase in phases]
+    lines = ["; then ".join(said[k : k + 2]) for k in range(0, len(said), 2)]
+    return classes + ";\nthen ".join(lines)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from langevin.simulation.config import Simulation
+from langevin.simulation.config import SCHEDULED, Simulation
 from langevin.store import files
 from langevin.support import options, validate
 from langevin.support.command import plot_target, refuse_idle
@@ -58,6 +58,7 @@ class Job(NamedTuple):
 
 def prepare(args: argparse.Namespace, given: set[str]) -> Job:
     """Check what was asked for, as far as that takes no work; ``given`` names the options that were given."""
+    _require_one_schedule(args, given)
     simulation = Simulation(**options.values(Simulation, args))
     if len(set(args.compare)) < len(args.compare) or len(args.compare) == 1:
         raise ValueError(
@@ -85,6 +86,23 @@ def prepare(args: argparse.Namespace, given: set[str]) -> Job:
     return job
 
 
+def _require_one_schedule(args: argparse.Namespace, given: set[str]) -> None:
+    """Refuse options that say in another place what the file of a schedule says."""
+    if args.schedule is None:
+        return
+    if args.compare:
+        raise ValueError(
+            f"compare must be left out with --schedule {args.schedule}, which is one schedule, got "
+            f"{' '.join(args.compare)}: remove one of the two"
+        )
+    for name in SCHEDULED:
+        if name in given:
+            remedy = "remove it" if name == "lp_share" else f"set {name} in that file"
+            raise ValueError(
+                f"{name}={getattr(args, name)} has no effect with --schedule {args.schedule}; {remedy}"
+            )
+
+
 def _require_budget(args: argparse.Namespace, given: set[str]) -> None:
     """Refuse a budget that no noise could meet, or that leaves no noise to choose."""
     if args.epsilon is None:
@@ -95,7 +113,7 @@ def _require_budget(args: argparse.Namespace, given: set[str]) -> None:
             f"sigma must be left out with --epsilon {args.epsilon:g}, which determines it, got "
             f"{args.sigma:g}: remove one of the two"
         )
-    if args.clip is None:
+    if args.clip is None and args.schedule is None:
         raise ValueError(
             f"clip must be positive with --epsilon {args.epsilon:g}, got none: without clipping no "
             "noise is private; take --clip 1"
@@ -107,11 +125,15 @@ def default_out(args: argparse.Namespace, simulation: Simulation) -> str:
     ignored = ["out", "plot", "json", "quiet", "resume", "threads", "bounds"]
     ignored += ["sigma"] if args.epsilon is not None else ["delta"]
     ignored += ["method"] if args.compare else ["compare"]
+    ignored += ["schedule"] if args.schedule is None else SCHEDULED
     asked = {name: value for name, value in vars(args).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
     noise = f"sigma{args.sigma:g}" if args.epsilon is None else f"epsilon{args.epsilon:g}"
     methods = "-vs-".join(args.compare or [args.method])
     parts = [methods, Path(args.data).stem, f"w{args.width}", noise, f"seed{args.seed}"]
+    if args.schedule is not None:
+        parts[0] = Path(args.schedule).stem
+        parts[3] = "" if args.epsilon is None else noise
     if "width" in simulation.idle:
-        del parts[2]
-    return f"runs/{'-'.join([*parts, digest])}.nc"
+        parts[2] = ""
+    return f"runs/{'-'.join([*filter(None, parts), digest])}.nc"

@@ -201,16 +201,21 @@ def _neuron_lines(n: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def _each(values: float | list[float]) -> str:
+    """Write a number that all phases have in common, or that of each phase."""
+    return " then ".join(map(number, values)) if isinstance(values, list) else number(values)
+
+
 def _privacy(privacy: dict[str, Any]) -> str:
     if "none" in privacy:
         return f"does not apply: {UNCLIPPED}" if privacy["none"] == UNCLIPPED else f"none: {privacy['none']}"
     if privacy["epsilon"] is None:
         return "none: there is no noise"
-    noise = f"noise multiplier {number(privacy['noise multiplier'])}, sigma {number(privacy['sigma'])}"
-    if privacy["sample rate"] < 1:
+    noise = f"noise multiplier {_each(privacy['noise multiplier'])}, sigma {_each(privacy['sigma'])}"
+    if privacy["sample rate"] != 1:
         return (
             f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}, by {privacy['accountant']}; "
-            f"{noise}; one sample added or removed, Poisson batches at rate {privacy['sample rate']:g}"
+            f"{noise}; one sample added or removed, Poisson batches at rate {_each(privacy['sample rate'])}"
         )
     return (
         f"epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g}; {number(privacy['gdp'])}-GDP, "

@@ -20,7 +20,7 @@ from langevin.sweeps.grid import Grid, Kind, Layout, Values, Variable
 from langevin.sweeps.parameters import parameters
 
 # what the times of a run depend on
-_TIMING = ("time", "dt", "method", "lp_share")
+_TIMING = ("time", "dt", "method", "schedule_file", "lp_share")
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,15 @@ class Simulations(Kind):
         return values["paths"] * per_path
 
     def files(self, values: Values) -> list[str]:
-        """The file of the data, if it is one."""
-        return [values["data"]] if is_file(values["data"]) else []
+        """The files of data and schedule, if there are any."""
+        data = [values["data"]] if is_file(values["data"]) else []
+        return data if values["schedule_file"] is None else [*data, values["schedule_file"]]
 
     def located(self, values: Values, out: Path) -> Values:
-        """The same with an absolute path to the data."""
-        here = [str(Path(file).resolve()) for file in self.files(values)]
-        return values | {"data": here[0]} if here else values
+        """The same with absolute paths to the files."""
+        here = {file: str(Path(file).resolve()) for file in self.files(values)}
+        named = ("data", "schedule_file")
+        return values | {name: here[values[name]] for name in named if values[name] in here}
 
     def compute(self, values: Values, record: Recorded) -> tuple[dict[str, np.ndarray], str | None]:
         """Simulate; keep a diverged run up to its last finite step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +81,7 @@ class SweepStore:
             if not self.path.exists():
                 self._create(about)
             self._grow(about)
+            self._consolidate()
             self.status = _status(self.path)
         except BaseException:
             self.close()
@@ -108,7 +110,8 @@ class SweepStore:
         try:
             for left in self.path.glob("*/*.partial"):
                 left.unlink(missing_ok=True)
-            group = zarr.open_group(self.path, mode="r+")
+            # what is consolidated may be older, after a kill
+            group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
             before: dict[str, Any] = group.attrs.asdict()
             attrs = self._attrs(about, before.get("versions"))
             if attrs != before:
@@ -128,6 +131,18 @@ class SweepStore:
             raise self._unwritten(error) from error
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise _damaged(self.path, error) from error
+
+    def _consolidate(self) -> None:
+        """Note the metadata of all arrays in one file, from which readers open the store at once."""
+        import zarr
+
+        try:
+            with warnings.catch_warnings():
+                # that the standard does not have it yet; readers without it read what they always did
+                warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+                zarr.consolidate_metadata(self.path)
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def _attrs(self, about: dict[str, Any], known: list[dict[str, str]] | None = None) -> dict[str, Any]:
         """Attributes of the store; of versions, all that computed cells."""

@@ -8,7 +8,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import langevin
-from benchmarks import scaling, step, threads
+from benchmarks import overview, scaling, step, threads
 from benchmarks.harness import floor
 from benchmarks.harness.contestants import DT, SIGMA, Case
 from benchmarks.harness.outputs import OutputsCase
@@ -187,3 +187,19 @@ def test_quick_runs_are_commands(module, title, row, count):
     done = execute([sys.executable, "-m", f"benchmarks.{module}", "--quick"], cwd=ROOT, check=True)
     assert title in done.stdout
     assert done.stdout.count(row) == count
+
+
+def test_the_overview_is_of_the_kept_records():
+    found = overview.records()
+    assert (overview.RESULTS / f"{overview.NAME}.md").read_text() == overview.summary(found)
+    # a faster peer is another overview
+    found["one output"]["cases"][0]["contestants"]["JAX scan, full"]["seconds"] /= 10
+    assert (overview.RESULTS / f"{overview.NAME}.md").read_text() != overview.summary(found)
+
+
+def test_the_overview_divides_times_on_equal_and_on_reduced_data():
+    seconds = {"us, full": 4.0, "us, reduced": 2.0, "peer, full": 12.0, "peer, reduced": 10.0}
+    floor = {"products": 1.0, "draws": 0.5, "traffic": 0.1}
+    record = {"cases": [{"contestants": {n: {"seconds": s} for n, s in seconds.items()}, "floor": floor}]}
+    assert overview.ratios(record) == {overview.SAME: {"peer": [3.0, 5.0]}, overview.DEFAULT: {"peer": [6.0]}}
+    assert list(overview.floors(record)) == [pytest.approx(2.0 / 1.6)]

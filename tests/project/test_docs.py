@@ -1,111 +1,25 @@
-"""The code in the README and the documentation runs, and their links lead to existing files."""
+"""The code of README and documentation runs and gives what they show; links lead to existing files."""
 
 import itertools
-import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.helpers import execute
+from tests.project.documents import ROOT, RUNS, SILENT, blocks, faults, rewrite, run
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     str(page.relative_to(ROOT)): page
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "generated" not in page.parts
 }
-# commands that are not run here, with the reason
-NOT_HERE = {
-    "make install": "it sets up an environment",
-    "make simulate": "the continuous integration runs it",
-    "make test": "the continuous integration runs it",
-    ". .venv/bin/activate": "the tests run in an environment of their own",
-}
-# options that shorten slow commands: of an option given twice, the last value counts
-SMALLER = {
-    "langevin.simulate --": "--paths 2",
-    "bounds.plan wine.csv": "--draws 4 --steps 20",
-    "bounds.plan features.npz": "--draws 4",
-    "bounds.plan layer.npz": "--draws 4",
-    "--method lp-fft --lp-share": "--pretrain-epochs 2",
-    "--methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
-    "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 1 --trials 1 --tuning-seeds 1 --steps 2 "
-    "--pretrain-epochs 1 --device cpu --workers 1",
-}
-# runs our commands in the page's own process, unless they start others: imports take longer than most of them
-RUN = """
-import runpy, shlex, subprocess, sys
-
-def _run(command):
-    words = shlex.split(command)
-    if words[:2] != ["python", "-m"] or words[-2:] == ["--workers", "2"]:
-        subprocess.run(["bash", "-euc", command], check=True)
-        return
-    sys.argv[1:] = words[3:]
-    try:
-        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if end.code:
-            raise subprocess.CalledProcessError(end.code, command) from None
-"""
-# blocks in these languages are not run
-SILENT = {"text", "bibtex"}
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Return language and text of each fenced block that is not a directive, in order."""
-    found = re.findall(r"^```([^\n`]*)\n(.*?)^```", text, re.M | re.S)
-    return [(language, block) for language, block in found if not language.startswith("{")]
-
-
-def commands(block: str) -> list[str]:
-    """Return the commands of a shell block; a backslash continues a line, and comments are skipped."""
-    lines = block.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
-
-
-def shortened(command: str) -> str:
-    """The command with options that make it quick."""
-    return " ".join([command, *(more for words, more in SMALLER.items() if words in command)])
-
-
-def program(text: str) -> str:
-    """Turn a page into a Python program: its blocks in order, all Python in one namespace."""
-    parts = [RUN]
-    for language, block in blocks(text):
-        if language == "python":
-            parts.append(block)
-        elif language == "sh":
-            for command in commands(block):
-                if command not in NOT_HERE:
-                    parts.append(f"_run({shortened(command)!r})")
-    return "\n".join(parts)
-
-
-def run(text: str, folder: Path) -> str:
-    """Run a page in an empty folder and return what it prints."""
-    file = folder / "page.py"
-    file.write_text(program(text), encoding="utf8")
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "MPLBACKEND": "agg",
-    }
-    done = execute([sys.executable, str(file)], cwd=folder, env=environment)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page.read_text())])
-def test_code_blocks_of_a_page_run(tmp_path, name):
-    text = PAGES[name].read_text(encoding="utf8")
-    unknown = {language for language, _ in blocks(text)} - {"python", "sh"} - SILENT
+def test_code_blocks_of_a_page_run_and_show_what_comes(tmp_path, name):
+    page = PAGES[name]
+    unknown = {block.language for block in blocks(page.read_text(encoding="utf8"))} - RUNS - SILENT
     assert not unknown, "unknown language of a block: use python or sh, or text for a block that is not run"
-    out = run(text, tmp_path)
-    if name == "README.md":
-        assert "zeroth-order loss enclosed: True" in out
+    assert faults(page, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -119,6 +33,61 @@ def test_code_blocks_of_a_page_run(tmp_path, name):
 def test_a_page_that_fails_is_detected(tmp_path, page, error):
     with pytest.raises(AssertionError, match=error):
         run(page, tmp_path)
+
+
+SHOWN = "```python\nprint(1, 2)\nprint('abc')\n```\n\n```output\n{}\n```\n"
+
+
+@pytest.mark.parametrize("shown", ["1 2\nabc", "1 ...\nabc", "1 2\n...", "1 2  \nabc\n"])
+def test_an_output_that_comes_passes(tmp_path, shown):
+    page = tmp_path / "page.md"
+    page.write_text(SHOWN.format(shown))
+    assert faults(page, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "shown", ["1 3\nabc", "1 2", "1 2\nabc\nd", "abc\n1 2", "1 2 abc", "...", "", "2 ...", "1 2\nab..."]
+)
+def test_an_output_that_does_not_come_is_found(tmp_path, shown):
+    page = tmp_path / "page.md"
+    page.write_text(SHOWN.format(shown))
+    found = faults(page, tmp_path)
+    # the last is what comes: of a line, dots may stand for any part
+    assert bool(found) == (shown != "1 2\nab...")
+
+
+@pytest.mark.parametrize(
+    "text", ["```output\n1\n```\n", SHOWN.replace("```\n\n```output", "```\nx\n```output")]
+)
+def test_an_output_without_its_block_is_refused(text):
+    with pytest.raises(ValueError, match="output must follow the block that prints it"):
+        blocks(text)
+
+
+def test_a_picture_is_what_the_code_draws(tmp_path):
+    draw = "import matplotlib.pyplot as plt\nplt.plot([0, {}])\nplt.savefig('a.png')\n"
+    page, folder = tmp_path / "page.md", tmp_path / "run"
+    folder.mkdir()
+    text = "```python\n{}```\n\n![a line](pictures/a.png)\n"
+    page.write_text(text.format(draw.format(1)))
+    assert faults(page, folder) == ["pictures/a.png is not what the page's code draws"]
+    rewrite(page)
+    assert faults(page, folder) == []
+    # another line, on the same axes
+    page.write_text(text.format(draw.format("1, 0.99")))
+    assert faults(page, folder) == ["pictures/a.png is not what the page's code draws"]
+
+
+def test_outputs_are_rewritten_where_they_are_wrong(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(SHOWN.format("1 ...\nabc") + SHOWN.format("1 3\nabc"))
+    rewrite(page)
+    assert page.read_text() == SHOWN.format("1 ...\nabc") + SHOWN.format("1 2\nabc")
+
+
+def test_a_block_of_toml_becomes_a_file(tmp_path):
+    text = "```toml\n# a.toml\nx = 1\n```\n\n```python\nprint(open('a.toml').read())\n```\n"
+    assert run(text, tmp_path) == ["", "# a.toml\nx = 1\n\n"]
 
 
 def test_targets_of_make_exist():

@@ -125,6 +125,7 @@ ARGUMENTS = {
             "softmax",
         ],
         ["--compare", "fft", "lp-fft", "--width", "64"],
+        ["--schedule", "plan.toml", "--width", "64"],
         [
             "--classes",
             "1",

@@ -68,6 +68,26 @@ def test_cells_are_written_and_read(tmp_path):
     assert unfinished(path, Grid(TOYS, SWEEP)) == 4
 
 
+def test_readers_find_consolidated_metadata_also_of_a_store_that_grew(tmp_path):
+    path = tmp_path / "s.zarr"
+    fill(path, [(0, 1)])
+    more = {"a": [1.0, 2.0, 3.0], "seed": {"count": 4}}
+    for sweep, shape in ((SWEEP, (2, 3)), (more, (3, 4))):
+        fill(path, [(1, 2)], sweep)
+        with xr.open_zarr(path, chunks=None, consolidated=True) as found:
+            assert found.status.shape == shape
+            assert found.load().identical(load(path))
+    # without it they say so, and the next writer adds it
+    about = json.loads((path / "zarr.json").read_text())
+    del about["consolidated_metadata"]
+    (path / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="Consolidated metadata requested"):
+        xr.open_zarr(path, consolidated=True)
+    fill(path, [(2, 3)], more)
+    with xr.open_zarr(path, chunks=None, consolidated=True) as found:
+        assert found.load().identical(load(path))
+
+
 def test_chunks_are_full_and_cells_are_ordered_by_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "CHUNK_BYTES", 4 * 24)
     with opened(tmp_path / "s.zarr", {"a": {"from": 1, "to": 4, "count": 4}, "seed": {"count": 5}}) as kept:
