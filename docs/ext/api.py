@@ -19,7 +19,7 @@ DOORS = ("simulate", "report", "sweep", "plan", "finetune")
 INTERNAL = re.compile(
     r"(support|simulation(?!\.figure$)|engine(?!\.(noise|reductions)$)|store\.(atomic|locks|npz|rescue|untrusted)"
     r"|data\.(labels|tables)|solvers\.(adaptive|cones|prepare|report|sliding)|distance\.flow"
-    r"|train\.(network|stage|step|record|streams)|studies\.(options|single|compare|talk)"
+    r"|train\.(network|stage|step|record|streams|gradients\.depthwise)|studies\.(options|single|compare|talk)"
     r"|planning\.(inputs|search|settings))(\.|$)"
 )
 
