@@ -29,12 +29,11 @@ SETTINGS: output.Settings = {"paths": (32, 512)}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute losses along the steps, and read the committed forecasts and runs."""
+    """Compute losses along the steps: simulated, and expected."""
     import xarray as xr
 
     import bounds
     from langevin import Problem, Schedule, Weights, euler_maruyama
-    from langevin.store import files
 
     A, y, *_ = digits(WIDTH, SAMPLES)
     problem = Problem(A, np.eye(10)[y], "linear", "square")
@@ -67,8 +66,14 @@ def compute(quick: bool = False) -> xr.Dataset:
     for name, meaning in meanings.items():
         data[name].attrs = {"long_name": meaning, "units": "loss"}
     data.step.attrs = {"long_name": "steps of DP-SGD", "units": "1"}
-    committed = files.load(output.ROOT / FILE)
-    return data.merge(committed).assign_attrs(machine=committed.attrs["machine"])
+    return data
+
+
+def collect(data: xr.Dataset) -> xr.Dataset:
+    """Add the committed forecasts and runs."""
+    from langevin.store import files
+
+    return data.merge(files.load(output.ROOT / FILE), combine_attrs="override")
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
@@ -121,8 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         draw,
         size=(7.2, 2.6),
         panels=(1, 3),
-        reads=[FILE],
         settings=SETTINGS,
+        reads=[FILE],
+        collect=collect,
         argv=argv,
     )
 

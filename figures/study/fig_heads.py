@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from figures import output
 from figures.study.studies import FOLDER, paths
 from langevin.support import plots, streams
-from langevin.support.machine import processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +43,10 @@ READS = paths(study for study, *_ in HEADS.values())
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute simulated loss and distortion, and accuracies of the committed studies, by head."""
+    """Simulate loss and distortion by head."""
     import numpy as np
     import xarray as xr
 
-    from empirical import summary
     from langevin import (
         Schedule,
         Weights,
@@ -57,7 +55,6 @@ def compute(quick: bool = False) -> xr.Dataset:
         orthogonally_separable,
         zeroth_order,
     )
-    from langevin.store import files
 
     seeds, count = output.chosen(SETTINGS, quick).values()
     times = np.linspace(0, TIME, 51)
@@ -93,6 +90,16 @@ def compute(quick: bool = False) -> xr.Dataset:
             words = f"standard error of: {words}"
             data[f"{prefix}{name}_error"] = error.assign_attrs(long_name=words, units=units)
     data.time.attrs = {"long_name": "diffusion time", "units": "time"}
+    return data
+
+
+def collect(data: xr.Dataset) -> xr.Dataset:
+    """Add the accuracies of the committed studies by head."""
+    import xarray as xr
+
+    from empirical import summary
+    from langevin.store import files
+
     found = []
     for study, *_ in HEADS.values():
         grid = files.load(output.ROOT / FOLDER / f"{study}.nc").sel(arm=list(ARMS), epsilon=list(EPSILONS))
@@ -107,7 +114,6 @@ def compute(quick: bool = False) -> xr.Dataset:
     data["gain"] = gain["mean"].assign_attrs(long_name=words, units="1")
     words = f"standard error of: {words}"
     data["gain_error"] = gain.standard_error.assign_attrs(long_name=words, units="1")
-    data.attrs["machine"] = f"{processor()}; docs/study, on a processor"
     return data
 
 
@@ -169,7 +175,15 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(7.2, 4.8), panels=(2, 3), reads=READS, settings=SETTINGS, argv=argv
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 4.8),
+        panels=(2, 3),
+        settings=SETTINGS,
+        reads=READS,
+        collect=collect,
+        argv=argv,
     )
 
 
