@@ -249,8 +249,8 @@ def render(
     with plt.style.context(plots.STYLE):
         figure, axes = plt.subplots(*panels, figsize=size)
         draw(axes, data)
-        if figure.axes[1:]:
-            plots.letters(figure.axes)
+        if isinstance(axes, np.ndarray):
+            plots.letters(axes.flat)
         if found := versions(data):
             figure.suptitle(f"quick version ({found[0]})", fontsize=6, color="0.35", x=0.99, ha="right")
         for file in files:
@@ -265,6 +265,9 @@ def render(
 
 def _panel(figure: Any, file: Path, place: int) -> None:
     """Save one panel of a figure with its labels, large enough to be read."""
+    figure.set_layout_engine("none")
+    for other in (*figure.axes, *figure.legends, *figure.texts):
+        other.set_visible(other is figure.axes[place])
     box = figure.axes[place].get_tightbbox().transformed(figure.dpi_scale_trans.inverted()).padded(0.05)
     with atomic.replacing(file) as temporary:
         figure.savefig(temporary, bbox_inches=box, dpi=THUMBNAIL / box.width)

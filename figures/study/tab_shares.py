@@ -1,9 +1,9 @@
 """The best share of the budget for probing: by theory, simulated, and measured.
 
 The tasks are those of the study, for several budgets epsilon. Theory: whether the theorems on the share give
-a result for the frozen features. Simulated: the share with the
-highest mean accuracy over the seeds in the simulations of `empirical.plan_share`. Measured: the same for
-real DP-SGD, with the next best share and what it lost.
+a result for the frozen features. Simulated: the share with the highest mean accuracy over the seeds in the
+simulations of `empirical.plan_share`. Measured: the same for real DP-SGD, with the next best share and what
+it lost.
 """
 
 from __future__ import annotations

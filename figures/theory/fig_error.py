@@ -6,9 +6,9 @@ Theorem 2.2 is taken from the paper without change; 1a and 1b are new. The term 
 does not depend on the noise: where noise is small or time is long, it is too large by orders of magnitude.
 Linear probing does not need this term, and without it (1a) the bound is almost exact as soon as the network
 is wide. In full fine-tuning, 1b along the zeroth-order path gains most at late times; at small noise it is
-also far too large. The paper leaves the dependence on width and dimension open: in full fine-tuning,
-distance and bounds both grow like the number of parameters, so all bounds approach the true distance in
-wide networks and in high dimensions.
+also far too large. The paper leaves the dependence on width and dimension open: in full fine-tuning, distance
+and bounds both grow like the number of parameters, so all bounds approach the true distance in wide networks
+and in high dimensions.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ classes, where full fine-tuning multiplies the uncertainty.
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,6 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     for i, j in np.ndindex(ax.shape):
         a = ax[i, j]
         fig_loss.draw_panel(a, data.isel(spread=i, case=j))
-        a.set_title(textwrap.fill(a.get_title().replace("\n", "; "), 36), fontsize=6)
         if j == 0:
             a.set_ylabel(f"spread {float(data.spread[i]):g}\nloss (sum over samples)")
         if i == data.sizes["spread"] - 1:
