@@ -30,7 +30,9 @@ def measured(mean: float, error: float, *, digits: int = 1, signed: bool = False
     >>> measured(3.04, 0.96), measured(0.2, 0.1, signed=True)
     ('3.0 ± 1.0', '+0.2 ± 0.1')
     """
-    return f"{float(mean):{'+' if signed else ''}.{digits}f} ± {float(error):.{digits}f}"
+    # zero has no sign of its own
+    value = round(float(mean), digits) + 0.0
+    return f"{value:{'+' if signed else ''}.{digits}f} ± {float(error):.{digits}f}"
 
 
 def points(mean: float, error: float, *, signed: bool = False) -> str:

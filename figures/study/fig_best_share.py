@@ -17,7 +17,8 @@ import numpy as np
 
 from figures import output
 from figures.study import regret, tab_shares
-from langevin.support import plots, streams
+from figures.study.fig_rules import PLANS
+from langevin.support import streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,7 +68,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                 at.simulated.sel(source=source),
                 rows - 0.18 * (place + 1) - 0.05,
                 MARKS[place % len(MARKS)],
-                color=plots.CYCLE[place],
+                color=PLANS[place],
                 markersize=3.5,
                 clip_on=False,
                 label=f"simulated, {source}",

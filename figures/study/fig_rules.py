@@ -22,6 +22,8 @@ FIXED = {
     "all LP": plots.METHODS["lp"],
     "half and half": plots.METHODS["lp-fft"],
 }
+# apart from the colours of methods
+PLANS = tuple(colour for colour in plots.CYCLE if colour != plots.SKY)
 EVERY = {"task": "all tasks", "budget": "all budgets"}
 
 
@@ -61,7 +63,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     at["mean"],
                     -row + 0.7 * (0.5 - (place + 0.5) / len(rules)),
                     xerr=2 * at.standard_error,
-                    color=plots.CYCLE[plans.index(rule)] if planned else FIXED.get(rule, plots.OTHER),
+                    color=PLANS[plans.index(rule)] if planned else FIXED.get(rule, plots.OTHER),
                     marker="o" if planned else "s",
                     markersize=3.5,
                     linewidth=0.8,
