@@ -123,7 +123,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--")
         ax.text(2, kinds["pixels"] + 0.001, "raw pixels", fontsize=6.5)
         ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="nearest-neighbour accuracy")
-    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.1, -0.1), "columnspacing": 1.0}
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.35, -0.1), "columnspacing": 1.0}
     axes[0, 0].legend(ncols=2, **below)
     for epsilon, style in ((low, "-"), (high, "--")):
         for name, (_, colour) in METHODS.items():
@@ -138,7 +138,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             band(ax, at[name], at[f"{name}_error"], colour, linestyle=style, label=label)
         words = "default head" if head == "default" else f"head x {LARGE:g}"
         ax.set(title=f"$\\varepsilon$ = {low:g}, {words}", ylabel="change of accuracy, by cause")
-    below["bbox_to_anchor"] = (-0.1, -0.22)
+    below["bbox_to_anchor"] = (-0.35, -0.22)
     axes[1, 0].legend(ncols=2, **below)
     for name, (label, colour, style) in NOISELESS.items():
         at = data.sel(epsilon=high, run=name)

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         draw,
         size=(7.2, 3.2),
         panels=(1, 3),
+        thumbnail=2,
         settings=SETTINGS,
         reads=[FILE],
         collect=collect,

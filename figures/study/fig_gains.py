@@ -102,7 +102,6 @@ def main(argv: list[str] | None = None) -> int:
         draw,
         size=(7.2, 5.0),
         panels=(-(-len(regret.TASKS) // COLUMNS), COLUMNS),
-        thumbnail=1,
         reads=regret.READS[1:],
         caption=caption,
         argv=argv,

@@ -137,7 +137,15 @@ def draw_key(figure: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(7.2, 3.0), panels=(1, 3), settings=SETTINGS, caption=caption, argv=argv
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 3.0),
+        panels=(1, 3),
+        thumbnail=1,
+        settings=SETTINGS,
+        caption=caption,
+        argv=argv,
     )
 
 

@@ -153,7 +153,9 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), thumbnail=4, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -225,7 +225,9 @@ def curve(ax: Any, x: Any, mean: Any, error: Any, colour: str, label: str | None
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 2), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.2, 4.6), panels=(2, 2), thumbnail=1, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -174,7 +174,15 @@ def draw_key(figure: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(6.6, 5.0), panels=(2, 2), settings=SETTINGS, caption=caption, argv=argv
+        __file__,
+        compute,
+        draw,
+        size=(6.6, 5.0),
+        panels=(2, 2),
+        thumbnail=2,
+        settings=SETTINGS,
+        caption=caption,
+        argv=argv,
     )
 
 

@@ -41,7 +41,9 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(9.0, 6.6), panels=(3, 4), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(9.0, 6.6), panels=(3, 4), thumbnail=6, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":
