@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +22,7 @@ def counts(data: xr.Dataset) -> dict[str, int]:
     return json.loads(data.attrs["drawn"])
 
 
-def measured(mean: float, error: float, *, digits: int = 1, signed: bool = False) -> str:
+def measured(mean: SupportsFloat, error: SupportsFloat, *, digits: int = 1, signed: bool = False) -> str:
     """Return a mean with its standard error.
 
     Examples
@@ -35,7 +35,7 @@ def measured(mean: float, error: float, *, digits: int = 1, signed: bool = False
     return f"{value:{'+' if signed else ''}.{digits}f} ± {float(error):.{digits}f}"
 
 
-def points(mean: float, error: float, *, signed: bool = False) -> str:
+def points(mean: SupportsFloat, error: SupportsFloat, *, signed: bool = False) -> str:
     """Return a share and its standard error in points of a hundred.
 
     Examples
@@ -43,7 +43,7 @@ def points(mean: float, error: float, *, signed: bool = False) -> str:
     >>> points(0.03, 0.01)
     '3.0 ± 1.0'
     """
-    return measured(100 * mean, 100 * error, signed=signed)
+    return measured(100 * float(mean), 100 * float(error), signed=signed)
 
 
 def between(values: xr.DataArray) -> str:

@@ -86,7 +86,7 @@ def caption(data: xr.Dataset) -> dict[str, object]:
     low, high = data.epsilon.values[[0, -1]]
     end = data.isel(step=-1).sel(epsilon=low)
 
-    def change(run: str, name: str = "change", sign: int = 1, **at: str) -> str:
+    def change(run: str, name: str = "change", sign: int = 1, **at: Any) -> str:
         part = end.sel(run=run, **at) if run else end.sel(**at)
         return wording.points(sign * part[name], part[f"{name}_error"], signed=sign > 0)
 

@@ -129,7 +129,8 @@ def draw_key(figure: Any) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    lines: list[Any] = [Line2D([], [], color=c, linestyle=s, label=text) for text, c, s in RUNS.values()]
+    runs: Any = RUNS.values()
+    lines: list[Any] = [Line2D([], [], color=c, linestyle=s, label=text) for text, c, s in runs]
     lines.append(Patch(color=plots.GREY, alpha=0.3, linewidth=0, label="between the bounds (c)"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
@@ -239,7 +240,7 @@ def test_nothing_is_stored_that_is_read_from_elsewhere():
 
 @pytest.mark.parametrize("topic", slow_topics())
 def test_stored_data_are_of_the_full_version_and_of_the_present_script(topic):
-    module = importlib.import_module(scripts()[topic])
+    module: Any = importlib.import_module(scripts()[topic])
     data = files.load(cache.ROOT / cache.stored(module.__file__))
     remedy = f"run python -m figures --store {topic}"
     assert json.loads(data.attrs["drawn"]) == output.chosen(getattr(module, "SETTINGS", {}), False), remedy
@@ -252,7 +253,7 @@ def test_stored_data_are_of_the_full_version_and_of_the_present_script(topic):
 
 @pytest.mark.parametrize("topic", ["forecast", pytest.param("loss", marks=pytest.mark.slow)])
 def test_stored_data_are_what_is_computed(topic):
-    module = importlib.import_module(scripts()[topic])
+    module: Any = importlib.import_module(scripts()[topic])
     stored = files.load(cache.ROOT / cache.stored(module.__file__))
     computed = module.compute()
     for name, values in computed.data_vars.items():
