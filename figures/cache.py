@@ -102,7 +102,10 @@ def _used(tree: ast.Module, start: str) -> list[ast.stmt]:
         name = names.pop()
         if name in homes and name not in found:
             found[name] = homes[name]
-            names += [node.id for node in ast.walk(found[name]) if isinstance(node, ast.Name)]
+            used = [node for node in ast.walk(found[name]) if isinstance(node, ast.Name)]
+            # what a function assigns is its own
+            own = {node.id for node in used if isinstance(node.ctx, ast.Store)}
+            names += [node.id for node in used if node.id not in own]
     return [found[name] for name in sorted(found)]
 
 
