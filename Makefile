@@ -32,7 +32,7 @@ simulate: $(VENV)/.simulate  ## Compare FFT and LP-FFT, then run the main simula
 figures: $(VENV)/.dpsgd  ## Make every figure and table that is out of date, in build/figures
 	$(BIN)/python -m figures
 
-docs: $(VENV)/.docs  ## Build the documentation, its gallery in quick versions, in build/docs
+docs: $(VENV)/.docs  ## Build the documentation, its gallery from stored data, in build/docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet -j auto docs build/docs
 
 test: $(VENV)/.test  ## Run the tests

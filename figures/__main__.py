@@ -35,6 +35,10 @@ class FiguresOptions:
         Make coarse versions, in seconds.
     force : bool
         Recompute what is up to date.
+    stored : bool
+        Draw from the data in docs/figures, if there are any, and compute only the rest.
+    store : bool
+        Compute the full versions and keep the data of slow figures in docs/figures.
     out : str
         Folder for data and figures.
     jobs : int
@@ -44,6 +48,8 @@ class FiguresOptions:
     topics: tuple[str, ...] = field(default=(), metadata={"positional": True, "metavar": "topic"})
     quick: bool = False
     force: bool = False
+    stored: bool = False
+    store: bool = False
     out: str = field(default=str(DEFAULT), metadata={"metavar": "FOLDER"})
     jobs: int = os.cpu_count() or 1
 
@@ -53,7 +59,7 @@ def parser() -> options.Parser:
     p = options.Parser(
         "python -m figures", "[option ...] [topic ...]", epilog=f"Topics: {', '.join(scripts())}."
     )
-    p.add("figures", (FiguresOptions, "topics quick force out jobs"))
+    p.add("figures", (FiguresOptions, "topics quick force stored store out jobs"))
     return p
 
 
@@ -64,10 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     for topic in args.topics:
         if topic not in known:
             p.error(f"topic must be one of {', '.join(known)}, got {topic!r}")
+    if args.stored + args.store + args.quick > 1:
+        p.error("--quick, --stored and --store exclude each other: give one of them")
     if args.jobs < 1:
         p.error(f"--jobs must be at least 1, got {args.jobs}")
     flags = ["--out", str(Path(args.out).resolve())]
-    flags += [f"--{name}" for name in ("quick", "force") if getattr(args, name)]
+    flags += [f"--{name}" for name in ("quick", "force", "stored", "store") if getattr(args, name)]
     topics = args.topics or list(known)
     started = time.perf_counter()
 

@@ -3,25 +3,30 @@
 A script ``figures/fig_<topic>.py`` has ``compute(quick)``, which returns the data, and ``draw(ax, data)``,
 which plots them and computes nothing. An animated figure also has ``animate(ax, data, progress)``. Its
 ``main`` calls `run`. Its table ``SETTINGS`` lists the counts that a quick version reduces; the data record
-them, so that captions can quote them. A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` instead of
-``draw``, and calls `run_table`.
+them. Where some data are slow to compute and others are read from committed results, ``collect(data)`` adds
+the latter. A script ``figures/tab_<topic>.py`` has ``tabulate(data)`` instead of ``draw``, and calls
+`run_table`.
+
+The first paragraph of a script's docstring is its title, and the rest its caption. Names in braces there
+stand for what ``caption(data)`` returns, so that the numbers of a caption are those of the data.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from figures import cache
 from langevin.store import atomic, errors
 from langevin.store.files import check_target, load, save
 from langevin.support import plots
@@ -32,17 +37,16 @@ if TYPE_CHECKING:
 
     from empirical.studies.tables import Table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = cache.ROOT
 DEFAULT = Path("build/figures")
-PACKAGES = ("langevin", "bounds", "empirical", "figures")
-# these plot and save what other modules compute
-_KEEPING = ("figures", "figures.output", "figures.__main__", "langevin.support.plots")
-# prefixes of functions that do not affect the data
-_DRAWING = ("draw", "animate", "tabulate", "main")
 FRAMES, SECONDS = 60, 6.0
+# of a picture's panel alone, in pixels
+THUMBNAIL = 640
 
 # the count of each item in the quick version and in the full version
 Settings = Mapping[str, tuple[int, int]]
+Collect: TypeAlias = "Callable[[xr.Dataset], xr.Dataset]"
+Caption: TypeAlias = "Callable[[xr.Dataset], Mapping[str, object]]"
 
 
 def chosen(settings: Settings, quick: bool) -> dict[str, int]:
@@ -77,16 +81,18 @@ def run(
     *,
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
+    thumbnail: int = 0,
     settings: Settings | None = None,
     reads: Iterable[str] = (),
+    collect: Collect | None = None,
+    caption: Caption | None = None,
     animate: Callable[[Any, xr.Dataset, float], None] | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """Compute what is out of date, plot it, and save data, PDF and PNG.
+    """Compute what is out of date, plot it, and save data, caption, PDF and PNG.
 
     Data are recomputed if the code of the script, a module of this project that they were computed with, or a
-    file that they were read from has changed. Comments and docstrings do not count. In the script, neither do
-    functions whose names begin with ``draw``, ``animate``, ``tabulate`` or ``main``.
+    file that they were read from has changed; see `figures.cache.code`.
 
     Parameters
     ----------
@@ -100,10 +106,16 @@ def run(
         Width and height in inches.
     panels : (int, int)
         Rows and columns of axes.
+    thumbnail : int
+        Place of the panel that the thumbnail shows.
     settings : mapping, optional
         The counts that ``compute`` reduces in the quick version, see `chosen`.
     reads : iterable of str
         Committed files that data are read from, relative to the project's folder.
+    collect : callable, optional
+        Takes the computed data and returns them with what is read from committed results.
+    caption : callable, optional
+        Takes the data and returns what the names in braces in the caption stand for.
     animate : callable, optional
         Plots the frame at ``progress``, from 0 to 1, into axes like those of ``draw``. The frames become a
         GIF next to the figure.
@@ -116,12 +128,13 @@ def run(
     """
 
     def write(data: xr.Dataset, files: list[Path]) -> None:
-        render(draw, data, files[:2], size=size, panels=panels)
+        render(draw, data, files[:2], size=size, panels=panels, thumbnail=(files[2], thumbnail))
         if animate is not None:
-            animation(animate, data, files[2], size=size, panels=panels)
+            animation(animate, data, files[3], size=size, panels=panels)
 
-    suffixes = (".pdf", ".png") if animate is None else (".pdf", ".png", ".gif")
-    return _run(script, compute, settings or {}, reads, suffixes, write, argv)
+    suffixes = [".pdf", ".png", ".thumbnail.png"] + [".gif"] * (animate is not None)
+    job = _Job(script, compute, settings or {}, list(reads), collect, caption)
+    return _run(job, suffixes, write, argv)
 
 
 def run_table(
@@ -130,54 +143,88 @@ def run_table(
     tabulate: Callable[[xr.Dataset], Table],
     *,
     reads: Iterable[str] = (),
+    collect: Collect | None = None,
+    caption: Caption | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """Compute what is out of date, and save data, Markdown and LaTeX; parameters as in `run`.
+    """Compute what is out of date, and save data, caption, Markdown and LaTeX; parameters as in `run`.
 
     ``tabulate`` turns data into a table.
     """
 
     def write(data: xr.Dataset, files: list[Path]) -> None:
         table = tabulate(data)
-        _write(files[0], f"{table.markdown()}\n")
-        _write(files[1], f"{table.latex()}\n")
+        atomic.write_text(files[0], f"{table.markdown()}\n")
+        atomic.write_text(files[1], f"{table.latex()}\n")
 
-    return _run(script, compute, {}, reads, (".md", ".tex"), write, argv)
+    job = _Job(script, compute, {}, list(reads), collect, caption)
+    return _run(job, [".md", ".tex"], write, argv)
+
+
+class _Job(NamedTuple):
+    """Where the data of a script come from, and what its caption quotes."""
+
+    script: str
+    compute: Callable[[bool], xr.Dataset]
+    settings: Settings
+    reads: list[str]
+    collect: Collect | None
+    caption: Caption | None
+
+    def data(self, target: Path, args: argparse.Namespace) -> tuple[xr.Dataset, str]:
+        """Return the data, from ``target`` if they are up to date, and how they were obtained."""
+        committed = cache.stored(self.script)
+        use = args.stored and Path(ROOT, committed).exists()
+        reads = self.reads + [committed] * use
+        if not args.force and (data := cache.kept(target, self.script, args.quick, reads)) is not None:
+            return data, "kept"
+        if use:
+            data, how = load(ROOT / committed), "stored"
+        else:
+            data, how = self.compute(args.quick), "computed"
+            data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", processor())}
+            data.attrs["drawn"] = json.dumps(chosen(self.settings, args.quick))
+            data.attrs["code"] = json.dumps(cache.code(self.script, self.reads), sort_keys=True)
+            # what only reads committed results needs no copy of them
+            if args.store and (self.settings or self.collect):
+                save(data, ROOT / committed)
+        if self.collect is not None:
+            data = self.collect(data)
+        data.attrs["full"] = json.dumps(chosen(self.settings, False))
+        data.attrs["code"] = json.dumps(cache.code(self.script, reads), sort_keys=True)
+        save(data, target)
+        return data, how
 
 
 def _run(
-    script: str,
-    compute: Callable[[bool], xr.Dataset],
-    settings: Settings,
-    reads: Iterable[str],
+    job: _Job,
     suffixes: Iterable[str],
     write: Callable[[xr.Dataset, list[Path]], None],
     argv: list[str] | None,
 ) -> int:
-    name, reads = Path(script).stem, list(reads)
+    name = Path(job.script).stem
     args = _parser(name).parse_args(argv)
     started = time.perf_counter()
     try:
         target = check_target(Path(args.out, f"{name}.nc"))
-        data = None if args.force else _kept(target, script, args.quick, reads)
-        computed = data is None
-        if data is None:
-            data = compute(args.quick)
-            data.attrs |= {"quick": int(args.quick), "machine": data.attrs.get("machine", processor())}
-            for version, quick in (("drawn", args.quick), ("full", False)):
-                data.attrs[version] = json.dumps(chosen(settings, quick))
-            data.attrs["code"] = json.dumps(_code(script, reads), sort_keys=True)
-            save(data, target)
-        files = [target.with_suffix(suffix) for suffix in suffixes]
-        if computed or not _drawn(files, [target, Path(script), Path(plots.__file__)]):
+        data, how = job.data(target, args)
+        files = [target.with_suffix(suffix) for suffix in (*suffixes, ".txt")]
+        if how != "kept" or not _drawn(files, [target, Path(job.script), Path(plots.__file__)]):
             write(data, files)
+            atomic.write_text(files[-1], quoted(job.script, job.caption, data))
     except errors.StoreError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    how = "computed" if computed else "kept"
     seconds = time.perf_counter() - started
     print(f"{name}: {how}, {seconds:.1f} s, {os.path.relpath(files[0])}", flush=True)
     return 0
+
+
+def quoted(script: str | Path, caption: Caption | None, data: xr.Dataset) -> str:
+    """Return the caption: the script's docstring after its title, with the numbers of the data."""
+    text = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf8"))) or ""
+    paragraphs = text.partition("\n\n")[2].format(**(caption(data) if caption else {})).split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(p.split()), 110) for p in paragraphs) + "\n"
 
 
 def render(
@@ -187,8 +234,11 @@ def render(
     *,
     size: tuple[float, float],
     panels: tuple[int, int] = (1, 1),
+    thumbnail: tuple[Path, int] | None = None,
 ) -> Any:
     """Plot data in the style of `langevin.support.plots`; save the figure atomically, with the same bytes.
+
+    ``thumbnail`` is a file, and the place of the panel that it shows alone.
 
     Returns
     -------
@@ -199,16 +249,28 @@ def render(
     with plt.style.context(plots.STYLE):
         figure, axes = plt.subplots(*panels, figsize=size)
         draw(axes, data)
-        if figure.axes[1:]:
-            plots.letters(figure.axes)
+        if isinstance(axes, np.ndarray):
+            plots.letters(axes.flat)
         if found := versions(data):
             figure.suptitle(f"quick version ({found[0]})", fontsize=6, color="0.35", x=0.99, ha="right")
         for file in files:
             dated = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix)
             with atomic.replacing(file) as temporary:
                 figure.savefig(temporary, metadata={dated: None} if dated else None)
+        if thumbnail is not None:
+            _panel(figure, *thumbnail)
         plt.close(figure)
     return figure
+
+
+def _panel(figure: Any, file: Path, place: int) -> None:
+    """Save one panel of a figure with its labels, large enough to be read."""
+    figure.set_layout_engine("none")
+    for other in (*figure.axes, *figure.legends, *figure.texts):
+        other.set_visible(other is figure.axes[place])
+    box = figure.axes[place].get_tightbbox().transformed(figure.dpi_scale_trans.inverted()).padded(0.05)
+    with atomic.replacing(file) as temporary:
+        figure.savefig(temporary, bbox_inches=box, dpi=THUMBNAIL / box.width)
 
 
 def animation(
@@ -244,16 +306,14 @@ def animation(
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def _write(file: Path, text: str) -> None:
-    atomic.write_text(file, text)
-
-
 def _parser(name: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=f"python -m figures.{name}", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--quick", action="store_true", help="make a coarse version, in seconds")
     p.add_argument("--force", action="store_true", help="recompute what is up to date")
+    p.add_argument("--stored", action="store_true", help="draw from data in docs/figures, if there are any")
+    p.add_argument("--store", action="store_true", help="keep the data, if slow to compute, in docs/figures")
     p.add_argument("--out", default=str(DEFAULT), metavar="FOLDER", help="folder for data and figure")
     return p
 
@@ -264,46 +324,7 @@ def scripts() -> list[Path]:
     return sorted((p for p in found if p.stem[:4] in ("fig_", "tab_")), key=lambda p: p.stem)
 
 
-def _kept(target: Path, script: str, quick: bool, reads: Iterable[str]) -> xr.Dataset | None:
-    """Return the data on disk if they are what would be computed."""
-    if not target.exists():
-        return None
-    try:
-        data = load(target)
-        code = json.loads(data.attrs["code"])
-        same = bool(data.attrs["quick"]) == quick and code == _code(script, reads, code)
-    except (errors.StoreError, KeyError, ValueError):
-        return None
-    return data if same else None
-
-
 def _drawn(files: Iterable[Path], sources: Iterable[Path]) -> bool:
     """Tell whether all files exist and are newer than their sources."""
     newest = max(source.stat().st_mtime for source in sources)
     return all(file.exists() and file.stat().st_mtime >= newest for file in files)
-
-
-def _code(script: str, reads: Iterable[str], names: Iterable[str] | None = None) -> dict[str, str]:
-    """Return digests of the script, the files it reads, and the modules in ``names`` or in use."""
-    found = {"script": _digest(Path(script), _DRAWING)}
-    found |= {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:16] for name in reads}
-    for name in sorted(sys.modules if names is None else names):
-        package, _, rest = name.partition(".")
-        paths = [ROOT / package / f"{rest.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
-        file = next((path for path in paths if path.is_file()), None)
-        if package in PACKAGES and name not in _KEEPING and file is not None:
-            found[name] = _digest(file)
-    return found
-
-
-def _digest(source: Path, without: Iterable[str] = ()) -> str:
-    """Return a digest of a module's code that ignores comments, docstrings and layout."""
-    tree = ast.parse(source.read_text(encoding="utf8"))
-    tree.body = [node for node in tree.body if not str(getattr(node, "name", "")).startswith(tuple(without))]
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0].value = ast.Constant("")
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Generate the gallery: every figure and table, in its quick version."""
+"""Generate the gallery: every figure and table, in the order of the story."""
 
 from __future__ import annotations
 
@@ -14,26 +14,65 @@ from figures import output
 from langevin.store.files import load
 
 # what the figures are made from
-SOURCES = ("langevin", "bounds", "empirical", "figures", "docs/study")
+SOURCES = ("langevin", "bounds", "empirical", "figures", "docs/figures", "docs/study")
 SUFFIXES = {".pdf": "PDF", ".tex": "LaTeX", ".nc": "data"}
+# what each part of the story shows, and its figures and tables
+STORY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "The setting": (
+        "A pre-trained network gets a new head, and one privacy budget is to be spent on training it.",
+        ("fig_strategies",),
+    ),
+    "Distortion": (
+        "Full fine-tuning from a random head pushes features away from their class.",
+        ("fig_neurons",),
+    ),
+    "What prevents it": (
+        "Probing first aligns the head; so does a head that is aligned from the start.",
+        ("fig_heads", "fig_clipping_share"),
+    ),
+    "Bounds": (
+        "How far theory is from simulation.",
+        ("fig_error", "fig_loss", "fig_linear", "fig_width"),
+    ),
+    "Noise and privacy": (
+        "What the noise does that no head prevents.",
+        ("fig_features", "fig_clipping", "fig_forecast"),
+    ),
+    "The budget": (
+        "Which share of it probing needs, and which share works best.",
+        ("fig_budget", "fig_best_share", "fig_rules", "tab_shares", "tab_regret"),
+    ),
+    "K classes": (
+        "The same with more than two classes.",
+        ("fig_classes",),
+    ),
+    "Practice": (
+        "Real DP-SGD, and data that do not meet the assumptions.",
+        ("fig_gains", "fig_assumptions", "tab_small", "tab_backbones"),
+    ),
+    "Appendix": (
+        "More of the same.",
+        ("fig_loss_spreads",),
+    ),
+}
 
 
 def generate(app: Sphinx) -> None:
-    """Make the figures that are out of date and write ``generated/gallery``."""
+    """Make the figures that are out of date, from stored data where there are any, and write the pages."""
     folder = Path(app.srcdir, "generated", "figures")
     make(folder)
-    scripts = output.scripts()
-    pages = {f"{script.stem}.rst": page(script, folder) for script in scripts}
+    scripts = {script.stem: script for script in output.scripts()}
+    pages = {f"{name}.rst": page(script, folder) for name, script in scripts.items()}
     pages["index.rst"] = index(scripts, folder)
     write(Path(app.srcdir, "generated", "gallery"), pages)
 
 
 def make(folder: Path) -> None:
-    """Make the figures, unless nothing that they are made from has changed."""
+    """Make the figures, from stored data where there are any, unless nothing they are made from has changed."""
     made_from, now = folder / "made-from.txt", fingerprint(*SOURCES)
     if made_from.exists() and made_from.read_text(encoding="utf8") == now:
         return
-    command = [sys.executable, "-m", "figures", "--quick", "--out", str(folder)]
+    command = [sys.executable, "-m", "figures", "--stored", "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ExtensionError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
@@ -41,17 +80,14 @@ def make(folder: Path) -> None:
 
 
 def page(script: Path, folder: Path) -> str:
-    """Build a page: picture or table, version, caption, command and script."""
+    """Build a page: picture or table, caption, command and script."""
     name = script.stem
-    title, caption = docstring(script)
+    title, _ = docstring(script)
     versions = output.versions(load(folder / f"{name}.nc"))
     parts = [heading(title.rstrip(".")), shown(name, title, folder)]
     if versions:
-        parts.append(
-            f"**This picture is a quick version** ({versions[0]}). The text below describes the full version "
-            f"({versions[1]}), so its numbers differ from those in this picture."
-        )
-    parts.append(caption)
+        parts.append(f"**This is a coarse version** ({versions[0]}; the full one: {versions[1]}).")
+    parts.append((folder / f"{name}.txt").read_text(encoding="utf8"))
     if (folder / f"{name}.gif").exists():
         parts.append(f".. image:: ../figures/{name}.gif\n   :alt: {title} Animated.")
     files = [
@@ -60,9 +96,9 @@ def page(script: Path, folder: Path) -> str:
         if (folder / f"{name}{end}").exists()
     ]
     parts += [
-        f"This command makes {'the full version' if versions else 'the same'} and the data behind it:",
+        "This command makes it, and the data behind it:",
         f".. code-block:: sh\n\n   python -m figures {name[4:]}",
-        f"Downloads of what is shown: {', '.join(files)}.",
+        f"Downloads: {', '.join(files)}.",
         heading("The script", "-"),
         f".. literalinclude:: ../../../{script.relative_to(ROOT)}\n   :language: python",
     ]
@@ -76,22 +112,39 @@ def shown(name: str, title: str, folder: Path) -> str:
     return f".. include:: ../figures/{name}.md\n   :parser: myst_parser.sphinx_"
 
 
-def index(scripts: list[Path], folder: Path) -> str:
-    """Build the index: a thumbnail of each, with its title."""
+def index(scripts: dict[str, Path], folder: Path) -> str:
+    """Build the index: the parts of the story, each with its panels and titles."""
+    told = [name for _, names in STORY.values() for name in names]
+    if sorted(told) != sorted(scripts):
+        raise ExtensionError(f"STORY must name each of {sorted(scripts)} once, got {sorted(told)}")
     parts = [
         heading("Gallery"),
-        "Every figure and table comes from one script in ``figures/``. The gallery shows quick versions "
-        "where the full ones take long; each page says which it shows. ``make figures`` makes the full "
-        "versions.",
-        ".. toctree::\n   :hidden:\n\n" + "".join(f"   {script.stem}\n" for script in scripts),
+        "The figures and tables of the project, each from one script in ``figures/``, in the order of the "
+        "story. A picture here shows one panel; its page has the whole figure, the caption, the data and "
+        "the script.",
+        ".. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in told),
     ]
-    for script in scripts:
-        name = script.stem
-        parts.append(f":doc:`{docstring(script)[0].rstrip('.')} <{name}>`")
-        if (folder / f"{name}.png").exists():
-            options = f"   :alt: {docstring(script)[0]}\n   :target: {name}.html\n   :class: thumbnail"
-            parts.append(f".. image:: ../figures/{name}.png\n{options}")
+    for part, (words, names) in STORY.items():
+        parts += [heading(part, "-"), words]
+        parts.append(".. container:: gallery\n\n" + "\n\n".join(card(scripts[n], folder) for n in names))
     return "\n\n".join(parts) + "\n"
+
+
+def card(script: Path, folder: Path) -> str:
+    """Build an entry of the index: one panel of the figure, or nothing of a table, and the title."""
+    name, title = script.stem, docstring(script)[0].rstrip(".")
+    link = f":doc:`{title} <{name}>`"
+    if not (folder / f"{name}.thumbnail.png").exists():
+        return f"   .. container:: card\n\n      Table: {link}"
+    lines = [
+        f"   .. figure:: ../figures/{name}.thumbnail.png",
+        f"      :alt: {title}",
+        f"      :target: {name}.html",
+        "      :figclass: card",
+        "",
+        f"      {link}",
+    ]
+    return "\n".join(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,22 +1,23 @@
 """Feature quality during private fine-tuning, and why it declines.
 
-Glyphs of new classes, an MLP pre-trained on other classes, and 100 steps of DP-SGD at the learning rates
-tuned in docs/study; means of 20 seeds, bands of one standard error. Above: nearest-neighbour accuracy of
-the features, with that of raw pixels and of a random network, and similarity to the pre-trained features.
-At epsilon 0.3 DP-FFT loses 4.0 ± 0.2 points and DP-LP-FFT none; its fine-tuning also has a rate four times
-smaller. Below: the decline by cause. The same noise with a zero head costs 3.8 ± 0.2 points. The random
-head without noise costs nothing (+0.2 ± 0.1), even at four times the default scale (+0.1 ± 0.1). So noise
-distorts the features here. The paper's account, in which a random head first distorts the features and
-training then repairs them, is not observed: without noise (at the rates of epsilon 1) features improve from
-the start, and with the large head after a dip that is no larger than its standard error.
+Glyphs of new classes, an MLP pre-trained on other classes, and {steps} steps of DP-SGD at the learning rates
+tuned in docs/study; means of {seeds} seeds, bands of one standard error. Above: nearest-neighbour accuracy of
+the features, with that of raw pixels and of a random network ({random}), and similarity to the pre-trained
+features. At epsilon {low:g} DP-FFT changes the accuracy by {fft} points and DP-LP-FFT by {lp_fft}; its
+fine-tuning also has a rate {slower} times smaller. Below: the decline by cause. The same noise with a zero
+head costs {noise} points. The random head without noise changes it by {head}, and at {scale:g} times the
+default scale by {large}. So noise distorts the features here. The paper's account, in which a random head
+first distorts the features and training then repairs them, is not observed: without noise (at the rates of
+epsilon {high:g}) features improve from the start, and with the large head after a dip that is no larger than
+its standard error.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from figures import output
-from figures.study.study_features import FILE, LARGE
+from figures import output, wording
+from figures.study.study_features import FILE, LARGE, TUNED
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def compute(quick: bool = False) -> xr.Dataset:
 
     runs = files.load(output.ROOT / FILE)
     count = runs.sizes["seed"] ** 0.5
-    data = xr.Dataset(attrs={"machine": runs.attrs["machine"]})
+    tuned = files.load(output.ROOT / TUNED).sel(epsilon=runs.epsilon.values[0])
+    slower = float(tuned.lr.sel(arm="fft") / tuned.lr.sel(arm="lp-fft 0.5"))
+    about = {"machine": runs.attrs["machine"], "seeds": runs.sizes["seed"], "slower": slower}
+    data = xr.Dataset(attrs=about)
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
     change.attrs = {"long_name": "change of the nearest-neighbour accuracy since the start", "units": "1"}
     for name, values in {**runs.data_vars, "change": change}.items():
@@ -77,6 +81,31 @@ def _controls(end: str) -> tuple[str, str, str]:
     return f"fft{end}", "fft, zero head", f"fft{end}, no noise"
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    low, high = data.epsilon.values[[0, -1]]
+    end = data.isel(step=-1).sel(epsilon=low)
+
+    def change(run: str, name: str = "change", sign: int = 1, **at: Any) -> str:
+        part = end.sel(run=run, **at) if run else end.sel(**at)
+        return wording.points(sign * part[name], part[f"{name}_error"], signed=sign > 0)
+
+    return {
+        "steps": int(data.step[-1]),
+        "seeds": data.attrs["seeds"],
+        "random": f"{float(data.baseline.sel(kind='random')):.2f}",
+        "low": float(low),
+        "high": float(high),
+        "fft": change("fft"),
+        "lp_fft": change("lp-fft"),
+        "slower": f"{data.attrs['slower']:.1f}",
+        "noise": change("", "from_noise", -1, head="default"),
+        "head": change("", "from_head", head="default"),
+        "scale": LARGE,
+        "large": change("", "from_head", head="large"),
+    }
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot quality over steps (above) and its change by cause (below)."""
     steps = data.step.values
@@ -91,30 +120,31 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         for name, (label, colour) in METHODS.items():
             at, style = data.sel(epsilon=epsilon, run=name), {"lp": (0, (1, 1))}.get(name, "-")
             band(ax, at.knn_accuracy, at.knn_accuracy_error, colour, label=label, linestyle=style)
-        ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--", label="raw pixels")
-        # far below the axis
-        ax.plot([], [], " ", label=f"random network: {kinds['random']:.2f}")
+        ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--")
+        ax.text(2, kinds["pixels"] + 0.001, "raw pixels", fontsize=6.5)
         ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="nearest-neighbour accuracy")
-    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0.0, 0.1))
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.35, -0.1), "columnspacing": 1.0}
+    axes[0, 0].legend(ncols=2, **below)
     for epsilon, style in ((low, "-"), (high, "--")):
         for name, (_, colour) in METHODS.items():
             at = data.sel(epsilon=epsilon, run=name)
-            label = f"$\\varepsilon$ = {epsilon:g}" if name == "fft" else None
-            band(axes[0, 2], at.cka, at.cka_error, colour, linestyle=style, label=label)
+            band(axes[0, 2], at.cka, at.cka_error, colour, linestyle=style)
+        axes[0, 2].plot([], [], color="0.3", linestyle=style, label=f"$\\varepsilon$ = {epsilon:g}")
     axes[0, 2].set(title="similarity to the pre-trained", ylabel="CKA")
-    axes[0, 2].legend(loc="lower left")
+    axes[0, 2].legend(ncols=2, **below)
     for ax, head in zip(axes[1, :2], data["head"].values, strict=True):
         at = data.sel(epsilon=low, head=head)
         for name, (label, colour, style) in CAUSES.items():
             band(ax, at[name], at[f"{name}_error"], colour, linestyle=style, label=label)
         words = "default head" if head == "default" else f"head x {LARGE:g}"
-        ax.set(title=f"by cause, $\\varepsilon$ = {low:g}, {words}", ylabel="change of accuracy")
-    axes[1, 0].legend(loc="lower left")
+        ax.set(title=f"$\\varepsilon$ = {low:g}, {words}", ylabel="change of accuracy, by cause")
+    below["bbox_to_anchor"] = (-0.35, -0.22)
+    axes[1, 0].legend(ncols=2, **below)
     for name, (label, colour, style) in NOISELESS.items():
         at = data.sel(epsilon=high, run=name)
         band(axes[1, 2], at.change, at.change_error, colour, linestyle=style, label=label)
     axes[1, 2].set(title="without noise", ylabel="change of accuracy")
-    axes[1, 2].legend(loc="upper left")
+    axes[1, 2].legend(ncols=2, **below)
     for ax in axes.flat:
         ax.set(xlim=(0, steps[-1]), xlabel="step" if ax in axes[1] else None)
     for ax in axes[1]:
@@ -128,7 +158,16 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], argv=argv)
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 5.0),
+        panels=(2, 3),
+        reads=[FILE, TUNED],
+        caption=caption,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

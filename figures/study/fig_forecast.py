@@ -1,12 +1,12 @@
 """Private linear probing forecast without a trial, against DP-SGD.
 
-(a) The expected training loss along steps of Poisson batches (8'c, new), and the mean of simulated runs
-(bands of two standard errors), on random ReLU features of digits. The diffusion (5a', new) has no sampling
-noise and is too low. (b, c) The loss and the accuracy on held-out samples that `bounds.probing_forecast`
-predicts from the features, for the learning rate, number of steps, batch and clipping norm that it chooses
-(lines), and those of DP-SGD through Opacus with these settings (points, means of 10 runs, bars of two
-standard errors). The settings clip at most 1 % of the gradients. Fashion-MNIST: 6,000 images, the 1,280
-features of EfficientNet-Lite0 with ImageNet weights at 96 pixels.
+(a) The expected training loss along steps of Poisson batches (8'c, new), and the mean of {paths} simulated
+runs (band of two standard errors), on random ReLU features of digits. The diffusion (5a', new) has no
+sampling noise and is too low. (b, c) The loss and the accuracy on held-out samples that
+`bounds.probing_forecast` predicts from the features, for the learning rate, number of steps, batch and
+clipping norm that it chooses (lines), and those of DP-SGD through Opacus with these settings (points, means
+of {seeds} runs, bars of two standard errors). The settings clip {clipped} of the gradients at most. Sources:
+{sources}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures import output
+from figures import output, wording
 from figures.study.study_forecast import FILE, digits
 from langevin.support import plots, streams
 
@@ -29,12 +29,11 @@ SETTINGS: output.Settings = {"paths": (32, 512)}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute losses along the steps, and read the committed forecasts and runs."""
+    """Compute losses along the steps: simulated, and expected."""
     import xarray as xr
 
     import bounds
     from langevin import Problem, Schedule, Weights, euler_maruyama
-    from langevin.store import files
 
     A, y, *_ = digits(WIDTH, SAMPLES)
     problem = Problem(A, np.eye(10)[y], "linear", "square")
@@ -67,23 +66,43 @@ def compute(quick: bool = False) -> xr.Dataset:
     for name, meaning in meanings.items():
         data[name].attrs = {"long_name": meaning, "units": "loss"}
     data.step.attrs = {"long_name": "steps of DP-SGD", "units": "1"}
-    committed = files.load(output.ROOT / FILE)
-    return data.merge(committed).assign_attrs(machine=committed.attrs["machine"])
+    return data
+
+
+def collect(data: xr.Dataset) -> xr.Dataset:
+    """Add the committed forecasts and runs."""
+    from langevin.store import files
+
+    return data.assign(files.load(output.ROOT / FILE).data_vars)
+
+
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    sources = [
+        f"{source} ({samples:,} samples, {features:,} features)"
+        for source, samples, features in zip(
+            data.source.values, data.samples.values, data.features.values, strict=True
+        )
+    ]
+    return {
+        "paths": wording.counts(data)["paths"],
+        "seeds": data.sizes["seed"],
+        "clipped": f"{100 * float(data.clipped.mean('seed').max()):.1f} %",
+        "sources": wording.listed(sources),
+    }
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot the loss along the steps, and forecasts over budgets."""
     left, middle, right = axes.flat
     low, high = data.run - 2 * data.run_error, data.run + 2 * data.run_error
-    left.fill_between(
-        data.step, low, high, color=plots.METHODS["lp"], alpha=0.3, linewidth=0, label="simulated"
-    )
+    left.fill_between(data.step, low, high, color=plots.METHODS["lp"], alpha=0.3, linewidth=0)
     left.plot(data.step, data.chain, color=plots.METHODS["lp"], label="8'(c)")
     left.plot(
         data.step, data.diffusion, color=plots.OTHER, linestyle=":", label="diffusion, no sampling noise"
     )
+    left.plot(data.step, data.run, color=plots.darker(plots.METHODS["lp"]), linestyle=":", label="simulated")
     left.set(xlabel="step", ylabel="training loss per sample", title="digits, Poisson batches")
-    left.legend()
     for ax, name in ((middle, "test_loss"), (right, "test_accuracy")):
         for k, source in enumerate(data.source.values):
             at = data.sel(source=source)
@@ -109,8 +128,12 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.minorticks_off()
     middle.plot([], [], "k-", label="forecast")
     middle.errorbar([], [], [], color="k", marker="o", markersize=3, linestyle="", capsize=2, label="DP-SGD")
-    middle.legend(handles=middle.get_legend_handles_labels()[0][-2:], loc="upper right")
-    right.legend(loc="lower right")
+    middle.set_title("held-out loss")
+    right.set_title("held-out accuracy")
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+    left.legend(**below)
+    middle.legend(handles=middle.get_legend_handles_labels()[0][-2:], **below)
+    right.legend(**below)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,10 +142,13 @@ def main(argv: list[str] | None = None) -> int:
         __file__,
         compute,
         draw,
-        size=(7.2, 2.6),
+        size=(7.2, 3.2),
         panels=(1, 3),
-        reads=[FILE],
+        thumbnail=2,
         settings=SETTINGS,
+        reads=[FILE],
+        collect=collect,
+        caption=caption,
         argv=argv,
     )
 

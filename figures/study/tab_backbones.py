@@ -1,9 +1,9 @@
 """Accuracy by method and budget: larger pre-trained networks.
 
-Mean test accuracy with its standard error over the seeds, after DP-SGD with one budget epsilon per column.
-A star marks a mean that differs from that of full fine-tuning (fft), paired by seed. With few seeds, only
-the order of magnitude is meaningful. The networks are pre-trained on public glyphs and fine-tuned on new
-classes, under a shift; the tables in the paper are for other data.
+Mean test accuracy with its standard error over the seeds, after DP-SGD with one budget epsilon per column. A
+star marks a mean that differs from that of full fine-tuning (fft), paired by seed. With few seeds, only the
+order of magnitude is meaningful. The networks are pre-trained on public glyphs and fine-tuned on new classes,
+under a shift; the tables in the paper are for other data.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The best share of the budget for probing: by theory, simulated, and measured.
 
 The tasks are those of the study, for several budgets epsilon. Theory: whether the theorems on the share give
-a result for the frozen features. Simulated: the share with the
-highest mean accuracy over the seeds in the simulations of `empirical.plan_share`. Measured: the same for
-real DP-SGD, with the next best share and what it lost.
+a result for the frozen features. Simulated: the share with the highest mean accuracy over the seeds in the
+simulations of `empirical.plan_share`. Measured: the same for real DP-SGD, with the next best share and what
+it lost.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute shares by task and budget; the theory uses the features of seed 0."""
+    """Compute whether the theory gives a share for the features of each task, those of seed 0."""
     import xarray as xr
 
+    says = xr.DataArray([_theory_says(task) for task in regret.TASKS], {"task": list(regret.TASKS)})
+    says.attrs = {"long_name": "whether the theory gives a share", "units": "1"}
+    return xr.Dataset({"says": says})
+
+
+def collect(data: xr.Dataset) -> xr.Dataset:
+    """Add simulated and measured shares by task and budget."""
     found, plans = regret.accuracies(), regret.planned()
     mean = found.mean("seed")
     order = mean.argsort(axis=mean.get_axis_num("share"))
@@ -34,19 +41,15 @@ def compute(quick: bool = False) -> xr.Dataset:
     )
     gain = found.sel(share=first, drop=True) - found.sel(share=second, drop=True)
     simulated = plans.accuracy.mean("seed").idxmax("lp_share")
-    data = xr.Dataset(
-        {
-            "simulated": simulated,
-            "measured": first,
-            "runner_up": second,
-            "gain": gain.mean("seed"),
-            "gain_error": gain.std("seed", ddof=1) / np.sqrt(gain.sizes["seed"]),
-            "says": ("task", [_theory_says(str(task)) for task in found.task.values]),
-        }
-    )
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"simulations on {plans.attrs['machine']}; study on a processor"
+    parts = {
+        "simulated": simulated,
+        "measured": first,
+        "runner_up": second,
+        "gain": gain.mean("seed"),
+        "gain_error": gain.std("seed", ddof=1) / np.sqrt(gain.sizes["seed"]),
+    }
+    for name, values in parts.items():
+        data[name] = values.assign_attrs(long_name=name.replace("_", " "), units="1")
     return data
 
 
@@ -87,7 +90,7 @@ def tabulate(data: xr.Dataset) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the table."""
-    return output.run_table(__file__, compute, tabulate, reads=regret.READS, argv=argv)
+    return output.run_table(__file__, compute, tabulate, reads=regret.READS, collect=collect, argv=argv)
 
 
 if __name__ == "__main__":

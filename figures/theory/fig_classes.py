@@ -1,13 +1,14 @@
 """Ten classes: a zero head distorts nothing without noise, a Gaussian head does.
 
-Data and features that meet Assumptions 3.1' and 3.2', softmax loss, clipped (means of 10 data sets and heads,
-bands of one standard error). (a) At zeroth order, full fine-tuning with a Gaussian head distorts neurons
-(3.3', new). A zero head distorts none: the answer of the theory for K classes (new) to open question 2 of the
-paper. (b) With noise a zero head distorts neurons too, about half as many as a Gaussian head. Probing first
-distorts fewest, because it also lengthens the heads that the noise has to turn. (c) The loss at zeroth order
-of the first data set, between its bounds (new): 4b'(a) for the zero head, where they nearly meet, and 4b'(b)
-for a Gaussian head that is ten times smaller, where they hold but soon say little. With the Gaussian head of
-(a) and (b) some neurons may leave their cones, and no bound holds.
+Data and features that meet Assumptions 3.1' and 3.2', softmax loss, clipped (means of {sets} data sets and
+heads, bands of one standard error). (a) At zeroth order, full fine-tuning with a Gaussian head distorts
+neurons (3.3', new). A zero head distorts none: the answer of the theory for K classes (new) to the paper's
+open question on the head. (b) With noise a zero head distorts neurons too: {zero} of them at the end, where a
+Gaussian head distorts {gaussian}. Probing first distorts fewest ({probed}), because it also lengthens the
+heads that the noise has to turn. (c) The loss at zeroth order of the first data set, between its bounds
+(new): 4b'(a) for the zero head, where they nearly meet, and 4b'(b) for a Gaussian head that is {smaller:g}
+times smaller, where they hold but soon say little. With the Gaussian head of (a) and (b) some neurons may
+leave their cones, and no bound holds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures import output
+from figures import output, wording
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ def compute(quick: bool = False) -> xr.Dataset:
     return data
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    end = data.distorted.isel(time=-1)
+    shares = {name: wording.between(end.sel(run=name)) for name in DISTORTING}
+    return {"sets": wording.counts(data)["data sets"], "smaller": 1 / SMALL, **shares}
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot distortion at zeroth order and with noise, and the loss between its bounds."""
     left, middle, right = axes.flat
@@ -109,16 +117,37 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         right.plot(time, at.flow_loss, color=colour, linestyle=style, label=label)
     left.set_title("zeroth order")
     middle.set_title(rf"diffusion, $\sigma$ = {SIGMA:g}")
-    right.set(yscale="log", ylim=(0.1, 300), ylabel="training loss", title="zeroth order, bounds")
+    right.set(yscale="log", ylim=(0.1, 300), ylabel="training loss (sum over samples)")
+    right.set_title("zeroth order, bounds")
     for ax in axes.flat:
         ax.set(xlim=(0, TIME), xlabel="diffusion time")
-    for ax in (middle, right):
-        ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22))
+    draw_key(left.figure)
+
+
+def draw_key(figure: Any) -> None:
+    """Explain lines and shades below the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    runs: Any = RUNS.values()
+    lines: list[Any] = [Line2D([], [], color=c, linestyle=s, label=text) for text, c, s in runs]
+    lines.append(Patch(color=plots.GREY, alpha=0.3, linewidth=0, label="between the bounds (c)"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 3.0), panels=(1, 3), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 3.0),
+        panels=(1, 3),
+        thumbnail=1,
+        settings=SETTINGS,
+        caption=caption,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

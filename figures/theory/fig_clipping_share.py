@@ -1,13 +1,13 @@
 """The influence of the clipping norm on distortion, and on the share of probing, at a fixed privacy budget.
 
-As in the figure of loss and accuracy, the noise grows with the clipping norm, at time 1 (new here). Left: the
-distortion caused by the random head (zeroth order) vanishes with probing before full fine-tuning, once the
-clipping norm lets the heads align in time. With noise, a quarter of the neurons or more end distorted with
-or without probing. Right: the share of probing that prevents the first kind of distortion (3.4, re-derived,
-replaces the paper's Theorem 5.1) decreases as the clipping norm grows, until no gradient is clipped. The
-share of least loss behaves in the opposite way and goes from none to all, as noise in the few parameters of
-the head becomes less harmful: what prevents distortion is not what minimises the loss. (Bars: shares whose
-loss is equal within two standard errors.)
+As in the figure of loss and accuracy, the noise grows with the clipping norm, at time {time:g} (new here).
+(a) The distortion caused by the random head (zeroth order) vanishes with probing before full fine-tuning,
+once the clipping norm lets the heads align in time. With noise, at least {least} of the neurons end
+distorted, with or without probing. (b) The share of probing that prevents the first kind of distortion (3.4,
+re-derived, replaces the paper's Theorem 5.1) decreases as the clipping norm grows, until no gradient is
+clipped. The share of least loss behaves in the opposite way and goes from none to all, as noise in the few
+parameters of the head becomes less harmful: what prevents distortion is not what minimises the loss. (Bars:
+shares whose loss is equal within two standard errors.)
 """
 
 from __future__ import annotations
@@ -92,6 +92,13 @@ def least(loss: xr.DataArray, error: xr.DataArray) -> tuple[np.ndarray, np.ndarr
     return share[best], np.array([share[best] - low, high - share[best]])
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    shares = list(STRATEGIES.values())
+    distorted = data.distorted.sel(time=TIME, clipping="flat", share=shares)
+    return {"time": TIME, "least": f"{100 * float(distorted.min()):.0f} %"}
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot distortion, and the shares that theory and simulation ask for."""
     distortion, share = axes
@@ -122,7 +129,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(6.6, 3.2), panels=(1, 2), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(6.6, 3.2), panels=(1, 2), settings=SETTINGS, caption=caption, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ Theorem 2.2 is taken from the paper without change; 1a and 1b are new. The term 
 does not depend on the noise: where noise is small or time is long, it is too large by orders of magnitude.
 Linear probing does not need this term, and without it (1a) the bound is almost exact as soon as the network
 is wide. In full fine-tuning, 1b along the zeroth-order path gains most at late times; at small noise it is
-also far too large. The paper leaves the dependence on width and dimension open: in full fine-tuning,
-distance and bounds both grow like the number of parameters, so all bounds approach the true distance in
-wide networks and in high dimensions.
+also far too large. The paper leaves the dependence on width and dimension open: in full fine-tuning, distance
+and bounds both grow like the number of parameters, so all bounds approach the true distance in wide networks
+and in high dimensions.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.4, 4.2), panels=(2, 4), thumbnail=4, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

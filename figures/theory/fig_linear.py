@@ -1,14 +1,14 @@
 """Linear networks with noise, without the approximation.
 
-The figure shows the mean square loss above its minimum, simulated (solid; shades are two standard errors)
-and by theory. In linear probing the expected loss is known exactly (5a, re-derived, replaces Section 5.2 of
-the paper). In full fine-tuning the unconditional bound (5c, new) stays within a small factor of the
-simulation where noise is small, and grows without limit where it can no longer exclude that the kernel
-collapses. The localised bound (5b, re-derived) levels off, but it applies only to paths that have not yet
-crossed a level, and few of these remain at the end; the other paths perform equally well here. Without
-noise, conserved quantities (4c, new) enclose the loss, starting from its exact value after probing: the
-upper bound is close, the lower bound is far below. The first order in the noise (dotted; section 8, new) is
-an estimate and not a bound.
+The figure shows the mean square loss above its minimum, simulated (solid; shades are two standard errors) and
+by theory. In linear probing the expected loss is known exactly (5a, re-derived, replaces Section 5.2 of the
+paper). In full fine-tuning the unconditional bound (5c, new) stays within a small factor of the simulation
+where noise is small, and grows without limit where it can no longer exclude that the kernel collapses. The
+localised bound (5b, re-derived) levels off, but it applies only to paths that have not yet crossed a level,
+and few of these remain at the end; the other paths perform equally well here. Without noise, conserved
+quantities (4c, new) enclose the loss, starting from its exact value after probing: the upper bound is close,
+the lower bound is far below. The first order in the noise (dotted; section 8, new) is an estimate and not a
+bound.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCALE, HEAD = 4.0, 0.05
 LP_SIGMAS, FFT_SIGMAS = (0.05, 0.2, 0.8), (0.02, 0.1, 0.3)
 LP_TIME = 0.1 * TIME
 STOPPED_SIGMA, STOPPED_TIME = 0.6, 0.125
-LOSS = "loss above its minimum"
+LOSS = "loss above its minimum\n(sum over samples)"
 SETTINGS: output.Settings = {"paths": (100, 500), "steps": (500, 2000)}
 TIMES, LATE = np.linspace(0, TIME, 51), np.linspace(0, STOPPED_TIME, 51)
 
@@ -225,7 +225,9 @@ def curve(ax: Any, x: Any, mean: Any, error: Any, colour: str, label: str | None
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(7.2, 4.6), panels=(2, 2), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(7.2, 4.6), panels=(2, 2), thumbnail=1, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

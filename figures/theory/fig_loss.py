@@ -1,17 +1,18 @@
 """The simulated loss between its bounds.
 
 The panels differ in what is trained; the appendix (loss spreads) varies the spread within a class, which is
-0.3 here. The sandwich bounds (4b, new here, replace Theorems 4.2 and 4.3 of the paper) enclose the
-zeroth-order loss under clipping. They end where their proof does: where a misaligned neuron may have left
-its cone, which probing first prevents, or where a margin may have reached 1, beyond which the residual of
-the square loss changes sign. They do not cover the noise: in full fine-tuning the loss of the diffusion
-drops below that of its approximation. The certified interval (1d, new) holds for the expected loss of the
-diffusion itself. It is useful for some time in probing and says almost nothing once full fine-tuning has
-begun, because the underlying distance bound grows like ``2 n C t``.
+{spread:g} here. The sandwich bounds (4b, new here, replace Theorems 4.2 and 4.3 of the paper) enclose the
+zeroth-order loss under clipping. They end where their proof does: where a misaligned neuron may have left its
+cone, which probing first prevents, or where a margin may have reached 1, beyond which the residual of the
+square loss changes sign. They do not cover the noise: in full fine-tuning the loss of the diffusion drops
+below that of its approximation. The certified interval (1d, new) holds for the expected loss of the diffusion
+itself. It is useful for some time in probing and says almost nothing once full fine-tuning has begun, because
+the underlying distance bound grows like ``2 n C t``.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,11 @@ def _panel(loss: Any, schedule: Schedule, spread: float, quick: bool) -> xr.Data
     )
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    return {"spread": float(data.spread[0])}
+
+
 def draw(ax: Any, data: xr.Dataset) -> None:
     """Plot one panel per case."""
     for k, a in enumerate(ax.flat):
@@ -138,13 +144,14 @@ def draw_panel(a: Any, panel: xr.Dataset) -> None:
         a.plot(t, side.where(side > LIMITS[0] / 10, LIMITS[0] / 10), color=plots.PURPLE, linestyle=":")
     if panel.start > 0:
         a.axvline(panel.start, color="0.7", linewidth=0.7)
-    wide = float((high / low).max())
-    title = rf"{case}: upper $\leq$ {wide:.3g} $\times$ lower"
+    note = rf"upper $\leq$ {float((high / low).max()):.3g} $\times$ lower"
     if str(panel.reason.values):
         a.axvline(panel.end, color="black", linewidth=0.8, linestyle=(0, (1, 1)))
-        title += f"\nends: {str(panel.reason.values).partition(' (')[0]}"
-    a.set_title(title, fontsize=7)
-    a.set(yscale="log", ylim=LIMITS, xlim=(0, float(t[-1])))
+        reason = str(panel.reason.values).partition(" (")[0]
+        note += "\n" + textwrap.fill(f"ends: {reason}", 20)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    a.text(0.99, 0.99, note, transform=a.transAxes, fontsize=6.5, ha="right", va="top", bbox=box)
+    a.set(yscale="log", ylim=LIMITS, xlim=(0, float(t[-1])), title=case)
 
 
 def draw_key(figure: Any) -> None:
@@ -166,7 +173,17 @@ def draw_key(figure: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(6.6, 5.0), panels=(2, 2), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(6.6, 5.0),
+        panels=(2, 2),
+        thumbnail=2,
+        settings=SETTINGS,
+        caption=caption,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ classes, where full fine-tuning multiplies the uncertainty.
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,6 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     for i, j in np.ndindex(ax.shape):
         a = ax[i, j]
         fig_loss.draw_panel(a, data.isel(spread=i, case=j))
-        a.set_title(textwrap.fill(a.get_title().replace("\n", "; "), 36), fontsize=6)
         if j == 0:
             a.set_ylabel(f"spread {float(data.spread[i]):g}\nloss (sum over samples)")
         if i == data.sizes["spread"] - 1:
@@ -43,7 +41,9 @@ def draw(ax: Any, data: xr.Dataset) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(9.0, 6.6), panels=(3, 4), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(9.0, 6.6), panels=(3, 4), thumbnail=6, settings=SETTINGS, argv=argv
+    )
 
 
 if __name__ == "__main__":

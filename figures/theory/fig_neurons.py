@@ -1,13 +1,13 @@
 """Neurons in the plane: a misaligned head distorts features, probing first aligns it.
 
-Above: eight ReLU neurons and two classes of samples (arrows). Each neuron is in the cone of its class, as
-in Assumptions 3.1 and 3.2 of the paper; hollow neurons start with a head of the wrong sign. In DP-FFT such
-a neuron moves away from its class until its head changes sign, and returns only in part (below, left: to 86
-% of its pre-activation, then 88 % at the end). In DP-LP-FFT the head changes sign while the features are
-frozen, and from then on the zeroth-order flow distorts nothing. This agrees with Theorems 3.3 and 3.4 of
-the paper. The lower bound and the probing time after which all heads are aligned are re-derived here and
-hold for the zeroth-order flow. The flow satisfies both; many of the noisy paths (bands: the middle 80 % of
-200) fall below the bound. With the same noise, clipping and total time, both strategies spend the same
+Above: {neurons} ReLU neurons and two classes of samples (arrows). Each neuron is in the cone of its class, as
+in Assumptions 3.1 and 3.2 of the paper; hollow neurons start with a head of the wrong sign. In DP-FFT such a
+neuron moves away from its class until its head changes sign, and returns only in part (below, left: to {low}
+of its pre-activation, then {end} at the end). In DP-LP-FFT the head changes sign while the features are
+frozen, and from then on the zeroth-order flow distorts nothing. This agrees with Theorems 3.3 and 3.4 of the
+paper. The lower bound and the probing time after which all heads are aligned are re-derived here and hold for
+the zeroth-order flow. The flow satisfies both; many of the noisy paths (bands: the middle {middle} of
+{paths}) fall below the bound. With the same noise, clipping and total time, both strategies spend the same
 budget.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures import output
+from figures import output, wording
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -180,6 +180,19 @@ def _describe(data: xr.Dataset, paths: int) -> None:
     data.time.attrs = {"long_name": "diffusion time", "units": "time"}
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    whole = data.preactivation.sel(strategy="DP-FFT")
+    outer = data["quantile"].values[[0, -1]]
+    return {
+        "neurons": data.sizes["neuron"],
+        "low": wording.between(whole.min("time")),
+        "end": wording.between(whole.isel(time=-1)),
+        "middle": f"{100 * (outer[1] - outer[0]):.0f} %",
+        "paths": wording.counts(data)["noisy paths"],
+    }
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot neurons in the plane (above), own-class pre-activation and heads over time (below)."""
     for ax, strategy in zip(axes[0], data.strategy.values, strict=True):
@@ -196,23 +209,29 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             fill = "white" if bad else colour
             ax.plot(x[0], y[0], "o", color=colour, markerfacecolor=fill, markersize=5, zorder=4)
             ax.plot(x[-1], y[-1], "s", color="black", markersize=3, zorder=4)
-    from matplotlib.lines import Line2D
-
-    keys = [
-        Line2D(
-            [], [], marker="o", color="0.3", markerfacecolor="white", linestyle="", label="start, misaligned"
-        ),
-        Line2D([], [], marker="o", color="0.3", linestyle="", label="start, aligned"),
-        Line2D([], [], marker="s", color="black", markersize=3, label="zeroth-order flow"),
-        Line2D([], [], color="0.4", linewidth=0.5, label=f"{SHOWN} noisy paths"),
-    ]
-    axes[0, 0].figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))
+    draw_labels(axes[0, 0], data.sel(strategy=data.strategy[0]))
     draw_curves(axes[1], data)
+
+
+def draw_labels(ax: Any, part: xr.Dataset) -> None:
+    """Name what is drawn in a plane, next to one of each: text, its place, and that of what it names."""
+    start, end = part.features.values[0], part.features.values[-1]
+    right, wrong, middle = (np.flatnonzero(part.classes == s)[k] for s, k in ((1, 1), (1, 3), (-1, 2)))
+    labels = (
+        ("starts with a head\nof the wrong sign", (1.25, 1.0), start[wrong]),
+        ("starts with a head\nof the right sign", (0.42, -0.3), start[right]),
+        ("zeroth-order flow", (1.5, -0.45), end[right]),
+        (f"{SHOWN} noisy paths", (-1.45, 0.95), part.noisy_features.values[0, -1, middle]),
+        ("samples", (-0.3, -0.2), part.inputs.values[part.labels.values < 0].mean(0) / 2),
+    )
+    line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.4", "shrinkB": 3}
+    for text, place, named in labels:
+        ax.annotate(text, named, place, fontsize=6.5, ha="center", va="center", arrowprops=line)
 
 
 def draw_curves(axes: Any, data: xr.Dataset) -> None:
     """Plot own-class pre-activation and heads of the misaligned neurons, with the theory's bounds."""
-    axes[0].get_gridspec().set_height_ratios([1, 1.4])
+    axes[0].get_gridspec().set_height_ratios([1.5, 1])
     for ax, name in zip(axes, ("preactivation", "head"), strict=True):
         for strategy, colour in STRATEGY.items():
             part = data.sel(strategy=strategy)
@@ -236,12 +255,12 @@ def draw_curves(axes: Any, data: xr.Dataset) -> None:
         transform=axes[1].get_xaxis_transform(),
         fontsize=6.5,
     )
-    for ax, name in zip(axes, ("preactivation", "head"), strict=True):
+    for ax, name, shift in zip(axes, ("preactivation", "head"), (0.03, 0.02), strict=True):
         last = data[name].isel(time=-1)
-        ends = [plots.End(float(last.sel(strategy=s)), s, colour) for s, colour in STRATEGY.items()]
-        if name == "preactivation":
-            ends.append(plots.End(float(data.guaranteed), "lower bound, DP-FFT", "black"))
-        plots.label_ends(ax, ends, wrap=12)
+        for strategy, colour in STRATEGY.items():
+            place = TIME, float(last.sel(strategy=strategy)) + shift
+            ax.text(*place, strategy, color=plots.darker(colour), fontsize=7, ha="right")
+    axes[0].text(0.02, float(data.guaranteed) - 0.02, "lower bound, DP-FFT", fontsize=6.5, va="top")
 
 
 def draw_plane(ax: Any, data: xr.Dataset, title: str, reach: float = 2.0) -> None:
@@ -298,7 +317,15 @@ def animate(axes: Any, data: xr.Dataset, progress: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
     return output.run(
-        __file__, compute, draw, size=(7.4, 4.2), panels=(2, 2), animate=animate, settings=SETTINGS, argv=argv
+        __file__,
+        compute,
+        draw,
+        size=(8.6, 5.0),
+        panels=(2, 2),
+        animate=animate,
+        settings=SETTINGS,
+        caption=caption,
+        argv=argv,
     )
 
 

@@ -1,10 +1,10 @@
 """Linear networks of any width, and the first order in the noise.
 
-Through its Gram matrix (7c, new) a network of a hundred billion neurons is simulated like one of ten
-thousand. The first order in the noise (section 8, new) is an estimate and not a bound. Left: it is accurate
-while ``sigma^2 h`` is small; beyond that, noise in so many neurons makes the loss decrease faster, by less
-than the estimate predicts. Right: at one width the effect of the noise on the mean loss, divided by
-``sigma^2``, approaches the estimate as the noise decreases. Bars and shades are two standard errors.
+Through its Gram matrix (7c, new) a network of {most} neurons is simulated like one of {fewest}. The first
+order in the noise (section 8, new) is an estimate and not a bound. (a) It is accurate while ``sigma^2 h`` is
+small; beyond that, noise in so many neurons makes the loss decrease faster, by less than the estimate
+predicts. (b) At one width the effect of the noise on the mean loss, divided by ``sigma^2``, approaches the
+estimate as the noise decreases. Bars and shades are two standard errors.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def _order(paths: int, steps: int) -> dict[str, Any]:
     }
 
 
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    return {"most": f"{int(data.width.max()):,}", "fewest": f"{int(data.width.min()):,}"}
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot the loss over the width, and the effect of the noise over time."""
     wide, order = axes
@@ -86,23 +91,25 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     wide.errorbar(
         data.width, data.wide_mean, 2 * data.wide_error, color=colour, marker="o", label="FFT, simulated"
     )
-    wide.plot(data.width, data.wide_first, "k:", label="first order in the noise")
+    wide.plot(data.width, data.wide_first, "k:", label="first order")
     title = rf"any width, $\sigma=10^{{-4}}$, time {WIDE_TIME:g}"
     wide.set(title=title, xscale="log", xlabel="width $h$", ylim=(0, 1.1), ylabel="loss / its zeroth order")
     for k, sigma in enumerate(ORDER_SIGMAS):
         at = data.isel(order_sigma=k)
         label = rf"$\sigma={sigma:g}$"
         curve(order, data.time, at.order_mean, at.order_error, plots.LEVELS[k], label)
-    order.plot(data.time, data.order_first, "k:")
+    order.plot(data.time, data.order_first, "k:", label="first order")
     order.set(title=rf"width {ORDER_WIDTH}", ylabel=r"(loss $-$ zeroth order) / $\sigma^2$")
     order.set(xlabel="diffusion time")
     for ax in axes:
-        ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22), ncols=3)
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.22), ncols=4, columnspacing=1.0)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(__file__, compute, draw, size=(6.6, 2.9), panels=(1, 2), settings=SETTINGS, argv=argv)
+    return output.run(
+        __file__, compute, draw, size=(6.6, 2.9), panels=(1, 2), settings=SETTINGS, caption=caption, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ SHARES = {"misaligned": GOLD, "distorted": PURPLE, "dead": GREY}
 # of a quantity, from little to much
 LEVELS = ("#b79ccb", PURPLE, "#34204a")
 # categories without a colour of their own
-CYCLE = (PURPLE, GOLD, "#56b4e9", "#cc79a7", "#999999", "black")
+SKY = "#56b4e9"
+CYCLE = (PURPLE, GOLD, SKY, "#cc79a7", "#999999", "black")
 # where lines coincide, the thinner one is drawn on top of the wider one
 WIDTHS = {"lp": 3.0, "fft": 2.0, "lp-fft": 1.2}
 

@@ -8,7 +8,7 @@ from figures.theory import fig_budget
 
 @pytest.fixture(scope="module")
 def data():
-    return fig_budget.compute(quick=True)
+    return fig_budget.collect(fig_budget.compute(quick=True))
 
 
 def test_probing_needs_a_larger_share_of_a_smaller_budget(data):

@@ -11,7 +11,7 @@ SURE = 1e-4
 
 @pytest.fixture(scope="module")
 def data():
-    return fig_forecast.compute(quick=True)
+    return fig_forecast.collect(fig_forecast.compute(quick=True))
 
 
 def test_the_chain_has_the_expected_loss_and_the_diffusion_is_too_low(data):

@@ -9,7 +9,7 @@ from langevin import collapsed_features, orthogonally_separable
 
 @pytest.fixture(scope="module")
 def data():
-    return fig_heads.compute(quick=True)
+    return fig_heads.collect(fig_heads.compute(quick=True))
 
 
 def test_aligned_heads_distort_nothing_without_noise(data):

@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 from PIL import Image, ImageSequence
 
-from figures import output
+from figures import cache, output
 from figures.__main__ import main, scripts
+from langevin.store import files
 
 SCRIPT = '''
 """A figure."""
@@ -57,7 +59,7 @@ def script(tmp_path, monkeypatch):
 def test_computes_once(script, capsys, tmp_path):
     assert script() == 0
     assert "computing" in capsys.readouterr().out
-    assert {path.suffix for path in tmp_path.glob("fig_line.*")} == {".py", ".nc", ".pdf", ".png"}
+    assert {path.suffix for path in tmp_path.glob("fig_line.*")} == {".py", ".nc", ".pdf", ".png", ".txt"}
     assert script() == 0
     assert "computing" not in capsys.readouterr().out
     assert script("--force") == 0
@@ -101,7 +103,7 @@ def test_damaged_data_are_computed_anew(script, capsys, tmp_path):
 
 
 def test_same_bytes(script, tmp_path):
-    files = [tmp_path / f"fig_line{suffix}" for suffix in (".nc", ".pdf", ".png")]
+    files = [tmp_path / f"fig_line{suffix}" for suffix in (".nc", ".pdf", ".png", ".thumbnail.png")]
     script()
     first = [file.read_bytes() for file in files]
     script("--force")
@@ -166,12 +168,104 @@ def test_an_animation(script, tmp_path):
 
 def test_digests_follow_the_project_and_the_files_read():
     path = Path(output.__file__)
-    found = output._code(
+    found = cache.code(
         str(path), ["constraints.txt"], ["langevin.store.files", "figures.study.studies", "numpy"]
     )
     assert set(found) == {"script", "constraints.txt", "langevin.store.files", "figures.study.studies"}
     del found["constraints.txt"]
-    assert output._code(str(path), [], found) == found
+    assert cache.code(str(path), [], found) == found
+
+
+@pytest.mark.parametrize(
+    ("edit", "counts"),
+    [
+        (("SIZE = 2", "SIZE = 3"), True),
+        (("return SIZE", "return 2 * SIZE"), True),
+        (("COLOUR = 1", "COLOUR = 2"), False),
+        (("draw(ax, COLOUR)", "draw(ax, 5)"), False),
+        (("numpy as np", "numpy"), False),
+    ],
+)
+def test_of_a_script_only_what_compute_uses_counts(tmp_path, edit, counts):
+    text = (
+        "import numpy as np\n\nSIZE = 2\nCOLOUR = 1\n\ndef helper():\n    return SIZE\n\n"
+        "def compute(quick):\n    return helper()\n\ndef paint():\n    draw(ax, COLOUR)\n"
+    )
+    assert edit[0] in text
+    found = []
+    for code in (text, text.replace(*edit)):
+        (tmp_path / "fig_any.py").write_text(code)
+        found.append(cache.code(str(tmp_path / "fig_any.py"), [], []))
+    assert (found[0] != found[1]) == counts
+
+
+def test_stored_data_are_drawn_and_not_computed(script, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "ROOT", tmp_path)
+    monkeypatch.setattr(cache, "ROOT", tmp_path)
+    (tmp_path / "docs" / "figures").mkdir(parents=True)
+    counted = ("size=(2, 1)", "size=(2, 1), settings={'points': (1, 2)}")
+    # nothing is kept of a figure without counts
+    assert script("--store") == 0
+    assert not list((tmp_path / "docs" / "figures").iterdir())
+    assert script("--store", "--force", edit=counted) == 0
+    stored = tmp_path / "docs" / "figures" / "fig_line.nc"
+    assert files.load(stored).y.values.tolist() == [1.0, 3.0]
+    capsys.readouterr()
+    assert script("--stored") == 0
+    assert "stored" in (said := capsys.readouterr().out)
+    assert "computing" not in said
+    assert script("--stored") == 0
+    assert "kept" in capsys.readouterr().out
+    # other data are drawn as they are
+    files.save(files.load(stored).assign(y=("x", [5.0, 6.0])), stored)
+    assert script("--stored") == 0
+    assert "stored" in capsys.readouterr().out
+    assert files.load(tmp_path / "fig_line.nc").y.values.tolist() == [5.0, 6.0]
+    # what is drawn from stored data is not taken for what was computed
+    assert script() == 0
+    assert "computing" in capsys.readouterr().out
+
+
+def slow_topics() -> list[str]:
+    """Topics whose data are simulated, so that they are stored."""
+    modules = {topic: importlib.import_module(name) for topic, name in scripts().items()}
+    return [t for t, m in modules.items() if hasattr(m, "SETTINGS") or hasattr(m, "collect")]
+
+
+def test_nothing_is_stored_that_is_read_from_elsewhere():
+    stored = {path.stem for path in (cache.ROOT / cache.STORED).iterdir()}
+    assert stored == {scripts()[topic].rpartition(".")[2] for topic in slow_topics()}
+    assert "features" not in slow_topics()
+
+
+@pytest.mark.parametrize("topic", slow_topics())
+def test_stored_data_are_of_the_full_version_and_of_the_present_script(topic):
+    module: Any = importlib.import_module(scripts()[topic])
+    data = files.load(cache.ROOT / cache.stored(module.__file__))
+    remedy = f"run python -m figures --store {topic}"
+    assert json.loads(data.attrs["drawn"]) == output.chosen(getattr(module, "SETTINGS", {}), False), remedy
+    code = json.loads(data.attrs["code"])
+    now = cache.code(module.__file__, [], [n for n in code if n.startswith("figures.theory.fig_")])
+    assert {name: code[name] for name in now} == now, remedy
+    # they are committed
+    assert (cache.ROOT / cache.stored(module.__file__)).stat().st_size < 400_000
+
+
+@pytest.mark.parametrize("topic", ["forecast", pytest.param("loss", marks=pytest.mark.slow)])
+def test_stored_data_are_what_is_computed(topic):
+    module: Any = importlib.import_module(scripts()[topic])
+    stored = files.load(cache.ROOT / cache.stored(module.__file__))
+    computed = module.compute()
+    for name, values in computed.data_vars.items():
+        if values.dtype.kind == "f":
+            xr.testing.assert_allclose(values.drop_attrs(), stored[name].drop_attrs(), rtol=1e-9)
+    assert set(computed.data_vars) == set(stored.data_vars)
+
+
+def test_versions_to_draw_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["strategies", "--quick", "--stored"])
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(script, capsys, tmp_path):
@@ -219,12 +313,13 @@ COUNTED = {
         "learning rates": "rate",
     },
     "error": {"values of sigma": "sigma", "values of width": "width", "values of dim": "dim"},
-    "features": {"steps of DP-SGD": "step"},
     "heads": {"data sets": "mean over {} data sets"},
     "neurons": {"noisy paths": "over {} paths of the diffusion"},
 }
 # what is the same in both versions
-WHOLE = ("strategies", "backbones", "regret", "shares", "small")
+WHOLE = (
+    *("strategies", "features", "gains", "best_share", "rules", "backbones", "regret", "shares", "small"),
+)
 
 
 def require_truth(topic: str, data: xr.Dataset) -> None:
@@ -236,12 +331,11 @@ def require_truth(topic: str, data: xr.Dataset) -> None:
         if "{}" in where:
             assert where.format(drawn[name]) in about
         else:
-            found = int(data[where][-1]) if where == "step" else data.sizes[where]
-            assert found == drawn[name], name
+            assert data.sizes[where] == drawn[name], name
 
 
 # other tests check their data, and `make docs` makes the same versions of all of them
-LONG = ("assumptions", "budget", "clipping", "error", "features", "linear", "neurons", "shares")
+LONG = ("assumptions", "budget", "classes", "clipping", "error", "linear", "neurons", "shares")
 
 
 @pytest.mark.parametrize(
@@ -252,5 +346,5 @@ def test_quick_versions(topic, tmp_path):
     made = {path.suffix for path in tmp_path.iterdir()}
     require_truth(topic, xr.load_dataset(tmp_path / f"{scripts()[topic].rpartition('.')[2]}.nc"))
     assert made - {".gif"} == (
-        {".nc", ".md", ".tex"} if ".tab_" in scripts()[topic] else {".nc", ".pdf", ".png"}
+        {".nc", ".md", ".tex", ".txt"} if ".tab_" in scripts()[topic] else {".nc", ".pdf", ".png", ".txt"}
     )

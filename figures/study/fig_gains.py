@@ -1,0 +1,112 @@
+"""What probing first gains over full fine-tuning from the start, by task and budget.
+
+Test accuracy of real DP-SGD less that of full fine-tuning, paired by seed: means of {seeds} seeds with two
+standard errors. LP is probing alone, and LP-FFT probing with a share of the budget before full fine-tuning.
+Each method is tuned with the same number of trials. At the smallest budget, epsilon {low:g}, some share of
+probing gains more than two standard errors on {small} of {tasks} tasks; at the largest, epsilon {high:g}, on
+{large}. The most that probing alone gains is {most} points ({most_at}), and the most that it loses {least}
+({least_at}).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures import output, wording
+from figures.study import regret
+from langevin.support import plots, streams
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+COLUMNS = 3
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Compute gains over full fine-tuning by task, share of probing and budget."""
+    import xarray as xr
+
+    found = regret.accuracies()
+    gain = (found - found.sel(share=0.0, drop=True)).drop_sel(share=0.0)
+    seeds = found.sizes["seed"]
+    data = xr.Dataset({"gain": gain.mean("seed"), "error": gain.std("seed", ddof=1) / seeds**0.5})
+    data.gain.attrs = {"long_name": "test accuracy less that of full fine-tuning, mean", "units": "1"}
+    data.error.attrs = {"long_name": "its standard error, paired by seed", "units": "1"}
+    return data.assign_attrs(seeds=seeds)
+
+
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    clear = (data.gain > 2 * data.error).any("share").sum("task")
+    alone = data.sel(share=1.0, drop=True).stack(place=("task", "epsilon"))
+    quoted = {"seeds": data.attrs["seeds"], "tasks": data.sizes["task"]}
+    for name, place in (("most", alone.gain.argmax("place")), ("least", alone.gain.argmin("place"))):
+        at = alone.isel(place=place)
+        quoted[name] = wording.points(abs(at.gain), at.error)
+        quoted[f"{name}_at"] = f"{at.task.item()}, epsilon {at.epsilon.item():g}"
+    for name, size, place in (("small", "low", 0), ("large", "high", -1)):
+        quoted[name] = int(clear.isel(epsilon=place)) or "none"
+        quoted[size] = float(data.epsilon[place])
+    return quoted
+
+
+def draw(axes: Any, data: xr.Dataset) -> None:
+    """Plot one panel per task, with one row per budget."""
+    from matplotlib.colors import to_rgb
+
+    shares = data.share.values
+    blue = np.array(to_rgb(plots.METHODS["lp-fft"]))
+    for ax, task in zip(axes.flat, data.task.values, strict=True):
+        for row, epsilon in enumerate(data.epsilon.values):
+            for place, share in enumerate(shares):
+                at = 100 * data.sel(task=task, epsilon=epsilon, share=share)
+                alone = share == 1
+                ax.errorbar(
+                    at.gain,
+                    -row + 0.17 * ((len(shares) - 1) / 2 - place),
+                    xerr=2 * at.error,
+                    color=plots.METHODS["lp" if alone else "lp-fft"],
+                    # the larger the share, the darker
+                    markerfacecolor=plots.METHODS["lp"] if alone else tuple(1 - share * (1 - blue)),
+                    marker="s" if alone else "o",
+                    markersize=4,
+                    linewidth=0.8,
+                    linestyle="",
+                    label=("LP" if alone else f"LP-FFT, share {share:g}") if row == 0 else None,
+                )
+        ax.axvline(0, color=plots.METHODS["fft"])
+        ax.set_yticks([-row for row in range(data.sizes["epsilon"])])
+        ax.set_yticklabels([f"{epsilon:g}" for epsilon in data.epsilon.values])
+        ax.set(title=str(task).replace("-", ", "), ylim=(0.5 - data.sizes["epsilon"], 0.5))
+        ax.set_xlim(
+            100 * float((data.gain - 2 * data.error).min()), 100 * float((data.gain + 2 * data.error).max())
+        )
+        for row in range(1, data.sizes["epsilon"]):
+            ax.axhline(0.5 - row, color="0.9", linewidth=0.5, zorder=0)
+    for ax in axes[-1]:
+        ax.set_xlabel("points of accuracy above FFT")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(r"privacy budget $\varepsilon$")
+    axes.flat[0].plot([], [], color=plots.METHODS["fft"], label="FFT")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[0].figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the figure."""
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 5.0),
+        panels=(-(-len(regret.TASKS) // COLUMNS), COLUMNS),
+        reads=regret.READS[1:],
+        caption=caption,
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    streams.run(main)

@@ -1,0 +1,101 @@
+"""Accuracy lost by planning the share of the budget, and by fixed rules.
+
+The loss is the test accuracy below that of the share that was best in hindsight, in points, as in the table
+of the same title: means over the seeds with two standard errors. (a) By task, over all budgets. (b) By
+budget, over all tasks. Over everything, {best} loses least ({best_loss} points) and {worst} most
+({worst_loss}); the fixed rule that loses least is {fixed} ({fixed_loss}).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from figures import output, wording
+from figures.study import regret, tab_regret
+from langevin.support import plots, streams
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FIXED = {
+    "all FFT": plots.METHODS["fft"],
+    "all LP": plots.METHODS["lp"],
+    "half and half": plots.METHODS["lp-fft"],
+}
+# apart from the colours of methods
+PLANS = tuple(colour for colour in plots.CYCLE if colour != plots.SKY)
+EVERY = {"task": "all tasks", "budget": "all budgets"}
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Compute means and standard errors by task and budget, over all tasks, and over all budgets."""
+    return tab_regret.compute(quick)
+
+
+def caption(data: xr.Dataset) -> dict[str, object]:
+    """Return what the caption quotes."""
+    found: Any = data.sel(EVERY)
+    fixed = found.sel(rule=[rule for rule in found.rule.values if rule in regret.RULES])
+    quoted: dict[str, object] = {}
+    for name, part, pick in (
+        ("best", found, "idxmin"),
+        ("worst", found, "idxmax"),
+        ("fixed", fixed, "idxmin"),
+    ):
+        at = part.sel(rule=getattr(part["mean"], pick)("rule"))
+        quoted[name] = at.rule.item()
+        quoted[f"{name}_loss"] = wording.points(at["mean"], at.standard_error)
+    return quoted
+
+
+def draw(axes: Any, data: xr.Dataset) -> None:
+    """Plot losses by task (left) and by budget (right), with one row each and one dot per rule."""
+    rules = [str(rule) for rule in data.rule.values if data.seeds.sel(rule=rule).max() > 0]
+    plans = [rule for rule in rules if rule not in regret.RULES]
+    for ax, by in zip(axes, EVERY, strict=True):
+        (other,) = set(EVERY) - {by}
+        part = data.sel({other: EVERY[other]})
+        for row, value in enumerate(part[by].values):
+            for place, rule in enumerate(rules):
+                at = 100 * part.sel({by: value, "rule": rule})[["mean", "standard_error"]]
+                planned = rule in plans
+                ax.errorbar(
+                    at["mean"],
+                    -row + 0.7 * (0.5 - (place + 0.5) / len(rules)),
+                    xerr=2 * at.standard_error,
+                    color=PLANS[plans.index(rule)] if planned else FIXED.get(rule, plots.OTHER),
+                    marker="o" if planned else "s",
+                    markersize=3.5,
+                    linewidth=0.8,
+                    linestyle="",
+                    label=rule if row == 0 else None,
+                )
+        names = [str(value).replace("-", ", ") for value in part[by].values]
+        ax.set_yticks([-row for row in range(len(names))], names)
+        ax.tick_params(axis="y", length=0)
+        for row in range(1, len(names)):
+            ax.axhline(0.5 - row, color="0.9", linewidth=0.5, zorder=0)
+        ax.axvline(0, color="0.5", linewidth=0.7)
+        ax.set(
+            ylim=(0.5 - len(names), 0.5), xlabel="points of accuracy lost", title=f"by {by}, {EVERY[other]}"
+        )
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the figure."""
+    return output.run(
+        __file__,
+        compute,
+        draw,
+        size=(7.2, 4.6),
+        panels=(1, 2),
+        reads=regret.READS,
+        caption=caption,
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    streams.run(main)

@@ -1,0 +1,227 @@
+"""Write numbers and tables into the study's pages: ``python -m figures.study.pages``.
+
+In ``docs/study/*.md`` a value stands between two comments, ``<!--=name arguments-->value<!--/-->``: a number
+within a line, or a table on lines of its own. `SOURCES` has the names, and reads the committed results.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from figures import cache, wording
+from figures.study import fig_gains, regret, tab_regret, tab_shares
+from figures.study.studies import FOLDER, REFERENCE
+from langevin.store import files
+from langevin.support import streams
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+VALUE = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.S)
+
+
+def pages() -> list[Path]:
+    """Return the pages of the study."""
+    return sorted((cache.ROOT / FOLDER).glob("*.md"))
+
+
+def written(text: str) -> str:
+    """Return a page with all its values as the committed results give them."""
+
+    def value(match: re.Match[str]) -> str:
+        begin, query, old, end = match.groups()
+        new = found(query)
+        return begin + (f"\n\n{new}\n\n" if "\n" in old or new.startswith("|") else new) + end
+
+    return VALUE.sub(value, text)
+
+
+@functools.cache
+def found(query: str) -> str:
+    """Return the value that a comment asks for.
+
+    Examples
+    --------
+    >>> found("tasks")
+    '6'
+    """
+    name, *arguments = query.split()
+    if name not in SOURCES:
+        raise ValueError(f"a value must be one of {', '.join(SOURCES)}, got {name!r} in {query!r}")
+    value = SOURCES[name](*arguments)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# those on which the planner was developed, and those that came later
+TASKS = {"all": list(regret.TASKS), "first": list(regret.TASKS[:3]), "later": list(regret.TASKS[3:])}
+_gains = functools.cache(fig_gains.compute)
+
+
+def _study(name: str) -> xr.Dataset:
+    return files.load(cache.ROOT / FOLDER / f"{name}.nc")
+
+
+def accuracy(study: str) -> str:
+    """Table of mean accuracies of a study."""
+    from empirical.studies.tables import table
+
+    return table(_study(study)).markdown()
+
+
+def differences(study: str) -> str:
+    """Table of accuracies less that of full fine-tuning."""
+    from empirical.studies.tables import table
+
+    return table(_study(study), REFERENCE).markdown()
+
+
+def best(study: str) -> str:
+    """Table of the best shares for probing."""
+    from empirical.studies.tables import shares_table
+
+    return shares_table(_study(study)).markdown()
+
+
+def gain(task: str, share: str, epsilon: str) -> str:
+    """Accuracy above full fine-tuning, in points; a share ``best`` is the one that gains most."""
+    at = _gains().sel(task=task, epsilon=float(epsilon))
+    at = at.isel(share=at.gain.argmax("share")) if share == "best" else at.sel(share=float(share))
+    return wording.points(at.gain, at.error, signed=True)
+
+
+def over_probing(task: str, share: str, epsilon: str) -> str:
+    """Accuracy above probing alone, in points."""
+    by_share = regret.measured(task).sel(epsilon=float(epsilon))
+    more = by_share.sel(share=float(share)) - by_share.sel(share=1.0)
+    return wording.points(more.mean(), more.std(ddof=1) / more.size**0.5, signed=True)
+
+
+def share(task: str, epsilon: str) -> str:
+    """Return the best measured share."""
+    return f"{float(_shares().measured.sel(task=task, epsilon=float(epsilon))):g}"
+
+
+def lost(rule: str, tasks: str = "all", epsilon: str = "all") -> str:
+    """Accuracy lost by a rule, in points.
+
+    Parameters
+    ----------
+    rule : str
+        Underscores stand for spaces.
+    tasks : str
+        ``all``, ``first`` for those on which the planner was developed, ``later`` for the others, or one.
+    epsilon : str
+        ``all``, or one budget.
+    """
+    part = _lost().sel(task=TASKS.get(tasks, [tasks]))
+    part = part if epsilon == "all" else part.sel(epsilon=[float(epsilon)])
+    return _points(part, rule.replace("_", " "))
+
+
+def ahead(plan: str, rule: str, tasks: str = "all") -> str:
+    """Accuracy that a rule loses more than a plan, in points."""
+    part = _lost().sel(task=TASKS[tasks])
+    more = part.sel(rule=[rule.replace("_", " ")]) - part.sel(rule=plan.replace("_", " "), drop=True)
+    return _points(more, rule.replace("_", " "), signed=True)
+
+
+def rules() -> str:
+    """Table of the plans: what they lose, and what the fixed rules lose more."""
+    from empirical.studies.tables import Table
+
+    plans = [rule for rule in _lost().rule.values if rule not in regret.RULES]
+    rows = [[plan, lost(plan), *(ahead(plan, rule) for rule in regret.RULES)] for plan in plans]
+    return Table(["plan from", "loses", *(f"gain over {rule}" for rule in regret.RULES)], rows).markdown()
+
+
+def most_accurate(source: str, tasks: str = "all") -> str:
+    """Accuracy that a planned share loses more than the one simulated as most accurate, in points."""
+    plans = regret.planned().sel(source=[source.replace("_", " ")])
+    other = regret.lost(regret.accuracies(), plans.accuracy.idxmax("lp_share"))
+    rule = source.replace("_", " ")
+    return _points((_lost() - other).sel(task=TASKS[tasks]), rule, signed=True)
+
+
+def simulated(source: str, what: str, measure: str) -> str:
+    """Distance of simulated from measured means over the seeds, in points: ``median`` or ``max``.
+
+    ``what`` is the ``accuracy``, or the ``gain`` over probing alone.
+    """
+    plans = regret.planned().accuracy.sel(source=source.replace("_", " ")).rename(lp_share="share")
+    pair = [values.mean("seed") for values in (plans, regret.accuracies())]
+    if what == "gain":
+        pair = [
+            values.sel(share=[s for s in values.share.values if s < 1]) - values.sel(share=1.0)
+            for values in pair
+        ]
+    return f"{100 * float(getattr(abs(pair[0] - pair[1]), measure)()):.1f}"
+
+
+def _points(values: xr.DataArray, rule: str, *, signed: bool = False) -> str:
+    at = regret.mean_and_error(values).sel(rule=rule)
+    return wording.points(at["mean"], at.standard_error, signed=signed)
+
+
+@functools.cache
+def _lost() -> xr.DataArray:
+    return regret.lost(regret.accuracies(), regret.planned().share)
+
+
+@functools.cache
+def _shares() -> Any:
+    return tab_shares.collect(_stored("tab_shares"))
+
+
+def figure(name: str, value: str) -> object:
+    """Return what the caption of a figure quotes."""
+    return _quoted(name)[value]
+
+
+@functools.cache
+def _quoted(name: str) -> dict[str, object]:
+    script: Any = importlib.import_module(f"figures.study.{name}")
+    stored = cache.ROOT / cache.stored(name)
+    data = files.load(stored) if stored.exists() else script.compute()
+    return script.caption(script.collect(data) if hasattr(script, "collect") else data)
+
+
+def _stored(name: str) -> xr.Dataset:
+    return files.load(cache.ROOT / cache.stored(name))
+
+
+SOURCES: dict[str, Callable[..., object]] = {
+    "accuracy": accuracy,
+    "differences": differences,
+    "best": best,
+    "gain": gain,
+    "over_probing": over_probing,
+    "share": share,
+    "lost": lost,
+    "ahead": ahead,
+    "rules": rules,
+    "most_accurate": most_accurate,
+    "simulated": simulated,
+    "figure": figure,
+    "tasks": lambda: len(regret.TASKS),
+    "regret": lambda: tab_regret.tabulate(tab_regret.compute()).markdown(),
+    "shares": lambda: tab_shares.tabulate(_shares()).markdown(),
+}
+
+
+def main() -> int:
+    """Write every page that has changed."""
+    for page in pages():
+        old = page.read_text(encoding="utf8")
+        if (new := written(old)) != old:
+            page.write_text(new, encoding="utf8")
+            print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    streams.run(main)

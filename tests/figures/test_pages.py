@@ -1,0 +1,75 @@
+"""The numbers and tables in the study's pages are those of the committed results."""
+
+import re
+
+import numpy as np
+import pytest
+
+from figures.study import fig_best_share, fig_gains, fig_rules, pages, regret, tab_regret
+from langevin.store import files
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_pages_are_up_to_date(page):
+    text = page.read_text(encoding="utf8")
+    assert len(pages.VALUE.findall(text)) > 10
+    assert pages.written(text) == text, "run python -m figures.study.pages"
+    # one other digit would be found
+    number = re.search(r"(<!--=lost[^\n]+?-->-?)(\d)", text)
+    assert number is not None
+    wrong = text[: number.start(2)] + str((int(number[2]) + 1) % 10) + text[number.end(2) :]
+    assert pages.written(wrong) == text
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_no_line_of_prose_begins_with_a_comment(page):
+    """Markdown takes such a line for HTML as a whole."""
+    for line in page.read_text(encoding="utf8").splitlines():
+        if line.startswith("<!--"):
+            assert re.fullmatch(r"<!--=[^>]+-->|<!--/-->", line), line
+
+
+def test_a_number_in_a_line_and_a_table_on_its_own():
+    text = "It gains <!--=gain digits-turned 1 3-->0<!--/--> points.\n\n<!--=rules-->\n\n| a |\n\n<!--/-->\n"
+    found = regret.measured("digits-turned").sel(epsilon=3)
+    gain = 100 * (found.sel(share=1) - found.sel(share=0)).values
+    written = pages.written(text)
+    expected = f"{gain.mean():+.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f}"
+    assert f"-->{expected}<!--/--> points.\n\n<!--=rules-->\n\n| plan from" in written
+    assert written.count("\n| ") == 1 + regret.planned().sizes["source"]
+
+
+def test_an_unknown_value_is_refused():
+    with pytest.raises(ValueError, match=r"must be one of accuracy, .* got 'guess'"):
+        pages.written("<!--=guess 1-->2<!--/-->")
+
+
+def test_losses_are_those_of_the_table():
+    data = tab_regret.compute()
+    for rule in data.rule.values:
+        at = data.sel(task="all tasks", budget="all budgets", rule=rule)
+        said = pages.lost(str(rule).replace(" ", "_"))
+        assert said == f"{100 * float(at['mean']):.1f} ± {100 * float(at.standard_error):.1f}"
+    ahead = data.ahead.sel(plan="private features", fixed="all FFT")
+    assert pages.ahead("private_features", "all_FFT").startswith(f"{100 * float(ahead):+.1f} ")
+
+
+def test_gains_are_paired_by_seed():
+    data = fig_gains.compute()
+    task, share, epsilon = "digits-turned", 0.25, 3.0
+    run = files.load(pages.cache.ROOT / f"docs/study/{task}.nc").test_accuracy.sel(epsilon=epsilon)
+    gain = (run.sel(arm="lp-fft 0.25") - run.sel(arm="fft")).values
+    at = data.sel(task=task, share=share, epsilon=epsilon)
+    assert float(at.gain) == pytest.approx(gain.mean())
+    assert float(at.error) == pytest.approx(gain.std(ddof=1) / len(gain) ** 0.5)
+    assert 0.0 not in data.share
+
+
+def test_what_the_figures_of_the_study_draw():
+    shares = fig_best_share.compute()
+    best = regret.accuracies().mean("seed").idxmax("share")
+    assert np.array_equal(shares.measured.transpose(*best.dims), best)
+    assert (shares.measured != shares.runner_up).all()
+    said = fig_rules.caption(fig_rules.compute())
+    assert said["best"] == "private, last layer"
+    assert said["fixed"] in regret.RULES
