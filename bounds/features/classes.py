@@ -115,8 +115,15 @@ class ClassBlock:
         """
         if not self.symmetric:
             raise ValueError(f"heads of class {self.own} must be equal for all other classes")
+        return self._against(self.rivals[:, 0])
+
+    def averaged(self) -> Block:
+        """Block of the scalar net of `scalar`, with the mean head of the other classes for ``b_j``."""
+        return self._against(self.rivals.mean(1))
+
+    def _against(self, rival: FloatArray) -> Block:
         scale = math.sqrt(self.classes / (self.classes - 1))
-        return self._with_head((self.V[:, self.own] - self.rivals[:, 0]) / scale, scale)
+        return self._with_head((self.V[:, self.own] - rival) / scale, scale)
 
     def one_vs_rest(self) -> Block:
         """Block of the scalar net that opposed heads train as, exactly (one-vs-rest; new, 4b'(a)).
