@@ -23,6 +23,8 @@ from langevin.support.validate import FloatArray
 
 COVERS = Covers(tuple(CONES), ("relu",), lp=("none", "flat"), fft=("none", "flat"), outputs=True)
 """What any statement on the blocks of classes covers."""
+TARGETS = Covers(("square",), ("relu",), lp=("none", "flat"), fft=("none", "flat"), outputs=True)
+"""What statements on blocks of K real targets cover."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +117,15 @@ class ClassBlock:
         """
         if not self.symmetric:
             raise ValueError(f"heads of class {self.own} must be equal for all other classes")
+        return self._against(self.rivals[:, 0])
+
+    def averaged(self) -> Block:
+        """Block of the scalar net of `scalar`, with the mean head of the other classes for ``b_j``."""
+        return self._against(self.rivals.mean(1))
+
+    def _against(self, rival: FloatArray) -> Block:
         scale = math.sqrt(self.classes / (self.classes - 1))
-        return self._with_head((self.V[:, self.own] - self.rivals[:, 0]) / scale, scale)
+        return self._with_head((self.V[:, self.own] - rival) / scale, scale)
 
     def one_vs_rest(self) -> Block:
         """Block of the scalar net that opposed heads train as, exactly (one-vs-rest; new, 4b'(a)).
@@ -173,8 +182,21 @@ def decouple_classes(problem: Problem, weights: Weights) -> tuple[list[ClassBloc
     reason = COVERS.refuses(problem) or (NO_NEURONS if isinstance(weights, GramWeights) else "")
     if reason or problem.outputs_dim == 1:
         return [], reason or "the problem has one output: its blocks are those of a scalar head"
-    X, y = problem.X, problem.y
-    pre = X @ weights.W.T
+    return _split(problem, weights, problem.y)
+
+
+def decouple_targets(problem: Problem, weights: Weights) -> tuple[list[ClassBlock], str]:
+    """The same for K real targets, where the class of a sample is its largest target (new, 3.3').
+
+    It does not depend on the loss whether the samples and neurons of a class train apart from all others.
+    """
+    reason = TARGETS.refuses(problem) or (NO_NEURONS if isinstance(weights, GramWeights) else "")
+    return ([], reason) if reason else _split(problem, weights, problem.targets.argmax(1))
+
+
+def _split(problem: Problem, weights: Weights, y: np.ndarray) -> tuple[list[ClassBlock], str]:
+    """Blocks of the samples that a label ``y`` tells apart, or why some neuron is in none."""
+    X, pre = problem.X, problem.X @ weights.W.T
     scale = np.sqrt(problem.squared_norms)[:, None] * np.linalg.norm(weights.W, axis=1)
     active = np.where(np.abs(pre) <= ROUNDOFF * scale, 0.0, np.sign(pre))
     own = y[active.argmax(axis=0)]

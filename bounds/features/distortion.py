@@ -11,8 +11,14 @@ from bounds.distance.flow import span
 from bounds.features.blocks import COVERS as BLOCKS
 from bounds.features.blocks import MARGINS, ROUNDOFF, Block, decouple, fft_obstacle
 from bounds.features.classes import COVERS as CLASSES
-from bounds.features.classes import ClassBlock, classes_obstacle, decouple_classes
-from bounds.features.effects import Effect, class_effect, gather, scalar_effect
+from bounds.features.classes import (
+    TARGETS,
+    ClassBlock,
+    classes_obstacle,
+    decouple_classes,
+    decouple_targets,
+)
+from bounds.features.effects import Effect, class_effect, gather, scalar_effect, square_effect
 from bounds.support.covers import Covers, declares
 from bounds.support.ranges import require_moderate
 from langevin.model.activations import ACTIVATIONS
@@ -28,7 +34,11 @@ RELU = replace(BLOCKS, activations=("relu",))
 DRIFT = Covers(
     ("logistic", "square", "huber"), ("relu", "linear", "gelu", "tanh"), lp=(), fft=("none", "flat")
 )
-KINDS = {"one output": replace(RELU, lp=()), "K classes": replace(CLASSES, lp=())}
+KINDS = {
+    "one output": replace(RELU, lp=()),
+    "K classes": replace(CLASSES, lp=()),
+    "K targets": replace(TARGETS, lp=()),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +46,8 @@ class Distortion:
     """The effect of full fine-tuning on each neuron while its head is misaligned; see `distortion`.
 
     With one output "aligned" means ``s_j v_j >= 0``. With K classes ``c`` is the class of the neuron and the
-    aligned cone is ``V_jc >= V_jk`` for all ``k`` (softmax), or ``V_jc >= 0 >= V_jk`` (one-vs-rest).
+    aligned cone is ``V_jc >= V_jk`` for all ``k`` (softmax), or ``V_jc >= 0 >= V_jk`` (one-vs-rest); with the
+    square loss and K targets ``V_jk r_ik <= 0``.
 
     Attributes
     ----------
@@ -45,7 +56,7 @@ class Distortion:
         Why the statement does not hold; all arrays are then False or NaN.
     probability : float
         Chance that a head drawn from ``N(0, beta^2)`` misaligns some neuron: ``1 - 2^-h``; with K classes
-        ``1 - K^-h`` (softmax) or ``1 - 2^(-K h)`` (one-vs-rest).
+        ``1 - K^-h`` (softmax) or ``1 - 2^(-K h)`` (one-vs-rest); NaN with K targets.
     wholly_probability : float
         Chance that it misaligns some neuron wholly: ``1 - (1 - p)^h`` where a single one is with probability
         ``p``, which is 1/2, 1/K or ``2^-K``.
@@ -134,6 +145,13 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         scalar net, whose statement then is used. A zero head is aligned: full fine-tuning then distorts
         nothing at zeroth order.
 
+    Statement, K targets
+        With the square loss a class is the samples with the same largest target. If the residuals of each
+        output have one sign in each class at the start, a head is aligned where no output has the sign of its
+        residuals, and the statement is that of one-vs-rest until a residual changes its sign; afterwards
+        aligned neurons may be turned away. ``C`` is replaced by the norm of the class's residuals times a
+        bound of ``z`` without a clip.
+
     Parameters
     ----------
     problem, weights
@@ -144,7 +162,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     Returns
     -------
     Distortion
-        For all time with the logistic loss and with K classes; with the square loss until a margin reaches 1.
+        For all time with the logistic loss and with K classes; with the square loss until a margin reaches 1,
+        or with K targets a residual changes its sign.
         With ``valid`` False and a reason where an assumption fails.
 
     References
@@ -170,10 +189,11 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     """
     require_moderate(problem, weights, clip=clip, pairs=True)
     clip = validate.positive_or_none("clip", clip)
-    several = problem.outputs_dim > 1
+    several, square = problem.outputs_dim > 1, problem.loss == "square"
     source = CLASSES_DISTORTION if several else DISTORTION
     chances, h = _chances(problem, weights.width), len(weights.v)
-    effects, reason = (_class_effects if several else _scalar_effects)(problem, weights, clip)
+    found = (_square_effects if square else _class_effects) if several else _scalar_effects
+    effects, reason = found(problem, weights, clip)
     no, nan = np.zeros(h, dtype=bool), np.full(h, np.nan)
     if reason:
         state = no, no, no, nan, nan, no, nan, nan, no, no
@@ -183,7 +203,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
     norms = np.linalg.norm(span(problem, weights).W, axis=1)
     for block, effect in effects:
         j = block.neurons
-        classes[j] = problem.y[block.samples[0]]
+        classes[j] = block.own if isinstance(block, ClassBlock) else problem.y[block.samples[0]]
         never[j] = effect.keeps_direction & effect.wholly & (effect.distance >= norms[j])
         falls[j] = effect.wholly & _beyond_class(problem, weights, block)
     orphan = np.isnan(classes)
@@ -194,7 +214,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         for name in ("misaligned", "wholly", "pushed"):
             arrays[name][bad] = True
         arrays["distance"][bad], arrays["duration"][bad] = np.abs(weights.v[bad]), np.inf
-    lasting = several or np.isinf(MARGINS[problem.loss].end)
+    scope = "until a residual changes its sign" if several else "until a margin reaches 1"
     return Distortion(
         True,
         "",
@@ -204,7 +224,7 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
         never_flips=never,
         cosine_falls=falls,
         fixed=bool(arrays["survives"].all()),
-        scope="for all time" if lasting else "until a margin reaches 1 (square loss)",
+        scope=f"{scope} (square loss)" if square else "for all time",
         source=source,
     )
 
@@ -212,6 +232,8 @@ def distortion(problem: Problem, weights: Weights, *, clip: float | None = None)
 def _chances(problem: Problem, width: int) -> tuple[float, float]:
     """Chances that a Gaussian head misaligns some neuron, and that it does so wholly."""
     K = problem.outputs_dim
+    if K > 1 and problem.loss == "square":
+        return np.nan, np.nan
     # of one neuron to be aligned, and to be wholly misaligned
     one = 0.5**K if problem.loss == "ovr" or K == 1 else 1 / K
     return 1 - one**width, 1 - (1 - one) ** width
@@ -237,6 +259,20 @@ def _class_effects(
     if reason:
         return [], reason
     return [(block, class_effect(block, problem.loss, clip)) for block in blocks], ""
+
+
+def _square_effects(
+    problem: Problem, weights: Weights, clip: float | None
+) -> tuple[list[tuple[ClassBlock, Effect]], str]:
+    blocks, reason = decouple_targets(problem, weights)
+    reason = reason or classes_obstacle(blocks)
+    effects = []
+    for block in blocks if not reason else []:
+        effect = square_effect(block, problem.targets[block.samples], clip)
+        if isinstance(effect, str):
+            return [], effect
+        effects.append((block, effect))
+    return effects, reason
 
 
 def _beyond_class(problem: Problem, weights: Weights, block: Block | ClassBlock) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bounds.features.blocks import Block, Margin
 from bounds.features.classes import ClassBlock, class_margin
-from langevin.model.alignment import CONES
+from langevin.model.alignment import CONES, Cone
 from langevin.model.losses import LOSSES
 from langevin.support.validate import FloatArray
 
@@ -47,17 +47,42 @@ def class_effect(block: ClassBlock, loss: str, clip: float | None) -> Effect:
         found = scalar_effect(block.scalar(), class_margin(block.classes), clip)
         # the scalar net's inputs are longer
         return Effect(*found[:5], *_survival(block, found.distance), True)
-    cone, own = CONES[loss], np.full(len(block.V), block.own)
-    excess = cone.excess(block.V, own)
-    bad, distance = np.any(excess > 0, axis=1), cone.distance(excess)
     label = np.eye(block.classes)[np.full(len(block.samples), block.own)]
-    residuals = LOSSES[loss].residual(block.outputs, label)
+    residuals, steepest = LOSSES[loss].residual(block.outputs, label), LOSSES[loss].steepest(block.classes)
+    assert steepest is not None
+    root = math.sqrt(2) if loss == "softmax" else 1.0
+    return _outside(block, CONES[loss], residuals, steepest, clip, root)
+
+
+def square_effect(block: ClassBlock, targets: FloatArray, clip: float | None) -> Effect | str:
+    """Effect with the square loss until a residual changes its sign, or why there is no statement.
+
+    A head is aligned where no output has the sign of the residuals, which must be the same for all samples.
+    """
+    R = block.outputs - targets
+    still = (R == 0).all(0) & (block.V == 0).all(0)
+    signs = np.where((R < 0).all(0), 1.0, np.where((R > 0).all(0), -1.0, 0.0))
+    mixed = np.flatnonzero((signs == 0) & ~still)
+    if len(mixed):
+        return f"residuals of output {mixed[0]} in class {block.own} have both signs, or one is 0"
+    cone = Cone(lambda V, own: -signs * V, CONES["ovr"].distance)
+    # without a clip the loss of the class does not rise, nor does the norm of its residuals
+    steepest = float(np.linalg.norm(R)) if clip is None else math.inf
+    return _outside(block, cone, R, steepest, clip, 1.0)
+
+
+def _outside(
+    block: ClassBlock, cone: Cone, residuals: FloatArray, steepest: float, clip: float | None, root: float
+) -> Effect:
+    """Effect on heads outside a cone; ``steepest`` bounds the norms of the residuals."""
+    excess = cone.excess(block.V, np.full(len(block.V), block.own))
+    bad, distance = np.any(excess > 0, axis=1), cone.distance(excess)
     return Effect(
         bad,
         np.all(excess > 0, axis=1),
         bad & (residuals @ block.V.T > 0).any(0),
         distance,
-        _duration(block, loss, distance, clip),
+        _duration(block, cone, distance, steepest, clip, root),
         *_survival(block, distance),
         False,
     )
@@ -79,14 +104,13 @@ def _clipped(sizes: FloatArray, clip: float | None) -> FloatArray:
     return sizes if clip is None else np.minimum(sizes, clip)
 
 
-def _duration(block: ClassBlock, loss: str, distance: FloatArray, clip: float | None) -> FloatArray:
+def _duration(
+    block: ClassBlock, cone: Cone, distance: FloatArray, steepest: float, clip: float | None, root: float
+) -> FloatArray:
     """Least time until a head is in the aligned cone: wholly misaligned first, then not."""
-    cone, own = CONES[loss], np.full(len(block.V), block.own)
-    steepest = LOSSES[loss].steepest(block.classes)
-    assert steepest is not None
+    own = np.full(len(block.V), block.own)
     # wholly misaligned heads are those whose opposite is aligned
-    inside = np.maximum(cone.excess(block.V, own).min(1), 0.0)
-    depth = inside / math.sqrt(2) if loss == "softmax" else inside
+    depth = np.maximum(cone.excess(block.V, own).min(1), 0.0) / root
     beyond = cone.distance(cone.excess(-block.V, own))
     first = depth / _clipped(steepest * block.Z, clip).sum(1)
     # then pre-activations may rise: z' = most P and P' = z, P the distance to the wholly misaligned heads

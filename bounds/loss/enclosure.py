@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 from bounds.features.blocks import CLASS_MARGINS, COVERS, MARGINS, Block, decouple, fft_obstacle
 from bounds.features.classes import COVERS as CLASS_BLOCKS
 from bounds.features.classes import ClassBlock, classes_obstacle, decouple_classes
+from bounds.loss.enclosures.any_heads import AnyHeads
 from bounds.loss.enclosures.clocked import Enclosed
 from bounds.loss.enclosures.collapsed import Collapsed
 from bounds.loss.enclosures.one_output import OneOutput
-from bounds.loss.enclosures.several_outputs import SeveralOutputs
 from bounds.support.covers import PROBING
 from bounds.support.ranges import require_moderate
 from langevin.model.problem import Problem
@@ -36,7 +36,7 @@ SCALES: dict[str, Callable[[int], float]] = {
     "ovr": lambda K: 1.0,
 }
 """Factor of its inputs, and of ``||r_i||`` over its slope."""
-ANY_HEADS = {"softmax": SeveralOutputs}
+ANY_HEADS = {"softmax": AnyHeads}
 """The form for any heads (4b'(b))."""
 UNLIKE = (
     "one-vs-rest is covered where each neuron's heads of other classes are minus that of its own, as a zero "

@@ -23,10 +23,37 @@ from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
 SOURCE = "new (section 8), an estimate"
-LOW_RANK = Covers(("square",), ("linear",), lp=("none",), fft=("none",))
+
+
+def _of_classes(R: FloatArray, Y: FloatArray, S: FloatArray) -> FloatArray:
+    """Third cumulants of the classes, contracted."""
+    p = R + Y
+    away = np.eye(p.shape[1]) - p[:, None]
+    return np.einsum("nm,nma->na", p * np.einsum("nma,nab,nmb->nm", away, S, away, optimize=True), away)
+
+
+def _of_signs(R: FloatArray, Y: FloatArray, S: FloatArray) -> FloatArray:
+    g = np.abs(R)
+    return -Y * g * (1 - g) * (1 - 2 * g) * np.diagonal(S, axis1=1, axis2=2)
+
+
+def _one_vs_rest(R: FloatArray, Y: FloatArray, S: FloatArray) -> FloatArray:
+    p = R + Y
+    return p * (1 - p) * (1 - 2 * p) * np.diagonal(S, axis1=1, axis2=2)
+
+
+Third = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+THIRD: dict[str, Third] = {
+    "square": lambda R, Y, S: np.zeros_like(R),
+    "logistic": _of_signs,
+    "softmax": _of_classes,
+    "ovr": _one_vs_rest,
+}
+"""Third derivatives of a sample's loss from its residual, contracted with covariances of the outputs."""
+LOW_RANK = Covers(tuple(THIRD), ("linear",), lp=("none",), fft=("none",), outputs=True)
 COLLAPSED = replace(BLOCKS, lp=())
-LARGEST = 9
-"""Largest ``k + 1`` of the general method, whose unknowns number its fourth power."""
+LARGEST = 13
+"""Largest ``k + K`` of the general method, whose unknowns number its fourth power."""
 RTOL, ATOL = 1e-9, 1e-11
 
 
@@ -63,13 +90,15 @@ def first_order_loss(
 ) -> Estimate:
     r"""Estimate ``E L(theta_t) = L(theta~_t) + sigma^2 c(t) + o(sigma^2)``.
 
-    New (section 8). Mean and covariance of the deviation are carried along the zeroth-order path, for
-    the Gram matrix ``M`` of ``(W, v)`` in span coordinates, or for the two coordinates of a collapsed
-    block. It is an **estimate, not a bound**, doubtful once ``sigma^2 h`` is not small.
+    New (section 8; 8' with K outputs). Mean and covariance of the deviation are carried along the
+    zeroth-order path, for the Gram matrix ``M`` of ``(W, V)`` in span coordinates, or for the two
+    coordinates of a collapsed block. It is an **estimate, not a bound**, doubtful once ``sigma^2 h`` is not
+    small.
 
     Assumptions
-        Either inputs of rank at most 8, or one collapsed block (all ``y_i x_i`` equal) of a linear net or
-        of a ReLU net whose neurons stay in their cone.
+        Either a linear net without clipping with at most 13 dimensions of the inputs' span and outputs
+        together, or one collapsed block (all ``y_i x_i`` equal) of a linear net, or of a ReLU net whose
+        neurons stay in their cone, with one output.
 
     Parameters
     ----------
@@ -92,17 +121,17 @@ def first_order_loss(
     """
     require_moderate(problem, weights, schedule)
     t = record_times(schedule, times)
-    k = span(problem, weights).X.shape[1]
-    if not LOW_RANK.refuses(problem) and all(LOW_RANK.phases(schedule)) and k < LARGEST:
-        zeroth, correction = _general(problem, weights, schedule, t)
-        return _estimate(t, zeroth, correction)
+    loss = LOW_RANK.refuses(problem)
+    other = loss or LOW_RANK.refuses_phases(schedule) or _too_large(problem, weights)
+    if not other:
+        return _estimate(t, *_general(problem, weights, schedule, t))
     block, reason = collapsed(problem, weights)
-    if block is None:
-        reason = f"not a linear net of low rank with the unclipped square loss, and {reason}"
-        # or it is one, but its schedule samples batches
-        reason = next(filter(None, map(sampling, schedule)), reason)
-    else:
+    if block is not None:
         reason = COLLAPSED.refuses_phases(schedule)
+    else:
+        # a problem of the general method is refused for its schedule or its size
+        reason = f"not a linear net, and {reason}" if loss else other
+        reason = next(filter(None, map(sampling, schedule)), reason)
     if reason or block is None:
         nan = np.full(len(t), np.nan)
         return Estimate(t, nan, nan, nan, np.zeros(len(t), dtype=bool), reason)
@@ -111,6 +140,13 @@ def first_order_loss(
     start = 0.5 * np.array([((block.alpha + u) ** 2).sum(), ((block.alpha - u) ** 2).sum()])
     chain = _Collapsed(problem, len(block.samples), scale, weights.width)
     return _estimate(t, *chain.run(start, schedule, t))
+
+
+def _too_large(problem: Problem, weights: Weights) -> str:
+    k, K = span(problem, weights).X.shape[1], problem.outputs_dim
+    if k + K <= LARGEST:
+        return ""
+    return f"inputs of rank {k} and {K} outputs are {k + K} dimensions, and {LARGEST} are the most"
 
 
 def _estimate(t: FloatArray, zeroth: FloatArray, correction: FloatArray) -> Estimate:
@@ -136,12 +172,26 @@ def _solve(rate, between: tuple[float, float], y: FloatArray, **options):
         raise ArithmeticError(
             f"the expansion diverged at time {between[0]:g}: a moment is beyond all numbers"
         )
-    solved = solve_ivp(
-        patient(rate), between, y, "DOP853", rtol=RTOL, atol=ATOL, dense_output=True, **options
-    )
+    solved = solve_ivp(patient(rate), between, y, "DOP853", rtol=RTOL, atol=ATOL, **options)
     if not solved.success:
         raise ArithmeticError(f"the expansion diverged at time {solved.t[-1]:g}: {solved.message}")
     return solved
+
+
+class _Outputs:
+    """Residuals of K outputs ``F (n, K)``, and what their second and third derivatives do."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.loss, self.third, self.Y = LOSSES[problem.loss], THIRD[problem.loss], problem.targets
+
+    def curvature(self, F: FloatArray) -> FloatArray:
+        """Hessians of the samples' losses, shape (n, K, K)."""
+        found = self.loss.curvature(F, self.Y)
+        return found if self.loss.classes else found[:, :, None] * np.eye(F.shape[1])
+
+    def bend(self, F: FloatArray, S: FloatArray) -> FloatArray:
+        """Third derivatives contracted with covariances ``S (n, K, K)`` of the outputs, shape (n, K)."""
+        return self.third(self.loss.residual(F, self.Y), self.Y, S)
 
 
 def _general(
@@ -150,32 +200,41 @@ def _general(
     """Zeroth-order loss and correction through the Gram matrix."""
     X, W, _ = span(problem, weights)
     h, k = weights.width, W.shape[1]
-    q = k + 1
-    H, target = X.T @ X, X.T @ problem.y
     Theta = np.column_stack([W, weights.v])
-    eye = np.eye(q)
+    q = Theta.shape[1]
+    net, eye = _Outputs(problem), np.eye(q)
+
+    def of_outputs(S: FloatArray) -> FloatArray:
+        """Covariances of the samples' outputs, shape (n, K, K)."""
+        return np.einsum("na,amcl,nc->nml", X, S.reshape(q, q, q, q)[:k, k:, :k, k:], X, optimize=True)
 
     def run(y: FloatArray, phase: Phase, times: FloatArray) -> tuple[FloatArray, FloatArray]:
         fft = phase.method == "fft"
-        noisy = eye if fft else np.diag(eye[-1])
-        # B depends on M through beta: T is its derivative
-        T = np.zeros((q, q, q, q))
-        T[:k, k, :k, k] = -H
-        if fft:
-            T[k, :k, :k, k] = -H
+        noisy = eye if fft else np.diag(np.arange(q) >= k).astype(float)
+
+        def pushed(U: FloatArray) -> FloatArray:
+            """``B`` of the drift ``M B + B^T M``, by ``U = X^T R``; also of arrays of them."""
+            B = np.zeros((q, q, *U.shape[2:]))
+            B[:k, k:] = -U
+            if fft:
+                B[k:, :k] = -U.swapaxes(0, 1)
+            return B
 
         def rate(_: float, y: FloatArray) -> FloatArray:
             M, mean = y[: q * q].reshape(q, q), y[q * q : 2 * q * q].reshape(q, q)
             S = y[2 * q * q :].reshape(q * q, q * q)
-            B = np.zeros((q, q))
-            B[:k, k] = target - H @ M[:k, k]
-            if fft:
-                B[k, :k] = B[:k, k]
+            F = X @ M[:k, k:]
+            B = pushed(X.T @ net.loss.residual(F, net.Y))
+            # B depends on M through the outputs: T is its derivative
+            slope = np.zeros((k, q - k, q, q))
+            slope[:, :, :k, k:] = np.einsum("na,nlm,nc->alcm", X, net.curvature(F), X, optimize=True)
+            T = pushed(slope)
             drift = M @ B
             J = np.einsum("ia,bj->ijab", eye, B) + np.einsum("ai,bj->ijab", B, eye)
-            swing = np.einsum("ik,kjab->ijab", M, T)
+            swing = np.tensordot(M, T, 1)
             J = (J + swing + swing.swapaxes(0, 1)).reshape(q * q, q * q)
-            bend = np.einsum("ikab,kjab->ij", S.reshape(q, q, q, q), T)
+            bend = np.tensordot(S.reshape(q, q, q, q), T, ([1, 2, 3], [0, 2, 3]))
+            bend = bend + M @ pushed(X.T @ net.bend(F, of_outputs(S))) / 2
             push = (J @ mean.ravel()).reshape(q, q) + bend + bend.T + 2 * phase.sigma**2 * h * noisy
             spread = np.einsum("ik,jl->ijkl", noisy, M) + np.einsum("il,jk->ijkl", noisy, M)
             spread = spread + spread.swapaxes(0, 1)
@@ -183,19 +242,19 @@ def _general(
             change = change + change.T + 2 * phase.sigma**2 * spread.reshape(q * q, q * q)
             return np.concatenate([(drift + drift.T).ravel(), push.ravel(), change.ravel()])
 
-        solved = _solve(rate, (0.0, phase.time), y)
-        # a phase without a time asked for has no states to give
-        states = solved.sol(times).T if times.size else np.empty((0, len(y)))
-        return states, solved.y[:, -1]
+        grid, where = np.unique(np.append(times, phase.time), return_inverse=True)
+        states = _solve(rate, (0.0, phase.time), y, t_eval=grid).y.T[where]
+        return states[:-1], states[-1]
 
     start = np.concatenate([(Theta.T @ Theta).ravel(), np.zeros(q * q + q**4)])
-    states = _by_phase(start, schedule, t, run)
-    M = states[:, : q * q].reshape(-1, q, q)
-    mean = states[:, q * q : 2 * q * q].reshape(-1, q, q)[:, :k, k]
-    S = states[:, 2 * q * q :].reshape(-1, q, q, q, q)[:, :k, k, :k, k]
-    r = M[:, :k, k] @ X.T - problem.y
-    correction = ((r @ X) * mean).sum(1) + 0.5 * np.einsum("tab,ab->t", S, H)
-    return 0.5 * (r**2).sum(1), correction
+    loss, correction = np.empty(len(t)), np.empty(len(t))
+    for i, y in enumerate(_by_phase(start, schedule, t, run)):
+        M, mean = y[: 2 * q * q].reshape(2, q, q)[:, :k, k:]
+        F = X @ M
+        loss[i] = net.loss.value(F, net.Y).sum()
+        correction[i] = (net.loss.residual(F, net.Y) * (X @ mean)).sum()
+        correction[i] += 0.5 * (net.curvature(F) * of_outputs(y[2 * q * q :])).sum()
+    return loss, correction
 
 
 class _Collapsed:
@@ -276,7 +335,7 @@ class _Collapsed:
             leaves.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
             # leave the surface first: after a jump psi is 0 up to roundoff
             leaves.direction = -1.0 if active else 1.0  # pyright: ignore[reportFunctionMemberAccess]
-            solved = _solve(rate, (now, phase.time), y, events=leaves)
+            solved = _solve(rate, (now, phase.time), y, events=leaves, dense_output=True)
             end = float(solved.t_events[0][0]) if solved.status == 1 else phase.time
             reached = (times >= now) & (times <= end)
             if reached.any():

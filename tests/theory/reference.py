@@ -114,12 +114,17 @@ def drift_outputs(problem, W, V, phase, batch=1.0):
     return dW, dV
 
 
-def chain_outputs(problem, weights, schedule, dt, paths, seed, times):
-    """Euler-Maruyama with K outputs and Poisson batches."""
+def chain_outputs(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
+    """Euler-Maruyama with K outputs and Poisson batches; antithetic as in `chain`."""
     rng = np.random.default_rng(seed)
     W, V = (np.repeat(part[None], paths, 0) for part in (weights.W, weights.v))
     want = np.rint(np.asarray(times) / dt).astype(int)
     out, step = [], 0
+
+    def noise(*shape):
+        half = rng.standard_normal((paths // 2 if antithetic else paths, *shape))
+        return np.concatenate([half, -half]) if antithetic else half
+
     for phase in schedule:
         for _ in range(round(phase.time / dt)):
             out += [(W, V)] * int((want == step).sum())
@@ -127,8 +132,8 @@ def chain_outputs(problem, weights, schedule, dt, paths, seed, times):
             dW, dV = drift_outputs(problem, W, V, phase, batch)
             scale = phase.sigma * np.sqrt(2 * dt)
             if phase.method == "fft":
-                W = W + dW * dt + scale * rng.standard_normal(W.shape)
-            V = V + dV * dt + scale * rng.standard_normal(V.shape)
+                W = W + dW * dt + scale * noise(*W.shape[1:])
+            V = V + dV * dt + scale * noise(*V.shape[1:])
             step += 1
     out += [(W, V)] * int((want >= step).sum())
     return Paths(want * dt, *(np.array(parts) for parts in zip(*out, strict=True)))

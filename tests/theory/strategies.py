@@ -151,11 +151,11 @@ def decoupled(rng, loss=None, spread=None, n=None, h=None, head=None, d=None):
     return problem, weights
 
 
-def classes(rng, K=None, loss="softmax", spread=None, heads="any", h=None):
+def classes(rng, K=None, loss="softmax", spread=None, heads="any", h=None, head=None):
     """ReLU problem of K classes under 3.1' and 3.2'; classes are of unequal sizes, some without neurons.
 
     ``spread`` is that of `separable`; ``heads`` are "any", "symmetric" (softmax), "opposed" (one-vs-rest) or
-    "zero".
+    "zero", and ``head`` is their scale.
     """
     K, width = K or int(rng.choice(CLASSES)), int(rng.integers(1, 4))
     y = rng.permutation(np.repeat(np.arange(K), rng.integers(1, 5, K)))
@@ -170,7 +170,7 @@ def classes(rng, K=None, loss="softmax", spread=None, heads="any", h=None):
     X, axes = X @ rotation, (means - 0.3 * (means.sum(0) - means)) @ rotation
     own = rng.choice(K, h or int(rng.integers(1, 2 * K + 3)))
     W = np.array([row(rng, axes[c] / np.linalg.norm(axes[c]), X[y == c], X[y != c]) for c in own])
-    V = rng.standard_normal((len(own), K)) * np.exp(rng.uniform(-2, 0.3))
+    V = rng.standard_normal((len(own), K)) * (np.exp(rng.uniform(-2, 0.3)) if head is None else head)
     mine = np.arange(K) == own[:, None]
     if heads != "any":
         V = np.where(mine, V[:, :1], V[:, 1:2] if heads == "symmetric" else -V[:, :1]) * (heads != "zero")

@@ -478,7 +478,6 @@ def test_where_they_do_not_hold():
     assert found.valid
     assert not found.lasting
     square = Problem(np.eye(3), np.eye(3), loss="square")
-    for found in (bounds.distortion(square, one), bounds.alignment_time(square, one)):
-        assert "'square' is not covered" in found.reason
+    assert "'square' is not covered" in bounds.alignment_time(square, one).reason
     smooth = Problem(np.eye(3), [0, 1, 2], "gelu", "softmax")
     assert "only 'relu'" in bounds.distortion(smooth, one).reason

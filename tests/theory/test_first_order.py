@@ -7,10 +7,24 @@ import numpy as np
 import pytest
 
 import bounds
+from bounds.loss import first_order
+from langevin import zeroth_order
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.weights import Weights
 from tests.theory import reference, strategies
+
+
+def run_of(problem):
+    return reference.chain if problem.outputs_dim == 1 else reference.chain_outputs
+
+
+def flow_of(problem, weights, schedule, times):
+    """Loss of the zeroth-order flow."""
+    if problem.outputs_dim == 1:
+        return reference.flow(problem, weights, schedule, times).losses(problem)[:, 0]
+    how: Any = dict(times=times, reduce="none", rtol=1e-9, atol=1e-11)
+    return zeroth_order(problem, weights, schedule, **how).loss.values
 
 
 def measured(problem, weights, schedule, times, seed, pairs, steps=256):
@@ -19,8 +33,9 @@ def measured(problem, weights, schedule, times, seed, pairs, steps=256):
     out = []
     for parts in (steps // 2, steps):
         dt = schedule.duration / parts
-        base = reference.chain(problem, weights, still, dt, 1, 0, times).losses(problem)
-        run = reference.chain(problem, weights, schedule, dt, 2 * pairs, seed, times, antithetic=True)
+        chain = run_of(problem)
+        base = chain(problem, weights, still, dt, 1, 0, times).losses(problem)
+        run = chain(problem, weights, schedule, dt, 2 * pairs, seed, times, antithetic=True)
         losses = run.losses(problem) - base
         both = 0.5 * (losses[:, :pairs] + losses[:, pairs:])
         out.append(reference.mean_and_error(both))
@@ -54,30 +69,46 @@ def collapsed_case(seed, sigma):
     return problem, weights, Schedule.fft(time=0.5, sigma=sigma, clip=clip)
 
 
-def check(case, seeds, pairs):
+OUTPUTS = ("softmax", "ovr", "square", "logistic")
+
+
+def outputs_case(seed, sigma):
+    """Linear nets of K outputs, classes of unequal sizes; a scalar head with the logistic loss."""
+    rng = np.random.default_rng(seed)
+    K = strategies.CLASSES[seed // 4 % 4]
+    loss: Any = OUTPUTS[seed % 4]
+    d, h = int(rng.integers(1, 4)), int(rng.integers(1, 5))
+    if loss == "logistic":
+        problem, weights = strategies.general(rng, "linear", loss, d=d, h=h)
+    else:
+        problem, weights = strategies.several(rng, K=K, loss=loss, activation="linear", d=d, h=h)
+    problem = Problem(tame(problem.X, weights), problem.y, "linear", loss)
+    methods = [["fft"], ["lp", "fft"], ["lp"]][seed % 3]
+    return problem, weights, Schedule([Phase(m, 0.25, sigma) for m in methods])
+
+
+def check(case, seeds, pairs, steps=256):
     """Hold the estimate against Monte Carlo; where sigma is too large for first order, at a quarter of it."""
     far, smaller = [], 0
     for seed in seeds:
-        seen = compare(case(seed, 0.02), seed, pairs)
+        seen = compare(case(seed, 0.02), seed, pairs, steps)
         if seen is None:
             smaller += 1
-            seen = compare(case(seed, 0.005), seed, pairs)
+            seen = compare(case(seed, 0.005), seed, pairs, steps)
         assert seen is not None, seed
         far += seen
     assert smaller <= 0.02 * len(seeds)
     return np.mean(far)
 
 
-def compare(instance, seed, pairs):
+def compare(instance, seed, pairs, steps=256):
     """Return where 0.7 of the correction is seen to be wrong, or None if the correction is."""
     problem, weights, schedule = instance
     times = np.array([0.5, 1.0]) * schedule.duration
     found = bounds.first_order_loss(problem, weights, schedule, times)
     assert found.valid.all(), found.reason
-    (coarse, e0), (mean, error) = measured(problem, weights, schedule, times, seed, pairs)
-    assert found.zeroth == pytest.approx(
-        reference.flow(problem, weights, schedule, times).losses(problem)[:, 0], rel=1e-6, abs=1e-8
-    )
+    (coarse, e0), (mean, error) = measured(problem, weights, schedule, times, seed, pairs, steps)
+    assert found.zeroth == pytest.approx(flow_of(problem, weights, schedule, times), rel=1e-6, abs=1e-8)
     bias = np.maximum(np.abs(mean - coarse) - 3 * np.hypot(error, e0), 0)
     slack = 4.5 * error + bias
     if (np.abs(mean - found.correction) > slack).any():
@@ -94,23 +125,86 @@ def test_collapsed_blocks():
     assert check(collapsed_case, range(6), 1000) > 0.3
 
 
+def test_linear_nets_of_several_outputs():
+    assert check(outputs_case, range(20), 300, steps=64) > 0.3
+
+
+@pytest.mark.parametrize(("scale", "right"), [(np.sqrt(2), True), (1.0, False)])
+def test_two_classes_are_the_logistic_net_on_longer_inputs(scale, right):
+    rng = np.random.default_rng(3)
+    problem, weights = strategies.several(rng, K=2, loss="softmax", activation="linear", n=5, d=3, h=4)
+    schedule = Schedule([Phase("lp", 0.25, 0.02), Phase("fft", 0.25, 0.02)])
+    scalar = Problem(scale * problem.X, 2.0 * problem.y - 1, "linear")
+    head = (weights.v[:, 1] - weights.v[:, 0]) / scale
+    ours = bounds.first_order_loss(problem, weights, schedule, [0.1, 0.5])
+    theirs = bounds.first_order_loss(scalar, Weights(weights.W, head), schedule, [0.1, 0.5])
+    assert (ours.correction == pytest.approx(theirs.correction, rel=1e-6)) == right
+
+
+@pytest.mark.parametrize("K", strategies.CLASSES)
+def test_it_is_exact_in_linear_probing_with_the_square_loss(K):
+    rng = np.random.default_rng(K)
+    problem, weights = strategies.several(rng, K=K, loss="square", activation="linear", d=2, h=3)
+    schedule, times = Schedule.lp(time=0.5, sigma=0.3), [0.1, 0.5]
+    exact = bounds.lp_expected_loss(problem, weights, schedule, times)
+    assert bounds.first_order_loss(problem, weights, schedule, times).value == pytest.approx(exact.lower)
+    assert bounds.first_order_loss(problem, weights, schedule, times).zeroth != pytest.approx(exact.lower)
+
+
+def test_too_many_dimensions_are_refused():
+    problem, weights = strategies.several(
+        np.random.default_rng(0), K=10, loss="softmax", activation="linear", n=12, d=4
+    )
+    found = bounds.first_order_loss(problem, weights, Schedule.fft(time=1.0, sigma=0.1))
+    assert not found.valid.any()
+    assert "14 dimensions, and 13 are the most" in found.reason
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [linear_case, collapsed_case])
+@pytest.mark.parametrize("case", [linear_case, collapsed_case, outputs_case])
 def test_first_order_many(case):
     assert check(case, range(200), 1200) > 0.3
 
 
+def block_and_general(seed):
+    """Corrections of a collapsed block by its own method and by the Gram matrix."""
+    problem, weights, _ = collapsed_case(seed, 0.02)
+    schedule = Schedule.fft(time=0.5, sigma=0.02)
+    through_gram = bounds.first_order_loss(problem, weights, schedule, [0.25, 0.5])
+    # a threshold that is never reached leaves the block method
+    block = bounds.first_order_loss(
+        problem, weights, Schedule.fft(time=0.5, sigma=0.02, clip=1e6), [0.25, 0.5]
+    )
+    return block, through_gram
+
+
 def test_both_methods_agree():
-    for seed in range(1, 20, 6):
-        problem, weights, _ = collapsed_case(seed, 0.02)
-        schedule = Schedule.fft(time=0.5, sigma=0.02)
-        through_gram = bounds.first_order_loss(problem, weights, schedule, [0.25, 0.5])
-        # a threshold that is never reached leaves the block method
-        block = bounds.first_order_loss(
-            problem, weights, Schedule.fft(time=0.5, sigma=0.02, clip=1e6), [0.25, 0.5]
-        )
+    for seed in range(1, 20, 3):
+        block, through_gram = block_and_general(seed)
         assert block.value == pytest.approx(through_gram.value, rel=1e-4)
         assert block.correction == pytest.approx(through_gram.correction, rel=1e-4)
+
+
+def test_the_third_derivative_counts(monkeypatch):
+    monkeypatch.setitem(first_order.THIRD, "logistic", lambda R, Y, S: 0 * R)
+    block, through_gram = block_and_general(4)
+    assert block.correction != pytest.approx(through_gram.correction, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax", "ovr"])
+def test_third_derivatives(loss):
+    """Against differences of the curvature."""
+    rng = np.random.default_rng(0)
+    K = 1 if loss == "logistic" else 4
+    labels = [1, -1, 1, -1] if K == 1 else range(4)
+    net = first_order._Outputs(Problem(np.eye(4), labels, "linear", loss))
+    F, A = rng.standard_normal((4, K)), rng.standard_normal((4, K, K))
+    S = A @ A.swapaxes(1, 2)
+    found = net.bend(F, S)
+    for a in range(K):
+        step = 1e-5 * np.eye(K)[a]
+        slope = (net.curvature(F + step) - net.curvature(F - step)) / 2e-5
+        np.testing.assert_allclose(found[:, a], (slope * S).sum((1, 2)), rtol=1e-6, atol=1e-9)
 
 
 def test_floor_at_an_interpolating_minimiser():

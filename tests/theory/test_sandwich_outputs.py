@@ -25,6 +25,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "4b'(a), one-vs-rest": [{"loss": "ovr", "heads": "opposed"}, {"loss": "ovr", "heads": "zero"}],
     "4b'(b), any heads": [{}],
     "4b'(b), near-collapsed": [{"spread": 0.05}],
+    "4b'(b), small heads": [{"spread": 0.3, "h": 40, "head": 0.03}, {"h": 20, "head": 0.1}],
     "4b'(c)": [{"spread": 0.0}, {"spread": 0.0, "loss": "ovr"}],
 }
 

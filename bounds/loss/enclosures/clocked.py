@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.integrate import RK45
 
 from bounds.features.blocks import Margin
-from bounds.support.numeric import patient
+from bounds.support.quadrature import solve
 from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
 
@@ -121,10 +120,10 @@ class Clocked(ABC):
             local = np.append(np.minimum(t[here] - start, phase.time), phase.time)
             self.prepare(phase)
             S_high = self.clock(phase, local, upper=True)
-            S_low = self.clock(phase, np.where(np.isfinite(S_high), local, 0.0), upper=False)
-            S_high = np.where(np.isfinite(S_high), S_high, 0.0) * (1 + PAD)
-            good = np.isfinite(self.last_clock)
-            S_low = np.where(good, S_low, 0.0) * (1 - PAD)
+            good = np.isfinite(S_high)
+            S_high = np.where(good, S_high, 0.0)
+            S_low = self.clock(phase, np.where(good, local, 0.0), upper=False, limit=2 * S_high.max())
+            S_low, S_high = np.minimum(S_low, S_high) * (1 - PAD), S_high * (1 + PAD)
             m_low, m_high = self.between(phase, S_low, S_high)
             reason = ""
             for ok, why in self.conditions(phase, S_high):
@@ -141,38 +140,24 @@ class Clocked(ABC):
             self.advance(phase, S_low[-1], S_high[-1], m_low[-1], m_high[-1])
         return low, high, valid, ""
 
-    def clock(self, phase: Phase, local: FloatArray, *, upper: bool) -> FloatArray:
+    def clock(self, phase: Phase, local: FloatArray, *, upper: bool, limit: float = np.inf) -> FloatArray:
         """Integrate the upper or the lower clock; infinite once the enclosure has ended."""
         enclosed = self.least if upper else self.most
 
-        def rate(_: float, S: FloatArray) -> FloatArray:
-            m, size = enclosed(phase, np.maximum(S, 0.0))
+        def rate(S: FloatArray) -> FloatArray:
+            m, size = enclosed(phase, S)
             speed = self.slope(m)
             if phase.clip is not None and size is not None:
                 with np.errstate(divide="ignore"):
                     speed = np.minimum(speed, phase.clip / size)
             return speed.sum(1)
 
-        end = float(local.max())
-        out = np.full(len(local), np.inf)
-        out[local <= 0.0] = 0.0
+        def admitted(S: FloatArray) -> np.ndarray:
+            checked = self.conditions(phase, S)
+            self.ended = next((why for ok, why in checked if not ok.all()), self.ended)
+            return np.logical_and.reduce([ok for ok, _ in checked])
+
         if upper:
             self.ended = ""
-        if end > 0.0:
-            # of low order: the error estimate of a high one can miss the kinks of clipping
-            solver = RK45(patient(rate), 0.0, np.zeros(1), end, rtol=RTOL, atol=ATOL)
-            while solver.status == "running":
-                solver.step()
-                if solver.status == "failed" or not np.isfinite(solver.y).all():
-                    break
-                inside = (local > (solver.t_old or 0.0)) & (local <= solver.t)
-                if inside.any():
-                    out[inside] = solver.dense_output()(local[inside])[0]
-                if upper:
-                    checked = self.conditions(phase, solver.y)
-                    self.ended = next((why for ok, why in checked if not ok.all()), "")
-                    if self.ended:
-                        break
-        if upper:
-            self.last_clock = out
-        return out
+        holds = admitted if upper and self.conditions(phase, np.zeros(1)) else None
+        return solve(rate, local, limit, holds)

@@ -25,15 +25,19 @@ def swing(alpha: FloatArray, z: FloatArray, G: float | FloatArray, S: FloatArray
     """
     g = math.sqrt(G) if isinstance(G, float) else np.sqrt(G)
     x = np.minimum(g * S, LARGEST)
+    # sinh(x) and cosh(x) - 1 by one exponential, also for small arguments
+    growth = np.expm1(x)
+    decline = growth / (1 + growth)
+    rise = growth * decline / 2
     if not isinstance(g, float) or g > 0:
-        ratio, square = np.sinh(x) / g, 2 * (np.sinh(x / 2) / g) ** 2
+        ratio, square = (growth + decline) / (2 * g), rise / g**2
         small = x < 1e-8
         if small.any():
             # for small arguments the series is exact in floating point and avoids 0/0 at tiny g
             ratio, square = np.where(small, S, ratio), np.where(small, S**2 / 2, square)
     else:
         ratio, square = S, S**2 / 2
-    cosh = np.cosh(x)
+    cosh = 1 + rise
     return alpha * cosh + z * ratio, alpha * ratio + z * square, z * cosh + G * alpha * ratio
 
 
