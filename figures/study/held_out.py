@@ -98,7 +98,7 @@ def wine() -> Arrays:
     """Wine, its thirteen columns standardised by all rows."""
     from sklearn.datasets import load_wine
 
-    X, y = load_wine(return_X_y=True)
+    X, y = map(np.asarray, load_wine(return_X_y=True))
     return dict(X=(X - X.mean(0)) / X.std(0), y=y)
 
 
@@ -106,7 +106,7 @@ def digits_plain() -> Arrays:
     """Intensities of the ten digits, without pixels that are always equal."""
     from sklearn.datasets import load_digits
 
-    X, y = load_digits(return_X_y=True)
+    X, y = map(np.asarray, load_digits(return_X_y=True))
     return dict(X=X[:, np.ptp(X, axis=0) > 0] / 16, y=y)
 
 

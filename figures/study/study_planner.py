@@ -8,7 +8,6 @@ held-out tasks.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 import time
@@ -39,13 +38,13 @@ _FEW = {"fashion-1500": 5, "fashion-6000": 5}
 def wanted(tasks: Sequence[str], sources: Sequence[str], seeds: int) -> Iterator[Plan]:
     """The plans of tasks, those of a task and seed together."""
     every = {task: [source for source in sources if possible(task, source)] for task in tasks}
-    epsilons = measured(TASKS[0]).epsilon.values.tolist()
+    epsilons: list[float] = measured(TASKS[0]).epsilon.values.tolist()
     # seeds first: what a time limit leaves is of all tasks alike
     for seed in range(seeds):
         for task in tasks:
             if seed < _FEW.get(task, seeds):
-                for source, epsilon in itertools.product(every[task], epsilons):
-                    yield Plan(source, task, seed, epsilon)
+                for source in every[task]:
+                    yield from (Plan(source, task, seed, epsilon) for epsilon in epsilons)
 
 
 def compute(plans: Sequence[Plan], kept: Records, workers: int, time_limit: float | None) -> int:

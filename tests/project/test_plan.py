@@ -113,8 +113,9 @@ def test_a_task_and_its_body_give_what_a_file_of_their_layer_gives(tmp_path, cap
     found = json.loads(capsys.readouterr().out)
     setting = Setting("digits", shift=Shift(rotation=20), epochs=2)
     task, last = setting.task(0), last_layer(setting.network(0))
-    X, y = last.inputs(task.normalised(task.public)), task.public.labels
-    np.savez(tmp_path / "layer.npz", X=X, W=last.W, y=y)
+    assert task.public is not None
+    X = last.inputs(task.normalised(task.public))
+    np.savez(tmp_path / "layer.npz", X=X, W=last.W, y=task.public.labels)
     assert main([str(tmp_path / "layer.npz"), *FEW, "--json", "--samples", "1097"]) == 0
     by_file = json.loads(capsys.readouterr().out)
     assert found["simulation"] == by_file["simulation"]
