@@ -103,7 +103,7 @@ def recipe_of(task: str) -> dict[str, Any]:
     return {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
 
 
-def inputs(task: str, seed: int, source: str) -> tuple[dict[str, np.ndarray], int]:
+def inputs(task: str, seed: int, source: str) -> tuple[dict[str, Any], int]:
     """Arrays for the planner, and the number of private training rows.
 
     Only training images are used: the study measures on the test images.

@@ -8,7 +8,7 @@ of its size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study import regret
@@ -36,7 +36,7 @@ def compute(quick: bool = False) -> xr.Dataset:
         rest = [dim for dim in over.dims if dim != "source"]
         row["optimism"], row["off_by"] = over.mean(rest), abs(over).median(rest)
         rows.append(row.expand_dims(group=[name]))
-    data = xr.concat(rows, "group")
+    data: Any = xr.concat(rows, "group")
     for name in map(str, data.data_vars):
         data[name].attrs = {"long_name": f"calibration: {name}", "units": "1"}
     data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"

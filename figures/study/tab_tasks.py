@@ -1,13 +1,13 @@
 """Accuracy lost on each task, by planning the share of the budget and by fixed rules.
 
 The loss is that of the table of regret, over all budgets and seeds; the first six tasks are those that the
-planner was designed on. The last column is what the plan from private features loses more than the fixed
-rule that is best on the task.
+planner was designed on. The last columns are what plans lose more than the fixed rule that is best on the
+task, paired by seed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study import regret
@@ -32,12 +32,12 @@ def compute(quick: bool = False) -> xr.Dataset:
     rows = []
     for task in values.task.values:
         part = values.sel(task=[task])
-        row = regret.mean_and_error(part)
+        row: Any = regret.mean_and_error(part)
         best = rules[int(row["mean"].sel(rule=rules).argmin())]
         more = regret.mean_and_error(part - part.sel(rule=best, drop=True))
         row["more"], row["more_error"] = more["mean"], more.standard_error
         rows.append(row.expand_dims(task=[task]))
-    data = xr.concat(rows, "task")
+    data: Any = xr.concat(rows, "task")
     for name in map(str, data.data_vars):
         data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
     data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
