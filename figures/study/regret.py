@@ -27,11 +27,12 @@ NEAR = 0.01
 
 
 def measured(task: str) -> xr.DataArray:
-    """Test accuracy by share, budget and seed, as the study measured it."""
+    """Test accuracy by share, budget and seed, as the study measured it; NaN where a seed is incomplete."""
     from langevin.store import files
 
     run = files.load(ROOT / f"docs/study/{task}.nc")
     arms = run.test_accuracy.sel(arm=np.isin(run.method.values, ("fft", "lp-fft", "lp")))
+    arms = arms.where(arms.notnull().all(("arm", "epsilon")))
     return arms.swap_dims(arm="share").sortby("share").drop_vars(("arm", "method"))
 
 
@@ -59,14 +60,15 @@ def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     found : DataArray
-        Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``.
+        Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``; NaN where a seed is missing.
     plans : DataArray
         Planned shares, a subset of those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN
         where there is no plan.
     """
     import xarray as xr
 
-    others = (found.sum("seed") - found) / (found.sizes["seed"] - 1)
+    there = found.notnull().all("share")
+    others = (found.sum("seed") - found.fillna(0.0)) / (there.sum("seed") - there)
     best = found.sel(share=others.idxmax("share"), drop=True)
     chosen = {str(source): plans.sel(source=source, drop=True) for source in plans.source.values}
     every = {"task": found.task, "seed": found.seed, "epsilon": found.epsilon}
@@ -83,8 +85,9 @@ def lost_by_means(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
 
     This has less noise, but the best mean is the luckiest: even the best rule seems to lose some.
     """
-    mean = found.mean("seed")
-    return lost((0.0 * found + mean), plans)
+    import xarray as xr
+
+    return lost(xr.zeros_like(found) + found.mean("seed"), plans)
 
 
 def mean_and_error(values: xr.DataArray) -> xr.Dataset:

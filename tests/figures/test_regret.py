@@ -36,6 +36,17 @@ def test_hindsight_is_of_the_other_seeds():
     assert lost.sel(rule="half and half").values == pytest.approx(best - [0.5, 0.5, 0.4])
 
 
+def test_a_missing_seed_changes_nothing_but_itself() -> None:
+    values = [[0.1, 0.1, 0.9, 0.0], [0.5, 0.5, 0.4, 0.0], [0.3, 0.2, 0.3, 1.0]]
+    found, plans = measured(values), planned([0.5, 1.0, 0.0, 0.5])
+    found[..., 3] = np.nan
+    lost = regret.lost(found, plans)
+    whole = regret.lost(measured(np.array(values)[:, :3]), planned([0.5, 1.0, 0.0]))
+    assert lost.isel(seed=slice(3)).values == pytest.approx(whole.values)
+    assert lost.isel(seed=3).isnull().all()
+    assert regret.mean_and_error(lost).seeds.values.tolist() == [3] * lost.sizes["rule"]
+
+
 def test_a_plan_is_ahead_of_a_rule_by_what_the_rule_loses_more():
     random = np.random.default_rng(0)
     found = measured(np.array([[0.2], [0.5], [0.4]]) + 0.01 * random.standard_normal((3, 20)))
