@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -172,3 +172,27 @@ def expected(found: xr.DataArray, plans: xr.Dataset) -> xr.DataArray:
     simulated = plans.accuracy.sel(lp_share=places, drop=True)
     real = found.mean("seed").sel(share=places, drop=True)
     return (simulated - real).where(plans.share.notnull())
+
+
+def variants(plans: xr.Dataset) -> xr.DataArray:
+    """Return what other rules choose from the simulations of the same plans, by ``source``.
+
+    The most accurate share, over both worlds or in one alone: with nothing hidden, or with hidden directions.
+    Rates are those that the plan chose for both.
+    """
+    import xarray as xr
+
+    named = {
+        "most accurate": "accuracy",
+        "nothing hidden": "nothing_hidden",
+        "all hidden": "hidden_directions",
+    }
+    parts = []
+    for source in plans.source.values:
+        for name, variable in named.items():
+            values = plans[variable].sel(source=source, drop=True)
+            if values.notnull().any():
+                best = values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
+                parts.append(best.expand_dims(source=[f"{source}: {name}"]))
+    found: Any = xr.concat(parts, "source")
+    return found
