@@ -86,7 +86,7 @@ class _Given:
 
 # of a task instead of a file
 _TASK = "folder public_classes public_share size images"
-_BODY = "body widths options weights pretrain epochs bodies device"
+_BODY = "body widths options weights pretrain epochs bodies"
 _SHIFT = "rotation gain offset"
 
 
@@ -117,7 +117,7 @@ def parser() -> options.Parser:
     p.add("budget", (PlanSettings, "epsilon delta clip steps batch"))
     p.add(
         "plan",
-        (PlanSettings, "shares heads hedge draws resolution theory plan_epsilon"),
+        (PlanSettings, "shares heads hedge draws resolution device theory plan_epsilon"),
         (PlanOptions, "seed sweep keep"),
     )
     p.add("output", (PlanOptions, "out plot verbose json quiet"))
@@ -212,7 +212,7 @@ def _of_task(args: argparse.Namespace, named: set[str]) -> _Given:
     found = extract(setting, args.seed, private=args.plan_epsilon is not None)
     arrays = {"samples": found.samples, **found.arrays}
     arrays = {name: value for name, value in arrays.items() if getattr(args, name, None) is None}
-    about = [*options.names(Setting, f"data {_TASK} {_BODY}"), *options.names(Shift, _SHIFT), "seed"]
+    about = [*options.names(Setting, f"data {_TASK} {_BODY} device"), *options.names(Shift, _SHIFT), "seed"]
     words = options.words(args, [name for name in about if name in named])
     return _Given(arrays, lambda plan: plan.command_with(words), notes=found.notes)
 

@@ -90,7 +90,7 @@ def plan_share(
     **settings
         Fields of `PlanSettings`: ``epsilon``, which is required, and ``delta``, ``clip``, ``samples``,
         ``steps``, ``batch``, ``shares``, ``activation``, ``heads``, ``hedge``, ``draws``, ``resolution``,
-        ``theory``, ``plan_epsilon``.
+        ``device``, ``theory``, ``plan_epsilon``.
 
     Returns
     -------
@@ -131,6 +131,7 @@ def plan_share(
     passes = chosen.steps * min(1.0, batch / samples)
     given = X, y, W, v, X_test, y_test, chosen.activation, random
     inputs = prepare_inputs(*given, passes=passes, private=private)
+    inputs = inputs._replace(net=replace(inputs.net, device=chosen.device))
     source = source_of(X_source, y_source)
     heads = chosen.heads if v is None else GIVEN
     releases: dict[Head, History] = {head: _releases(chosen, head) for head in heads}
