@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from langevin.support.command import as_option, fail, missing, plot_target
 if TYPE_CHECKING:
     from empirical.planning.curve import PlanCurve
     from empirical.planning.share_plan import SharePlan
-    from langevin.data.files import DataFile
 
 PROGRAM = "python -m bounds.plan"
 # where the function calls an argument otherwise
@@ -32,10 +31,13 @@ class PlanOptions:
 
     Parameters
     ----------
-    features : str
+    features : str or None
         .npz with X (frozen features), y (labels of two or more classes), optionally v (head), W (a layer, X
         being its inputs), X_test, y_test, X_source, y_source (features without the shift); .csv or .parquet,
-        features in all columns but one.
+        features in all columns but one. Or give ``data``.
+    data : str or None
+        Instead of a file: a task that `empirical.finetune` knows, with a public part. The plan extracts what
+        it needs of its public images, by the body, which is pre-trained first.
     label : str
         Column of the labels in a .csv or .parquet file.
     data_are : {"public", "private"}
@@ -58,7 +60,8 @@ class PlanOptions:
         Show no progress bar.
     """
 
-    features: str = field(metadata={"positional": True, "metavar": "FILE"})
+    features: str | None = field(default=None, metadata={"positional": True, "metavar": "FILE"})
+    data: str | None = field(default=None, metadata={"metavar": "DATA"})
     label: str = field(default="y", metadata={"metavar": "COLUMN"})
     data_are: Literal["public", "private"] = "public"
     seed: int = 0
@@ -71,13 +74,31 @@ class PlanOptions:
     quiet: bool = False
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What to plan for: arguments of `plan_share`, columns of a table, notes, and the command of a plan."""
+
+    arrays: Mapping[str, Any]
+    command: Callable[[SharePlan], str]
+    columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# of a task instead of a file
+_TASK = "folder public_classes public_share size images"
+_BODY = "body widths options weights pretrain epochs bodies"
+_SHIFT = "rotation gain offset"
+
+
 def parser() -> options.Parser:
     """Command line of the planner."""
+    from empirical.data.shift import Shift
     from empirical.planning.settings import PlanSettings
+    from empirical.studies.setting import Setting
 
     p = options.Parser(
         PROGRAM,
-        "FILE --epsilon EPSILON [option ...]",
+        "{FILE | --data DATA} --epsilon EPSILON [option ...]",
         description="How much of a privacy budget should go to linear probing before full fine-tuning, asked "
         "of frozen features: whether the theory's assumptions hold, what its theorems say, a simulation with "
         "noise, a recommended share and the DP-SGD that spends it.",
@@ -85,10 +106,18 @@ def parser() -> options.Parser:
         "accounts for. Exit status: 0 done, 1 failed, 2 wrong usage or bad input, 130 or 143 interrupted.",
     )
     p.add("data", (PlanOptions, "features label data_are"), (PlanSettings, "samples activation"))
+    p.add(
+        "task",
+        (PlanOptions, "data"),
+        (Setting, _TASK),
+        (Shift, _SHIFT),
+        (Setting, _BODY),
+        about="A task and a body instead of a file, as in empirical.finetune.",
+    )
     p.add("budget", (PlanSettings, "epsilon delta clip steps batch"))
     p.add(
         "plan",
-        (PlanSettings, "shares heads hedge draws resolution theory plan_epsilon"),
+        (PlanSettings, "shares heads hedge draws resolution device theory plan_epsilon"),
         (PlanOptions, "seed sweep keep"),
     )
     p.add("output", (PlanOptions, "out plot verbose json quiet"))
@@ -101,9 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     with signals.interruptible() as status:
         try:
             command = parser()
-            args, _ = command.parse(argv)
+            args, options_given = command.parse(argv)
             keep = args.keep
-            from langevin.data import files
+            from empirical.networks.weights import WeightsError
             from langevin.store import errors
             from langevin.store.files import check_target
             from langevin.sweeps.records import RecordsError
@@ -112,16 +141,19 @@ def main(argv: list[str] | None = None) -> int:
                 _require_accounted(args)
                 out = None if args.out is None else check_target(args.out)
                 plot = None if args.plot is None else plot_target(args.plot)
-                file = files.read(args.features, args.label)
-                plan, curve, warned = _planned(args, file)
-            except (ValueError, TypeError, MemoryError, errors.StoreError, RecordsError) as error:
+                given = _given(args, options_given)
+                plan, curve, warned = _planned(args, given)
+            except (
+                *(ValueError, TypeError, MemoryError),
+                *(errors.StoreError, RecordsError, WeightsError),
+            ) as error:
                 command.error(as_option(command, str(error), NAMES))
             except ImportError as error:
                 command.error(missing(error))
             except ArithmeticError as error:
                 return fail(command, str(error))
             failure = _save(args, plan, curve, out, plot)
-            _print(args, plan, curve, file, [*warned, *file.notes], failure)
+            _print(args, plan, curve, given, warned, failure)
             return 0 if failure is None else fail(command, failure)
         except KeyboardInterrupt:
             kept = "nothing is kept" if keep is None else f"finished runs are in {keep}: repeat the command"
@@ -139,17 +171,61 @@ def _require_accounted(args: argparse.Namespace) -> None:
         )
 
 
-def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, PlanCurve | None, list[str]]:
+def _given(args: argparse.Namespace, named: set[str]) -> _Given:
+    """What to plan for: a file, or a task and a body."""
+    if (args.features is None) == (args.data is None):
+        got = "neither" if args.data is None else "both"
+        raise ValueError(
+            f"give FILE or --data, got {got}: a file of features, or a task to extract them from"
+        )
+    return _of_file(args, named) if args.data is None else _of_task(args, named)
+
+
+def _of_file(args: argparse.Namespace, named: set[str]) -> _Given:
+    from empirical.data.shift import Shift
+    from empirical.planning.inputs import require_informative
+    from empirical.studies.setting import Setting
+    from langevin.data import files
+
+    idle = sorted(named & {*options.names(Setting, f"{_TASK} {_BODY}"), *options.names(Shift, _SHIFT)})
+    if idle:
+        raise ValueError(f"{options.flag(idle[0])} has no effect with a file of features; remove it")
+    file = files.read(args.features, args.label)
+    if file.features:
+        require_informative(file.arrays["X"], file.features)
+
+    def command(plan: SharePlan) -> str:
+        return plan.command_for(args.features, args.label)
+
+    return _Given(file.arrays, command, file.features, tuple(file.notes))
+
+
+def _of_task(args: argparse.Namespace, named: set[str]) -> _Given:
+    from empirical.data.shift import Shift
+    from empirical.planning.extract import extract
+    from empirical.studies.setting import Setting
+
+    fields = options.values(Setting, args)
+    # what measures features there is the file here
+    del fields["features"]
+    setting = Setting(**fields, shift=Shift(**options.values(Shift, args)))
+    found = extract(setting, args.seed, private=args.plan_epsilon is not None)
+    arrays = {"samples": found.samples, **found.arrays}
+    arrays = {name: value for name, value in arrays.items() if getattr(args, name, None) is None}
+    about = [*options.names(Setting, f"data {_TASK} {_BODY} device"), *options.names(Shift, _SHIFT), "seed"]
+    words = options.words(args, [name for name in about if name in named])
+    return _Given(arrays, lambda plan: plan.command_with(words), notes=found.notes)
+
+
+def _planned(args: argparse.Namespace, given: _Given) -> tuple[SharePlan, PlanCurve | None, list[str]]:
     """The plan, those of the sweep, and what was warned of on the way."""
     from empirical.planning.curve import SWEPT, plan_curve
-    from empirical.planning.inputs import require_informative
     from empirical.planning.plan import plan_share
     from empirical.planning.settings import PlanSettings
     from langevin.support import validate
 
-    if file.features:
-        require_informative(file.arrays["X"], file.features)
     settings: dict[str, Any] = {**options.values(PlanSettings, args), "rng": args.seed, "keep": args.keep}
+    settings |= given.arrays
     swept: dict[str, Any] | None = None
     if args.sweep is not None:
         name, low, high = args.sweep
@@ -159,10 +235,10 @@ def _planned(args: argparse.Namespace, file: DataFile) -> tuple[SharePlan, PlanC
         swept |= {"low": _number("low", low), "high": _number("high", high)}
     with warnings.catch_warnings(record=True) as caught, _bar(args.quiet) as progress:
         warnings.simplefilter("always", UserWarning)
-        plan = plan_share(**file.arrays, **settings, progress=progress)
+        plan = plan_share(**settings, progress=progress)
         curve = None
         if swept is not None:
-            curve = plan_curve(**file.arrays, **settings | {"theory": False}, **swept, progress=progress)
+            curve = plan_curve(**settings | {"theory": False}, **swept, progress=progress)
     said = (str(warning.message) for warning in caught if warning.category is UserWarning)
     return plan, curve, list(dict.fromkeys(said))
 
@@ -204,20 +280,20 @@ def _print(
     args: argparse.Namespace,
     plan: SharePlan,
     curve: PlanCurve | None,
-    file: DataFile,
+    given: _Given,
     warned: list[str],
     failure: str | None,
 ) -> None:
     from empirical.planning.report import privacy, text
 
-    fine_tune, cost = plan.command_for(args.features, args.label), privacy(plan)
+    fine_tune, cost, warned = given.command(plan), privacy(plan), [*warned, *given.notes]
     if args.json:
         report = plan.to_dict() | {"command": fine_tune, "privacy of the plan": cost}
-        report |= {"features": list(file.features), "warnings": warned, "failure": failure}
+        report |= {"features": list(given.columns), "warnings": warned, "failure": failure}
         report |= {} if curve is None else {"sweep": curve.to_dict()}
         print(json.dumps(_plain(report), indent=2, allow_nan=False))
         return
-    print(text(plan, fine_tune, verbose=args.verbose))
+    print(text(plan, fine_tune, on_file=args.data is None, verbose=args.verbose))
     if curve is not None:
         for place, line in enumerate(curve.table().text().splitlines()):
             print(f"{'' if place else 'sweep':14}{line}")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from empirical.planning import hedge, private_choice, theory
 from empirical.planning.comparison import standard_error
 from empirical.planning.inputs import numbered_classes, prepare_inputs, require_informative, source_of
-from empirical.planning.search import RATES, Lane, lanes_of, raced, resolved, stacked
+from empirical.planning.search import RATES, Lane, Start, lanes_of, raced, resolved, stacked
 from empirical.planning.settings import PlanSettings
 from empirical.planning.share_plan import HeadRuns, SharePlan
 from empirical.planning.stand_in import Settings, StandIn
@@ -51,11 +51,11 @@ def plan_share(
     was; and the first head for which that is as good. The simulation is of a two-layer net instead of the
     network, see `StandIn`: what full fine-tuning changes there is ``W``.
 
-    Rates are searched in rounds. All heads, shares and rates have their draws in common; the number of draws
-    doubles in each round, and of each share's rates those that are worse beyond noise, and the larger of
-    those that are not, are dropped until half are left. Chosen is the smallest rate within one standard error
-    of the best, and the errors of the report include that choice. As in the paper, tuning is not paid for in
-    epsilon.
+    Rates are searched in rounds, those of a further head around the best of the one before. All heads, shares
+    and rates have their draws in common; the number of draws doubles in each round, and of each share's rates
+    those that are worse beyond noise, and the larger of those that are not, are dropped until half are left.
+    Chosen is the smallest rate within one standard error of the best, and the errors of the report include
+    that choice. As in the paper, tuning is not paid for in epsilon.
 
     Without ``W`` features do not show whether full fine-tuning can help. Shares are then judged in two
     worlds, with nothing hidden from probing and with as much hidden as `hidden_world` says, by their mean
@@ -90,7 +90,7 @@ def plan_share(
     **settings
         Fields of `PlanSettings`: ``epsilon``, which is required, and ``delta``, ``clip``, ``samples``,
         ``steps``, ``batch``, ``shares``, ``activation``, ``heads``, ``hedge``, ``draws``, ``resolution``,
-        ``theory``, ``plan_epsilon``.
+        ``device``, ``theory``, ``plan_epsilon``.
 
     Returns
     -------
@@ -131,6 +131,7 @@ def plan_share(
     passes = chosen.steps * min(1.0, batch / samples)
     given = X, y, W, v, X_test, y_test, chosen.activation, random
     inputs = prepare_inputs(*given, passes=passes, private=private)
+    inputs = inputs._replace(net=replace(inputs.net, device=chosen.device))
     source = source_of(X_source, y_source)
     heads = chosen.heads if v is None else GIVEN
     releases: dict[Head, History] = {head: _releases(chosen, head) for head in heads}
@@ -177,10 +178,11 @@ def _compared(
     trials: Trials, worlds: Sequence[str], heads: Sequence[Head], chosen: PlanSettings
 ) -> tuple[dict[Head, HeadRuns], list[str]]:
     """Race the rates of all heads and shares; and what to say of rates at an end of what was tried."""
-    start = [rate / chosen.clip for rate in RATES]
-    lanes: dict[Head, list[Lane]] = {
-        head: lanes_of(trials, head, chosen.lengths, start, chosen.draws) for head in heads
-    }
+    rates = [rate / chosen.clip for rate in RATES]
+    lanes: dict[Head, list[Lane]] = {}
+    start = Start(rates, rates)
+    for head in heads:
+        lanes[head], start = lanes_of(trials, head, chosen.lengths, start, chosen.draws)
     every = [lane for own in lanes.values() for lane in own]
     draws = raced(trials, every, chosen.draws, chosen.resolution)
     runs: dict[Head, HeadRuns] = {

@@ -32,7 +32,7 @@ def privacy(plan: SharePlan) -> str:
     return f"the data are taken to be public, so that the plan costs none; {COST}"
 
 
-def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
+def text(plan: SharePlan, command: str, *, on_file: bool = True, verbose: bool = False) -> str:
     """Return the report: the verdict, its basis, and with ``verbose`` all results.
 
     Parameters
@@ -40,9 +40,11 @@ def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
     plan : SharePlan
     command : str
         What runs the recommended plan.
+    on_file : bool
+        Whether it trains on the file that the plan is read off, instead of the private samples.
     verbose : bool
     """
-    lines = _verdict(plan, command)
+    lines = _verdict(plan, command, _elsewhere(plan) if on_file else [])
     if verbose:
         lines += _details(plan)
     else:
@@ -50,7 +52,7 @@ def text(plan: SharePlan, command: str, *, verbose: bool = False) -> str:
     return "\n".join(f"{name:14}{line}".rstrip() for name, line in lines)
 
 
-def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
+def _verdict(plan: SharePlan, command: str, elsewhere: list[tuple[str, str]]) -> list[tuple[str, str]]:
     history, (accuracy, error) = plan.history, plan.expected
     shown = ", ".join(plan.classes[:_CLASSES]) + (", ..." if len(plan.classes) > _CLASSES else "")
     lengths = ", then ".join(f"{phase['method']} for {phase['steps']} steps" for phase in plan.phases)
@@ -58,7 +60,7 @@ def _verdict(plan: SharePlan, command: str) -> list[tuple[str, str]]:
         ("recommended", f"lp share {plan.share:g}: {lengths}; {_flatness(plan)}"),
         ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),
         ("command", command),
-        *_elsewhere(plan),
+        *elsewhere,
         *_heads(plan),
         ("classes", f"{len(plan.classes)}: {shown}"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -98,17 +99,35 @@ def probing_rate(trials: Trials, head: Head, start: Sequence[float], draws: int)
         n = min(2 * n, last)
 
 
+class Start(NamedTuple):
+    """Where a search begins: rates of probing, and of full fine-tuning."""
+
+    lp: Sequence[float]
+    fft: Sequence[float]
+
+
+def around(rate: float) -> list[float]:
+    """A rate and its neighbours."""
+    return [rate / FACTOR, rate, rate * FACTOR]
+
+
 def lanes_of(
-    trials: Trials, head: Head, lengths: Sequence[int], start: Sequence[float], draws: int
-) -> list[Lane]:
+    trials: Trials, head: Head, lengths: Sequence[int], start: Start, draws: int
+) -> tuple[list[Lane], Start]:
     """A lane for each number of steps of probing, with the rates that its first draws leave open.
 
     The rates of probing, and of the first share, are searched over all of ``start``, those of the other
     shares around the best of the one before.
+
+    Returns
+    -------
+    list of Lane
+    Start
+        Around the best rates of probing and of the first share, for the next head.
     """
-    lp_lr, probing = probing_rate(trials, head, start, draws)
+    lp_lr, probing = probing_rate(trials, head, start.lp, draws)
     probing.rates = [lp_lr]
-    lanes, near = [], list(start)
+    lanes, near, first = [], list(start.fft), start.fft
     n = min(_FIRST, draws)
     for steps in lengths:
         if steps == trials.steps:
@@ -116,10 +135,11 @@ def lanes_of(
             continue
         lane = Lane(head, lambda rate, steps=steps: Split(steps, lp_lr, rate), near)
         lane.extend(trials, n)
-        best = lane.rates[best_of(*lane.outcomes(trials, n))]
-        near = [best / FACTOR, best, best * FACTOR]
+        near = around(lane.rates[best_of(*lane.outcomes(trials, n))])
+        if not lanes:
+            first = near
         lanes.append(lane)
-    return lanes
+    return lanes, Start(around(lp_lr), first)
 
 
 def raced(trials: Trials, lanes: Sequence[Lane], draws: int, resolution: float) -> int:

@@ -48,6 +48,9 @@ class PlanSettings:
     resolution : float
         Stop drawing once each share's difference in accuracy from the best is known to within this standard
         error, the choice of the rate included, or is four of its standard errors.
+    device : str
+        Where runs are simulated: cpu, or an NVIDIA GPU, cuda or cuda:<number>. They have other random numbers
+        there.
     theory : bool
         Evaluate what the theorems say.
     plan_epsilon : float or None
@@ -77,6 +80,7 @@ class PlanSettings:
     hedge: bool = True
     draws: int = 128
     resolution: float = 0.005
+    device: str = "cpu"
     theory: bool = True
     plan_epsilon: float | None = None
 
@@ -103,6 +107,7 @@ class PlanSettings:
             )
         if self.activation is not None:
             validate.choice("activation", self.activation, ACTIVATIONS)
+        validate.device(self.device)
         for name in ("theory", "hedge"):
             validate.instance(name, getattr(self, name), bool)
         heads = tuple(

@@ -249,7 +249,11 @@ class SharePlan:
     @property
     def command(self) -> str:
         """The recommended run as a command, without the options for data and body."""
-        return self._command([], self.batch)
+        return self.command_with([])
+
+    def command_with(self, words: Sequence[str]) -> str:
+        """The recommended run as a command, with options for data and body."""
+        return self._command(list(words), self.batch)
 
     def command_for(self, data: str, label: str = "y") -> str:
         """The recommended run on a file of the features, as a command.

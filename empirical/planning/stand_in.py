@@ -97,6 +97,8 @@ class StandIn:
         Head at the start; None: each draw has its own, of the kind that the settings name.
     classes : int
     activation : {"relu", "linear"}
+    device : str
+        Where runs are made.
     """
 
     X: FloatArray
@@ -107,6 +109,7 @@ class StandIn:
     v: FloatArray | None
     classes: int
     activation: Activation = "relu"
+    device: str = "cpu"
 
     @property
     def method(self) -> str:
@@ -163,6 +166,10 @@ class StandIn:
         splits : sequence of Split
         draws : sequence of SeedSequence
         """
+        if self.device != "cpu":
+            from empirical.planning.on_gpu import run_on
+
+            return run_on(self.device, self, how, splits, draws)
         samples = len(self.X)
         rate = min(1.0, how.batch / samples)
         found = self._net.ends(

@@ -139,5 +139,5 @@ def _digest(world: StandIn) -> str:
         found.update(f"{name} {None if value is None else value.shape}".encode())
         if value is not None:
             found.update(np.ascontiguousarray(value).tobytes())
-    found.update(f"{world.classes} {world.activation}".encode())
+    found.update(f"{world.classes} {world.activation} {world.device.partition(':')[0]}".encode())
     return found.hexdigest()

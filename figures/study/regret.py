@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures.output import ROOT
+from figures.study import held_out
 
 if TYPE_CHECKING:
     import xarray as xr
 
 FILE = "docs/study/planner.nc"
 TASKS = ("digits-rotated", "digits-dimmed", "glyphs", "digits-inverted", "digits-turned", "glyphs-rotated")
-RULES = {"all FFT": 0.0, "all LP": 1.0, "half and half": 0.5}
-READS = (FILE, *(f"docs/study/{task}.nc" for task in TASKS))
+# and those that no plan was designed on
+GROUPS = {
+    "six new tasks": tuple(held_out.TASKS),
+    "six earlier tasks": TASKS,
+    "all twelve": (*TASKS, *held_out.TASKS),
+}
+RULES = {"all FFT": 0.0, "a quarter LP": 0.25, "half and half": 0.5, "three quarters LP": 0.75, "all LP": 1.0}
+READS = (FILE, *(f"docs/study/{task}.nc" for task in GROUPS["all twelve"]))
+# what a share may lose to be called as good
+NEAR = 0.01
 
 
 def measured(task: str) -> xr.DataArray:
-    """Test accuracy by share, budget and seed, as the study measured it."""
+    """Test accuracy by share, budget and seed, as the study measured it; NaN where a seed is incomplete."""
     from langevin.store import files
 
     run = files.load(ROOT / f"docs/study/{task}.nc")
     arms = run.test_accuracy.sel(arm=np.isin(run.method.values, ("fft", "lp-fft", "lp")))
+    arms = arms.where(arms.notnull().all(("arm", "epsilon")))
     return arms.swap_dims(arm="share").sortby("share").drop_vars(("arm", "method"))
 
 
@@ -30,7 +40,8 @@ def accuracies() -> xr.DataArray:
     """Return the measured test accuracy by task, share, budget and seed."""
     import xarray as xr
 
-    return xr.concat([measured(task) for task in TASKS], "task").assign_coords(task=list(TASKS))
+    tasks = GROUPS["all twelve"]
+    return xr.concat([measured(task) for task in tasks], "task").assign_coords(task=list(tasks))
 
 
 def planned() -> xr.Dataset:
@@ -49,14 +60,15 @@ def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     found : DataArray
-        Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``.
+        Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``; NaN where a seed is missing.
     plans : DataArray
         Planned shares, a subset of those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN
         where there is no plan.
     """
     import xarray as xr
 
-    others = (found.sum("seed") - found) / (found.sizes["seed"] - 1)
+    there = found.notnull().all("share")
+    others = (found.sum("seed") - found.fillna(0.0)) / (there.sum("seed") - there)
     best = found.sel(share=others.idxmax("share"), drop=True)
     chosen = {str(source): plans.sel(source=source, drop=True) for source in plans.source.values}
     every = {"task": found.task, "seed": found.seed, "epsilon": found.epsilon}
@@ -68,18 +80,55 @@ def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
     return xr.concat(rules, "rule", coords="minimal", compat="override").assign_coords(rule=list(chosen))
 
 
-def mean_and_error(values: xr.DataArray) -> xr.Dataset:
-    """Return the mean over all but the rule, and its standard error over the seeds (tasks and budgets fixed).
+def lost_by_means(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
+    """Return what `lost` does of the means over all seeds, against the best of these means.
 
-    Only seeds with all tasks and budgets are used; ``seeds`` counts them.
+    This has less noise, but the best mean is the luckiest: even the best rule seems to lose some.
     """
     import xarray as xr
 
-    rest = [dim for dim in values.dims if dim not in ("rule", "seed")]
-    by_seed = values.mean(rest, skipna=False)
-    count = by_seed.count("seed")
-    error = by_seed.std("seed", ddof=1) / np.sqrt(count)
-    return xr.Dataset({"mean": by_seed.mean("seed"), "standard_error": error, "seeds": count})
+    return lost(xr.zeros_like(found) + found.mean("seed"), plans)
+
+
+def mean_and_error(values: xr.DataArray) -> xr.Dataset:
+    """Return the mean over all but the rule, and its standard error over the seeds (tasks and budgets fixed).
+
+    Of tasks where a rule has no value at all nothing is used; ``tasks`` counts the others. Tasks with as many
+    seeds as each other are averaged by seed, as they may have splits in common; tasks with another number of
+    seeds are independent of them. ``seeds`` is the smallest number.
+    """
+    import xarray as xr
+
+    values = values if "task" in values.dims else values.expand_dims("task")
+    rest = [dim for dim in values.dims if dim not in ("rule", "task", "seed")]
+    by_task = values.mean(rest, skipna=False)
+    rules = by_task.transpose("rule", "task", "seed") if "rule" in by_task.dims else by_task
+    found = [_mean_and_error(rule) for rule in rules.values.reshape(-1, *rules.values.shape[-2:])]
+    dims = ("rule",) if "rule" in by_task.dims else ()
+    columns = zip(*found, strict=True)
+    data = {
+        name: (dims, list(column) if dims else column[0])
+        for name, column in zip(("mean", "standard_error", "seeds", "tasks"), columns, strict=True)
+    }
+    return xr.Dataset(data, {"rule": values.rule} if dims else None)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float, int, int]:
+    """Of one rule, over (task, seed)."""
+    there = np.isfinite(values)
+    counts = there.sum(1)
+    tasks = int((counts > 0).sum())
+    if not tasks:
+        return np.nan, np.nan, 0, 0
+    mean = variance = 0.0
+    fewest = values.shape[1]
+    for count in np.unique(counts[counts > 0]):
+        own = counts == count
+        by_seed = values[own][:, there[own].all(0)].sum(0) / tasks
+        mean += by_seed.mean()
+        variance += by_seed.var(ddof=1) / len(by_seed) if len(by_seed) > 1 else np.nan
+        fewest = min(fewest, len(by_seed))
+    return mean, float(np.sqrt(variance)), fewest, tasks
 
 
 def ahead(values: xr.DataArray) -> xr.Dataset:
@@ -89,3 +138,61 @@ def ahead(values: xr.DataArray) -> xr.Dataset:
     plans = values.drop_sel(rule=list(RULES))
     parts = [mean_and_error(values.sel(rule=rule, drop=True) - plans) for rule in RULES]
     return xr.concat(parts, "fixed").assign_coords(fixed=list(RULES)).rename(rule="plan")
+
+
+def called(found: xr.DataArray, plans: xr.Dataset, near: float = NEAR) -> xr.Dataset:
+    """Return how many of the shares that plans call as good were, and how many of the others.
+
+    A share was as good if its mean over the seeds is at most ``near`` below the best of its task and budget.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``source``: ``called`` and ``others``, the fractions that were, and ``share``, that of the shares
+        which are called so.
+    """
+    import xarray as xr
+
+    mean = found.mean("seed").rename(share="lp_share")
+    were = mean.max("lp_share") - mean <= near + 1e-12
+    good = plans.as_good
+    rest = [dim for dim in good.dims if dim != "source"]
+
+    def fraction(of: xr.DataArray) -> xr.DataArray:
+        return (were & of).sum(rest) / of.sum(rest)
+
+    return xr.Dataset(
+        {"called": fraction(good == 1), "others": fraction(good == 0), "share": good.mean(rest)}
+    )
+
+
+def expected(found: xr.DataArray, plans: xr.Dataset) -> xr.DataArray:
+    """Return the accuracy that a plan expects of its share, less the measured mean of the same share."""
+    places = plans.share.fillna(0.0)
+    simulated = plans.accuracy.sel(lp_share=places, drop=True)
+    real = found.mean("seed").sel(share=places, drop=True)
+    return (simulated - real).where(plans.share.notnull())
+
+
+def variants(plans: xr.Dataset) -> xr.DataArray:
+    """Return what other rules choose from the simulations of the same plans, by ``source``.
+
+    The most accurate share, over both worlds or in one alone: with nothing hidden, or with hidden directions.
+    Rates are those that the plan chose for both.
+    """
+    import xarray as xr
+
+    named = {
+        "most accurate": "accuracy",
+        "nothing hidden": "nothing_hidden",
+        "all hidden": "hidden_directions",
+    }
+    parts = []
+    for source in plans.source.values:
+        for name, variable in named.items():
+            values = plans[variable].sel(source=source, drop=True)
+            if values.notnull().any():
+                best = values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
+                parts.append(best.expand_dims(source=[f"{source}: {name}"]))
+    found: Any = xr.concat(parts, "source")
+    return found

@@ -56,11 +56,11 @@ def collect(data: xr.Dataset) -> xr.Dataset:
 def _theory_says(task: str) -> bool:
     """Return whether the theory gives a minimum or a loss-optimal share."""
     from empirical.planning.plan import plan_share
-    from figures.study.study_planner import inputs
+    from figures.study.plans import inputs
 
-    X, y, *_ = inputs(task, 0, "private features")
+    arrays, _ = inputs(task, 0, "private features")
     # the theory's result depends only on the features
-    plan = plan_share(X, y, epsilon=1.0, delta=1e-4, steps=4, draws=2)
+    plan = plan_share(**arrays, epsilon=1.0, delta=1e-4, steps=4, draws=2)
     return any(
         any(m.valid for m in a.minimum) or any(c.valid for c in a.crossovers) for a in plan.theory.values()
     )

@@ -6,6 +6,7 @@ import argparse
 import collections.abc
 import functools
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -116,6 +117,25 @@ def values(kind: type, options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of a data class, for those of its fields that are options."""
     named = {f.name: _option(f) for f in fields(kind)}
     return {name: getattr(options, option) for name, option in named.items() if hasattr(options, option)}
+
+
+def names(kind: type, of: str) -> list[str]:
+    """Names of the options for some fields of a data class."""
+    known = {f.name: f for f in fields(kind)}
+    return [_option(known[name]) for name in of.split()]
+
+
+def words(options: argparse.Namespace, names: Collection[str]) -> list[str]:
+    """Write options as words of a command line."""
+
+    def word(part: Any) -> str:
+        return f"{part[0]}={json.dumps(part[1])}" if isinstance(part, tuple) else str(part)
+
+    found: list[str] = []
+    for name in names:
+        value = getattr(options, name)
+        found += [flag(name), *map(word, value if isinstance(value, tuple) else (value,))]
+    return found
 
 
 @functools.cache

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from threadpoolctl import threadpool_limits
 
 from langevin.support import validate
 
+_most: ContextVar[int | None] = ContextVar("most threads", default=None)
+
 
 def available_threads() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, or the limit of `at_most`."""
+    most = _most.get()
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count if most is None else min(count, most)
+
+
+@contextlib.contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Limit what this thread's calls take to be available, for one of several workers of a machine."""
+    before = _most.set(threads)
+    try:
+        yield
+    finally:
+        _most.reset(before)
 
 
 def one_blas_thread() -> threadpool_limits:

@@ -1,43 +1,95 @@
-"""The planner's study: resumed from its sweep, saved in the form of the committed plans."""
+"""The planner's study: resumed from its records, saved in the form of the committed plans."""
 
-import functools
 import sys
 
 import numpy as np
 import pytest
 
-from figures.study import regret, study_planner
+from figures.study import held_out, plans, regret, study_planner
 from langevin.store import files
 
 
-def test_plans_are_resumed_and_saved_like_the_committed_ones(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed, failing = [], {("public features", 0)}
+@pytest.fixture
+def study(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Run the command on one new and one earlier task, with plans that are made up; return what was made."""
+    made, failing = [], set()
 
-    def compute(self, values, record):
-        place = values["source"], values["seed"]
-        computed.append(place)
-        if place in failing:
+    def make(plan):
+        made.append(plan)
+        if plan.source in failing:
             raise RuntimeError("no luck")
-        return {"share": np.full(5, values["seed"]), "accuracy": np.full((5, 5), len(values["task"]))}, None
+        numbers = {"share": 0.25 * plan.seed, "seconds": 1.0}
+        for name in ("accuracy", "as_good", "nothing hidden"):
+            numbers |= {f"{name} {k}": len(plan.task) * k for k in range(5)}
+        return numbers, None
 
-    monkeypatch.setattr(study_planner.Plans, "compute", compute)
-    monkeypatch.setattr(study_planner, "ROOT", tmp_path)
-    monkeypatch.setattr(study_planner, "run_sweep", functools.partial(study_planner.run_sweep, threads=True))
+    for module in (study_planner, plans, held_out):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(study_planner, "make", make)
+    monkeypatch.setattr(study_planner, "prepare", lambda of: ({}, None))
+    path = tmp_path / held_out.path_of("wine")
+    path.parent.mkdir(parents=True)
+    np.savez(path, X=np.eye(3), y=[0, 1, 2])
     out = tmp_path / "plans.nc"
-    monkeypatch.setattr(sys, "argv", ["study", "--seeds", "2", "--workers", "1", "--out", str(out)])
-    assert study_planner.main() == 1
-    assert files.load(out).share.isnull().sum() == 6 * 5
+
+    def run(*options: str) -> int:
+        argv = ["study", "--tasks", "glyphs", "wine", "--seeds", "2", "--workers", "1", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [*argv, *options])
+        return study_planner.main()
+
+    return run, out, made, failing
+
+
+def test_plans_are_resumed_and_saved_like_the_committed_ones(study) -> None:
+    run, out, made, failing = study
+    failing.add("private features")
+    assert run() == 1
+    first = files.load(out)
+    assert first.share.sel(source="private features").isnull().all()
     failing.clear()
-    computed.clear()
-    assert study_planner.main() == 0
-    # those that failed alone
-    assert computed == [("public features", 0)] * 6
-    run, committed = files.load(out), regret.planned().isel(seed=slice(2))
-    assert run.sizes == committed.sizes
-    for name, variable in run.variables.items():
-        assert (variable.dims, variable.attrs) == (committed[name].dims, committed[name].attrs)
-    assert run.source.values.tolist() == committed.source.values.tolist()
-    assert (run.share == run.seed).all()
-    assert (run.accuracy.sel(task="glyphs") == len("glyphs")).all()
+    made.clear()
+    assert run() == 0
+    # those that failed alone: two tasks, two seeds, five budgets
+    assert len(made) == 20
+    assert {plan.source for plan in made} == {"private features"}
+    found, committed = files.load(out), regret.planned()
+    for name, variable in committed.data_vars.items():
+        assert (found[name].dims, found[name].attrs) == (variable.dims, variable.attrs)
+    assert found.source.values.tolist() == committed.source.values.tolist()
+    assert (found.share.sel(task="glyphs") == 0.25 * found.seed).all()
+    assert found.accuracy.sel(task="glyphs", lp_share=0.5).values == pytest.approx(12.0)
+    # of wine there is nothing but the table
+    there = found.share.sel(task="wine").notnull().all(("seed", "epsilon"))
+    assert there.source.values[there].tolist() == ["private features", "private, no hedge"]
+
+
+def test_no_plan_begins_after_the_time_limit(study, capsys: pytest.CaptureFixture) -> None:
+    run, out, made, _ = study
+    assert run("--time-limit", "1e-9") == 0
+    assert not made
+    assert "70 of 70 plans are left" in capsys.readouterr().out
+    assert files.load(out).share.isnull().all()
+
+
+def test_a_plan_of_a_table_and_one_of_its_layer_see_training_rows_alone(tmp_path, monkeypatch) -> None:
+    random = np.random.default_rng(0)
+    X, W = random.standard_normal((30, 4)), random.standard_normal((6, 4))
+    W[0] = 0
+    arrays = {"X": X, "y": np.arange(30) % 2, "X_test": X[:5] + 9, "y_test": np.arange(5) % 2, "W": W}
+    for module in (plans, held_out):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    path = tmp_path / held_out.path_of("elpv-poly")
+    path.parent.mkdir(parents=True)
+    np.savez(path, **arrays, X_source=X + 1, y_source=arrays["y"])
+    plans._arrays.cache_clear()
+    layer, samples = plans.inputs("elpv-poly", 0, "private, last layer")
+    assert samples == 30
+    assert layer["X"] == pytest.approx(X, abs=1e-6)
+    features, _ = plans.inputs("elpv-poly", 0, "private, public source")
+    # without the neuron that is never active
+    active = np.maximum(X @ W.T, 0)[:, 1:]
+    assert features["X"] == pytest.approx(active, abs=1e-5)
+    assert features["X_source"] == pytest.approx(np.maximum((X + 1) @ W.T, 0)[:, 1:], abs=1e-5)
+    assert plans.possible("elpv-poly", "private, last layer")
+    assert not plans.possible("elpv-poly", "public features")
+    plans._arrays.cache_clear()

@@ -37,6 +37,7 @@ SMALLER = {
     "bounds.plan wine.csv": "--draws 4 --steps 20",
     "bounds.plan features.npz": "--draws 4",
     "bounds.plan layer.npz": "--draws 4",
+    "bounds.plan --data": "--draws 4 --steps 20 --pretrain-epochs 2",
     "--method lp-fft --lp-share": "--pretrain-epochs 2",
     "--methods ": "--data glyphs --size 24 --images 200 --body mlp --batch 50 "
     "--methods lp lp-fft --shares .5 --epsilons 1 --seeds 1 --trials 1 --tuning-seeds 1 --steps 2 "

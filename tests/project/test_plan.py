@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from bounds.plan import main
+from empirical import Setting, Shift, last_layer
+from empirical.finetune import main as finetune
 from langevin import collapsed_features, orthogonally_separable
 from langevin.store import files
 from tests.helpers import execute
@@ -100,6 +103,65 @@ def test_private_data_need_a_budget_for_the_plan(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([write(tmp_path / "g.npz"), *FEW, "--plan-epsilon", "0.25"])
     assert "--plan-epsilon must be None without X_test and y_test" in capsys.readouterr().err
+
+
+TASK = ["--data", "digits", "--rotation", "20", "--pretrain-epochs", "2"]
+
+
+def test_a_task_and_its_body_give_what_a_file_of_their_layer_gives(tmp_path, capsys):
+    assert main([*TASK, *FEW, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    setting = Setting("digits", shift=Shift(rotation=20), epochs=2)
+    task, last = setting.task(0), last_layer(setting.network(0))
+    assert task.public is not None
+    X = last.inputs(task.normalised(task.public))
+    np.savez(tmp_path / "layer.npz", X=X, W=last.W, y=task.public.labels)
+    assert main([str(tmp_path / "layer.npz"), *FEW, "--json", "--samples", "1097"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    assert found["simulation"] == by_file["simulation"]
+    assert found["samples"] == 1097
+    # the private images play no part: those of another rotation give the same plan
+    assert main([*TASK, "--rotation", "90", *FEW, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["simulation"] == found["simulation"]
+
+
+def test_the_command_of_a_task_runs_as_printed_on_its_private_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TASK, "--seed", "3", *FEW]) == 0
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if line.startswith("command"))
+    words = shlex.split(line.partition("empirical.finetune ")[2])
+    assert {*TASK, "--seed", "109.7"} <= {word.replace("20.0", "20") for word in words}
+    assert "samples of this file" not in said
+    assert finetune([*words, "--evaluations", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "1097 private images" in report["task"]
+
+
+def test_a_body_without_a_last_layer_to_read_is_hedged(capsys):
+    options = ["--body", "conv", "--widths", "8", "--heads", "zero", *FEW, "--json"]
+    assert main(["--data", "digits", "--pretrain-epochs", "1", *options]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert any("full fine-tuning is guessed" in note for note in said["warnings"])
+    assert set(said["simulation"]["worlds"]) == {"nothing hidden", "hidden directions"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give FILE or --data, got neither"),
+        (["x.npz", "--data", "digits"], "give FILE or --data, got both"),
+        (["x.npz", "--rotation", "20"], "--rotation has no effect with a file of features"),
+        (["x.npz", "--body", "mlp"], "--body has no effect with a file of features"),
+        (["--data", "fashion-mnist"], "must have a public part"),
+        (["--data", "features.npz"], "must be images"),
+        (["--data", "digit"], "--data must be one of"),
+    ],
+)
+def test_a_task_is_asked_for_by_name(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--epsilon", "1"])
+    assert message in capsys.readouterr().err
 
 
 def test_a_sweep_says_what_a_budget_buys(tmp_path, capsys):

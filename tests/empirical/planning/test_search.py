@@ -7,7 +7,7 @@ import pytest
 
 from empirical.planning import search
 from empirical.planning.comparison import Outcomes, as_good_as, chosen, deficit_of, standard_error
-from empirical.planning.search import Lane, lanes_of, raced, stacked
+from empirical.planning.search import Lane, Start, lanes_of, raced, stacked
 from empirical.planning.stand_in import Split
 
 STEPS = 10
@@ -137,12 +137,25 @@ def test_rounds_double_and_stop_when_shares_are_told_apart():
     assert raced_with(own=0.03, resolution=0.0, gap=0.3)[0] == search.LEAST
 
 
+def test_a_further_head_is_searched_around_the_rates_of_the_one_before():
+    trials = Known(peaked(27.0))
+    _, start = lanes_of(trials, "gaussian", [0, 5, STEPS], Start([1 / 3, 1.0, 3.0], [1.0]), 32)
+    assert start.lp == pytest.approx([9.0, 27.0, 81.0])
+    assert start.fft == pytest.approx([9.0, 27.0, 81.0])
+    before = len(trials.made)
+    found, _ = lanes_of(trials, "zero", [0, 5, STEPS], start, 32)
+    # with fewer runs, to the same rates
+    assert len(trials.made) - before < 0.8 * before
+    for lane in found[:2]:
+        assert lane.choose(trials, 32)[0] == pytest.approx(27.0)
+
+
 def test_draws_are_common_to_heads_shares_and_rates():
     trials = Known(peaked(1.0), common=0.1)
     lanes = [
         found
         for head in ("gaussian", "zero")
-        for found in lanes_of(trials, head, [0, 5, STEPS], [1 / 3, 1.0, 3.0], 32)
+        for found in lanes_of(trials, head, [0, 5, STEPS], Start([1 / 3, 1.0, 3.0], [1 / 3, 1.0, 3.0]), 32)[0]
     ]
     draws = raced(trials, lanes, 32, 0.0)
     assert draws == 32

@@ -1,0 +1,76 @@
+"""What following plans costs, and how true the accuracies are that they expect.
+
+Left: accuracy lost against hindsight by plans and by the five fixed shares, means over tasks, budgets and
+seeds with standard errors over the seeds; on the six tasks that the planner was designed on, and on six that
+it was not. Plans with the last layer are of the tasks that have one. Right: the accuracy that a plan expects
+of the share that it recommends, and the measured mean of that share; a point is a task and budget, mean over
+the seeds, of plans from private features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from figures import output
+from figures.study import regret
+from langevin.support import plots, streams
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SHOWN = ("private features", "private, last layer", *regret.RULES)
+STYLES = {"six new tasks": (plots.PURPLE, "o"), "six earlier tasks": (plots.GOLD, "s")}
+SOURCE = "private features"
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Compute losses by group and rule, and expected and measured accuracies by task and budget."""
+    import xarray as xr
+
+    found, plans = regret.accuracies(), regret.planned()
+    values = regret.lost(found, plans.share).sel(rule=list(SHOWN))
+    rows = [
+        regret.mean_and_error(values.sel(task=list(regret.GROUPS[group]))).expand_dims(group=[group])
+        for group in STYLES
+    ]
+    data: Any = xr.concat(rows, "group")[["mean", "standard_error"]]
+    own = plans.sel(source=SOURCE, drop=True)
+    places = own.share.fillna(0.0)
+    pairs = {
+        "expected": own.accuracy.sel(lp_share=places, drop=True),
+        "measured": found.mean("seed").sel(share=places, drop=True),
+    }
+    for name, pair in pairs.items():
+        data[name] = pair.where(own.share.notnull()).mean("seed")
+    for name in map(str, data.data_vars):
+        words = name if name in pairs else f"accuracy lost: {name}"
+        data[name].attrs = {"long_name": words.replace("_", " "), "units": "1"}
+    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
+    return data
+
+
+def draw(axes: Any, data: xr.Dataset) -> None:
+    """Plot losses (left), and expected against measured accuracies (right)."""
+    left, right = axes.ravel()
+    for place, (group, (colour, marker)) in enumerate(STYLES.items()):
+        at, y = data.sel(group=group), [k + 0.24 * (place - 0.5) for k in range(len(SHOWN))]
+        style = {"color": colour, "marker": marker, "markersize": 4, "linestyle": ""}
+        left.errorbar(at["mean"], y, xerr=at.standard_error, capsize=1.5, linewidth=0.8, label=group, **style)
+        tasks = data.sel(task=list(regret.GROUPS[group]))
+        right.plot(tasks.measured.values.ravel(), tasks.expected.values.ravel(), alpha=0.7, **style)
+    left.axvline(0, color="0.6", linewidth=0.6)
+    left.set_yticks(range(len(SHOWN)), SHOWN)
+    left.invert_yaxis()
+    left.set(xlabel="accuracy lost")
+    left.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=2)
+    right.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, zorder=0)
+    right.set(xlim=(0.1, 1), ylim=(0.1, 1), xlabel="measured accuracy", ylabel="expected by the plan")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the figure."""
+    return output.run(__file__, compute, draw, size=(6.6, 2.8), panels=(1, 2), reads=regret.READS, argv=argv)
+
+
+if __name__ == "__main__":
+    streams.run(main)
