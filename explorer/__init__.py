@@ -1,0 +1,9 @@
+"""What ``python -m langevin.explore`` is made of: a model of arrays and sentences, and a page that shows it.
+
+- `explorer.views`, `explorer.plane`: a simulation to the arrays of all views;
+- `explorer.presets`: the paper's story in five simulations, with sentences about what each run shows;
+- `explorer.limits`, `explorer.further`: what may be entered, the address, the command and the Python of a run;
+- `explorer.worker`, `explorer.panels`, `explorer.page`, `explorer.serve`: the page in the browser.
+
+Only the last four need Panel.
+"""
