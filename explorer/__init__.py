@@ -2,7 +2,8 @@
 
 - `explorer.views`, `explorer.plane`: a simulation to the arrays of all views;
 - `explorer.presets`: the paper's story in five simulations, with sentences about what each run shows;
-- `explorer.limits`, `explorer.further`: what may be entered, the address, the command and the Python of a run;
+- `explorer.limits`: what may be entered, and the address;
+- `explorer.further`: the command and the Python of a run, and the saved run;
 - `explorer.worker`, `explorer.panels`, `explorer.page`, `explorer.serve`: the page in the browser.
 
 Only the last four need Panel.

@@ -95,8 +95,8 @@ def _misaligned(views: Views) -> Said:
         "has changed its sign.",
         f"At the end {_distorted(views)}.",
         f"Theorem 3.3, re-derived: without noise, {int(sure.sum())} of the {int(found.misaligned.sum())} "
-        f"misaligned neurons are sure to stay active on all samples of their class, and keep at least "
-        f"{np.floor(100 * kept[sure].min()):.0f}% of each response; the lowest mean response is {lowest:.0%}.",
+        "misaligned neurons are sure to stay active on all samples of their class, and keep at least "
+        f"{np.floor(100 * kept[sure].min()):.0f}% of each response; the lowest mean is {lowest:.0%}.",
     )
 
 
@@ -160,6 +160,7 @@ _PLANE = Simulation(
     data="separable",
     samples=20,
     dim=2,
+    loss="logistic",
     width=32,
     dt=2e-3,
     sigma=0.03,
@@ -169,7 +170,7 @@ _PLANE = Simulation(
     reduce="span",
 )
 # noise for epsilon 1 at delta 1e-5
-_SMALL = replace(_PLANE, samples=400, time=0.05, dt=2e-4, sigma=0.59, lp_share=0.76)
+_SMALL = replace(_PLANE, samples=400, time=0.05, dt=1e-4, sigma=0.59, lp_share=0.76)
 PRESETS = (
     Preset("misaligned", "A misaligned head distorts", replace(_PLANE, method="fft"), _misaligned),
     Preset("probing", "Probing first prevents it", _PLANE, _probing),

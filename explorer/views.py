@@ -49,8 +49,8 @@ FEW = 4
 # recorded over time where a problem has them
 CURVES = ("loss", "squared_distance", "misaligned", "distorted", "dead", "accuracy", "test_accuracy")
 CONFUSIONS = ("test_confusion", "confusion")
-# times at which an accountant of Poisson batches is asked
-_ACCOUNTED = 6
+# times at which privacy is counted in the first picture, and by an accountant of Poisson batches
+_COUNTED, _ACCOUNTED = 12, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ def draw(simulation: Simulation, *, delta: float = DELTA, quick: bool = False) -
     Parameters
     ----------
     simulation : Simulation
-        Its ``reduce`` must keep single neurons: `explorable` sees to that.
+        With single neurons, whatever its ``reduce``.
     delta : float
         At which privacy is counted.
     quick : bool
@@ -180,7 +180,7 @@ def draw(simulation: Simulation, *, delta: float = DELTA, quick: bool = False) -
     problem, weights, schedule = start.problem, start.weights, simulation.schedule
     times = schedule.default_times(min(RECORDS, simulation.steps + 1))
     given = (problem, weights, schedule)
-    asked = _observables(problem)
+    asked = observables(problem)
     same: dict[str, Any] = dict(dt=simulation.dt, times=times)
     of_neurons = [name for name in asked if OBSERVABLES[name].neurons]
     zeroth = zeroth_order(*given, **same, reduce="span", observables=[*of_neurons, *_accuracies(asked)])
@@ -209,11 +209,6 @@ def draw(simulation: Simulation, *, delta: float = DELTA, quick: bool = False) -
         theorems(simulation, *given, times, quick=quick),
         failure,
     )
-
-
-def explorable(simulation: Simulation) -> Simulation:
-    """Return the simulation with single neurons, which the views show."""
-    return replace(simulation, reduce="span")
 
 
 def theorems(
@@ -248,8 +243,8 @@ def spent(
 ) -> tuple[FloatArray, str]:
     """Return the privacy spent by each time, and why it is not known.
 
-    Poisson batches take an accountant, which is asked at a few times (``quick``: not at all), with straight
-    lines between them.
+    ``quick`` counts at a few times, with straight lines between them; so does the accountant that Poisson
+    batches take, which ``quick`` leaves out.
     """
     found = np.full(len(times), np.nan)
     if any(phase.clip is None for phase in schedule):
@@ -257,8 +252,8 @@ def spent(
     sampled = any(phase.sample_rate < 1 for phase in schedule)
     if sampled and quick:
         return found, "being computed"
-    places = np.unique(np.linspace(1, len(times) - 1, _ACCOUNTED).round().astype(int)) if sampled else None
-    at = np.arange(1, len(times)) if places is None else places
+    count = _ACCOUNTED if sampled else _COUNTED if quick else len(times) - 1
+    at = np.unique(np.linspace(1, len(times) - 1, count).round().astype(int))
     try:
         values = [bounds.epsilon(until(schedule, float(times[i])), delta, dt) for i in at]
     except (ValueError, ArithmeticError, MemoryError) as error:
@@ -275,7 +270,7 @@ def until(schedule: Schedule, time: float) -> Schedule:
     return Schedule([replace(phase, time=float(length)) for phase, length in parts if length > 0])
 
 
-def _observables(problem: Problem) -> tuple[str, ...]:
+def observables(problem: Problem) -> tuple[str, ...]:
     """Return the names of `CURVES` and `CONFUSIONS` that the problem has and that are no defaults."""
     wanted = [name for name in CURVES if not OBSERVABLES[name].missing(problem)]
     wanted += [name for name in CONFUSIONS if not OBSERVABLES[name].missing(problem)][:1]

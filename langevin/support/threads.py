@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
+from contextlib import AbstractContextManager
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from langevin.support import validate
 
@@ -14,9 +17,15 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def one_blas_thread() -> threadpool_limits:
+def one_blas_thread() -> AbstractContextManager[object]:
     """Keep BLAS on one thread, because paths run in parallel."""
-    return threadpool_limits(1, user_api="blas")
+    return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """Find the loaded libraries, which takes milliseconds: again only if modules, which load them, came."""
+    return ThreadpoolController()
 
 
 def check_threads(threads: int | None) -> int:
