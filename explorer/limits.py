@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import bounds
-from explorer.presets import PRESETS
+from explorer.presets import PRESETS, Preset
 from langevin.model.losses import LOSSES
 from langevin.simulation.config import Simulation
 from langevin.support import options
@@ -150,13 +150,13 @@ def simulation(found: Mapping[str, Any], file: str | None = None) -> Simulation:
         raise ValueError("data must be plane, ring or digits, got file: start with --data features.npz")
     default = Simulation()
     counted = data == "ring"
-    several = len(values["classes"]) > 2 or (counted and values["classes"] != (2,))
     if data in ("plane", FILE):
         values["classes"] = default.classes
     elif counted and len(values["classes"]) > 1:
         raise ValueError(f"classes must be one number on a ring, got {values['classes']}")
-    elif several and not LOSSES[values["loss"]].classes:
-        raise ValueError(f"loss must be softmax or ovr for more than two classes, got {values['loss']!r}")
+    allowed = losses(data, values["classes"])
+    if values["loss"] not in allowed:
+        raise ValueError(f"loss must be {' or '.join(allowed)} for these classes, got {values['loss']!r}")
     if data not in ("plane", "ring"):
         values |= {"samples": default.samples, "spread": None}
     fixed: dict[str, Any] = dict(dt=values["time"] / STEPS, reduce="span")
@@ -189,14 +189,24 @@ def with_epsilon(given: Simulation, epsilon: float, delta: float) -> Simulation:
 
 
 def query(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of an address that stand for entries: those that differ from `START`.
+    """Return the parameters of an address that stand for entries: a preset, or what differs from `START`.
 
     Examples
     --------
     >>> query(START | {"sigma": 0.5, "clip": None})
     {'sigma': '0.5', 'clip': 'none'}
+    >>> query(entries(PRESETS[2].simulation))
+    {'preset': 'noise'}
     """
+    preset = preset_of(found)
+    if preset is not None:
+        return {"preset": preset.key}
     return {name: _text(found[name]) for name in ENTRIES if found[name] != START[name]}
+
+
+def preset_of(found: Mapping[str, Any]) -> Preset | None:
+    """Return the preset that has these entries, if there is one."""
+    return next((preset for preset in PRESETS if entries(preset.simulation) == dict(found)), None)
 
 
 def _text(value: Any) -> str:
@@ -219,14 +229,19 @@ def read(parameters: Mapping[str, str], file: str | None = None) -> tuple[Entrie
     (8, True, ["sigma must be a number from 0 to 10, got 'much'"])
     """
     found, notes = dict(START), []
+    keys = {preset.key: entries(preset.simulation) for preset in PRESETS}
     for name, text in parameters.items():
-        if name not in ENTRIES:
+        if name == "preset" and text in keys:
+            found |= keys[text]
+        elif name == "preset":
+            notes.append(f"preset must be one of {', '.join(keys)}, got {text!r}")
+        elif name not in ENTRIES:
             notes.append(f"unknown parameter {name!r} in the address")
-            continue
-        try:
-            found[name] = ENTRIES[name].read(name, text)
-        except ValueError as error:
-            notes.append(str(error))
+        else:
+            try:
+                found[name] = ENTRIES[name].read(name, text)
+            except ValueError as error:
+                notes.append(str(error))
     try:
         simulation(found, file)
     except (ValueError, TypeError) as error:
@@ -234,11 +249,14 @@ def read(parameters: Mapping[str, str], file: str | None = None) -> tuple[Entrie
     return found, notes
 
 
-def losses(data: str, classes: int) -> list[str]:
-    """Return the losses that data of so many classes allow."""
-    return [name for name, loss in LOSSES.items() if loss.classes or classes == 2]
+def losses(data: str, classes: tuple[int, ...]) -> list[str]:
+    """Return the losses that data of these classes allow.
 
-
-def unused(given: Simulation) -> set[str]:
-    """Return the entries that have no effect on a simulation."""
-    return set(given.idle) & {field.name for field in fields(Simulation)}
+    Examples
+    --------
+    >>> losses("ring", (5,)), losses("plane", (3, 8))[:2]
+    (['softmax', 'ovr'], ['logistic', 'square'])
+    """
+    count = classes[0] if len(classes) == 1 else len(classes)
+    several = data in ("ring", "digits") and count > 2
+    return [name for name, loss in LOSSES.items() if loss.classes or not several]

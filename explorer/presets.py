@@ -156,6 +156,33 @@ def _budget(views: Views) -> Said:
     )
 
 
+def describe(views: Views) -> Said:
+    """Say what any run shows, as the presets do of theirs."""
+    counts, loss = views.counts, views.curves["loss"]
+    distance, band = views.curves["squared_distance"], views.theorems.distance["paper"]
+    first = "These targets are no classes, so that no neuron has one."
+    if "zeroth_distorted" in counts:
+        first = f"At the end {_distorted(views)}."
+    if "zeroth_misaligned" in counts:
+        begin, end = counts["first_misaligned"], counts["misaligned"]
+        first += (
+            f" {_count(begin)} heads start misaligned and {_count(end)} end so (without noise "
+            f"{_count(counts['zeroth_misaligned'])})."
+        )
+    zeroth = "" if loss.zeroth is None else f", without noise {loss.zeroth[-1]:.3g}"
+    second = f"The loss falls from {loss.mean[0]:.3g} to {loss.mean[-1]:.3g}{zeroth}."
+    if loss.mean[-1] > loss.mean[0]:
+        second = second.replace("falls", "rises")
+    name, upper = band.source.partition(":")[0].replace("[1]", "the paper"), band.upper[-1]
+    theorem = f"{name} gives no bound at the end: {band.reason}."
+    if np.isfinite(upper):
+        theorem = (
+            f"{name}: the expected squared distance of all weights from those without noise is at most "
+            f"{upper:.3g} at the end; over the paths it is {distance.mean[-1]:.3g}."
+        )
+    return Said(first, second, theorem)
+
+
 _PLANE = Simulation(
     data="separable",
     samples=20,

@@ -53,7 +53,7 @@ def test_addresses_hold_all_entries(key):
         ({"head": "big"}, "head must be one of gaussian, zero, prototype, got 'big'"),
         ({"data": "file"}, "start with --data features.npz"),
         ({"data": "/etc/passwd"}, "data must be one of plane, ring, digits, file, got '/etc/passwd'"),
-        ({"data": "ring", "classes": "5"}, "loss must be softmax or ovr for more than two classes"),
+        ({"data": "ring", "classes": "5"}, "loss must be softmax or ovr for these classes"),
         ({"data": "digits", "classes": "3,12"}, "classes must be two different digits from 0 to 9"),
         ({"dt": "1"}, "unknown parameter 'dt' in the address"),
     ],

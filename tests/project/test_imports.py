@@ -21,7 +21,7 @@ LAYERS = {
     ),
     "explorer": (
         *("plane", "views", "presets", "limits", "further"),
-        *("worker", "panels", "page", "serve"),
+        *("worker", "charts", "panels", "page", "serve"),
     ),
 }
 # the solvers, and what would bring them in
