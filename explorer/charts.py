@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from bokeh.core.properties import DashPattern
 from bokeh.models import (
     ColumnDataSource,
     CustomJSTickFormatter,
@@ -45,8 +44,8 @@ def blank(title: str, *, log: bool = False) -> Any:
         sizing_mode="stretch_width",
         title=title,
         y_axis_type="log" if log else "linear",
-        x_range=Range1d(0, 1),
-        y_range=Range1d(0.1, 1),
+        x_range=Range1d(start=0, end=1),
+        y_range=Range1d(start=0.1, end=1),
         toolbar_location=None,
         tools="",
     )
@@ -89,8 +88,9 @@ class Chart:
             location=0, dimension="height", line_color="#999999", line_dash="dotted", visible=False
         )
         self.figure.add_layout(self.change)
-        self._sources: dict[str, ColumnDataSource] = {}
-        self._glyphs: dict[str, Any] = {}
+        self._sources: dict[str, Any] = {}
+        # glyphs, and their dashes
+        self._glyphs: dict[str, tuple[Any, str]] = {}
         self.key = ""
         if log:
             self.figure.yaxis.formatter = _powers()
@@ -99,17 +99,17 @@ class Chart:
         """Add a line, to be filled by `fill`."""
         self._sources[name] = source = ColumnDataSource({"x": [], "y": []})
         drawn = self.figure.line("x", "y", source=source, color=colour, line_dash=dash, line_width=width)
-        self._glyphs[name] = drawn.glyph
+        self._glyphs[name] = drawn.glyph, dash
 
     def band(self, name: str, colour: str, alpha: float = 0.2) -> None:
         """Add a band, to be filled by `fill`."""
         self._sources[name] = source = ColumnDataSource({"x": [], "low": [], "high": []})
         drawn = self.figure.varea("x", "low", "high", source=source, color=colour, fill_alpha=alpha)
-        self._glyphs[name] = drawn.glyph
+        self._glyphs[name] = drawn.glyph, ""
 
     def recolour(self, name: str, colour: str) -> None:
         """Change the colour of a line or a band."""
-        glyph = self._glyphs[name]
+        glyph, _ = self._glyphs[name]
         setattr(glyph, "line_color" if hasattr(glyph, "line_color") else "fill_color", colour)
 
     def fill(
@@ -148,7 +148,7 @@ class Chart:
             source.data = found
         if self.log:
             self.figure.yaxis.ticker = FixedTicker(ticks=_ticks(low, high))
-        self.key = "".join(_key(self._glyphs[name], text) for name, text in labels.items() if name in parts)
+        self.key = "".join(_key(*self._glyphs[name], text) for name, text in labels.items() if name in parts)
         inside = 0 < views.probing < views.times[-1]
         self.change.update(location=views.probing, visible=inside)
 
@@ -156,23 +156,17 @@ class Chart:
 _DASHES = {"dashed": "5 3", "dotted": "1.5 2.5", "dotdash": "1.5 2.5 5 2.5", "solid": "none"}
 
 
-def _key(glyph: Any, text: str) -> str:
+def _key(glyph: Any, dash: str, text: str) -> str:
     """Return a small picture of a line or a band, and its label, in HTML."""
-    if hasattr(glyph, "line_color"):
-        dash = _DASHES[_dash_of(glyph)]
+    if dash:
         drawn = (
             f'<line x1="0" y1="6" x2="24" y2="6" stroke="{glyph.line_color}" stroke-width="2" '
-            f'stroke-dasharray="{dash}"/>'
+            f'stroke-dasharray="{_DASHES[dash]}"/>'
         )
     else:
         drawn = f'<rect width="24" height="12" fill="{glyph.fill_color}" opacity="{glyph.fill_alpha}"/>'
     picture = f'<svg width="24" height="12" style="vertical-align: -1px">{drawn}</svg>'
-    return f'<span style="white-space: nowrap; margin-right: 12px">{picture} {html.escape(text)}</span> '
-
-
-def _dash_of(glyph: Any) -> str:
-    """Return the name of a glyph's dashes, which Bokeh keeps as numbers."""
-    return next(name for name, kept in DashPattern._dash_patterns.items() if list(glyph.line_dash) == kept)
+    return f'<span style="display: inline-block; margin-right: 12px">{picture} {html.escape(text)}</span> '
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -244,8 +238,8 @@ class PlaneChart:
         self.figure = figure(
             sizing_mode="scale_width",
             aspect_ratio=ASPECT,
-            x_range=Range1d(-1, 1),
-            y_range=Range1d(-1, 1),
+            x_range=Range1d(start=-1, end=1),
+            y_range=Range1d(start=-1, end=1),
             toolbar_location=None,
             tools="",
             min_border=0,
@@ -253,11 +247,11 @@ class PlaneChart:
         self.figure.axis.visible = False
         self.figure.grid.visible = False
         self.figure.outline_line_color = "#dddddd"
-        self.cones = ColumnDataSource({"x": [], "y": [], "colour": []})
-        self.samples = ColumnDataSource({"x": [], "y": [], "colour": []})
-        self.frames = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "bad")})
-        self.neurons = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "colour", "fill")})
-        self.trails = ColumnDataSource({key: [] for key in ("xs", "ys", "zxs", "zys", "colour")})
+        self.cones: Any = ColumnDataSource({"x": [], "y": [], "colour": []})
+        self.samples: Any = ColumnDataSource({"x": [], "y": [], "colour": []})
+        self.frames: Any = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "bad")})
+        self.neurons: Any = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "colour", "fill")})
+        self.trails: Any = ColumnDataSource({key: [] for key in ("xs", "ys", "zxs", "zys", "colour")})
         plot = self.figure
         plot.patches("x", "y", source=self.cones, fill_color="colour", fill_alpha=0.09, line_color=None)
         plot.segment(0, 0, "x", "y", source=self.samples, color="colour", alpha=0.25)
@@ -313,8 +307,8 @@ class Confusion:
     """Mean numbers of samples by class and prediction, at the end."""
 
     def __init__(self) -> None:
-        self.source = ColumnDataSource({key: [] for key in ("x", "y", "share", "text", "ink")})
-        self.figure = found = figure(
+        self.source: Any = ColumnDataSource({key: [] for key in ("x", "y", "share", "text", "ink")})
+        found: Any = figure(
             height=HEIGHT,
             sizing_mode="stretch_width",
             title="Predictions at the end",
@@ -323,6 +317,7 @@ class Confusion:
             toolbar_location=None,
             tools="",
         )
+        self.figure = found
         _style(found)
         found.grid.visible = False
         found.xaxis.axis_label, found.yaxis.axis_label = "predicted", "class"

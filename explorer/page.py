@@ -52,7 +52,7 @@ class Page:
 
     def __init__(self, workshop: Workshop, parameters: Mapping[str, str], file: str | None = None) -> None:
         self._file, self._document, self._location = file, pn.state.curdoc, pn.state.location
-        self.panels, self._asked = Panels(), 0.0
+        self.panels, self._changed = Panels(), 0.0
         self.player = Player(self.panels)
         self._newest = Newest(workshop, self._deliver)
         self.controls = Controls(file is not None, self._entered)
@@ -142,11 +142,12 @@ class Page:
         def chosen(_: Any) -> None:
             preset = next(preset for preset in PRESETS if preset.key == key)
             self.controls.show(limits.entries(preset.simulation))
-            self._ask()
+            self._entered(None)
 
         return chosen
 
     def _entered(self, budget: float | None) -> None:
+        self._changed = time.perf_counter()
         self._ask(budget)
 
     def _ask(self, budget: float | None = None) -> None:
@@ -156,7 +157,6 @@ class Page:
         except (ValueError, TypeError) as error:
             self._complain(str(error))
             return
-        self._asked = time.perf_counter()
         self._newest.ask(Request(simulation, budget))
 
     def _complain(self, why: str) -> None:
@@ -167,7 +167,12 @@ class Page:
     def _deliver(self, answer: Answer) -> None:
         """Show an answer, from a thread of the workshop."""
         if self._document is not None:
-            self._document.add_next_tick_callback(lambda: self._show(answer))
+            self._document.add_next_tick_callback(lambda: self._show_at_once(answer))
+
+    def _show_at_once(self, answer: Answer) -> None:
+        """Show an answer in one message to the browser."""
+        with pn.io.hold(self._document):
+            self._show(answer)
 
     def _show(self, answer: Answer) -> None:
         self._complain(answer.failure)
@@ -178,10 +183,11 @@ class Page:
         if entries["sigma"] != self.controls.entries["sigma"]:
             self.controls.show(entries)
         self._fill(answer.views, entries)
-        taken = time.perf_counter() - self._asked
         paths, wanted = answer.views.simulation.paths, answer.simulation.paths
         said = "all paths and bounds" if answer.last else f"{paths} of {wanted} paths; bounds are coming"
-        self._status.object = f'<p style="color: #555">{said}, {taken:.2f} s after the change</p>'
+        if self._changed:
+            said += f", {time.perf_counter() - self._changed:.2f} s after the change"
+        self._status.object = f'<p style="color: #555">{said}</p>'
         if answer.last and self._location is not None:
             self._location.search = f"?{urlencode(limits.query(entries))}"
 
@@ -192,7 +198,8 @@ class Page:
         self.player.fill(views)
         for name, pane in self._notes.items():
             key = "" if name == "confusion" else getattr(self.panels, name).key
-            pane.object = f'<div style="font-size: 13px">{key}{html.escape(self.panels.notes[name])}</div>'
+            note = html.escape(self.panels.notes[name])
+            pane.object = f'<div style="font-size: 13px">{key}<div style="color: #555">{note}</div></div>'
         self._key.object = _KEY if views.plane.flat else _KEY + _PROJECTED
         # a quick picture is not what a link means
         self.controls.show_epsilon(float(views.epsilon[-1]), views.accountant)

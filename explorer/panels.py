@@ -11,9 +11,13 @@ from langevin.support import plots
 from langevin.support.validate import FloatArray
 
 _STATEMENTS = {"paper": "solid", "monotone": "dashed", "ode": "dotdash", "lambert": "dotted"}
-_ACCURACIES = {"test_accuracy": plots.PURPLE, "accuracy": plots.GOLD}
-_SHARES = {name: plots.hexadecimal(colour) for name, colour in plots.SHARES.items()}
+_ACCURACIES = {"accuracy": plots.GOLD, "test_accuracy": plots.PURPLE}
+# of lines that may coincide, the wider one below
+_WIDTHS = {"accuracy": 4.0, "dead": 3.0}
+_SHARES = {name: plots.hexadecimal(plots.SHARES[name]) for name in ("dead", "misaligned", "distorted")}
 _LIGHT = plots.hexadecimal(plots.GREY)
+# share of the times at which a band has to lie within the axis
+_INFORMATIVE = 0.2
 _CHARTS = ("loss", "distance", "shares", "accuracy", "epsilon")
 
 
@@ -33,7 +37,7 @@ class Panels:
         self.shares = Chart("Share of neurons")
         self.accuracy = Chart("Accuracy")
         self.epsilon = Chart("Privacy spent: epsilon")
-        self.notes = dict.fromkeys((*_CHARTS, "confusion"), "")
+        self.notes: dict[str, str] = dict.fromkeys((*_CHARTS, "confusion"), "")
         self.loss.band("expected", _LIGHT, 0.15)
         self.loss.band("proved", _LIGHT, 0.4)
         for chart in (self.loss, self.distance):
@@ -44,7 +48,7 @@ class Panels:
             self.distance.line(kind, GREY, dash, 1.5)
         for chart, colours in ((self.shares, _SHARES), (self.accuracy, _ACCURACIES)):
             for name, colour in colours.items():
-                chart.line(name, colour)
+                chart.line(name, colour, width=_WIDTHS.get(name, 2.0))
                 chart.line(f"zeroth_{name}", colour, "dashed", 1.5)
         self.epsilon.line("epsilon", GREY)
 
@@ -89,8 +93,8 @@ class Panels:
                 f"expected loss proved to lie in [{band.lower[last]:.3g}, {band.upper[last]:.3g}] at time "
                 f"{band.times[last]:.3g}"
             )
-            # a band beyond the axis would shade all of it
-            if (band.upper[1 : last + 1] < 3 * extent(*shown, log=True)[1]).any():
+            # a band that soon leaves the axis would shade all of it
+            if (band.upper < extent(*shown, log=True)[1]).mean() > _INFORMATIVE:
                 parts["expected"], labels["expected"] = (band.lower, band.upper), "proved, expectation"
         elif theorems.expected_loss is not None:
             notes.append(f"no certified interval: {theorems.expected_loss.reason}")
@@ -152,9 +156,9 @@ def name_of(band: bounds.Band) -> str:
     Examples
     --------
     >>> name_of(bounds.Band([0.0], 0.0, 1.0, True, "", "new (1a): Theorem 2.2 of [1], sharper"))
-    'new (1a)'
+    'new (1a): Theorem 2.2 of the paper, sharper'
     """
-    return band.source.partition(":")[0].partition(", '")[0].replace("[1]", "the paper")
+    return band.source.replace("[1]", "the paper")
 
 
 def _simulated(curve: Curve, views: Views) -> tuple[dict[str, tuple[FloatArray, ...]], dict[str, str]]:

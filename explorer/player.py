@@ -103,7 +103,11 @@ class Player:
     def fill(self, views: Views) -> None:
         """Take the times of a simulation, after the panels have been filled."""
         self.slider.end = len(views.times) - 1
-        found = {"time": views.times, "epsilon": views.epsilon, "loss": views.curves["loss"].mean}
+        found: dict[str, Any] = {
+            "time": views.times,
+            "epsilon": views.epsilon,
+            "loss": views.curves["loss"].mean,
+        }
         for name in ("misaligned", "distorted"):
             curve = views.curves.get(name)
             none = [float("nan")] * len(views.times)

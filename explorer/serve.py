@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import webbrowser
 from typing import Any
@@ -18,6 +19,8 @@ from explorer.worker import Workshop
 from langevin.support.threads import one_blas_thread
 
 ADDRESS = "127.0.0.1"
+# it warns of each tab that is closed while something is on its way
+logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
 
 
 class SaveHandler(RequestHandler):
@@ -71,7 +74,8 @@ class Server:
         # Panel takes a plain function alone
         def page() -> Any:
             given = {name: values[-1].decode() for name, values in pn.state.session_args.items()}
-            pn.state.curdoc.template = HEAD
+            document: Any = pn.state.curdoc
+            document.template = HEAD
             return Page(workshop, given, file).layout()
 
         self._server: Any = pn.io.server.get_server(
