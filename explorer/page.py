@@ -53,6 +53,8 @@ class Page:
     def __init__(self, workshop: Workshop, parameters: Mapping[str, str], file: str | None = None) -> None:
         self._file, self._document, self._location = file, pn.state.curdoc, pn.state.location
         self.panels, self._changed = Panels(), 0.0
+        self._latest: Answer | None = None
+        self._shown: Answer | None = None
         self.player = Player(self.panels)
         self._newest = Newest(workshop, self._deliver)
         self.controls = Controls(file is not None, self._entered)
@@ -70,9 +72,12 @@ class Page:
         known = workshop.known(limits.simulation(entries, file))
         if known is not None:
             self._fill(known)
+        # of the address, until something else is entered
+        self._wrong = "; ".join(wrong)
+        self._complain(self._wrong)
         self._ask()
-        self._complain("; ".join(wrong))
         if self._document is not None:
+            pn.state.onload(self._catch_up)
             self._document.js_on_event("document_ready", *self.player.on_ready)
             self._document.on_session_destroyed(lambda _: self._newest.close())
 
@@ -147,7 +152,7 @@ class Page:
         return chosen
 
     def _entered(self, budget: float | None) -> None:
-        self._changed = time.perf_counter()
+        self._changed, self._wrong = time.perf_counter(), ""
         self._ask(budget)
 
     def _ask(self, budget: float | None = None) -> None:
@@ -166,16 +171,28 @@ class Page:
 
     def _deliver(self, answer: Answer) -> None:
         """Show an answer, from a thread of the workshop."""
-        if self._document is not None:
-            self._document.add_next_tick_callback(lambda: self._show_at_once(answer))
+        self._latest = answer
+        if self._document is None:
+            return
+        try:
+            self._document.add_next_tick_callback(self._catch_up)
+        except RuntimeError:
+            # the tab has been closed
+            self._newest.close()
 
-    def _show_at_once(self, answer: Answer) -> None:
-        """Show an answer in one message to the browser."""
-        with pn.io.hold(self._document):
-            self._show(answer)
+    def _catch_up(self) -> None:
+        """Show the latest answer, unless it is shown already, in one message to the browser.
+
+        Also called once the page is there: what is delivered while a session is being made may get lost.
+        """
+        answer = self._latest
+        if answer is not None and answer is not self._shown:
+            self._shown = answer
+            with pn.io.hold(self._document):
+                self._show(answer)
 
     def _show(self, answer: Answer) -> None:
-        self._complain(answer.failure)
+        self._complain(answer.failure or self._wrong)
         entries = limits.entries(answer.simulation)
         if answer.views is None:
             self._status.object = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -104,22 +104,25 @@ class Newest:
             self._answer(request)
 
     def _answer(self, request: Request) -> None:
+        for answer in self._answers(request):
+            if self._stale():
+                return
+            self._deliver(answer)
+
+    def _answers(self, request: Request) -> Iterator[Answer]:
+        """Yield a picture of few paths and one of all, or why there is none."""
         simulation = request.simulation
         try:
             if request.epsilon is not None:
                 simulation = limits.with_epsilon(simulation, request.epsilon, DELTA)
-            stages = (False,) if self._workshop.known(simulation) else (True, False)
-            for quick in stages:
+            for quick in (False,) if self._workshop.known(simulation) else (True, False):
                 views = self._workshop.draw(simulation, quick)
-                if self._stale():
-                    return
-                self._deliver(Answer(simulation, views, views.failure, last=not quick))
+                yield Answer(simulation, views, views.failure, last=not quick)
         # whatever it is, the page has to say it rather than wait for ever
         except Exception as error:
             expected = isinstance(error, ValueError | TypeError | MemoryError | ArithmeticError | OSError)
             said = str(error) if expected else f"{type(error).__name__}: {error}"
-            if not self._stale():
-                self._deliver(Answer(simulation, None, said, last=True))
+            yield Answer(simulation, None, said, last=True)
 
     def _stale(self) -> bool:
         with self._lock:

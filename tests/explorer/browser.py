@@ -50,7 +50,8 @@ def served(*options):
         yield process.stdout.readline().strip()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(60) == 143
+        process.stdout.close()
 
 
 @contextmanager

@@ -72,8 +72,8 @@ def test_a_link_opens_the_state_that_it_names(url):
     with browser.opened(f"{url}?data=ring&classes=3&loss=softmax&samples=12&width=8&paths=4") as tab:
         tab.drawn()
         assert tab.width() == 8
-        assert tab.value("Data") == "Classes on a ring"
-        assert "--classes 3" in tab.text()
+        assert tab.value("Classes on the ring") == 3
+        assert tab.value("Data") == "ring"
 
 
 def test_bad_addresses_say_why(url):
@@ -113,14 +113,18 @@ def test_two_tabs_do_not_disturb_each_other(url):
         assert second.value("Head at the start") == "zero"
 
 
+def status(address):
+    """HTTP status of an address that is refused."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(address)
+    with caught.value as refused:
+        return refused.code
+
+
 def test_nobody_without_the_token_gets_anything(url):
     parts = urllib.parse.urlsplit(url)
     assert parts.hostname == "127.0.0.1"
     assert len(parts.path) > 20
-    for path in ("/", "/explore", "/run.nc", f"{parts.path[:-1]}"):
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"http://{parts.netloc}{path}")
-        assert caught.value.code == 404
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"{url}/run.nc?width=0")
-    assert caught.value.code == 400
+    for path in ("/", "/explore", "/run.nc", parts.path[:-1], f"{parts.path[:-1]}/run.nc"):
+        assert status(f"http://{parts.netloc}{path}") == 404
+    assert status(f"{url}/run.nc?width=0") == 400
