@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _serve(argv)
         except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
             return status()
 
 

@@ -21,7 +21,7 @@ LAYERS = {
     ),
     "explorer": (
         *("plane", "views", "presets", "limits", "further"),
-        *("worker", "charts", "panels", "page", "serve"),
+        *("worker", "charts", "panels", "player", "controls", "page", "serve"),
     ),
 }
 # the solvers, and what would bring them in
@@ -150,6 +150,7 @@ def test_bounds_is_light():
     [
         ("langevin.simulate", []),
         ("langevin.report", ["run.nc"]),
+        ("langevin.explore", ["--no-browser"]),
         ("langevin.sweep", ["grid.toml"]),
         ("bounds.plan", ["features.npz", "--epsilon", "1"]),
         ("empirical.finetune", []),
