@@ -9,7 +9,7 @@ from .data.initial import (
     zero_head,
 )
 from .data.scikit import digits
-from .data.synthetic import linear_teacher, orthogonally_separable
+from .data.synthetic import class_ring, linear_teacher, orthogonally_separable
 from .model.dpsgd import DPSGD
 from .model.problem import Problem
 from .model.schedule import Phase, Schedule
@@ -28,6 +28,7 @@ __all__ = [
     "Problem",
     "Schedule",
     "Weights",
+    "class_ring",
     "collapsed_features",
     "digits",
     "euler_maruyama",

@@ -24,6 +24,7 @@ What to type first, and what you see
 What there is
   python -m langevin.simulate    simulate one schedule, or compare several
   python -m langevin.report      show and draw a saved run again
+  python -m langevin.explore     move its parameters in the browser, and see
   python -m langevin.sweep       simulate or fine-tune a grid of them, resumable
   python -m bounds.plan          split a privacy budget between the phases
   python -m empirical.finetune   fine-tune with real DP-SGD, and compare

@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "characters": ["glyphs"],
         "scikit": ["digits"],
-        "synthetic": ["linear_teacher", "orthogonally_separable"],
+        "synthetic": ["class_ring", "linear_teacher", "orthogonally_separable"],
     },
 )

@@ -1,4 +1,4 @@
-"""Synthetic data: orthogonally separable classes, and regression on a linear teacher."""
+"""Synthetic data: separable classes, classes on a ring, and regression on a linear teacher."""
 
 from __future__ import annotations
 
@@ -88,13 +88,83 @@ def orthogonally_separable(
         across -= np.einsum("ij,ij->i", across, centres)[:, None] * centres
         across /= np.linalg.norm(across, axis=1, keepdims=True)
         lengths = random.uniform(size=(count, 1)) ** (1 / (dim - 1))
-        # of two classes the first is +1, and the later one in the order of labels
-        y = order if classes > 2 else 1 - order
-        return centres + spread * lengths * across, y if LOSSES[loss].classes else np.where(y == 1, 1.0, -1.0)
+        return centres + spread * lengths * across, _labels(order, classes, loss)
 
     X, y = draw(samples)
     test = draw(test_samples) if test_samples else (None, None)
     return Problem(X, y, activation, loss, *test)
+
+
+def class_ring(
+    samples: int = 64,
+    classes: int = 5,
+    *,
+    spread: float | None = None,
+    activation: str = "relu",
+    loss: str = "softmax",
+    test_samples: int = 0,
+    rng: RNG = None,
+) -> Problem:
+    """Classes in the plane whose means are equally spaced on the unit circle (new).
+
+    A sample is its class's mean plus a vector across it, uniform in ``[-spread, spread]``. Three classes with
+    a spread below ``tan(15 degrees)`` satisfy the extension of Assumption 3.1 of [1]_ (K outputs, section
+    3.1'); more than three never do, because some means are less than 90 degrees apart.
+
+    Parameters
+    ----------
+    samples : int
+        ``n``, of which each class has an equal share up to one.
+    classes : int
+        ``K``, at least 2; more than 2 need loss ``"softmax"`` or ``"ovr"``.
+    spread : float, optional
+        Tangent of the largest angle between a sample and its class's mean, at least 0 and less than
+        ``tan(pi / K)`` for more than two classes, where classes would meet; by default 0.2, or half of that
+        limit if this is less.
+    activation, loss, test_samples, rng
+        As in `orthogonally_separable`.
+
+    References
+    ----------
+    .. [1] Ke, Hou, Oh, Fanti, arXiv:2402.18905.
+
+    Examples
+    --------
+    >>> problem = class_ring(samples=8, classes=4, spread=0.0, rng=0)
+    >>> (problem.X @ problem.X.T)[0].round(6) + 0.0
+    array([ 1.,  0., -1.,  0.,  1.,  0., -1.,  0.])
+    """
+    samples = validate.integer("samples", samples, 2)
+    classes = _class_count(classes, samples, loss)
+    test_samples = validate.integer("test_samples", test_samples, 0)
+    _fits(samples + test_samples, 2)
+    limit = math.tan(math.pi / classes) if classes > 2 else math.inf
+    spread = min(0.2, limit / 2) if spread is None else validate.number("spread", spread)
+    if not 0 <= spread < limit:
+        raise ValueError(
+            f"spread must lie in [0, {limit:.4g}) for {classes} classes, which would meet; got {spread!r}"
+        )
+    random = generator(rng, "ring data")
+    start = random.uniform(0, 2 * math.pi)
+
+    def draw(count: int) -> tuple[FloatArray, np.ndarray]:
+        order = np.arange(count) % classes
+        turns = start + 2 * math.pi * order / classes
+        offsets = spread * random.uniform(-1, 1, size=count)
+        X = np.stack([np.cos(turns), np.sin(turns)], 1)
+        X += offsets[:, None] * np.stack([-np.sin(turns), np.cos(turns)], 1)
+        return X, _labels(order, classes, loss)
+
+    X, y = draw(samples)
+    test = draw(test_samples) if test_samples else (None, None)
+    return Problem(X, y, activation, loss, *test)
+
+
+def _labels(order: np.ndarray, classes: int, loss: str) -> np.ndarray:
+    """Labels of samples of classes 0 to K - 1, as the loss has them."""
+    # of two classes the first is +1, and the later one in the order of labels
+    y = order if classes > 2 else 1 - order
+    return y if LOSSES[loss].classes else np.where(y == 1, 1.0, -1.0)
 
 
 def _class_count(classes: int, samples: int, loss: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -104,13 +105,17 @@ def _phase(phase: Phase) -> dict[str, Any]:
 
 def versions(*extra: str) -> dict[str, str]:
     """Return the versions of the packages that a run depends on, and of ``extra`` packages."""
-    found = {"python": platform.python_version()}
-    for name in ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray", *extra):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    names = ("private-finetuning-dynamics", "numba", "numpy", "scipy", "xarray", *extra)
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+
+
+# reading it takes milliseconds, and a process has loaded one version
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True, eq=False)

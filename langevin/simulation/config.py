@@ -24,7 +24,9 @@ Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 # entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
 _LARGE = 2**18
 # data of any number of classes
-_COUNTED = ("separable", "glyphs")
+_COUNTED = ("separable", "ring", "glyphs")
+# drawn from a law, with features that are not pre-trained
+_SYNTHETIC = ("separable", "ring", "teacher")
 # what a file of phases says
 SCHEDULED = ("method", "lp_share", "time", "sigma", "clip", "clipping", "stabiliser", "sample_rate")
 # of which a solver keeps count in 32 bits
@@ -57,10 +59,10 @@ class Simulation:
     Parameters
     ----------
     data : str
-        separable (Assumption 3.1), teacher (regression on a linear teacher), digits (some of scikit-learn's
-        digits, features pre-trained on the others), glyphs (synthetic characters, features pre-trained on
-        others), or a file of classes: .npz with X, y and optionally W, v, X_test, y_test; .csv or .parquet,
-        features in all columns but one.
+        separable (Assumption 3.1), ring (classes in the plane, equally spaced on a circle), teacher
+        (regression on a linear teacher), digits (some of scikit-learn's digits, features pre-trained on the
+        others), glyphs (synthetic characters, features pre-trained on others), or a file of classes: .npz
+        with X, y and optionally W, v, X_test, y_test; .csv or .parquet, features in all columns but one.
     label : str
         Column of the labels in a .csv or .parquet file.
     samples : int
@@ -68,11 +70,11 @@ class Simulation:
     dim : int
         Input dimension of synthetic data.
     spread : float or None
-        Spread within a class of separable data; 0 is collapsed. By default 0.2, or half of what the number of
-        classes allows if this is less.
+        Spread within a class of separable data and on a ring; 0 is collapsed. By default 0.2, or half of what
+        the number of classes allows if this is less.
     classes : tuple of int
-        The private digits, two to ten; for separable data and glyphs the number of classes. More than two
-        need loss softmax or ovr.
+        The private digits, two to ten; for separable data, rings and glyphs the number of classes. More than
+        two need loss softmax or ovr.
     activation : str
         Activation.
     loss : str or None
@@ -164,9 +166,9 @@ class Simulation:
     def __post_init__(self) -> None:
         validate.instance("data", self.data, str)
         validate.instance("label", self.label, str)
-        if self.data not in ("separable", "teacher", "digits", "glyphs") and not self.is_file:
+        if self.data not in (*_SYNTHETIC, "digits", "glyphs") and not self.is_file:
             raise ValueError(
-                f"data must be separable, teacher, digits, glyphs or {files.ALLOWED}, got {self.data!r}"
+                f"data must be separable, ring, teacher, digits, glyphs or {files.ALLOWED}, got {self.data!r}"
             )
         for name, allowed in options.choices(Simulation).items():
             value = getattr(self, name)
@@ -235,8 +237,8 @@ class Simulation:
     def idle(self) -> dict[str, str]:
         """Parameters that have no effect, given the values of the others, and what makes them have none."""
         synthetic, theirs = self.synthetic, f"with data {self.data!r}"
-        reads = {"samples": synthetic or self.data == "glyphs", "dim": synthetic}
-        reads["spread"] = self.data == "separable"
+        reads = {"samples": synthetic or self.data == "glyphs"}
+        reads |= {"dim": self.data in ("separable", "teacher"), "spread": self.data in ("separable", "ring")}
         counted = self.data in _COUNTED and len(self.classes) == 1
         reads |= {"classes": self.data == "digits" or counted, "label": self.is_file}
         found = {name: theirs for name, read in reads.items() if not read}
@@ -265,7 +267,7 @@ class Simulation:
     @property
     def synthetic(self) -> bool:
         """Tell whether the data are synthetic."""
-        return self.data in ("separable", "teacher")
+        return self.data in _SYNTHETIC
 
     @property
     def is_file(self) -> bool:
@@ -366,6 +368,9 @@ class Simulation:
             tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples, classes=self._count)
             problem = synthetic.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
             return problem, None, None, None
+        if self.data == "ring":
+            about |= dict(spread=self.spread, test_samples=self.samples, loss=loss)
+            return synthetic.class_ring(self.samples, self._count, **about), None, None, None
         if self.data == "glyphs":
             about |= dict(samples=self.samples, loss=loss)
             problem, start = characters.glyphs(self._count, self.width, **about)

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "errors": ["Diverged", "Interrupted"],
         "diffusion": ["euler_maruyama"],
+        "trajectory": ["trajectory"],
         "zeroth": ["gradient_flow", "zeroth_order"],
     },
 )

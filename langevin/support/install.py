@@ -11,6 +11,7 @@ _EXTRAS = {
     "bokeh": "sweep",
     "dask": "sweep",
     "distributed": "sweep",
+    "panel": "explore",
     "safetensors": "vision",
     "timm": "vision",
     "torchvision": "vision",

@@ -89,6 +89,19 @@ def darker(colour: str) -> tuple[float, ...]:
     return tuple(0.6 * part for part in to_rgb(colour))
 
 
+def hexadecimal(colour: str) -> str:
+    """Return a colour as browsers read it.
+
+    Examples
+    --------
+    >>> hexadecimal(GREY), hexadecimal(PURPLE)
+    ('#808080', '#7a5195')
+    """
+    from matplotlib.colors import to_hex
+
+    return to_hex(colour)
+
+
 def dashes(place: int, count: int) -> tuple[int, tuple[int, int]]:
     """Return the dashes of one of ``count`` lines, which fill each other's gaps where the lines coincide."""
     return (3 * place, (3, max(2, 3 * (count - 1))))

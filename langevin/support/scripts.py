@@ -16,6 +16,7 @@ def _command(module: str) -> Callable[[], None]:
 tour = _command("langevin")
 simulate = _command("langevin.simulate")
 report = _command("langevin.report")
+explore = _command("langevin.explore")
 sweep = _command("langevin.sweep")
 plan = _command("bounds.plan")
 finetune = _command("empirical.finetune")

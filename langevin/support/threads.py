@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from langevin.support import validate
 
@@ -31,9 +33,15 @@ def at_most(threads: int) -> Iterator[None]:
         _most.reset(before)
 
 
-def one_blas_thread() -> threadpool_limits:
+def one_blas_thread() -> contextlib.AbstractContextManager[object]:
     """Keep BLAS on one thread, because paths run in parallel."""
-    return threadpool_limits(1, user_api="blas")
+    return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """Find the loaded libraries, which takes milliseconds: again only if modules, which load them, came."""
+    return ThreadpoolController()
 
 
 def check_threads(threads: int | None) -> int:

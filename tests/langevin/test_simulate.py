@@ -240,7 +240,7 @@ def test_a_users_file(tmp_path):
         ),
         (
             ["--data", "mnist"],
-            "--data must be separable, teacher, digits, glyphs or a file ending in .npz, .csv",
+            "--data must be separable, ring, teacher, digits, glyphs or a file ending in .npz, .csv",
         ),
         (["--data", "glyphs", "--classes", "3", "8", "9"], "--classes must be one number with data 'glyphs'"),
         (

@@ -1,4 +1,4 @@
-"""The arrows between the packages: langevin <- bounds <- empirical <- figures."""
+"""The arrows between the packages: langevin <- bounds <- empirical <- figures, and bounds <- explorer."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import execute
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = {"simulate.py", "report.py", "sweep.py", "plan.py", "finetune.py"}
+DOORS = {"simulate.py", "report.py", "sweep.py", "explore.py", "plan.py", "finetune.py"}
 # folders and modules of each package, from the bottom up: each imports from those before it
 LAYERS = {
     "langevin": ("support", "store", "model", "engine", "solvers", "data", "simulation", "sweeps"),
@@ -19,15 +19,20 @@ LAYERS = {
         *("_opacus", "devices", "privacy", "recipe", "data", "networks", "features", "train"),
         *("two_layer", "studies", "planning"),
     ),
+    "explorer": (
+        *("plane", "views", "presets", "limits", "further"),
+        *("worker", "charts", "panels", "player", "controls", "page", "serve"),
+    ),
 }
 # the solvers, and what would bring them in
 SOLVERS = tuple(
     f"langevin.{name}" for name in ("engine", "solvers", "data", "simulate", "simulation", "sweeps")
 )
 FORBIDDEN = {
-    "bounds": (*SOLVERS, "empirical", "figures", "torch", "opacus"),
-    "langevin": ("bounds", "empirical", "figures", "torch", "opacus"),
-    "empirical": ("figures",),
+    "bounds": (*SOLVERS, "explorer", "empirical", "figures", "torch", "opacus"),
+    "langevin": ("bounds", "explorer", "empirical", "figures", "torch", "opacus"),
+    "explorer": ("empirical", "figures", "torch", "opacus"),
+    "empirical": ("explorer", "figures"),
     "figures": ("benchmarks",),
 }
 # they run on a GPU, and nothing imports them but where that is asked for
@@ -145,6 +150,7 @@ def test_bounds_is_light():
     [
         ("langevin.simulate", []),
         ("langevin.report", ["run.nc"]),
+        ("langevin.explore", ["--no-browser"]),
         ("langevin.sweep", ["grid.toml"]),
         ("bounds.plan", ["features.npz", "--epsilon", "1"]),
         ("empirical.finetune", []),

@@ -19,6 +19,7 @@ from langevin.support import options
 COMMANDS = (
     "langevin.simulate",
     "langevin.report",
+    "langevin.explore",
     "langevin.sweep",
     "bounds.plan",
     "empirical.finetune",
@@ -37,12 +38,14 @@ def classes(command: str) -> list[type]:
     from empirical.planning.settings import PlanSettings
     from empirical.studies.options import GridOptions, OutputOptions, SingleOptions
     from figures.__main__ import FiguresOptions
+    from langevin.explore import Exploring
     from langevin.report import ReportOptions
     from langevin.sweep import SweepOptions
 
     return {
         "langevin.simulate": [Simulation, Reporting],
         "langevin.report": [ReportOptions],
+        "langevin.explore": [Exploring],
         "langevin.sweep": [SweepOptions],
         # the file and the task that it is instead of are none by default
         "bounds.plan": [Setting, Shift, PlanSettings, PlanOptions],
@@ -147,6 +150,7 @@ ARGUMENTS = {
         ],
     ],
     "langevin.report": [["run.nc", "--plot", "--json"]],
+    "langevin.explore": [["--data", "mine.npz", "--port", "5006", "--no-browser"]],
     "langevin.sweep": [["grid.toml", "--threads", "--workers", "2"]],
     "bounds.plan": [["features.npz", "--epsilon", "1", "--shares", "0", "0.1", "1", "--no-theory"]],
     "empirical.finetune": [

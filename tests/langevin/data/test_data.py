@@ -12,6 +12,7 @@ from langevin import (
     Problem,
     Schedule,
     Weights,
+    class_ring,
     collapsed_features,
     digits,
     from_npz,
@@ -293,3 +294,25 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     assert path.read_bytes() != bytes(raw)
     with pytest.raises(MemoryError, match=r"data file .* GiB are free"):
         from_npz(path)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_classes_on_a_ring(classes):
+    problem = class_ring(40, classes, spread=0.1, loss="softmax", test_samples=10, rng=1)
+    assert np.bincount(problem.y).tolist() == [40 // classes + (k < 40 % classes) for k in range(classes)]
+    means = np.array([problem.X[problem.y == k].mean(axis=0) for k in range(classes)])
+    turns = np.sort(np.unwrap(np.sort(np.arctan2(means[:, 1], means[:, 0]))))
+    # means of samples are off by at most the spread
+    assert np.abs(np.diff(turns) - 2 * np.pi / classes).max() < 0.2
+    assert np.linalg.norm(problem.X, axis=1).max() <= np.hypot(1, 0.1)
+    assert problem.X_test.shape == (10, 2)
+    G, same = problem.X @ problem.X.T, np.equal.outer(problem.y, problem.y)
+    # the extension of Assumption 3.1
+    assert bool((G[same] > 0).all() and (G[~same] <= 0).all()) == (classes <= 3)
+
+
+def test_rings_refuse_classes_that_meet():
+    with pytest.raises(ValueError, match="spread must lie in"):
+        class_ring(20, 6, spread=0.6)
+    with pytest.raises(ValueError, match="classes must be 2 with loss 'logistic'"):
+        class_ring(20, 3, loss="logistic")

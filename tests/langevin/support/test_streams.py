@@ -15,6 +15,7 @@ DOORS = (
     "langevin",
     "langevin.simulate",
     "langevin.report",
+    "langevin.explore",
     "langevin.sweep",
     "bounds.plan",
     "empirical.finetune",

@@ -1,0 +1,129 @@
+"""Computation on threads next to the server: the newest request counts, stale ones are dropped."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from explorer import limits
+from explorer.views import DELTA, Views, draw
+from langevin.simulation.config import Simulation
+from langevin.support.threads import available_threads
+
+# views that are kept for the next tab
+_KEPT = 24
+
+
+class Request(NamedTuple):
+    """What to show: a simulation, with the noise that a budget allows if one is given."""
+
+    simulation: Simulation
+    epsilon: float | None = None
+
+
+class Answer(NamedTuple):
+    """Views, or why there are none; ``last`` if no more is to come for this request."""
+
+    simulation: Simulation
+    views: Views | None
+    failure: str
+    last: bool
+
+
+@dataclass(eq=False)
+class Workshop:
+    """The threads of all sessions, and the views that were drawn last."""
+
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max(2, available_threads()), "explorer")
+    )
+    _drawn: OrderedDict[tuple[Simulation, bool], Views] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def known(self, simulation: Simulation, quick: bool = False) -> Views | None:
+        """Return views that are kept; those of a file are not, because it may change."""
+        with self._lock:
+            found = self._drawn.get((simulation, quick))
+            if found is not None:
+                self._drawn.move_to_end((simulation, quick))
+            return found
+
+    def draw(self, simulation: Simulation, quick: bool) -> Views:
+        """Return the views of a simulation, kept ones if there are any."""
+        views = self.known(simulation, quick) or draw(simulation, quick=quick)
+        if not simulation.is_file:
+            with self._lock:
+                self._drawn[simulation, quick] = views
+                while len(self._drawn) > _KEPT:
+                    self._drawn.popitem(last=False)
+        return views
+
+
+class Newest:
+    """The requests of one session: while one is computed, only the newest of the others waits.
+
+    Parameters
+    ----------
+    workshop : Workshop
+    deliver : callable
+        Takes each `Answer`, on a thread of the workshop. A picture of few paths comes first, the rest after;
+        once there is a newer request, no further answer to the old one is computed or delivered.
+    """
+
+    def __init__(self, workshop: Workshop, deliver: Callable[[Answer], None]) -> None:
+        self._workshop, self._deliver = workshop, deliver
+        self._lock = threading.Lock()
+        self._waiting: Request | None = None
+        self._busy = self._closed = False
+
+    def ask(self, request: Request) -> None:
+        """Compute a request as soon as possible, in place of all earlier ones."""
+        with self._lock:
+            self._waiting = request
+            if self._busy or self._closed:
+                return
+            self._busy = True
+        self._workshop.pool.submit(self._work)
+
+    def close(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._closed, self._waiting = True, None
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                request, self._waiting = self._waiting, None
+                if request is None:
+                    self._busy = False
+                    return
+            self._answer(request)
+
+    def _answer(self, request: Request) -> None:
+        for answer in self._answers(request):
+            if self._stale():
+                return
+            self._deliver(answer)
+
+    def _answers(self, request: Request) -> Iterator[Answer]:
+        """Yield a picture of few paths and one of all, or why there is none."""
+        simulation = request.simulation
+        try:
+            if request.epsilon is not None:
+                simulation = limits.with_epsilon(simulation, request.epsilon, DELTA)
+            for quick in (False,) if self._workshop.known(simulation) else (True, False):
+                views = self._workshop.draw(simulation, quick)
+                yield Answer(simulation, views, views.failure, last=not quick)
+        # whatever it is, the page has to say it rather than wait for ever
+        except Exception as error:
+            expected = isinstance(error, ValueError | TypeError | MemoryError | ArithmeticError | OSError)
+            said = str(error) if expected else f"{type(error).__name__}: {error}"
+            yield Answer(simulation, None, said, last=True)
+
+    def _stale(self) -> bool:
+        with self._lock:
+            return self._waiting is not None or self._closed
