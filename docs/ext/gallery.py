@@ -68,7 +68,7 @@ def generate(app: Sphinx) -> None:
 
 
 def make(folder: Path) -> None:
-    """Make the figures, from stored data where there are any, unless nothing they are made from has changed."""
+    """Make the figures, from stored data where there are any, unless what they are made from is as it was."""
     made_from, now = folder / "made-from.txt", fingerprint(*SOURCES)
     if made_from.exists() and made_from.read_text(encoding="utf8") == now:
         return

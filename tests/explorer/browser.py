@@ -46,6 +46,7 @@ def served(*options):
     command = [sys.executable, "-m", "langevin.explore", "--no-browser", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -59,9 +60,11 @@ def opened(url, size=WIDE, downloads=None):
     """Open an address in a browser of its own, and yield a `Tab`."""
     from selenium import webdriver
 
-    binary, driver = chromium()
+    found = chromium()
+    assert found is not None
+    binary, driver = found
     options = webdriver.ChromeOptions()
-    options.binary_location = binary
+    options.binary_location = binary  # pyright: ignore[reportAttributeAccessIssue]
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{argument}")
     options.add_argument(f"--window-size={size[0]},{size[1]}")
