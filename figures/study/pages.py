@@ -144,7 +144,7 @@ def most_accurate(source: str, tasks: str = "all") -> str:
     plans = regret.planned().sel(source=[source.replace("_", " ")])
     other = regret.lost(regret.accuracies(), plans.accuracy.idxmax("lp_share"))
     rule = source.replace("_", " ")
-    return _points((_lost() - other).sel(task=TASKS[tasks]), rule, signed=True)
+    return _points(_lost().sel(task=TASKS[tasks]) - other, rule, signed=True)
 
 
 def simulated(source: str, what: str, measure: str) -> str:
@@ -153,7 +153,7 @@ def simulated(source: str, what: str, measure: str) -> str:
     ``what`` is the ``accuracy``, or the ``gain`` over probing alone.
     """
     plans = regret.planned().accuracy.sel(source=source.replace("_", " ")).rename(lp_share="share")
-    pair = [values.mean("seed") for values in (plans, regret.accuracies())]
+    pair = [values.sel(task=TASKS["all"]).mean("seed") for values in (plans, regret.accuracies())]
     if what == "gain":
         pair = [
             values.sel(share=[s for s in values.share.values if s < 1]) - values.sel(share=1.0)
@@ -169,7 +169,7 @@ def _points(values: xr.DataArray, rule: str, *, signed: bool = False) -> str:
 
 @functools.cache
 def _lost() -> xr.DataArray:
-    return regret.lost(regret.accuracies(), regret.planned().share)
+    return regret.lost(regret.accuracies(), regret.planned().share).sel(task=TASKS["all"])
 
 
 @functools.cache

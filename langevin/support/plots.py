@@ -89,6 +89,13 @@ def darker(colour: str) -> tuple[float, ...]:
     return tuple(0.6 * part for part in to_rgb(colour))
 
 
+def paler(colour: str, depth: float) -> tuple[float, ...]:
+    """Return a paler shade of a colour: at depth 1 the colour itself, at 0 white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - depth * (1 - part) for part in to_rgb(colour))
+
+
 def dashes(place: int, count: int) -> tuple[int, tuple[int, int]]:
     """Return the dashes of one of ``count`` lines, which fill each other's gaps where the lines coincide."""
     return (3 * place, (3, max(2, 3 * (count - 1))))
