@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # apart from the colours of methods
 PLANS = tuple(colour for colour in plots.CYCLE if colour != plots.SKY)
+# of shares of probing
+METHOD = {0.0: "fft", 1.0: "lp"}
 EVERY = {"task": "all tasks", "budget": "all budgets"}
 
 
@@ -62,10 +64,10 @@ def colours(rules: list[str]) -> dict[str, tuple[Any, Any]]:
     for rule in rules:
         share = regret.RULES.get(rule)
         if share is None:
-            found[rule] = (PLANS[len(found) % len(PLANS)],) * 2
+            line, depth = PLANS[len(found) % len(PLANS)], 1.0
         else:
-            line = plots.METHODS[{0: "fft", 1: "lp"}.get(share, "lp-fft")]
-            found[rule] = line, plots.paler(line, share or 1)
+            line, depth = plots.METHODS[METHOD.get(share, "lp-fft")], share or 1.0
+        found[rule] = line, plots.paler(line, depth)
     return found
 
 
