@@ -28,7 +28,8 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Compute means and standard errors by task and budget, over all tasks, and over all budgets."""
     import xarray as xr
 
-    values = regret.lost(regret.accuracies(), regret.planned().share).sel(task=list(regret.TASKS))
+    of = {"task": list(regret.TASKS)}
+    values = regret.lost(regret.accuracies().sel(of), regret.planned().share.sel(of))
     tasks = [EVERY["task"], *regret.TASKS]
     budgets = {**{f"ε = {e:g}": [e] for e in values.epsilon.values}, EVERY["budget"]: values.epsilon.values}
     rows = []

@@ -38,7 +38,6 @@ def compute(quick: bool = False) -> xr.Dataset:
     data["ahead"], data["ahead_error"] = found["mean"], found.standard_error
     for name in map(str, data.data_vars):
         data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"plans on {regret.planned().attrs['machine']}; study on a processor"
     return data
 
 

@@ -69,7 +69,8 @@ def test_gains_are_paired_by_seed():
 
 def test_what_the_page_of_the_planner_says_in_words():
     """If this fails, the conclusions of docs/study/planner.md have to be written anew."""
-    values = regret.lost(regret.accuracies(), regret.planned().share).sel(task=list(regret.TASKS))
+    of = {"task": list(regret.TASKS)}
+    values = regret.lost(regret.accuracies().sel(of), regret.planned().share.sel(of))
     found = regret.ahead(values)
     data = xr.Dataset({"ahead": found["mean"], "ahead_error": found.standard_error})
     with_layer = data.sel(plan="private, last layer")
