@@ -27,7 +27,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("fig_neurons",),
     ),
     "What prevents it": (
-        "Probing first aligns the head; so does a head that is aligned from the start.",
+        "Probing first aligns the head; a zero head or class prototypes are aligned from the start.",
         ("fig_heads", "fig_clipping_share"),
     ),
     "Bounds": (
@@ -51,7 +51,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("fig_gains", "fig_assumptions", "tab_small", "tab_backbones"),
     ),
     "Appendix": (
-        "More of the same.",
+        "The figure of the loss, for other spreads within a class.",
         ("fig_loss_spreads",),
     ),
 }
