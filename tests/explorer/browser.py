@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 900), (390, 844)
@@ -35,9 +36,8 @@ const inside = (title, selector) => deep(view(title).el.shadowRoot, selector)[0]
 
 
 def chromium():
-    """Path of Debian's browser and its driver, or None."""
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    return None if None in found else found
+    """Paths of Debian's browser and its driver, '' where there is none."""
+    return [shutil.which(name) or "" for name in ("chromium", "chromedriver")]
 
 
 @contextmanager
@@ -46,6 +46,7 @@ def served(*options):
     command = [sys.executable, "-m", "langevin.explore", "--no-browser", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -60,7 +61,7 @@ def opened(url, size=WIDE, downloads=None):
     from selenium import webdriver
 
     binary, driver = chromium()
-    options = webdriver.ChromeOptions()
+    options: Any = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{argument}")
