@@ -128,3 +128,6 @@ def test_nobody_without_the_token_gets_anything(url):
     for path in ("/", "/explore", "/run.nc", parts.path[:-1], f"{parts.path[:-1]}/run.nc"):
         assert status(f"http://{parts.netloc}{path}") == 404
     assert status(f"{url}/run.nc?width=0") == 400
+    handshake = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    handshake |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Origin": "http://example.org"}
+    assert status(urllib.request.Request(f"{url}/ws", headers=handshake)) == 403
