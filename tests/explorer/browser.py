@@ -120,7 +120,16 @@ class Tab:
 
     def press(self, title, keys):
         """Move a slider by the keyboard."""
-        self.run("return inside(arguments[0], '.noUi-handle')", title).send_keys(keys)
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(10):
+            try:
+                self.run("return inside(arguments[0], '.noUi-handle')", title).send_keys(keys)
+                return
+            except StaleElementReferenceException:
+                # a new picture has made the slider again
+                continue
+        raise AssertionError(f"{title} does not stay")
 
     def click(self, title):
         """Click a button."""
