@@ -45,6 +45,9 @@ def test_a_missing_seed_changes_nothing_but_itself() -> None:
     assert lost.isel(seed=slice(3)).values == pytest.approx(whole.values)
     assert lost.isel(seed=3).isnull().all()
     assert regret.mean_and_error(lost).seeds.values.tolist() == [3] * lost.sizes["rule"]
+    # rules are compared on the seeds that have a plan
+    fewer = regret.lost(measured(values), planned([0.5, 1.0]))
+    assert fewer.notnull().sum("seed").values.ravel().tolist() == [2] * lost.sizes["rule"]
 
 
 def test_a_plan_is_ahead_of_a_rule_by_what_the_rule_loses_more():
@@ -102,3 +105,7 @@ def test_the_loss_by_means_has_no_noise_of_single_seeds() -> None:
     found = measured([[0.1, 0.3, 0.2], [0.5, 0.3, 0.4], [0.3, 0.2, 0.4]])
     lost = regret.lost_by_means(found, planned([0.5, 0.0, 1.0])).sel(rule="plan")
     assert lost.values.ravel() == pytest.approx([0.0, 0.2, 0.1])
+    # hindsight of the other seeds takes share 0.5 throughout, as the best mean does; in noise it does not
+    assert regret.luck(found).item() == pytest.approx(0.0)
+    noise = np.random.default_rng(0).standard_normal((3, 40))
+    assert regret.luck(measured(10 + noise)).item() > 0
