@@ -1,8 +1,8 @@
 """Accuracy lost on each task, by planning the share of the budget and by fixed rules.
 
 The loss is by means over the seeds, of the table of regret, over all budgets; the first six tasks are those
-that the planner was designed on. The last columns are what plans lose more than the fixed rule that is best on
-the task: by means, and by seed with its standard error.
+that the planner was designed on. The last columns are what plans lose more than the fixed rule that is best
+on the task: by means, and by seed with its standard error.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def test_the_loss_by_means_has_no_noise_of_single_seeds() -> None:
     found = measured([[0.1, 0.3, 0.2], [0.5, 0.3, 0.4], [0.3, 0.2, 0.4]])
     lost = regret.lost_by_means(found, planned([0.5, 0.0, 1.0])).sel(rule="plan")
     assert lost.values.ravel() == pytest.approx([0.0, 0.2, 0.1])
-    # hindsight of the other seeds takes share 0.5 throughout, as the best mean does; in noise it does not
+    # hindsight of the other seeds takes share 0.5 throughout, as the best mean does
     assert regret.luck(found).item() == pytest.approx(0.0)
+    # of equal means it takes what the seed itself does not favour
     noise = np.random.default_rng(0).standard_normal((3, 40))
-    assert regret.luck(measured(10 + noise)).item() > 0
+    assert regret.luck(measured(10 + noise - noise.mean(1, keepdims=True))).item() > 0.5
