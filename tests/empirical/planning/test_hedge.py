@@ -105,7 +105,7 @@ def test_without_a_layer_a_weak_head_start_no_longer_means_probing():
     assert hedged.runs["gaussian"].regret[-1] > 0.1 > sure.runs["gaussian"].regret[-1]
     assert hedged.share < 1
     assert "mean regret" in " ".join(hedged.caveats)
-    # the report says what each world would give, beside their mean
+    # the report says what each world would give, next to their mean
     by_world = hedged.by_world
     assert by_world[HIDDEN] > by_world[VISIBLE]
     assert np.dot([0.25, 0.75], list(by_world.values())) == pytest.approx(hedged.expected[0], abs=0.02)
