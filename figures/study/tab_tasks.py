@@ -34,7 +34,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     rows = []
     for task in values.task.values:
         row: Any = regret.mean_and_error(by_means.sel(task=[task]))
-        best = rules[int(row["mean"].sel(rule=rules).argmin())]
+        best = rules[int(np.nanargmin(row["mean"].sel(rule=rules).values))]
         row["more"] = row["mean"] - row["mean"].sel(rule=best, drop=True)
         part = values.sel(task=[task])
         more = regret.mean_and_error(part - part.sel(rule=best, drop=True))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures.study import regret
+from figures.output import ROOT
+from figures.study import regret, tab_aims, tab_calibration, tab_hedge, tab_regret, tab_tasks
 
 SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -110,3 +111,11 @@ def test_the_loss_by_means_has_no_noise_of_single_seeds() -> None:
     # of equal means it takes what the seed itself does not favour
     noise = np.random.default_rng(0).standard_normal((3, 40))
     assert regret.luck(measured(10 + noise - noise.mean(1, keepdims=True))).item() > 0.5
+
+
+@pytest.mark.parametrize("table", [tab_regret, tab_aims, tab_tasks, tab_calibration, tab_hedge])
+def test_the_page_has_the_tables_of_the_committed_plans(table) -> None:
+    page = (ROOT / "docs/study/planner.md").read_text(encoding="utf8")
+    made = table.tabulate(table.compute()).markdown().splitlines()
+    assert len(made) > 6
+    assert [line for line in made if line not in page] == []
