@@ -2,8 +2,8 @@
 
 Plans from private features judge shares by two worlds, one in which the features hide nothing and one in
 which they hide directions, and take the largest share within one standard error of the best. Other choices:
-the most accurate share, over both worlds or in one alone. Losses are those of the table of regret. "Moved" is the
-fraction of plans in which the choice is another share.
+the most accurate share, over both worlds or in one alone. Losses are those of the table of regret. "Moved" is
+the fraction of plans in which the choice is another share.
 """
 
 from __future__ import annotations
