@@ -62,7 +62,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     left.axvline(0, color="0.6", linewidth=0.6)
     left.set_yticks(range(len(SHOWN)), SHOWN)
     left.invert_yaxis()
-    left.set(xlabel="accuracy lost")
+    left.set(xlabel="accuracy lost", xticks=[0, 0.01, 0.02, 0.03])
     left.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=2)
     right.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, zorder=0)
     right.set(xlim=(0.1, 1), ylim=(0.1, 1), xlabel="measured accuracy", ylabel="expected by the plan")
