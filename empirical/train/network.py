@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empirical.data.images import Images, normalised
+from empirical.data.images import Images
 from empirical.devices import memory
 from empirical.networks import frozen, passes, subsets
 from empirical.networks.bodies import Classifier, features_of, scale_of
@@ -20,6 +20,7 @@ from empirical.networks.private import make_private
 from empirical.networks.tested import Tested
 from empirical.recipe import Recipe, Subset
 from empirical.train.gradients import trial
+from empirical.train.pictures import Pictures
 from empirical.train.streams import Streams
 
 # samples at once, at most
@@ -49,7 +50,7 @@ class Network:
     mean, std : ndarray, shape (channels,)
         Scale of the images: ``(x - mean) / std``.
     data : dict
-        Normalised images and labels of "train" and "test".
+        Images, which are normalised as they are taken, and labels of "train" and "test".
     kept_of_one : int
         Bytes that a forward pass keeps of one image.
     adapted : bool
@@ -88,7 +89,7 @@ class Network:
         self.mean, self.std = scale_of(body, task)
         self.data = {
             name: (
-                torch.from_numpy(normalised(part.images, self.mean, self.std)).to(device),
+                Pictures(part.images, self.mean, self.std, device),
                 torch.tensor(part.labels, device=device),
             )
             for name, part in (("train", task.train), ("test", task.test))
@@ -119,7 +120,7 @@ class Network:
             self._known[part] = found
         return self._known[part]
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor | Pictures) -> Tensor:
         self.model.eval()
 
         def features(at_once: int) -> Tensor:

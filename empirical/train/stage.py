@@ -19,6 +19,7 @@ from empirical.train.gradients.engine import Ghost, PerSample, engine
 from empirical.train.gradients.plain import Gradients, Loop
 from empirical.train.losses import Loss
 from empirical.train.network import AT_ONCE, Network
+from empirical.train.pictures import Pictures
 from empirical.train.streams import Streams
 
 # samples at once with per-sample gradients on a processor, whose cache holds few
@@ -56,7 +57,8 @@ class Active:
     optimizer : torch.optim.SGD
     masks : dict
         Ones and zeros for parameters of which a part trains.
-    data, labels : Tensor
+    data : Tensor or Pictures
+    labels : Tensor
         What the trained part of the network sees: images, or features while probing.
     chunk : int
         Samples at once.
@@ -65,7 +67,7 @@ class Active:
     slot: Slot
     make: Callable[[], Gradients]
     masks: subsets.Mask
-    data: Tensor
+    data: Tensor | Pictures
     labels: Tensor
     gradients: Gradients = field(init=False)
     optimizer: torch.optim.SGD = field(init=False)
