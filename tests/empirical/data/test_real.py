@@ -174,7 +174,9 @@ def test_debians_files() -> None:
     assert (len(task.train), len(task.test)) == (60_000, 10_000)
     assert set(task.train.counts) == {6_000}
     assert set(task.test.counts) == {1_000}
-    assert task.train.images.mean() == pytest.approx(0.2860, abs=5e-5)
+    assert task.train.images.mean() / 255 == pytest.approx(0.2860, abs=5e-5)
+    # a byte for a pixel
+    assert task.train.images.nbytes == 60_000 * 28 * 28
     # the first image is an ankle boot
     assert task.train.classes[task.train.labels[0]] == "Ankle boot"
 
