@@ -16,8 +16,8 @@ from empirical.devices import memory
 from empirical.networks import frozen, passes, subsets
 from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
+from empirical.networks.checked import Checked
 from empirical.networks.private import make_private
-from empirical.networks.tested import Tested
 from empirical.recipe import Recipe, Subset
 from empirical.train.gradients import trial
 from empirical.train.pictures import Pictures
@@ -41,7 +41,7 @@ class Network:
     device : torch.device
     mixed : bool
         Whether features are computed in bfloat16.
-    tested : Tested
+    checked : Checked
         Results of tests of ``body``.
 
     Attributes
@@ -67,7 +67,7 @@ class Network:
         device: torch.device,
         *,
         mixed: bool,
-        tested: Tested,
+        checked: Checked,
     ) -> None:
         self.device, self._mixed, self._recipe = device, mixed, recipe
         tried = trial.images(task, body)
@@ -76,7 +76,7 @@ class Network:
         for training in (True, False) if recipe.trains_body else (False,):
             about = "passes", training, recipe.trains_body, self.about(tried)
             test = functools.partial(check_passes, private, tried.to(device), training=training)
-            tested.once(body, about, test)
+            checked.once(body, about, test)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), device)

@@ -38,7 +38,7 @@ NOISELESS = {
 HEADS = {"default": "", "large": ", large head"}
 
 
-def compute(quick: bool = False) -> xr.Dataset:
+def compute(quick: bool = False, *, file: str = FILE) -> xr.Dataset:
     """Compute means over seeds with standard errors, and changes since the start by cause.
 
     There is no quick version: the measurements are read from the study.
@@ -48,7 +48,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     from empirical import causes
     from langevin.store import files
 
-    runs = files.load(output.ROOT / FILE)
+    runs = files.load(output.ROOT / file)
     count = runs.sizes["seed"] ** 0.5
     data = xr.Dataset(attrs={"machine": runs.attrs["machine"]})
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
