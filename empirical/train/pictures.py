@@ -66,5 +66,7 @@ class Pictures:
         return map(self._seen, self._kept.split(at_once))
 
     def _seen(self, images: Tensor) -> Tensor:
+        if not self._bytes:
+            return images
         # the operations of `normalised`, so that the numbers are the same
-        return (images.float() / 255 - self._mean) / self._std if self._bytes else images
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
