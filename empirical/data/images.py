@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,7 +50,7 @@ class Part:
     classes: tuple[str, ...]
 
     def __init__(self, images: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
-        pixels = np.ascontiguousarray(validate.plain("images", images))
+        pixels: NDArray[Any] = np.ascontiguousarray(validate.plain("images", images))
         if pixels.dtype.kind != "f" and pixels.dtype != np.uint8:
             raise TypeError(
                 f"images must hold floats in [0, 1] or bytes (uint8), got {pixels.dtype}: convert them"
@@ -290,12 +291,12 @@ class Images:
         return self.train.fixed_scale() if self.public is None else self.statistics()
 
 
-def floats(images: Pixels | Bytes) -> Pixels:
+def floats(images: NDArray[Any]) -> Pixels:
     """Intensities in [0, 1]: those of bytes are new, others are returned as they are."""
     return np.divide(images, 255, dtype=np.float32) if images.dtype == np.uint8 else images
 
 
-def normalised(images: Pixels | Bytes, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
+def normalised(images: NDArray[Any], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
     """``(x - mean) / std``, channel by channel; a new array."""
     out = floats(images) - mean.astype(np.float32)[:, None, None]
     out /= std.astype(np.float32)[:, None, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from empirical.data.images import normalised
-from empirical.data.shift import Bytes, Pixels
 
 
 class Pictures:
@@ -32,7 +32,7 @@ class Pictures:
 
     def __init__(
         self,
-        images: Pixels | Bytes,
+        images: NDArray[Any],
         mean: NDArray[np.float64],
         std: NDArray[np.float64],
         device: torch.device,

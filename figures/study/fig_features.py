@@ -28,6 +28,7 @@ CAUSES = {
     "from_noise": ("noise, zero head", plots.PURPLE, "--"),
     "from_head": ("head, no noise", plots.GOLD, "-."),
     "interaction": ("both together", "0.55", ":"),
+    "from_training": ("training alone", plots.METHODS["lp"], (0, (1, 1))),
 }
 NOISELESS = {
     "fft, zero head, no noise": ("zero head", plots.PURPLE, ":"),
@@ -36,12 +37,15 @@ NOISELESS = {
     "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", plots.METHODS["lp-fft"], "--"),
 }
 HEADS = {"default": "", "large": ", large head"}
+# a random network this close below raw pixels is drawn
+NEAR = 0.1
 
 
-def compute(quick: bool = False, *, file: str = FILE) -> xr.Dataset:
+def compute(quick: bool = False, *, file: str = FILE, neither: str | None = None) -> xr.Dataset:
     """Compute means over seeds with standard errors, and changes since the start by cause.
 
-    There is no quick version: the measurements are read from the study.
+    There is no quick version: the measurements are read from the study. ``neither`` names a run for the
+    argument of `empirical.causes`.
     """
     import xarray as xr
 
@@ -58,14 +62,14 @@ def compute(quick: bool = False, *, file: str = FILE) -> xr.Dataset:
         data[name] = values.mean("seed").assign_attrs(long_name=meaning, units="1")
         error = values.std("seed", ddof=1) / count
         data[f"{name}_error"] = error.assign_attrs(long_name=f"standard error of: {meaning}", units="1")
+
+    def caused(end: str, epsilon: float) -> xr.Dataset:
+        at = runs.sel(epsilon=epsilon)
+        rest = None if neither is None else at.sel(run=neither, drop=True)
+        return causes(*(at.sel(run=name, drop=True) for name in _controls(end)), neither=rest)
+
     parts = [
-        xr.concat(
-            [
-                causes(*(runs.sel(epsilon=epsilon, run=name, drop=True) for name in _controls(end)))
-                for epsilon in runs.epsilon.values
-            ],
-            runs.epsilon,
-        )
+        xr.concat([caused(end, epsilon) for epsilon in runs.epsilon.values], runs.epsilon)
         for end in HEADS.values()
     ]
     found = xr.concat(parts, "head", combine_attrs="override").assign_coords(head=list(HEADS))
@@ -92,8 +96,10 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             at, style = data.sel(epsilon=epsilon, run=name), {"lp": (0, (1, 1))}.get(name, "-")
             band(ax, at.knn_accuracy, at.knn_accuracy_error, colour, label=label, linestyle=style)
         ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--", label="raw pixels")
-        # far below the axis
-        ax.plot([], [], " ", label=f"random network: {kinds['random']:.2f}")
+        if kinds["pixels"] - kinds["random"] < NEAR:
+            ax.axhline(kinds["random"], color="black", linewidth=0.8, linestyle=":", label="random network")
+        else:  # far below the axis
+            ax.plot([], [], " ", label=f"random network: {kinds['random']:.2f}")
         ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="nearest-neighbour accuracy")
     axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0.0, 0.1))
     for epsilon, style in ((low, "-"), (high, "--")):
@@ -106,6 +112,8 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     for ax, head in zip(axes[1, :2], data["head"].values, strict=True):
         at = data.sel(epsilon=low, head=head)
         for name, (label, colour, style) in CAUSES.items():
+            if name not in at:
+                continue
             band(ax, at[name], at[f"{name}_error"], colour, linestyle=style, label=label)
         words = "default head" if head == "default" else f"head x {LARGE:g}"
         ax.set(title=f"by cause, $\\varepsilon$ = {low:g}, {words}", ylabel="change of accuracy")
@@ -115,6 +123,10 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         band(axes[1, 2], at.change, at.change_error, colour, linestyle=style, label=label)
     axes[1, 2].set(title="without noise", ylabel="change of accuracy")
     axes[1, 2].legend(loc="upper left")
+    if "from_training" in data:  # room for the longer legend, and above lines that all rise
+        for ax, below, above in zip(axes[1], (0.6, 0.6, 0.0), (0.0, 0.0, 0.5), strict=True):
+            bottom, top = ax.get_ylim()
+            ax.set_ylim(bottom - below * (top - bottom), top + above * (top - bottom))
     for ax in axes.flat:
         ax.set(xlim=(0, steps[-1]), xlabel="step" if ax in axes[1] else None)
     for ax in axes[1]:
