@@ -1,4 +1,15 @@
-"""PLACEHOLDER"""
+"""A real backbone on real images: methods, shares, theory, and heads.
+
+EfficientNet-Lite0 with ImageNet weights on 6,000 images of Fashion-MNIST, DP-SGD with 60 steps, each method
+tuned with the same five trials per budget. (a) All of the network trains; means of 5 seeds with standard
+errors. (b) Points of accuracy lost to the best share of probing (star), from full fine-tuning (0) to probing
+alone (1). (c) The theory's two-layer network, whose first layer is the last convolution, on frozen features:
+simulated by the engine (lines and bands), and as DP-SGD by torch (markers), 10 seeds each, tuned separately;
+dashed, the forecast of probing from moments, new (8'(c)), with square loss and steps and rate of its own
+choice. Theorems on the share say nothing here: their Assumption 3.2 fails. (d) Final accuracy by initial head
+at the same rates, of this network and of the small one in figure `features`. At epsilon 0.3 full
+fine-tuning of the whole network is 3.9 ± 0.9 points below probing, that of two layers is not.
+"""
 
 from __future__ import annotations
 
@@ -144,8 +155,10 @@ def draw_heads(ax: Any, data: xr.Dataset) -> None:
                 label=f"{label}, $\\varepsilon$ = {epsilon:g}",
             )
     ax.set_xticks(range(len(HEADS)), list(HEADS.values()))
-    ax.set(title="initial head, FFT", ylabel="test accuracy")
-    ax.legend(loc="best")
+    bottom, top = ax.get_ylim()
+    # room for the legend
+    ax.set(title="initial head", ylabel="test accuracy", ylim=(bottom - 0.4 * (top - bottom), top))
+    ax.legend(loc="lower left")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,12 @@
-"""PLACEHOLDER"""
+"""Accuracy by method and budget: a real backbone on real images.
+
+Mean test accuracy with its standard error over the seeds, after DP-SGD with one budget epsilon per column, of
+EfficientNet-Lite0 with ImageNet weights, which trains as a whole. A star marks a mean that differs from that
+of full fine-tuning (fft), paired by seed. On 6,000 images of Fashion-MNIST probing alone (lp) leads at
+epsilon 0.3, by 3.9 points; on 60,000 images full fine-tuning leads, by about 1; on photographs of solar cells
+probing leads at epsilon 1. Probing before full fine-tuning (lp-fft, with its share) exceeds both of them
+with significance nowhere. The protocol is in docs/study/real.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +19,7 @@ from langevin.support import streams
 if TYPE_CHECKING:
     import xarray as xr
 
-STUDIES = ("lite0", "lite0-60k", "elpv", "elpv-poly")
+STUDIES = ("lite0", "lite0-60k", "elpv")
 
 
 def compute(quick: bool = False) -> xr.Dataset:
