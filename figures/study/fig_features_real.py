@@ -14,26 +14,28 @@ with noise DP-FFT loses accuracy.
 
 from __future__ import annotations
 
-import functools
+from typing import TYPE_CHECKING
 
 from figures import output
-from figures.study.fig_features import compute, draw
+from figures.study import fig_features
+from figures.study.fig_features import draw
 from langevin.support import streams
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 FILE = "docs/study/features-lite0.nc"
+NEITHER = "fft, zero head, no noise"
+
+
+def compute(quick: bool = False) -> xr.Dataset:
+    """Compute the same as `fig_features`, and what training does without noise and head."""
+    return fig_features.compute(quick, file=FILE, neither=NEITHER)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the figure."""
-    return output.run(
-        __file__,
-        functools.partial(compute, file=FILE, neither="fft, zero head, no noise"),
-        draw,
-        size=(7.2, 4.4),
-        panels=(2, 3),
-        reads=[FILE],
-        argv=argv,
-    )
+    return output.run(__file__, compute, draw, size=(7.2, 4.4), panels=(2, 3), reads=[FILE], argv=argv)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ COUNTED = {
     "neurons": {"noisy paths": "over {} paths of the diffusion"},
 }
 # what is the same in both versions
-WHOLE = ("strategies", "backbones", "regret", "shares", "small")
+WHOLE = ("strategies", "backbones", "regret", "shares", "small", "features_real", "lite0", "real")
 
 
 def require_truth(topic: str, data: xr.Dataset) -> None:
