@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from langevin.store import atomic, cache, npz
 
 if TYPE_CHECKING:
-    from empirical.train.pictures import Pictures
+    from empirical.networks.pictures import Pictures
 
     Images = Tensor | Pictures
 

@@ -17,10 +17,10 @@ from empirical.networks import frozen, passes, subsets
 from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
 from empirical.networks.checked import Checked
+from empirical.networks.pictures import Pictures
 from empirical.networks.private import make_private
 from empirical.recipe import Recipe, Subset
 from empirical.train.gradients import trial
-from empirical.train.pictures import Pictures
 from empirical.train.streams import Streams
 
 # samples at once, at most

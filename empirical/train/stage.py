@@ -14,12 +14,12 @@ from torch import Tensor
 
 from empirical.devices import memory
 from empirical.networks import subsets
+from empirical.networks.pictures import Pictures
 from empirical.recipe import Engine, Recipe, Stage
 from empirical.train.gradients.engine import Ghost, PerSample, engine
 from empirical.train.gradients.plain import Gradients, Loop
 from empirical.train.losses import Loss
 from empirical.train.network import AT_ONCE, Network
-from empirical.train.pictures import Pictures
 from empirical.train.streams import Streams
 
 # samples at once with per-sample gradients on a processor, whose cache holds few

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 from empirical import Recipe, glyphs, mlp  # noqa: E402
 from empirical.data.images import Part, normalised  # noqa: E402
 from empirical.networks import frozen  # noqa: E402
+from empirical.networks.pictures import Pictures  # noqa: E402
 from empirical.train.fine_tuning import finetune  # noqa: E402
-from empirical.train.pictures import Pictures  # noqa: E402
 
 CPU = torch.device("cpu")
 
