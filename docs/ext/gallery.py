@@ -51,7 +51,15 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Practice": (
         "Real DP-SGD, and data that do not meet the assumptions.",
-        ("fig_gains", "fig_assumptions", "tab_small", "tab_backbones"),
+        (
+            "fig_gains",
+            "fig_real",
+            "fig_features_real",
+            "fig_assumptions",
+            "tab_small",
+            "tab_backbones",
+            "tab_lite0",
+        ),
     ),
     "Appendix": (
         "The figure of the loss, for other spreads within a class.",

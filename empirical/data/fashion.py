@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from empirical.data.images import Images, Part
-from empirical.data.shift import Shift
+from empirical.data.shift import Bytes, Shift
 from empirical.data.splits import or_default, public_and_private, stratified
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
-
-Bytes = NDArray[np.uint8]
 
 # where Debian's package puts the files
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -65,7 +62,7 @@ def fashion_mnist(
     Returns
     -------
     Images
-        Shape (1, 28, 28); 60,000 for training and 10,000 for test with all classes.
+        Shape (1, 28, 28), as bytes; 60,000 for training and 10,000 for test with all classes.
 
     Raises
     ------
@@ -133,7 +130,7 @@ def _part(root: Path, name: str) -> Part:
             f"labels in {str(root)!r} must lie from 0 to 9, got {labels[place]} of image {place} of "
             f"{name!r}: {_REMEDY}"
         )
-    return Part(np.divide(images[:, None], 255, dtype=np.float32), labels, FASHION_CLASSES)
+    return Part(images[:, None], labels, FASHION_CLASSES)
 
 
 def read_idx(path: str | Path, shape: Sequence[int]) -> Bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from empirical.data.shift import Pixels, Shift
+from empirical.data.shift import Bytes, Pixels, Shift
 from empirical.data.splits import Labels, class_numbers, of_classes
 from langevin.support import validate
 from langevin.support.rng import RNG, generator
@@ -24,8 +25,9 @@ class Part:
     Parameters
     ----------
     images : array_like, shape (n, channels, height, width)
-        Intensities in [0, 1]; kept as read-only float32, without a copy where they are float32 already
-        (`torch.tensor` copies them, `torch.as_tensor` would warn).
+        Intensities in [0, 1], kept as read-only float32, or bytes, of which 255 is 1, kept as they are;
+        without a copy where they are either already (`torch.tensor` copies them, `torch.as_tensor` would
+        warn).
     labels : array_like of int, shape (n,)
         From 0 to ``len(classes) - 1``.
     classes : sequence of str
@@ -43,17 +45,18 @@ class Part:
     ((1, 8, 8), [2, 2])
     """
 
-    images: Pixels
+    images: Pixels | Bytes
     labels: Labels
     classes: tuple[str, ...]
 
     def __init__(self, images: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
-        pixels = np.ascontiguousarray(validate.plain("images", images))
-        if pixels.dtype.kind != "f":
+        pixels: NDArray[Any] = np.ascontiguousarray(validate.plain("images", images))
+        if pixels.dtype.kind != "f" and pixels.dtype != np.uint8:
             raise TypeError(
-                f"images must hold floats in [0, 1], got {pixels.dtype}: divide bytes by 255 as float32"
+                f"images must hold floats in [0, 1] or bytes (uint8), got {pixels.dtype}: convert them"
             )
-        pixels = pixels.astype(np.float32, copy=False).view()
+        kept = np.uint8 if pixels.dtype == np.uint8 else np.float32
+        pixels = pixels.astype(kept, copy=False).view()
         if pixels.ndim != 4 or pixels.size == 0:
             raise ValueError(
                 f"images must have the shape (n, channels, height, width), got {pixels.shape}: "
@@ -82,7 +85,9 @@ class Part:
             object.__setattr__(self, name, value)
 
     @staticmethod
-    def _check_range(pixels: Pixels) -> None:
+    def _check_range(pixels: Pixels | Bytes) -> None:
+        if pixels.dtype == np.uint8:
+            return
         low, high = pixels.min(), pixels.max()
         if not (low >= 0 and high <= 1):  # not a number: neither
             raise ValueError(
@@ -151,7 +156,7 @@ class Part:
 
     def shifted(self, shift: Shift) -> Part:
         """Return the same images under a shift."""
-        return self if shift.is_none else Part(shift(self.images), self.labels, self.classes)
+        return self if shift.is_none else Part(shift(floats(self.images)), self.labels, self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,8 +273,8 @@ class Images:
         step = max(1, _BLOCK // images[0].size)
         blocks = [images[first : first + step] for first in range(0, len(images), step)]
         pixels = images.size / images.shape[1]
-        mean = sum(b.sum(axis=(0, 2, 3), dtype=np.float64) for b in blocks) / pixels
-        square = sum(((b - mean[:, None, None]) ** 2).sum(axis=(0, 2, 3)) for b in blocks) / pixels
+        mean = sum(floats(b).sum(axis=(0, 2, 3), dtype=np.float64) for b in blocks) / pixels
+        square = sum(((floats(b) - mean[:, None, None]) ** 2).sum(axis=(0, 2, 3)) for b in blocks) / pixels
         if not (square > 0).all():
             raise ValueError(
                 f"public must vary in every channel, got standard deviations {np.sqrt(square).tolist()}: "
@@ -286,8 +291,13 @@ class Images:
         return self.train.fixed_scale() if self.public is None else self.statistics()
 
 
-def normalised(images: Pixels, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
+def floats(images: NDArray[Any]) -> Pixels:
+    """Intensities in [0, 1]: those of bytes are new, others are returned as they are."""
+    return np.divide(images, 255, dtype=np.float32) if images.dtype == np.uint8 else images
+
+
+def normalised(images: NDArray[Any], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
     """``(x - mean) / std``, channel by channel; a new array."""
-    out = images - mean.astype(np.float32)[:, None, None]
+    out = floats(images) - mean.astype(np.float32)[:, None, None]
     out /= std.astype(np.float32)[:, None, None]
     return out

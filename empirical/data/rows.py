@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from empirical.data.images import Images, Part
-from empirical.data.shift import Pixels
+from empirical.data.shift import Bytes, Pixels
 from empirical.data.splits import Labels, held_out
 from langevin.data import files
 from langevin.store import npz
@@ -30,7 +30,9 @@ class Rows(Part):
     """
 
     @staticmethod
-    def _check_range(pixels: Pixels) -> None:
+    def _check_range(pixels: Pixels | Bytes) -> None:
+        if pixels.dtype == np.uint8:
+            raise TypeError("images must hold floats where they are feature vectors, got uint8: convert them")
         if not np.isfinite(pixels).all():
             raise ValueError(
                 "images must be finite in single precision, got NaN or infinity: scale the features"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from langevin.support import validate
 
 Pixels = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 # those that stay in a processor's cache
 _CACHED = 2**17
 

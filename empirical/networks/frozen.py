@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from langevin.store import atomic, cache, npz
 
+if TYPE_CHECKING:
+    from empirical.networks.pictures import Pictures
+
+    Images = Tensor | Pictures
+
 _FORMAT = 1
+# images whose digests are made at once
+_BLOCK = 4096
 # bytes that the forward passes go through from which on results are kept: some seconds on a processor
 _WORTH = 2**32
 # relative difference that another machine's rounding explains
@@ -25,8 +32,8 @@ _ROUNDING = 1e-3
 
 def features(
     body: nn.Module,
-    images: Tensor,
-    compute: Callable[[Tensor], Tensor],
+    images: Images,
+    compute: Callable[[Any], Tensor],
     *,
     kept: int,
     about: str = "",
@@ -42,10 +49,10 @@ def features(
     Parameters
     ----------
     body : nn.Module
-    images : Tensor, shape (n, channels, height, width)
+    images : Tensor or Pictures, shape (n, channels, height, width)
         As the body sees them.
     compute : callable
-        From images to their features, of ``body`` in evaluation mode.
+        From images, of either kind, to their features, of ``body`` in evaluation mode.
     kept : int
         Bytes that a forward pass goes through for one image, see `empirical.devices.memory.kept`.
     about : str
@@ -73,7 +80,8 @@ def features(
     place = {name: i for i, name in enumerate(entry.names.tolist())}
     new = [i for i, name in enumerate(names) if name not in place]
     if new:
-        found = compute(images[torch.tensor(new, device=images.device)]).float().cpu().numpy()
+        some = images if len(new) == len(images) else images[torch.tensor(new, device=images.device)]
+        found = compute(some).float().cpu().numpy()
         place |= {names[i]: len(entry.names) + j for j, i in enumerate(new)}
         rows = np.concatenate([entry.rows, found]) if len(entry.rows) else found
         entry = _Entry(np.concatenate([entry.names, np.array([names[i] for i in new])]), rows)
@@ -98,7 +106,7 @@ class _Entry(NamedTuple):
 _NONE = _Entry(np.zeros(0, "S32"), np.zeros((0, 0), np.float32))
 
 
-def _key(body: nn.Module, images: Tensor, about: str) -> str:
+def _key(body: nn.Module, images: Images, about: str) -> str:
     """Digest of everything that features depend on apart from the image."""
     where = images.device.type, torch.get_num_threads(), torch.__version__
     total = hashlib.sha256(repr((_FORMAT, tuple(images.shape[1:]), about, where, body)).encode())
@@ -108,17 +116,17 @@ def _key(body: nn.Module, images: Tensor, about: str) -> str:
     return total.hexdigest()[:32]
 
 
-def _names(images: Tensor) -> list[bytes]:
+def _names(images: Images) -> list[bytes]:
     """Digest of each image."""
-    rows = np.ascontiguousarray(images.cpu().numpy())
-    return [hashlib.blake2b(row.data, digest_size=16).hexdigest().encode() for row in rows]
+    blocks = (np.ascontiguousarray(block.cpu().numpy()) for block in images.split(_BLOCK))
+    return [hashlib.blake2b(row.data, digest_size=16).hexdigest().encode() for rows in blocks for row in rows]
 
 
-def _probe(images: Tensor, compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+def _probe(images: Images, compute: Callable[[Any], Tensor]) -> NDArray[np.float32]:
     """Features of a fixed image, which reveal an entry of another network."""
     shape = images.shape[1:]
     image = torch.sin(1 + torch.arange(shape.numel(), dtype=torch.float32)).view(1, *shape)
-    return compute(image.to(images)).float().cpu().numpy()
+    return compute(image.to(images.device)).float().cpu().numpy()
 
 
 def _usable(path: Path, probe: NDArray[np.float32]) -> _Entry:

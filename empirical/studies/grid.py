@@ -24,7 +24,7 @@ from langevin.sweeps.parameters import plain
 if TYPE_CHECKING:
     import xarray as xr
 
-    from empirical.networks.tested import Tested
+    from empirical.networks.checked import Checked
     from empirical.privacy.history import History
 
 Compute = Callable[[Setting, Recipe, int], dict[str, float]]
@@ -163,7 +163,7 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
             evaluations=1,
             initial=False,
             watch=watch,
-            tested=_tested(),
+            checked=_checked(),
         )
     finally:
         torch.set_num_threads(threads)
@@ -174,11 +174,11 @@ def compute_cell(setting: Setting, recipe: Recipe, seed: int) -> dict[str, float
 
 
 @functools.cache
-def _tested() -> Tested:
+def _checked() -> Checked:
     """Tests of the bodies of this process, which cells share and leave unchanged."""
-    from empirical.networks.tested import Tested
+    from empirical.networks.checked import Checked
 
-    return Tested()
+    return Checked()
 
 
 def _spent(privacy: str) -> float:

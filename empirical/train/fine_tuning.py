@@ -18,7 +18,7 @@ from empirical.data.rows import Rows
 from empirical.devices import ambient
 from empirical.devices.parallel import Group, place
 from empirical.networks.bodies import eager
-from empirical.networks.tested import Tested
+from empirical.networks.checked import Checked
 from empirical.recipe import Engine, Recipe
 from empirical.train.checkpoint import Checkpoint, digest
 from empirical.train.gradients import trial
@@ -151,12 +151,12 @@ class FineTuning:
         self._history = recipe.history(len(task.train))
         self._loss = CrossEntropy()
         self._group = Group()
-        tested = options.tested or Tested()
+        checked = options.checked or Checked()
         mixed = options.precision == "mixed"
-        network = self._network = Network(task, body, recipe, device, mixed=mixed, tested=tested)
+        network = self._network = Network(task, body, recipe, device, mixed=mixed, checked=checked)
         self._group.synchronise(network.model)
         # before anything is claimed or written; without clipping there is nothing to hold to it
-        self._engines: dict[str, Engine] = self._group.agreed(self._chosen(task, body, tested))
+        self._engines: dict[str, Engine] = self._group.agreed(self._chosen(task, body, checked))
         self.model, self.mean, self.std = network.model, network.mean, network.std
         self.classes, self._shape = task.train.classes, task.train.shape
         self._inputs = "features" if isinstance(task.train, Rows) else "images"
@@ -183,7 +183,7 @@ class FineTuning:
         }
         self._checkpoint = self._opened()
 
-    def _chosen(self, task: Images, body: nn.Module, tested: Tested) -> dict[str, Engine]:
+    def _chosen(self, task: Images, body: nn.Module, checked: Checked) -> dict[str, Engine]:
         """The engine of each stage, by the stage's name."""
         recipe, network = self._recipe, self._network
         if recipe.clip is None:
@@ -196,7 +196,7 @@ class FineTuning:
             found = trial.choose_all(network.model, recipe, self._loss, tried.to(network.device))
             return {name: choice.kind for name, choice in found.items()}
 
-        return dict(tested.once(body, about, choose))
+        return dict(checked.once(body, about, choose))
 
     def _opened(self) -> Checkpoint | None:
         """The checkpoint, from which the state is taken if the run is to resume."""

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empirical.data.images import Images, normalised
+from empirical.data.images import Images
 from empirical.devices import memory
 from empirical.networks import frozen, passes, subsets
 from empirical.networks.bodies import Classifier, features_of, scale_of
 from empirical.networks.check import check_passes
+from empirical.networks.checked import Checked
+from empirical.networks.pictures import Pictures
 from empirical.networks.private import make_private
-from empirical.networks.tested import Tested
 from empirical.recipe import Recipe, Subset
 from empirical.train.gradients import trial
 from empirical.train.streams import Streams
@@ -40,7 +41,7 @@ class Network:
     device : torch.device
     mixed : bool
         Whether features are computed in bfloat16.
-    tested : Tested
+    checked : Checked
         Results of tests of ``body``.
 
     Attributes
@@ -49,7 +50,7 @@ class Network:
     mean, std : ndarray, shape (channels,)
         Scale of the images: ``(x - mean) / std``.
     data : dict
-        Normalised images and labels of "train" and "test".
+        Images, which are normalised as they are taken, and labels of "train" and "test".
     kept_of_one : int
         Bytes that a forward pass keeps of one image.
     adapted : bool
@@ -66,7 +67,7 @@ class Network:
         device: torch.device,
         *,
         mixed: bool,
-        tested: Tested,
+        checked: Checked,
     ) -> None:
         self.device, self._mixed, self._recipe = device, mixed, recipe
         tried = trial.images(task, body)
@@ -75,7 +76,7 @@ class Network:
         for training in (True, False) if recipe.trains_body else (False,):
             about = "passes", training, recipe.trains_body, self.about(tried)
             test = functools.partial(check_passes, private, tried.to(device), training=training)
-            tested.once(body, about, test)
+            checked.once(body, about, test)
         # copies of some modules, such as torch.fx's, lack it
         private.features = features_of(body)  # type: ignore[assignment]
         memory.require(private, task.train.shape, len(task.train) + len(task.test), device)
@@ -88,7 +89,7 @@ class Network:
         self.mean, self.std = scale_of(body, task)
         self.data = {
             name: (
-                torch.from_numpy(normalised(part.images, self.mean, self.std)).to(device),
+                Pictures(part.images, self.mean, self.std, device),
                 torch.tensor(part.labels, device=device),
             )
             for name, part in (("train", task.train), ("test", task.test))
@@ -119,7 +120,7 @@ class Network:
             self._known[part] = found
         return self._known[part]
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor | Pictures) -> Tensor:
         self.model.eval()
 
         def features(at_once: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from empirical.networks.tested import Tested
+from empirical.networks.checked import Checked
 from langevin.support import validate
 from langevin.support.rng import RNG
 
@@ -52,7 +52,7 @@ class RunOptions:
         Continue from ``checkpoint``, to the same result, bit for bit on a CPU.
     initial : bool
         Whether to evaluate before the first step as well.
-    tested : Tested, optional
+    checked : Checked, optional
         What tests of bodies found in earlier runs, and receives what they find in this one; by default every
         run tests its body.
     """
@@ -66,7 +66,7 @@ class RunOptions:
     checkpoint: str | Path | None = None
     resume: bool = False
     initial: bool = True
-    tested: Tested | None = None
+    checked: Checked | None = None
 
     def __post_init__(self) -> None:
         validate.choice("precision", self.precision, PRECISIONS)

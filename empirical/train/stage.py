@@ -14,6 +14,7 @@ from torch import Tensor
 
 from empirical.devices import memory
 from empirical.networks import subsets
+from empirical.networks.pictures import Pictures
 from empirical.recipe import Engine, Recipe, Stage
 from empirical.train.gradients.engine import Ghost, PerSample, engine
 from empirical.train.gradients.plain import Gradients, Loop
@@ -56,7 +57,8 @@ class Active:
     optimizer : torch.optim.SGD
     masks : dict
         Ones and zeros for parameters of which a part trains.
-    data, labels : Tensor
+    data : Tensor or Pictures
+    labels : Tensor
         What the trained part of the network sees: images, or features while probing.
     chunk : int
         Samples at once.
@@ -65,7 +67,7 @@ class Active:
     slot: Slot
     make: Callable[[], Gradients]
     masks: subsets.Mask
-    data: Tensor
+    data: Tensor | Pictures
     labels: Tensor
     gradients: Gradients = field(init=False)
     optimizer: torch.optim.SGD = field(init=False)

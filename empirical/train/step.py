@@ -106,7 +106,7 @@ class Stepper:
         """Return sums, the count of clipped gradients, the sum of norms, and the count of infinite ones."""
         recipe = self._recipe
         sums: list[Tensor] = []
-        clipped = norms = lost = active.data.new_zeros(())
+        clipped = norms = lost = torch.zeros((), device=self._network.device)
         # an empty batch has no part
         for part in batch.split(at_once) if len(batch) else ():
             with _exact_convolutions(self._network.device, isinstance(active.gradients, Ghost)):

@@ -29,6 +29,7 @@ CAUSES = {
     "from_noise": ("noise, zero head", plots.PURPLE, "--"),
     "from_head": ("head, no noise", plots.GOLD, "-."),
     "interaction": ("both together", "0.55", ":"),
+    "from_training": ("training alone", plots.METHODS["lp"], (0, (1, 1))),
 }
 NOISELESS = {
     "fft, zero head, no noise": ("zero head", plots.PURPLE, ":"),
@@ -37,22 +38,27 @@ NOISELESS = {
     "lp-fft, large head, no noise": (f"head x {LARGE:g}, LP first", plots.METHODS["lp-fft"], "--"),
 }
 HEADS = {"default": "", "large": ", large head"}
+# a random network this close below raw pixels is drawn
+NEAR = 0.1
 
 
-def compute(quick: bool = False) -> xr.Dataset:
+def compute(
+    quick: bool = False, *, file: str = FILE, tuned: str = TUNED, neither: str | None = None
+) -> xr.Dataset:
     """Compute means over seeds with standard errors, and changes since the start by cause.
 
-    There is no quick version: the measurements are read from the study.
+    There is no quick version: the measurements are read from the study. ``neither`` names a run for the
+    argument of `empirical.causes`.
     """
     import xarray as xr
 
     from empirical import causes
     from langevin.store import files
 
-    runs = files.load(output.ROOT / FILE)
+    runs = files.load(output.ROOT / file)
     count = runs.sizes["seed"] ** 0.5
-    tuned = files.load(output.ROOT / TUNED).sel(epsilon=runs.epsilon.values[0])
-    slower = float(tuned.lr.sel(arm="fft") / tuned.lr.sel(arm="lp-fft 0.5"))
+    rates = files.load(output.ROOT / tuned).lr.sel(epsilon=runs.epsilon.values[0])
+    slower = float(rates.sel(arm="fft") / rates.sel(arm="lp-fft 0.5"))
     about = {"machine": runs.attrs["machine"], "seeds": runs.sizes["seed"], "slower": slower}
     data = xr.Dataset(attrs=about)
     change = runs.knn_accuracy - runs.knn_accuracy.isel(step=0, drop=True)
@@ -62,14 +68,14 @@ def compute(quick: bool = False) -> xr.Dataset:
         data[name] = values.mean("seed").assign_attrs(long_name=meaning, units="1")
         error = values.std("seed", ddof=1) / count
         data[f"{name}_error"] = error.assign_attrs(long_name=f"standard error of: {meaning}", units="1")
+
+    def caused(end: str, epsilon: float) -> xr.Dataset:
+        at = runs.sel(epsilon=epsilon)
+        rest = None if neither is None else at.sel(run=neither, drop=True)
+        return causes(*(at.sel(run=name, drop=True) for name in _controls(end)), neither=rest)
+
     parts = [
-        xr.concat(
-            [
-                causes(*(runs.sel(epsilon=epsilon, run=name, drop=True) for name in _controls(end)))
-                for epsilon in runs.epsilon.values
-            ],
-            runs.epsilon,
-        )
+        xr.concat([caused(end, epsilon) for epsilon in runs.epsilon.values], runs.epsilon)
         for end in HEADS.values()
     ]
     found = xr.concat(parts, "head", combine_attrs="override").assign_coords(head=list(HEADS))
@@ -120,8 +126,11 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         for name, (label, colour) in METHODS.items():
             at, style = data.sel(epsilon=epsilon, run=name), {"lp": (0, (1, 1))}.get(name, "-")
             band(ax, at.knn_accuracy, at.knn_accuracy_error, colour, label=label, linestyle=style)
-        ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--")
-        ax.text(2, kinds["pixels"] + 0.001, "raw pixels", fontsize=6.5)
+        ax.axhline(kinds["pixels"], color="black", linewidth=0.8, linestyle="--", label="raw pixels")
+        if kinds["pixels"] - kinds["random"] < NEAR:
+            ax.axhline(kinds["random"], color="black", linewidth=0.8, linestyle=":", label="random network")
+        else:  # far below the axis
+            ax.plot([], [], " ", label=f"random network: {kinds['random']:.2f}")
         ax.set(title=f"$\\varepsilon$ = {epsilon:g}", ylabel="nearest-neighbour accuracy")
     below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.35, -0.1), "columnspacing": 1.0}
     axes[0, 0].legend(ncols=2, **below)
@@ -135,6 +144,8 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     for ax, head in zip(axes[1, :2], data["head"].values, strict=True):
         at = data.sel(epsilon=low, head=head)
         for name, (label, colour, style) in CAUSES.items():
+            if name not in at:
+                continue
             band(ax, at[name], at[f"{name}_error"], colour, linestyle=style, label=label)
         words = "default head" if head == "default" else f"head x {LARGE:g}"
         ax.set(title=f"$\\varepsilon$ = {low:g}, {words}", ylabel="change of accuracy, by cause")

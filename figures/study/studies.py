@@ -98,6 +98,10 @@ def _data(setting: dict[str, Any]) -> str:
     words = [setting["data"]]
     if setting["data"] == "glyphs":
         words = [f"glyphs, {setting.get('size') or 24} px"]
+    elif setting.get("images"):
+        words.append(f"{setting['images']:,} images")
+    if setting.get("public_classes"):
+        words.append(f"public: {' '.join(setting['public_classes'])}")
     shift = setting["shift"]
     if shift["rotation"]:
         words.append(f"rotated by {shift['rotation']:g}°")

@@ -182,7 +182,7 @@ class _Shared:
         import copy
 
         from empirical import FeatureWatch
-        from empirical.networks.tested import Tested
+        from empirical.networks.checked import Checked
 
         self.task, self.body, device = run.task(), run.setting.network(run.seed), run.setting.device
         # weights of another seed than that of the body
@@ -191,7 +191,7 @@ class _Shared:
         self.watch = FeatureWatch(
             self.task, copy.deepcopy(self.body).to(device), random=fresh.to(device), rng=run.seed
         )
-        self.tested = Tested()
+        self.checked = Checked()
 
 
 _shared: dict[tuple[Any, int], _Shared] = {}
@@ -220,7 +220,7 @@ def _measured(run: Run) -> dict[str, float]:
             precision=run.setting.precision,
             evaluations=run.evaluations,
             watch=shared.watch,
-            tested=shared.tested,
+            checked=shared.checked,
         )
     finally:
         torch.set_num_threads(threads)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FILE = "docs/study/real.nc"
 EPSILONS, SHARES = (0.3, 1.0, 3.0, 8.0), (0.25, 0.5, 0.75)
-SEEDS, TRIALS = 5, 5
-STEPS, BATCH, DELTA = 60, 500, 1e-5
+SEEDS, TRIALS = 10, 5
+STEPS, BATCH, DELTA = 60, 300, 1e-5
 RATES, PROBING_RATES = (0.03, 3.0), (0.2, 10.0)
 # private images, test images, and pixels at which the network works
 IMAGES, TESTED, SIZE = 6000, 2000, 96

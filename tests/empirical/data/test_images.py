@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from empirical import Images, Part, Shift
+from empirical.data.rows import Rows
 from empirical.data.splits import stratified
 
 
@@ -92,7 +93,7 @@ def test_shifts_out_of_the_grey_scale_are_refused(shift, message):
 @pytest.mark.parametrize(
     ("images", "labels", "classes", "error", "message"),
     [
-        (np.zeros((2, 1, 4, 4), np.uint8), [0, 0], ["a"], TypeError, "divide bytes by 255"),
+        (np.zeros((2, 1, 4, 4), np.int16), [0, 0], ["a"], TypeError, r"\[0, 1\] or bytes"),
         (np.zeros((2, 4, 4)), [0, 0], ["a"], ValueError, r"shape \(n, channels, height, width\)"),
         (np.zeros((0, 1, 4, 4)), [], ["a"], ValueError, r"got \(0, 1, 4, 4\)"),
         (np.full((2, 1, 4, 4), 1.1), [0, 0], ["a"], ValueError, r"lie in \[0, 1\], got values from 1\.1"),
@@ -216,3 +217,23 @@ def test_parts_must_fit_together():
     wide = Part(np.zeros((1, 1, 4, 5)), [0], ["a"])
     with pytest.raises(ValueError, match=r"public must have images of the shape of train's, \(1, 4, 4\)"):
         Images(part, part, wide)
+
+
+def test_bytes_stay_bytes_and_mean_the_same():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 4, 4), dtype=np.uint8)
+    kept = Part(pixels, [0, 1] * 3, ["a", "b"])
+    expected = Part(pixels.astype(np.float32) / 255, kept.labels, kept.classes)
+    assert kept.images.dtype == np.uint8
+    assert kept.images.nbytes == expected.images.nbytes / 4
+    assert kept.take([1, 2]).images.dtype == np.uint8
+    task, other = (Images(part, part, part) for part in (kept, expected))
+    for one, two in zip(task.statistics(), other.statistics(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+    np.testing.assert_array_equal(task.normalised(kept), other.normalised(expected))
+    shift = Shift(gain=0.5, rotation=20)
+    np.testing.assert_array_equal(kept.shifted(shift).images, expected.shifted(shift).images)
+
+
+def test_feature_vectors_are_no_bytes():
+    with pytest.raises(TypeError, match="feature vectors, got uint8"):
+        Rows(np.zeros((2, 1, 1, 3), np.uint8), [0, 1], ["a", "b"])

@@ -41,6 +41,24 @@ def test_the_parts_add_up():
     np.testing.assert_allclose(found.total, found.from_noise + found.from_head + found.interaction)
 
 
+def test_training_that_helps_is_counted_once():
+    # both controls gain 0.1 by training: noise costs 0.2 and the head 0.05
+    run, zero, noiseless = runs(-0.1, 0.05, -0.1, seeds=30)
+    neither = runs(0.1, 0.0, 0.0, seeds=30)[1]
+    found = causes(run, zero, noiseless, neither=neither)
+    last = found.isel(step=-1)
+    expected = dict(total=-0.15, from_noise=-0.2, from_head=-0.05, interaction=0.0, from_training=0.1)
+    for name, value in expected.items():
+        assert abs(last[name] - value) < 5 * last[f"{name}_error"]
+    parts = [found[name] for name in expected if name != "total"]
+    np.testing.assert_allclose(found.total, sum(parts))
+    # without that control the gain is part of an interaction
+    bare = causes(run, zero, noiseless).isel(step=-1)
+    assert bare.interaction < -5 * bare.interaction_error
+    with pytest.raises(ValueError, match="run, zero_head, noiseless, neither must have the same steps"):
+        causes(run, zero, noiseless, neither=neither.isel(seed=[0, 1]))
+
+
 def test_one_seed_has_no_error_and_no_seed_has_none():
     single = causes(*runs(-0.2, 0.0, 0.0, seeds=1))
     assert np.isnan(single["from_noise_error"]).all()

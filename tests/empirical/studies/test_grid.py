@@ -18,6 +18,7 @@ from dask import config
 from empirical.data.shift import Shift
 from empirical.recipe import Recipe
 from empirical.studies import grid as studies_grid
+from empirical.studies.arms import Grid
 from empirical.studies.cells import Cell, Records, RecordsError
 from empirical.studies.grid import TUNING, compute_cell, run_grid, tune
 from empirical.studies.setting import Setting
@@ -422,3 +423,26 @@ def test_pretraining_is_on_where_there_is_something_to_train_on() -> None:
     assert Setting().pretrain == Setting("glyphs").pretrain == "supervised"
     assert Setting("stl10", folder="x").pretrain == Setting(weights="w.npz").pretrain == "none"
     assert Setting("stl10", folder="x", public_classes=("cat",)).pretrain == "supervised"
+
+
+def test_rates_of_the_head_alone_have_a_range_of_their_own():
+    grid = Grid(
+        Setting(),
+        Recipe(),
+        methods=["lp", "fft", "fft-drop", "lp-fft", "bitfit"],
+        shares=[0.5],
+        trials=5,
+        lowest=0.01,
+        highest=0.1,
+        lp_lowest=1,
+        lp_highest=10,
+    )
+    for arm in grid.arms:
+        for recipe in grid.candidates(arm, 1.0):
+            low, high = (1, 10) if arm.method == "lp" else (0.01, 0.1)
+            assert low < recipe.lr < high
+            assert recipe.lp_lr is None or 1 < recipe.lp_lr < 10
+    same = Grid(Setting(), Recipe(), lowest=0.01, highest=0.1)
+    assert (same.lp_lowest, same.lp_highest) == (0.01, 0.1)
+    with pytest.raises(ValueError, match="lp_lowest must be below lp_highest=1, got 2"):
+        Grid(Setting(), Recipe(), lp_lowest=2, lp_highest=1)

@@ -11,7 +11,7 @@ from torch import nn
 _Result = TypeVar("_Result")
 
 
-class Tested:
+class Checked:
     """What tests of bodies have found, each made once for as long as a body lives.
 
     For runs that share a body and change nothing in it, such as those of a grid: a change of a body in place
@@ -19,8 +19,8 @@ class Tested:
 
     Examples
     --------
-    >>> tested, body = Tested(), nn.Identity()
-    >>> tested.once(body, "mixes samples", lambda: False), tested.once(body, "mixes samples", lambda: True)
+    >>> checked, body = Checked(), nn.Identity()
+    >>> checked.once(body, "mixes samples", lambda: False), checked.once(body, "mixes samples", lambda: True)
     (False, False)
     """
 
