@@ -80,12 +80,14 @@ class Panels:
         if curve.zeroth is not None:
             parts["zeroth"], labels["zeroth"] = (curve.zeroth,), "without noise"
         shown = [*numbers(curve)]
-        if theorems.zeroth_loss is not None and theorems.zeroth_loss.valid.any():
-            parts["proved"] = (theorems.zeroth_loss.lower, theorems.zeroth_loss.upper)
-            labels["proved"] = "proved, without noise"
-            shown += parts["proved"]
-        elif theorems.zeroth_loss is not None:
-            notes.append(f"no proved band: {theorems.zeroth_loss.reason}")
+        if theorems.zeroth_loss is not None:
+            band = theorems.zeroth_loss
+            # at the start it is known anyway
+            if band.valid[1:].any():
+                parts["proved"], labels["proved"] = (band.lower, band.upper), "proved, without noise"
+                shown += parts["proved"]
+            if band.reason:
+                notes.append(f"proved band ends: {band.reason}")
         if theorems.expected_loss is not None and theorems.expected_loss.valid.any():
             band = theorems.expected_loss
             last = np.flatnonzero(band.valid)[-1]

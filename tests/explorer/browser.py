@@ -1,7 +1,7 @@
 """The explorer in a real browser: what the tests ask of it, and the screenshots of the documentation.
 
-``python -m tests.explorer.browser FOLDER`` writes a screenshot of each preset at 1280 and 390 pixels, and the
-one of the documentation.
+``python -m tests.explorer.browser FOLDER [PRESET ...]`` writes screenshots of presets at 1280 and 390 pixels,
+and explore.png, the one of docs/howto.
 """
 
 import json
@@ -13,9 +13,12 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, NARROW = (1280, 900), (390, 844)
+# the preset of the documentation's screenshot
+DOCUMENTED = "probing"
 # a machine under load may take long
 PATIENCE = 120.0
 # models by type and title or name, and their elements, in the shadow of others
@@ -35,9 +38,8 @@ const inside = (title, selector) => deep(view(title).el.shadowRoot, selector)[0]
 
 
 def chromium():
-    """Path of Debian's browser and its driver, or None."""
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    return None if None in found else found
+    """Paths of Debian's browser and its driver, '' where there is none."""
+    return [shutil.which(name) or "" for name in ("chromium", "chromedriver")]
 
 
 @contextmanager
@@ -46,6 +48,7 @@ def served(*options):
     command = [sys.executable, "-m", "langevin.explore", "--no-browser", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -60,7 +63,7 @@ def opened(url, size=WIDE, downloads=None):
     from selenium import webdriver
 
     binary, driver = chromium()
-    options = webdriver.ChromeOptions()
+    options: Any = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{argument}")
@@ -166,8 +169,8 @@ class Tab:
         self.window.save_screenshot(str(path))
 
 
-def main(folder):
-    """Write the screenshots."""
+def main(folder, *keys):
+    """Write screenshots of presets, of all by default, and of one of them for the documentation."""
     from explorer.presets import PRESETS
 
     out = Path(folder)
@@ -175,13 +178,19 @@ def main(folder):
     with served() as url:
         # a window as high as the page, in which all charts are drawn at once
         for size in ((WIDE[0], 1700), (NARROW[0], 3500)):
-            for preset in PRESETS:
-                with opened(f"{url}?preset={preset.key}", size) as tab:
+            for key in keys or [preset.key for preset in PRESETS]:
+                with opened(f"{url}?preset={key}", size) as tab:
                     tab.drawn()
                     tab.at_end()
-                    tab.screenshot(out / f"{preset.key}-{size[0]}.png")
-                    print(preset.key, size[0], tab.scrolls(), tab.errors())
+                    tab.screenshot(out / f"{key}-{size[0]}.png")
+                    print(key, size[0], "scrolls" if tab.scrolls() else "fits", tab.errors())
+    if (out / f"{DOCUMENTED}-{WIDE[0]}.png").exists():
+        from PIL import Image
+
+        page = Image.open(out / f"{DOCUMENTED}-{WIDE[0]}.png").convert("RGB")
+        # few colours, for a small file
+        page.quantize(128).save(out / "explore.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.explorer import browser
 
-if browser.chromium() is None:
+if not all(browser.chromium()):
     pytest.skip("needs chromium and chromedriver, which Debian has", allow_module_level=True)
 pytest.importorskip("panel")
 pytest.importorskip("selenium")

@@ -1,5 +1,7 @@
 """Weights along one path are those of the path that `euler_maruyama` observes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -25,10 +27,12 @@ def test_it_is_the_path_that_is_observed(loss, rate, noisy):
     problem = orthogonally_separable(8, 12, loss=loss, test_samples=4, rng=0)
     weights = collapsed_features(problem, 6, rng=0)
     schedule = Schedule.lp_fft(lp_time=0.1, fft_time=0.1, sigma=0.3, clip=1.0, sample_rate=rate)
-    given = dict(dt=0.01, times=TIMES)
+    given: dict[str, Any] = dict(dt=0.01, times=TIMES)
     W, v = trajectory(problem, weights, schedule, **given, rng=3, observables=["test_accuracy"], noisy=noisy)
     if noisy:
-        asked = dict(rng=3, paths=2, reduce="span", observables=["test_accuracy", "preactivation"])
+        asked: dict[str, Any] = dict(
+            rng=3, paths=2, reduce="span", observables=["test_accuracy", "preactivation"]
+        )
         run = euler_maruyama(problem, weights, schedule, **given, **asked)
         assert not np.allclose(run.loss[0], run.loss[1], rtol=1e-3)
         run = run.isel(path=0)
