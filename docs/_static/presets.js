@@ -48,7 +48,7 @@
       }
       this.trails = data.classes.map((_, k) => svg("path", { class: `trail class-${k}` }));
       this.zeroth = svg("path", { class: "zeroth" });
-      this.neurons = this.own.map((k) => svg("circle", { r: 24, class: `neuron class-${k}` }));
+      this.neurons = this.own.map((k) => svg("circle", { r: 28, class: `neuron class-${k}` }));
       all.append(rest, ...this.trails, this.zeroth, ...this.neurons);
       this.picture.append(all);
     }

@@ -150,7 +150,9 @@ def record(preset: Preset, sweep: Sweep, views: list[Views]) -> dict[str, Any]:
         "origin": box.coordinates(np.zeros(2)),
         "samples": [samples[plane.labels == k].round().astype(int).ravel().tolist() for k in classes],
         "cones": [[round(side, 4) for side in plane.cones[k]] for k in classes],
-        "highest": digits([max(max(v.curves["loss"].high.max(), v.curves["loss"].mean.max()) for v in views)])[0],
+        "highest": digits(
+            [max(max(v.curves["loss"].high.max(), v.curves["loss"].mean.max()) for v in views)]
+        )[0],
         "runs": [run(value, v, box) for value, v in zip(sweep.values, views, strict=True)],
     }
 
@@ -207,7 +209,7 @@ def picture(views: Views, file: Path) -> None:
     colours, plane, times = (plots.CLASSES[-1], plots.CLASSES[1]), views.plane, views.times
     box = Box.around([views])
     sides = np.array([-ASPECT, ASPECT]) * box.half
-    with plt.rc_context(plots.STYLE):
+    with plt.style.context(plots.STYLE):
         figure, (left, loss, shares) = plt.subplots(1, 3, figsize=(7.2, 2.2), width_ratios=(1.6, 1, 1))
         left.plot(*plane.zeroth.transpose(2, 0, 1), color=plots.GREY, lw=0.8)
         for k, colour in enumerate(colours):
@@ -239,10 +241,10 @@ def page(stored: list[str]) -> str:
     """Build the page from the JSON of each preset."""
     parts = [
         heading("Presets without a server"),
-        "The paper's story in five simulations. Everything on this page was simulated when the site was built: "
-        "it needs no server and no network. Each preset has a slider for the time and one for a parameter; "
-        "*Play* moves the time. ``python -m langevin.explore`` opens the page on which every parameter can be "
-        "changed: see :doc:`/howto/explore`.",
+        "The paper's story in five simulations. Everything on this page was simulated when the site was "
+        "built: it needs no server and no network. Each preset has a slider for the time and one for a "
+        "parameter; *Play* moves the time. ``python -m langevin.explore`` opens the page on which every "
+        "parameter can be changed: see :doc:`/howto/explore`.",
     ]
     for text in stored:
         data = json.loads(text)
@@ -266,10 +268,11 @@ def embedded(key: str, text: str) -> str:
         "distorted-neurons": plots.SHARES["distorted"],
     }
     style = "; ".join(f"--{name}: {colour}" for name, colour in colours.items())
+    alt = "Neurons in the plane at the end; loss and shares of neurons over time; grey, dashed: without noise"
     data = text.replace("</", r"<\/")
     lines = [
         f'.. raw:: html\n\n   <div class="preset" id="preset-{key}" style="{style}">',
-        f".. image:: {key}.png\n   :alt: Neurons in the plane at the end; loss and shares of neurons over time; grey and dashed: without noise",
+        f".. image:: {key}.png\n   :alt: {alt}",
         f'.. raw:: html\n\n   <script type="application/json">{data}</script></div>',
     ]
     return "\n\n".join(lines)
