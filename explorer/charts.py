@@ -248,13 +248,13 @@ class PlaneChart:
         self.figure.grid.visible = False
         self.figure.outline_line_color = "#dddddd"
         self.cones: Any = ColumnDataSource({"x": [], "y": [], "colour": []})
-        self.samples: Any = ColumnDataSource({"x": [], "y": [], "colour": []})
+        self.samples: Any = ColumnDataSource({"x": [], "y": [], "colour": [], "alpha": []})
         self.frames: Any = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "bad")})
         self.neurons: Any = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "colour", "fill")})
         self.trails: Any = ColumnDataSource({key: [] for key in ("xs", "ys", "zxs", "zys", "colour")})
         plot = self.figure
         plot.patches("x", "y", source=self.cones, fill_color="colour", fill_alpha=0.09, line_color=None)
-        plot.segment(0, 0, "x", "y", source=self.samples, color="colour", alpha=0.25)
+        plot.segment(0, 0, "x", "y", source=self.samples, color="colour", alpha="alpha")
         plot.scatter("x", "y", source=self.samples, color="colour", alpha=0.6, size=5, marker="triangle")
         plot.multi_line("xs", "ys", source=self.trails, color="colour", alpha=0.45, line_width=1)
         plot.multi_line("zxs", "zys", source=self.trails, color=GREY, line_width=1.4)
@@ -275,7 +275,8 @@ class PlaneChart:
         lengths = np.linalg.norm(plane.samples, axis=1).max()
         samples = plane.samples * (0.92 * reach / max(lengths, 1e-300))
         of_samples = [colours[label] if label >= 0 else GREY for label in plane.labels]
-        self.samples.data = {"x": samples[:, 0], "y": samples[:, 1], "colour": of_samples}
+        faint = [min(0.25, 5 / len(samples))] * len(samples)
+        self.samples.data = {"x": samples[:, 0], "y": samples[:, 1], "colour": of_samples, "alpha": faint}
         sides = {k: _wedge(start, end, 3 * ASPECT * reach) for k, (start, end) in plane.cones.items()}
         self.cones.data = {
             "x": [side[0] for side in sides.values()],

@@ -12,6 +12,7 @@ from typing import Any
 
 from explorer.views import observables
 from langevin.data import files
+from langevin.model.problem import Problem
 from langevin.simulation.config import Simulation
 from langevin.support import options
 
@@ -63,13 +64,13 @@ def save(simulation: Simulation) -> bytes:
         return out.read_bytes()
 
 
-def python(simulation: Simulation) -> str:
-    """Return Python that simulates the same paths with the names of `langevin` and `bounds`."""
+def python(simulation: Simulation, problem: Problem) -> str:
+    """Return Python that simulates the same paths of a problem with the names of `langevin` and `bounds`."""
     data, names = _data(simulation)
     weights, more = _weights(simulation)
     # beyond what every run imports
     names = sorted({"Phase", "Schedule", "Weights", "euler_maruyama", "zeroth_order", *names, *more})
-    asked = observables(simulation.start().problem)
+    asked = observables(problem)
     # of Poisson batches the bound is of the chain
     chain = f", dt={simulation.dt!r}" if simulation.sample_rate < 1 else ""
     phases = "".join(f"        {phase!r},\n" for phase in simulation.schedule)

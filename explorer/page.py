@@ -17,6 +17,7 @@ from explorer.player import Player
 from explorer.presets import PRESETS, Said, describe
 from explorer.views import Views
 from explorer.worker import Answer, Newest, Request, Workshop
+from langevin.model.problem import Problem
 from langevin.simulation.config import Simulation
 
 TITLE = "Private fine-tuning, moving"
@@ -53,6 +54,7 @@ class Page:
     def __init__(self, workshop: Workshop, parameters: Mapping[str, str], file: str | None = None) -> None:
         self._file, self._document, self._location = file, pn.state.curdoc, pn.state.location
         self.panels, self._changed = Panels(), 0.0
+        self._budget: float | None = None
         self._latest: Answer | None = None
         self._shown: Answer | None = None
         self.player = Player(self.panels)
@@ -157,6 +159,7 @@ class Page:
 
     def _ask(self, budget: float | None = None) -> None:
         """Request what is entered, or say why that cannot be."""
+        self._budget = budget
         try:
             simulation = limits.simulation(self.controls.entries, self._file)
         except (ValueError, TypeError) as error:
@@ -197,8 +200,8 @@ class Page:
         if answer.views is None:
             self._status.object = ""
             return
-        if entries["sigma"] != self.controls.entries["sigma"]:
-            self.controls.show(entries)
+        if self._budget is not None:
+            self.controls.show(self.controls.entries | {"sigma": entries["sigma"]})
         self._fill(answer.views, entries)
         paths, wanted = answer.views.simulation.paths, answer.simulation.paths
         said = "all paths and bounds" if answer.last else f"{paths} of {wanted} paths; bounds are coming"
@@ -225,13 +228,13 @@ class Page:
             button.button_type = "primary" if preset and preset.key == key else "default"
         said = (preset.says if preset else describe)(views)
         self._said.object = _sentences(preset.title if preset else "Your own run", said)
-        self._take(limits.simulation(entries, self._file))
+        self._take(limits.simulation(entries, self._file), views.problem)
 
-    def _take(self, simulation: Simulation) -> None:
+    def _take(self, simulation: Simulation, problem: Problem) -> None:
         """Write what takes a run further."""
         parameters = urlencode(limits.query(limits.entries(simulation)))
         self._code["command"].object = f"<pre>{html.escape(further.command(simulation))}</pre>"
-        self._code["python"].object = f"<pre>{html.escape(further.python(simulation))}</pre>"
+        self._code["python"].object = f"<pre>{html.escape(further.python(simulation, problem))}</pre>"
         path = self._location.pathname if self._location is not None else ""
         self._links.object = (
             f'<p><a href="{path}/run.nc?{parameters}" download="run.nc">Save the run</a> as netCDF, with its '

@@ -26,11 +26,14 @@ MONOTONE = {
     "ovr": ("none", "column"),
 }
 """Clipping under which the drift of K outputs is minus the gradient of a convex function, by loss."""
-DEFECTS = {"softmax": 0.0142288, "ovr": 0.25}
+DEFECTS = {"softmax": 0.0142288, "ovr": 0.110652}
 """Proved ``lambda`` in ``<f - f', c r - c' r'> >= -lambda C / ||A_i|| ||f - f'||^2`` of flat clipping.
 
-For softmax the largest ``a^3 (1 - a) / (4 (1 + a^2)^(3/2))``, at ``a^3 + 4 a = 3``, rounded up.
+For softmax the largest ``a^3 (1 - a) / (4 (1 + a^2)^(3/2))``, at ``a^3 + 4 a = 3``, for one-vs-rest the
+largest ``P^(3/2) (1 - P) v (1 - v) / (1 - P + P v^2)`` over P and v up to 1, both rounded up.
 """
+STEP_DEFECTS = DEFECTS | {"ovr": 0.25}
+"""The same by completing the square, whose proof also holds of long steps; see `step_rate`."""
 
 
 def defect(loss: str, outputs: int, kind: str) -> float | None:
@@ -42,12 +45,14 @@ def defect(loss: str, outputs: int, kind: str) -> float | None:
     return DEFECTS.get(loss) if kind == "flat" else None
 
 
-def step_rate(expansion: float, step: float) -> float:
+def step_rate(expansion: float, step: float, loss: str) -> float:
     """Growth rate of squared distances in steps, from the one-sided Lipschitz constant of the drift.
 
-    ``step`` is ``dt s lambda_max(A A^T)``, below 2.
+    ``step`` is ``dt s lambda_max(A A^T)``, below 2. The square is completed, or half the step added to
+    ``lambda``.
     """
-    return 2 * expansion / (1 - step / 2)
+    size = expansion / DEFECTS[loss]
+    return 2 * min(STEP_DEFECTS[loss] * size / (1 - step / 2), expansion + size * step / 2)
 
 
 class Spread(NamedTuple):
@@ -142,7 +147,7 @@ def spread(features: Features, phase: Phase, dt: float | None = None) -> Spread:
     step = dt * smoothness * features.largest
     if step > 2 or (expansion and step == 2):
         return Spread(np.inf, _too_large(dt, step))
-    return Spread(step_rate(expansion, step) if expansion else 0.0)
+    return Spread(step_rate(expansion, step, problem.loss) if expansion else 0.0)
 
 
 def _not_monotone(problem: Problem, kind: str) -> str:

@@ -56,9 +56,10 @@ def last_iterate_gdp(
     one-vs-rest is not monotone, but nearly so:
 
     - diffusion: ``lambda' = lambda - Lambda > 0`` replaces ``lambda``, where ``Lambda = lambda_K C a n``,
-      ``lambda_K`` .01423 for softmax and 1/4 for one-vs-rest;
-    - chain: ``c = (1 - lambda dt) sqrt(1 + 2 h Lambda / (1 - h (M - lambda) / 2))``, which must be below 1,
-      with ``h = dt / (1 - lambda dt)`` and ``dt < 2 / (lambda + M)``.
+      ``lambda_K`` .01423 for softmax and .110652 for one-vs-rest;
+    - chain: ``c = (1 - lambda dt) sqrt(1 + 2 h Lambda_h)``, which must be below 1, with ``h = dt / (1 -
+      lambda dt)``, ``dt < 2 / (lambda + M)``, ``e = h (M - lambda) / 2`` and ``Lambda_h = C a n`` times the
+      smaller of ``lambda_K + e`` and ``lambda_K / (1 - e)``, there 1/4 for one-vs-rest.
 
     Assumptions
         Features that do not depend on the private data; full batches, since the proof needs a sample to be in
@@ -139,7 +140,7 @@ def last_iterate_gdp(
         time = math.tanh((decay - expansion) * lp_time / 2) / (decay - expansion)
     else:
         dt = validate.positive("dt", dt)
-        contraction = _contraction(decay, expansion, _smoothness(smoothness, decay, public), dt)
+        contraction = _contraction(decay, expansion, _smoothness(smoothness, decay, public), dt, loss)
         # the limit of short steps, which differ by their product with the decay
         if contraction < 1e-12:
             time = math.tanh((decay - expansion) * lp_time / 2) / (decay - expansion)
@@ -231,16 +232,16 @@ def _smoothness(given: float | None, decay: float, public: _Public) -> float:
     return smoothness
 
 
-def _contraction(decay: float, expansion: float, smoothness: float, dt: float) -> float:
+def _contraction(decay: float, expansion: float, smoothness: float, dt: float, loss: str | None) -> float:
     """``-log c``: a step brings two heads together by the factor ``c``; refuse one that is too long."""
     longest = 2 / (decay + smoothness)
     if dt > longest or (expansion and dt == longest):
         raise ValueError(f"dt must be at most 2/(lambda + M) = {longest:g}, got {dt:g}: take a smaller one")
     kept = 1 - decay * dt
     found = -math.log1p(-decay * dt) if kept > 0 else math.inf
-    if expansion:
+    if expansion and loss is not None:
         step = dt / kept
-        found -= math.log1p(step * step_rate(expansion, step * (smoothness - decay))) / 2
+        found -= math.log1p(step * step_rate(expansion, step * (smoothness - decay), loss)) / 2
     if found <= 0:
         raise ValueError(
             f"dt must be so small that a step brings two heads together, got {dt:g}, with which it may drive "

@@ -27,7 +27,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("fig_neurons",),
     ),
     "What prevents it": (
-        "Probing first aligns the head; so does a head that is aligned from the start.",
+        "Probing first aligns the head; a zero head or class prototypes are aligned from the start.",
         ("fig_heads", "fig_clipping_share"),
     ),
     "Bounds": (
@@ -51,7 +51,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("fig_gains", "fig_assumptions", "tab_small", "tab_backbones"),
     ),
     "Appendix": (
-        "More of the same.",
+        "The figure of the loss, for other spreads within a class.",
         ("fig_loss_spreads",),
     ),
 }
@@ -68,7 +68,7 @@ def generate(app: Sphinx) -> None:
 
 
 def make(folder: Path) -> None:
-    """Make the figures, from stored data where there are any, unless nothing they are made from has changed."""
+    """Make the figures, from stored data where there are any, unless what they are made from is as it was."""
     made_from, now = folder / "made-from.txt", fingerprint(*SOURCES)
     if made_from.exists() and made_from.read_text(encoding="utf8") == now:
         return

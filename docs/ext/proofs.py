@@ -57,8 +57,8 @@ def fold(paragraph: nodes.paragraph) -> None:
             return
     content = parent[start : stop + 1]
     paragraph.pop(0)
-    if isinstance(paragraph[0], nodes.Text):
-        paragraph[0] = nodes.Text(paragraph[0].lstrip())
+    if isinstance(first := paragraph[0], nodes.Text):
+        paragraph[0] = nodes.Text(first.lstrip())
     parent[start : stop + 1] = [Folded("", Title("", title), *content)]
 
 

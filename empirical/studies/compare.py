@@ -40,7 +40,7 @@ def run_grid_command(args: argparse.Namespace, command: argparse.ArgumentParser)
         recipe = options.recipe_of(args)
         methods = dict.fromkeys("fft" if label == "fft-drop" else label for label in args.methods)
         options.refuse_idle(args, *(replace(recipe, method=m, lp_share=None) for m in methods))
-        ranges = dict(zip(("lowest", "highest"), args.lr_range, strict=True))
+        ranges: dict[str, Any] = dict(zip(("lowest", "highest"), args.lr_range, strict=True))
         if args.lp_lr_range is not None:
             ranges |= dict(zip(("lp_lowest", "lp_highest"), args.lp_lr_range, strict=True))
         grid = Grid(setting, recipe, **values(Grid, args), **ranges)

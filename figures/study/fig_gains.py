@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from figures import output, wording
 from figures.study import regret
 from langevin.support import plots, streams
@@ -28,7 +26,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Compute gains over full fine-tuning by task, share of probing and budget."""
     import xarray as xr
 
-    found = regret.accuracies()
+    found = regret.accuracies().sel(task=list(regret.TASKS))
     gain = (found - found.sel(share=0.0, drop=True)).drop_sel(share=0.0)
     seeds = found.sizes["seed"]
     data = xr.Dataset({"gain": gain.mean("seed"), "error": gain.std("seed", ddof=1) / seeds**0.5})
@@ -54,27 +52,24 @@ def caption(data: xr.Dataset) -> dict[str, object]:
 
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot one panel per task, with one row per budget."""
-    from matplotlib.colors import to_rgb
-
     shares = data.share.values
-    blue = np.array(to_rgb(plots.METHODS["lp-fft"]))
     for ax, task in zip(axes.flat, data.task.values, strict=True):
         for row, epsilon in enumerate(data.epsilon.values):
             for place, share in enumerate(shares):
                 at = 100 * data.sel(task=task, epsilon=epsilon, share=share)
-                alone = share == 1
+                colour = plots.METHODS["lp" if share == 1 else "lp-fft"]
                 ax.errorbar(
                     at.gain,
                     -row + 0.17 * ((len(shares) - 1) / 2 - place),
                     xerr=2 * at.error,
-                    color=plots.METHODS["lp" if alone else "lp-fft"],
+                    color=colour,
                     # the larger the share, the darker
-                    markerfacecolor=plots.METHODS["lp"] if alone else tuple(1 - share * (1 - blue)),
-                    marker="s" if alone else "o",
+                    markerfacecolor=plots.paler(colour, float(share)),
+                    marker="s" if share == 1 else "o",
                     markersize=4,
                     linewidth=0.8,
                     linestyle="",
-                    label=("LP" if alone else f"LP-FFT, share {share:g}") if row == 0 else None,
+                    label=("LP" if share == 1 else f"LP-FFT, share {share:g}") if row == 0 else None,
                 )
         ax.axvline(0, color=plots.METHODS["fft"])
         ax.set_yticks([-row for row in range(data.sizes["epsilon"])])

@@ -11,25 +11,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output, wording
-from figures.study import regret, tab_regret
+from figures.study import regret
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FIXED = {
-    "all FFT": plots.METHODS["fft"],
-    "all LP": plots.METHODS["lp"],
-    "half and half": plots.METHODS["lp-fft"],
-}
 # apart from the colours of methods
 PLANS = tuple(colour for colour in plots.CYCLE if colour != plots.SKY)
+# of shares of probing
+METHOD = {0.0: "fft", 1.0: "lp"}
 EVERY = {"task": "all tasks", "budget": "all budgets"}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
     """Compute means and standard errors by task and budget, over all tasks, and over all budgets."""
-    return tab_regret.compute(quick)
+    import xarray as xr
+
+    of = {"task": list(regret.TASKS)}
+    values = regret.lost(regret.accuracies().sel(of), regret.planned().share.sel(of))
+    tasks = [EVERY["task"], *regret.TASKS]
+    budgets = {**{f"ε = {e:g}": [e] for e in values.epsilon.values}, EVERY["budget"]: values.epsilon.values}
+    rows = []
+    for task in tasks:
+        part = values if task == EVERY["task"] else values.sel(task=[task])
+        cells = [regret.mean_and_error(part.sel(epsilon=list(chosen))) for chosen in budgets.values()]
+        rows.append(xr.concat(cells, "budget"))
+    data = xr.concat(rows, "task").assign_coords(task=tasks, budget=list(budgets))
+    for name in map(str, data.data_vars):
+        data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
+    return data
 
 
 def caption(data: xr.Dataset) -> dict[str, object]:
@@ -48,23 +59,36 @@ def caption(data: xr.Dataset) -> dict[str, object]:
     return quoted
 
 
+def colours(rules: list[str]) -> dict[str, tuple[Any, Any]]:
+    """Return line and fill of each rule: those of its method, the larger the share of probing the darker."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for rule in rules:
+        share = regret.RULES.get(rule)
+        if share is None:
+            line, depth = PLANS[len(found) % len(PLANS)], 1.0
+        else:
+            line, depth = plots.METHODS[METHOD.get(share, "lp-fft")], share or 1.0
+        found[rule] = line, plots.paler(line, depth)
+    return found
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot losses by task (left) and by budget (right), with one row each and one dot per rule."""
     rules = [str(rule) for rule in data.rule.values if data.seeds.sel(rule=rule).max() > 0]
-    plans = [rule for rule in rules if rule not in regret.RULES]
+    shades = colours(rules)
     for ax, by in zip(axes, EVERY, strict=True):
         (other,) = set(EVERY) - {by}
         part = data.sel({other: EVERY[other]})
         for row, value in enumerate(part[by].values):
             for place, rule in enumerate(rules):
                 at = 100 * part.sel({by: value, "rule": rule})[["mean", "standard_error"]]
-                planned = rule in plans
                 ax.errorbar(
                     at["mean"],
                     -row + 0.7 * (0.5 - (place + 0.5) / len(rules)),
                     xerr=2 * at.standard_error,
-                    color=PLANS[plans.index(rule)] if planned else FIXED.get(rule, plots.OTHER),
-                    marker="o" if planned else "s",
+                    color=shades[rule][0],
+                    markerfacecolor=shades[rule][1],
+                    marker="s" if rule in regret.RULES else "o",
                     markersize=3.5,
                     linewidth=0.8,
                     linestyle="",

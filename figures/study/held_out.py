@@ -53,7 +53,7 @@ def _fashion() -> Arrays:
 
     every = fashion_mnist(train=_TRAIN)
     body = lite0(every.train.shape, size=96, weights="imagenet")
-    found = last_layer(body.to(memory_format=torch.channels_last))
+    found = last_layer(body.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     rng = np.random.default_rng(0)
     train = every.train.take(rng.permutation(len(every.train)))
     test = every.test.take(rng.permutation(len(every.test))[:_TEST])

@@ -26,8 +26,9 @@ VALUE = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.S)
 
 
 def pages() -> list[Path]:
-    """Return the pages of the study."""
-    return sorted((cache.ROOT / FOLDER).glob("*.md"))
+    """Return the pages of the study that hold values."""
+    found = sorted((cache.ROOT / FOLDER).glob("*.md"))
+    return [page for page in found if VALUE.search(page.read_text(encoding="utf8"))]
 
 
 def written(text: str) -> str:
@@ -141,10 +142,10 @@ def rules() -> str:
 
 def most_accurate(source: str, tasks: str = "all") -> str:
     """Accuracy that a planned share loses more than the one simulated as most accurate, in points."""
-    plans = regret.planned().sel(source=[source.replace("_", " ")])
-    other = regret.lost(regret.accuracies(), plans.accuracy.idxmax("lp_share"))
+    plans = _planned().sel(source=[source.replace("_", " ")])
+    other = regret.lost(_measured(), plans.accuracy.idxmax("lp_share"))
     rule = source.replace("_", " ")
-    return _points((_lost() - other).sel(task=TASKS[tasks]), rule, signed=True)
+    return _points(_lost().sel(task=TASKS[tasks]) - other, rule, signed=True)
 
 
 def simulated(source: str, what: str, measure: str) -> str:
@@ -152,8 +153,8 @@ def simulated(source: str, what: str, measure: str) -> str:
 
     ``what`` is the ``accuracy``, or the ``gain`` over probing alone.
     """
-    plans = regret.planned().accuracy.sel(source=source.replace("_", " ")).rename(lp_share="share")
-    pair = [values.mean("seed") for values in (plans, regret.accuracies())]
+    plans = _planned().accuracy.sel(source=source.replace("_", " ")).rename(lp_share="share")
+    pair = [values.mean("seed") for values in (plans, _measured())]
     if what == "gain":
         pair = [
             values.sel(share=[s for s in values.share.values if s < 1]) - values.sel(share=1.0)
@@ -167,9 +168,17 @@ def _points(values: xr.DataArray, rule: str, *, signed: bool = False) -> str:
     return wording.points(at["mean"], at.standard_error, signed=signed)
 
 
+def _measured() -> xr.DataArray:
+    return regret.accuracies().sel(task=TASKS["all"])
+
+
+def _planned() -> xr.Dataset:
+    return regret.planned().sel(task=TASKS["all"])
+
+
 @functools.cache
 def _lost() -> xr.DataArray:
-    return regret.lost(regret.accuracies(), regret.planned().share)
+    return regret.lost(_measured(), _planned().share)
 
 
 @functools.cache

@@ -33,7 +33,8 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 def collect(data: xr.Dataset) -> xr.Dataset:
     """Add simulated and measured shares by task and budget."""
-    found, plans = regret.accuracies(), regret.planned()
+    tasks = list(regret.TASKS)
+    found, plans = regret.accuracies().sel(task=tasks), regret.planned().sel(task=tasks)
     mean = found.mean("seed")
     order = mean.argsort(axis=mean.get_axis_num("share"))
     first, second = (

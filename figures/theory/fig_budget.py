@@ -73,8 +73,11 @@ def compute(quick: bool = False) -> xr.Dataset:
 
 def collect(data: xr.Dataset) -> xr.Dataset:
     """Add the accuracies of the study's tasks, and the shares that the planner simulates as best."""
-    found = regret.accuracies().mean(("seed", "task")).rename(epsilon="budget", share="lp_share")
-    plans = regret.planned().accuracy.sel(source=SOURCE, drop=True)
+    tasks = list(regret.TASKS)
+    found = (
+        regret.accuracies().sel(task=tasks).mean(("seed", "task")).rename(epsilon="budget", share="lp_share")
+    )
+    plans = regret.planned().accuracy.sel(source=SOURCE, task=tasks).drop_vars("source")
     data = data.assign(accuracy=found, behind=100 * (found.max("lp_share") - found))
     data["planned"] = plans.mean(("seed", "task")).idxmax("lp_share").rename(epsilon="budget")
     return _described(

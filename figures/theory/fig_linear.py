@@ -194,7 +194,7 @@ def draw(ax: Any, data: xr.Dataset) -> None:
     for k in range(len(FFT_SIGMAS)):
         fft.plot(data.time, data.fft_first[k], "k:", linewidth=0.8, label=None if k else "first order")
     lp.set(title="linear probing, exact", yscale="log", ylabel=LOSS)
-    fft.set(title="full fine-tuning, unconditional bound", yscale="log", ylim=(1e-4, 1e4))
+    fft.set(title="full fine-tuning, unconditional bound", yscale="log", ylim=(1e-4, 1e2))
 
     colour = plots.METHODS["fft"]
     stopped.plot(data.late, data.all_mean, "black", label="all paths")

@@ -82,6 +82,13 @@ def method_colour(name: str) -> str:
     return METHODS[name.removeprefix("DP-").lower()]
 
 
+def paler(colour: str, depth: float) -> tuple[float, ...]:
+    """Return a paler shade of a colour: at depth 1 the colour itself, at 0 white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - depth * (1 - part) for part in to_rgb(colour))
+
+
 def darker(colour: str) -> tuple[float, ...]:
     """Return a darker shade of a colour, which is seen on top of it."""
     from matplotlib.colors import to_rgb

@@ -120,14 +120,22 @@ class Tab:
 
     def press(self, title, keys):
         """Move a slider by the keyboard."""
-        self.run("return inside(arguments[0], '.noUi-handle')", title).send_keys(keys)
+        self._act(title, ".noUi-handle", lambda element: element.send_keys(keys))
 
     def click(self, title):
         """Click a button."""
-        self.run(
-            "return deep(Bokeh.index.find_one_by_id(model(arguments[0]).id).el.shadowRoot, 'button')[0]",
-            title,
-        ).click()
+        self._act(title, "button", lambda element: element.click())
+
+    def _act(self, title, selector, act):
+        """Do something with an element of a widget, which may be made again at any time."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(10):
+            try:
+                return act(self.run("return inside(...arguments)", title, selector))
+            except StaleElementReferenceException:
+                continue
+        raise AssertionError(f"{title} does not stay")
 
     def value(self, title):
         return self.run("return model(arguments[0]).value", title)

@@ -1,5 +1,6 @@
 """The explorer in a real browser: it loads, moves, plays and saves, on a screen and on a telephone."""
 
+import http.client
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -128,3 +129,10 @@ def test_nobody_without_the_token_gets_anything(url):
     for path in ("/", "/explore", "/run.nc", parts.path[:-1], f"{parts.path[:-1]}/run.nc"):
         assert status(f"http://{parts.netloc}{path}") == 404
     assert status(f"{url}/run.nc?width=0") == 400
+    # nor does a page of another site that knows it
+    handshake = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    handshake |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Origin": "http://example.org"}
+    connection = http.client.HTTPConnection(parts.netloc)
+    connection.request("GET", f"{parts.path}/ws", headers=handshake)
+    assert connection.getresponse().status == 403
+    connection.close()

@@ -92,7 +92,7 @@ def test_the_python_and_the_saved_run_are_the_same_paths(key, tmp_path):
     simulation = small(key)
     views = draw(simulation)
     names = {}
-    exec(further.python(simulation), names)
+    exec(further.python(simulation, views.problem), names)
     assert np.array_equal(names["run"].loss.mean("path").values, views.curves["loss"].mean)
     upper = views.theorems.distance["paper"].upper
     assert np.array_equal(names["distance"].upper, upper, equal_nan=True)
@@ -115,8 +115,8 @@ def test_the_users_file(tmp_path):
     entries = limits.START | SMALL | {"data": "file"}
     simulation = limits.simulation(entries, str(path))
     names = {}
-    exec(further.python(simulation), names)
     views = draw(simulation, quick=True)
+    exec(further.python(simulation, views.problem), names)
     assert np.array_equal(names["run"].loss.mean("path").values, views.curves["loss"].mean)
     assert limits.entries(simulation)["data"] == "file"
     assert views.plane.neurons.shape[-1] == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bounds
-from bounds.distance.spread import DEFECTS
+from bounds.distance.spread import DEFECTS, STEP_DEFECTS
 from langevin.model.gauge import gauge_basis
 from langevin.model.losses import LOSSES
 from langevin.model.problem import Problem
@@ -91,7 +91,7 @@ def check_flat(loss, count):
         K = int(rng.choice([3, 5, 10] if loss == "softmax" else strategies.CLASSES))
         problem, weights, n, a = parallel(rng, loss, K)
         clip = a * float(np.exp(rng.uniform(-3, -0.5)))
-        decay = DEFECTS[loss] * clip * a * n * float(rng.uniform(1.3, 5))
+        decay = STEP_DEFECTS[loss] * clip * a * n * float(rng.uniform(1.3, 5))
         public: Any = dict(loss=loss, outputs_dim=K, feature_norm=a, samples=n, weight_decay=decay, clip=clip)
         longest = 2 / (2 * decay + LOSSES[loss].smoothness * n * a**2)
         dt = longest * float(rng.uniform(0.02, 0.3))
@@ -172,7 +172,9 @@ class Pair:
         sigma = self.clip * float(np.exp(rng.uniform(-0.4, 0.7)))
         norm = float(np.abs(a).max())
         expansion = (
-            DEFECTS[loss] * self.clip * norm * (n + 1) if clipping == "flat" and loss in DEFECTS else 0.0
+            STEP_DEFECTS[loss] * self.clip * norm * (n + 1)
+            if clipping == "flat" and loss in STEP_DEFECTS
+            else 0.0
         )
         self.decay += 1.2 * expansion
         longest = 2 / (2 * self.decay + LOSSES[loss].smoothness * (n + 1) * norm**2)

@@ -116,6 +116,43 @@ def test_how_far_the_softmax_loss_is_from_monotone(K, largest):
     assert lowest <= DEFECTS["softmax"]
 
 
+def ovr_jacobian(g):
+    """Of the clipped residual ``r / ||r||`` of one-vs-rest, at ``|r_k|`` (P, K), up to signs."""
+    size = np.linalg.norm(g, axis=1)[:, None]
+    s, slope = g / size, g * (1 - g)
+    J = slope[:, :, None] * np.eye(g.shape[1]) - s[:, :, None] * (s * slope)[:, None, :]
+    return J / size[:, :, None]
+
+
+@pytest.mark.parametrize(
+    ("K", "largest"), [(2, 0.0237), (3, 0.0358), (5, 0.0492), (10, 0.0644), (50, 0.0879)]
+)
+def test_how_far_one_vs_rest_is_from_monotone(K, largest):
+    rng = np.random.default_rng(K)
+    g = np.exp(rng.uniform(-9, -0.1, (3000, 1)) + rng.uniform(-4, 0, (3000, K)))
+    even = np.hstack([np.ones((300, 1)), np.geomspace(0.02, 1, 300)[:, None] * np.ones((300, K - 1))])
+    J = ovr_jacobian(np.concatenate([g, 1e-6 * even]))
+    lowest = -np.linalg.eigvalsh(J + J.swapaxes(1, 2))[:, 0].min() / 2
+    assert lowest == pytest.approx(largest, abs=5e-5)
+    assert lowest <= DEFECTS["ovr"]
+
+
+def test_the_constant_of_one_vs_rest_is_attained_by_many_outputs():
+    """One large residual and the rest even, in the plane of the two, as all become small."""
+    P, v = np.meshgrid(np.linspace(0, 1, 2001)[1:-1], np.linspace(0, 1, 2001)[1:-1])
+    bound = (P**1.5 * (1 - P) * v * (1 - v) / (1 - P + P * v**2)).max()
+    assert 0 < DEFECTS["ovr"] - bound < 1e-6
+    found = []
+    for K in (100, 10_000, 10_000_000):
+        P = np.linspace(0.5, 0.99, 500)
+        s = np.stack([np.sqrt(P), np.sqrt(1 - P)], 1)
+        slope = np.stack([np.sqrt(P), np.sqrt((1 - P) / (K - 1))], 1)
+        J = slope[:, :, None] * np.eye(2) - s[:, :, None] * (s * slope)[:, None, :]
+        found.append(-np.linalg.eigvalsh(J + J.swapaxes(1, 2))[:, 0].min() / 2)
+    assert found[0] < found[1] < found[2] <= DEFECTS["ovr"]
+    assert found[2] > 0.999 * DEFECTS["ovr"]
+
+
 def test_two_noise_free_paths_move_apart():
     J = jacobian(COUNTEREXAMPLE[None])[0]
     worst = np.linalg.eigh(J + J.T)[1][:, 0]

@@ -305,6 +305,7 @@ def test_classes_on_a_ring(classes):
     # means of samples are off by at most the spread
     assert np.abs(np.diff(turns) - 2 * np.pi / classes).max() < 0.2
     assert np.linalg.norm(problem.X, axis=1).max() <= np.hypot(1, 0.1)
+    assert problem.X_test is not None
     assert problem.X_test.shape == (10, 2)
     G, same = problem.X @ problem.X.T, np.equal.outer(problem.y, problem.y)
     # the extension of Assumption 3.1
