@@ -257,7 +257,7 @@ def page(stored: list[str]) -> str:
 def embedded(key: str, text: str) -> str:
     """Return the element that the page's script fills: a picture, and the data.
 
-    The data are part of the page, as a browser does not let a script read a file beside it.
+    The data are part of the page, as browsers do not let a script read other files of a site on the disk.
     """
     first, second = (plots.CLASSES[sign] for sign in (-1, 1))
     colours = {
