@@ -40,7 +40,10 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "The budget": (
         "Which share of it probing needs, and which share works best.",
-        ("fig_budget", "fig_best_share", "fig_rules", "tab_shares", "tab_regret"),
+        (
+            *("fig_budget", "fig_best_share", "fig_planner", "fig_rules"),
+            *("tab_shares", "tab_aims", "tab_tasks", "tab_regret", "tab_calibration", "tab_hedge"),
+        ),
     ),
     "K classes": (
         "The same with more than two classes.",

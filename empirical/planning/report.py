@@ -58,7 +58,7 @@ def _verdict(plan: SharePlan, command: str, elsewhere: list[tuple[str, str]]) ->
     lengths = ", then ".join(f"{phase['method']} for {phase['steps']} steps" for phase in plan.phases)
     return [
         ("recommended", f"lp share {plan.share:g}: {lengths}; {_flatness(plan)}"),
-        ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation"),
+        ("expected", f"held-out accuracy {accuracy:.3f} ± {error:.3f} in the simulation{_by_world(plan)}"),
         ("command", command),
         *elsewhere,
         *_heads(plan),
@@ -88,6 +88,14 @@ def _heads(plan: SharePlan) -> list[tuple[str, str]]:
         rest = f"full fine-tuning alone from a {plan.unprobed} head is no worse beyond the noise{why}"
         said.append(("probing", f"not needed: {rest}"))
     return said
+
+
+def _by_world(plan: SharePlan) -> str:
+    """What the recommended share reaches in each of several worlds: a user is in one, not in their mean."""
+    worlds = plan.by_world
+    if len(worlds) < 2:
+        return ""
+    return ": " + ", ".join(f"{accuracy:.3f} with {name}" for name, accuracy in worlds.items())
 
 
 def _elsewhere(plan: SharePlan) -> list[tuple[str, str]]:

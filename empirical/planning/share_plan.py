@@ -247,6 +247,11 @@ class SharePlan:
         return float(self.accuracy[self.recommended].mean()), float(self._own.error[self.recommended])
 
     @property
+    def by_world(self) -> dict[str, float]:
+        """Held-out accuracy of the recommended share in each world that features leave open."""
+        return {name: float(values[self.recommended].mean()) for name, values in self._own.worlds.items()}
+
+    @property
     def command(self) -> str:
         """The recommended run as a command, without the options for data and body."""
         return self.command_with([])

@@ -52,8 +52,8 @@ def _fashion() -> Arrays:
     from empirical.networks.lite0 import lite0
 
     every = fashion_mnist(train=_TRAIN)
-    body = lite0(every.train.shape, size=96, weights="imagenet")
-    found = last_layer(body.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    body: Any = lite0(every.train.shape, size=96, weights="imagenet")
+    found = last_layer(body.to(memory_format=torch.channels_last))
     rng = np.random.default_rng(0)
     train = every.train.take(rng.permutation(len(every.train)))
     test = every.test.take(rng.permutation(len(every.test))[:_TEST])

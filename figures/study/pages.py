@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import cache, wording
-from figures.study import fig_gains, regret, tab_regret, tab_shares
+from figures.study import fig_gains, regret, tab_shares
 from figures.study.studies import FOLDER, REFERENCE
 from langevin.store import files
 from langevin.support import streams
@@ -58,8 +58,6 @@ def found(query: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# those on which the planner was developed, and those that came later
-TASKS = {"all": list(regret.TASKS), "first": list(regret.TASKS[:3]), "later": list(regret.TASKS[3:])}
 _gains = functools.cache(fig_gains.compute)
 
 
@@ -107,78 +105,16 @@ def share(task: str, epsilon: str) -> str:
     return f"{float(_shares().measured.sel(task=task, epsilon=float(epsilon))):g}"
 
 
-def lost(rule: str, tasks: str = "all", epsilon: str = "all") -> str:
-    """Accuracy lost by a rule, in points.
-
-    Parameters
-    ----------
-    rule : str
-        Underscores stand for spaces.
-    tasks : str
-        ``all``, ``first`` for those on which the planner was developed, ``later`` for the others, or one.
-    epsilon : str
-        ``all``, or one budget.
-    """
-    part = _lost().sel(task=TASKS.get(tasks, [tasks]))
-    part = part if epsilon == "all" else part.sel(epsilon=[float(epsilon)])
-    return _points(part, rule.replace("_", " "))
-
-
-def ahead(plan: str, rule: str, tasks: str = "all") -> str:
-    """Accuracy that a rule loses more than a plan, in points."""
-    part = _lost().sel(task=TASKS[tasks])
-    more = part.sel(rule=[rule.replace("_", " ")]) - part.sel(rule=plan.replace("_", " "), drop=True)
-    return _points(more, rule.replace("_", " "), signed=True)
-
-
-def rules() -> str:
-    """Table of the plans: what they lose, and what the fixed rules lose more."""
-    from empirical.studies.tables import Table
-
-    plans = [rule for rule in _lost().rule.values if rule not in regret.RULES]
-    rows = [[plan, lost(plan), *(ahead(plan, rule) for rule in regret.RULES)] for plan in plans]
-    return Table(["plan from", "loses", *(f"gain over {rule}" for rule in regret.RULES)], rows).markdown()
-
-
-def most_accurate(source: str, tasks: str = "all") -> str:
-    """Accuracy that a planned share loses more than the one simulated as most accurate, in points."""
-    plans = _planned().sel(source=[source.replace("_", " ")])
-    other = regret.lost(_measured(), plans.accuracy.idxmax("lp_share"))
-    rule = source.replace("_", " ")
-    return _points(_lost().sel(task=TASKS[tasks]) - other, rule, signed=True)
-
-
-def simulated(source: str, what: str, measure: str) -> str:
-    """Distance of simulated from measured means over the seeds, in points: ``median`` or ``max``.
-
-    ``what`` is the ``accuracy``, or the ``gain`` over probing alone.
-    """
-    plans = _planned().accuracy.sel(source=source.replace("_", " ")).rename(lp_share="share")
-    pair = [values.mean("seed") for values in (plans, _measured())]
-    if what == "gain":
-        pair = [
-            values.sel(share=[s for s in values.share.values if s < 1]) - values.sel(share=1.0)
-            for values in pair
-        ]
-    return f"{100 * float(getattr(abs(pair[0] - pair[1]), measure)()):.1f}"
-
-
-def _points(values: xr.DataArray, rule: str, *, signed: bool = False) -> str:
-    at = regret.mean_and_error(values).sel(rule=rule)
-    return wording.points(at["mean"], at.standard_error, signed=signed)
-
-
-def _measured() -> xr.DataArray:
-    return regret.accuracies().sel(task=TASKS["all"])
-
-
-def _planned() -> xr.Dataset:
-    return regret.planned().sel(task=TASKS["all"])
+def lost(rule: str) -> str:
+    """Accuracy lost by a plan or a fixed rule, in points; underscores stand for spaces."""
+    at = regret.mean_and_error(_lost()).sel(rule=rule.replace("_", " "))
+    return wording.points(at["mean"], at.standard_error)
 
 
 @functools.cache
 def _lost() -> xr.DataArray:
-    return regret.lost(_measured(), _planned().share)
+    of = {"task": list(regret.TASKS)}
+    return regret.lost(regret.accuracies().sel(of), regret.planned().share.sel(of))
 
 
 @functools.cache
@@ -211,13 +147,8 @@ SOURCES: dict[str, Callable[..., object]] = {
     "over_probing": over_probing,
     "share": share,
     "lost": lost,
-    "ahead": ahead,
-    "rules": rules,
-    "most_accurate": most_accurate,
-    "simulated": simulated,
     "figure": figure,
     "tasks": lambda: len(regret.TASKS),
-    "regret": lambda: tab_regret.tabulate(tab_regret.compute()).markdown(),
     "shares": lambda: tab_shares.tabulate(_shares()).markdown(),
 }
 

@@ -63,16 +63,17 @@ def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
         Measured accuracy, over ``task``, ``share``, ``epsilon`` and ``seed``; NaN where a seed is missing.
     plans : DataArray
         Planned shares, a subset of those measured, over ``source``, ``task``, ``seed`` and ``epsilon``; NaN
-        where there is no plan.
+        where there is no plan. Rules are compared where any source has one.
     """
     import xarray as xr
 
-    there = found.notnull().all("share")
-    others = (found.sum("seed") - found.fillna(0.0)) / (there.sum("seed") - there)
-    best = found.sel(share=others.idxmax("share"), drop=True)
+    plans = plans.reindex(seed=found.seed)
+    some = plans.notnull().any("source")
+
+    best = _hindsight(found)
     chosen = {str(source): plans.sel(source=source, drop=True) for source in plans.source.values}
     every = {"task": found.task, "seed": found.seed, "epsilon": found.epsilon}
-    chosen |= {rule: xr.DataArray(share).expand_dims(every) for rule, share in RULES.items()}
+    chosen |= {rule: xr.DataArray(share).expand_dims(every).where(some) for rule, share in RULES.items()}
     rules = [
         (best - found.sel(share=shares.fillna(0.0), drop=True)).where(shares.notnull())
         for shares in chosen.values()
@@ -88,6 +89,18 @@ def lost_by_means(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
     import xarray as xr
 
     return lost(xr.zeros_like(found) + found.mean("seed"), plans)
+
+
+def luck(found: xr.DataArray) -> xr.DataArray:
+    """Return by how much the best mean over the seeds exceeds what hindsight of the other seeds reaches."""
+    return found.mean("seed").max("share") - _hindsight(found).mean("seed")
+
+
+def _hindsight(found: xr.DataArray) -> xr.DataArray:
+    """Each seed's accuracy at the share that is best over all others."""
+    there = found.notnull().all("share")
+    others = (found.sum("seed") - found.fillna(0.0)) / (there.sum("seed") - there)
+    return found.sel(share=others.idxmax("share"), drop=True)
 
 
 def mean_and_error(values: xr.DataArray) -> xr.Dataset:

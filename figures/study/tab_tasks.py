@@ -1,13 +1,15 @@
 """Accuracy lost on each task, by planning the share of the budget and by fixed rules.
 
-The loss is that of the table of regret, over all budgets and seeds; the first six tasks are those that the
-planner was designed on. The last columns are what plans lose more than the fixed rule that is best on the
-task, paired by seed.
+The loss is by means over the seeds, of the table of regret, over all budgets; the first six tasks are those
+that the planner was designed on. The last columns are what plans lose more than the fixed rule that is best
+on the task: by means, and by seed with its standard error.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from figures import output
 from figures.study import regret
@@ -26,16 +28,17 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Compute means and standard errors by task, and what plans lose more than the best fixed rule."""
     import xarray as xr
 
-    plans = regret.planned()
-    values = regret.lost(regret.accuracies(), plans.share)
+    found, plans = regret.accuracies(), regret.planned()
+    values, by_means = regret.lost(found, plans.share), regret.lost_by_means(found, plans.share)
     rules = list(regret.RULES)
     rows = []
     for task in values.task.values:
+        row: Any = regret.mean_and_error(by_means.sel(task=[task]))
+        best = rules[int(np.nanargmin(row["mean"].sel(rule=rules).values))]
+        row["more"] = row["mean"] - row["mean"].sel(rule=best, drop=True)
         part = values.sel(task=[task])
-        row: Any = regret.mean_and_error(part)
-        best = rules[int(row["mean"].sel(rule=rules).argmin())]
         more = regret.mean_and_error(part - part.sel(rule=best, drop=True))
-        row["more"], row["more_error"] = more["mean"], more.standard_error
+        row["more_by_seed"], row["more_error"] = more["mean"], more.standard_error
         rows.append(row.expand_dims(task=[task]))
     data: Any = xr.concat(rows, "task")
     for name in map(str, data.data_vars):
@@ -51,20 +54,17 @@ def tabulate(data: xr.Dataset) -> Table:
     shown = [str(rule) for rule in data.rule.values if rule not in _LEFT_OUT]
     plans = [rule for rule in shown if rule not in regret.RULES]
 
-    def cells(task: str, names: list[str], value: str, error: str, signed: bool = False) -> list[str]:
-        at = [data.sel(task=task, rule=name) for name in names]
-        return [number(float(one[value]), float(one[error]), signed=signed) for one in at]
-
-    rows = [
-        [
-            str(task),
-            *cells(task, shown, "mean", "standard_error"),
-            *cells(task, plans, "more", "more_error", signed=True),
-        ]
-        for task in data.task.values
-    ]
-    header = ["accuracy lost", *shown, *(f"{plan}, less best rule" for plan in plans)]
-    return Table(header, rows)
+    rows = []
+    for task in data.task.values:
+        part = data.sel(task=task)
+        cells = [number(float(part["mean"].sel(rule=rule)), np.nan) for rule in shown]
+        for plan in plans:
+            own = part.sel(rule=plan)
+            cells.append(number(float(own.more), np.nan, signed=True))
+            cells.append(number(float(own.more_by_seed), float(own.more_error), signed=True))
+        rows.append([str(task), *cells])
+    heads = [f"{plan}, less best rule{how}" for plan in plans for how in ("", ", by seed")]
+    return Table(["accuracy lost", *shown, *heads], rows)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -319,6 +319,7 @@ COUNTED = {
 # what is the same in both versions
 WHOLE = (
     *("strategies", "features", "gains", "best_share", "rules", "backbones", "regret", "shares", "small"),
+    *("planner", "aims", "tasks", "calibration", "hedge"),
 )
 
 

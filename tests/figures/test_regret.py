@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures.study import regret
+from figures.output import ROOT
+from figures.study import regret, tab_aims, tab_calibration, tab_hedge, tab_regret, tab_tasks
 
 SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -45,6 +46,9 @@ def test_a_missing_seed_changes_nothing_but_itself() -> None:
     assert lost.isel(seed=slice(3)).values == pytest.approx(whole.values)
     assert lost.isel(seed=3).isnull().all()
     assert regret.mean_and_error(lost).seeds.values.tolist() == [3] * lost.sizes["rule"]
+    # rules are compared on the seeds that have a plan
+    fewer = regret.lost(measured(values), planned([0.5, 1.0]))
+    assert fewer.notnull().sum("seed").values.ravel().tolist() == [2] * lost.sizes["rule"]
 
 
 def test_a_plan_is_ahead_of_a_rule_by_what_the_rule_loses_more():
@@ -102,3 +106,16 @@ def test_the_loss_by_means_has_no_noise_of_single_seeds() -> None:
     found = measured([[0.1, 0.3, 0.2], [0.5, 0.3, 0.4], [0.3, 0.2, 0.4]])
     lost = regret.lost_by_means(found, planned([0.5, 0.0, 1.0])).sel(rule="plan")
     assert lost.values.ravel() == pytest.approx([0.0, 0.2, 0.1])
+    # hindsight of the other seeds takes share 0.5 throughout, as the best mean does
+    assert regret.luck(found).item() == pytest.approx(0.0)
+    # of equal means it takes what the seed itself does not favour
+    noise = np.random.default_rng(0).standard_normal((3, 40))
+    assert regret.luck(measured(10 + noise - noise.mean(1, keepdims=True))).item() > 0.5
+
+
+@pytest.mark.parametrize("table", [tab_regret, tab_aims, tab_tasks, tab_calibration, tab_hedge])
+def test_the_page_has_the_tables_of_the_committed_plans(table) -> None:
+    page = (ROOT / "docs/study/planner.md").read_text(encoding="utf8")
+    made = table.tabulate(table.compute()).markdown().splitlines()
+    assert len(made) > 6
+    assert [line for line in made if line not in page] == []

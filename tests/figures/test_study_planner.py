@@ -55,7 +55,7 @@ def test_plans_are_resumed_and_saved_like_the_committed_ones(study) -> None:
     found, committed = files.load(out), regret.planned()
     for name, variable in committed.data_vars.items():
         assert (found[name].dims, found[name].attrs) == (variable.dims, variable.attrs)
-    assert found.source.values.tolist() == committed.source.values.tolist()
+    assert set(committed.source.values) <= set(found.source.values)
     assert (found.share.sel(task="glyphs") == 0.25 * found.seed).all()
     assert found.accuracy.sel(task="glyphs", lp_share=0.5).values == pytest.approx(12.0)
     # of wine there is nothing but the table

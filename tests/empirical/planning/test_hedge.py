@@ -9,6 +9,7 @@ import pytest
 from empirical import plan_share
 from empirical.planning.comparison import standard_error
 from empirical.planning.hedge import CEILING, HIDDEN, VISIBLE, distance, hidden_world, worlds_of
+from empirical.planning.report import text
 from empirical.planning.share_plan import HeadRuns
 from empirical.planning.stand_in import Settings, Split, StandIn
 
@@ -104,3 +105,10 @@ def test_without_a_layer_a_weak_head_start_no_longer_means_probing():
     assert hedged.runs["gaussian"].regret[-1] > 0.1 > sure.runs["gaussian"].regret[-1]
     assert hedged.share < 1
     assert "mean regret" in " ".join(hedged.caveats)
+    # the report says what each world would give, next to their mean
+    by_world = hedged.by_world
+    assert by_world[HIDDEN] > by_world[VISIBLE]
+    assert np.dot([0.25, 0.75], list(by_world.values())) == pytest.approx(hedged.expected[0], abs=0.02)
+    said = f"simulation: {by_world[VISIBLE]:.3f} with {VISIBLE}, {by_world[HIDDEN]:.3f} with {HIDDEN}"
+    assert said in text(hedged, "")
+    assert VISIBLE not in text(sure, "")
