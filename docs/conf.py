@@ -22,6 +22,7 @@ extensions = [
     "formulas",
     "gallery",
     "notebooks",
+    "presets",
     "proofs",
 ]
 exclude_patterns = ["_static", "generated/figures", "generated/names"]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,21 +41,44 @@ class Browser:
         if width <= 600:
             metrics = {"width": width, "height": 844, "pixelRatio": 1, "mobile": True}
             options["mobileEmulation"] = {"deviceMetrics": metrics}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options}
+        logs = {"browser": "ALL"}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
         answer = _call("POST", f"{driver}/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"{driver}/session/{answer['sessionId']}"
 
     def open(self, address: str) -> None:
         """Load a page and wait until it is complete."""
         _call("POST", f"{self._session}/url", {"url": address})
+        # on a busy machine the driver may return earlier
+        while self.run("return document.readyState") != "complete":
+            time.sleep(0.05)
 
     def run(self, script: str) -> Any:
         """Run the body of a JavaScript function in the page and return what it returns."""
         return _call("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
 
+    def press(self, key: str) -> None:
+        """Press a key, by WebDriver's character for it, where the focus is."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        _call(
+            "POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]}
+        )
+
+    def errors(self) -> list[str]:
+        """Return what the page has written to the console as errors since the last call."""
+        found = _call("POST", f"{self._session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in found if entry["level"] == "SEVERE"]
+
     def print_media(self) -> None:
         """Lay the page out as on paper."""
-        body = {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}}
+        self._emulate({"media": "print"})
+
+    def less_motion(self) -> None:
+        """Let the page learn that its reader prefers less motion."""
+        self._emulate({"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]})
+
+    def _emulate(self, media: dict[str, Any]) -> None:
+        body = {"cmd": "Emulation.setEmulatedMedia", "params": media}
         _call("POST", f"{self._session}/goog/cdp/execute", body)
 
     def close(self) -> None:

@@ -32,11 +32,11 @@ def docstring(source: Path) -> tuple[str, str]:
     return " ".join(first.split()), rest
 
 
-def fingerprint(*folders: str) -> str:
-    """Return a digest of all files in folders of the project."""
+def fingerprint(*places: str) -> str:
+    """Return a digest of files of the project, and of all files in folders of it."""
     found = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*")):
+    for place in places:
+        for path in sorted((ROOT / place).rglob("*")) or [ROOT / place]:
             if path.is_file() and "__pycache__" not in path.parts:
                 found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
                 found.update(path.read_bytes())
