@@ -16,7 +16,7 @@ lower rate.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figures import output, wording
 from figures.study import fig_features
@@ -46,7 +46,7 @@ def caption(data: xr.Dataset) -> dict[str, object]:
     # an evaluation a third of the way
     soon, end = int(data.step[data.sizes["step"] // 3]), int(data.step[-1])
 
-    def change(epsilon: float, step: int, name: str = "change", sign: int = 1, **at: str) -> str:
+    def change(epsilon: float, step: int, name: str = "change", sign: int = 1, **at: Any) -> str:
         part = data.sel(epsilon=epsilon, step=step, **at)
         return wording.points(sign * part[name], part[f"{name}_error"], signed=sign > 0)
 

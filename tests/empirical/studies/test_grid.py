@@ -440,6 +440,7 @@ def test_rates_of_the_head_alone_have_a_range_of_their_own():
     for arm in grid.arms:
         for recipe in grid.candidates(arm, 1.0):
             low, high = (1, 10) if arm.method == "lp" else (0.01, 0.1)
+            assert recipe.lr is not None
             assert low < recipe.lr < high
             assert recipe.lp_lr is None or 1 < recipe.lp_lr < 10
     same = Grid(Setting(), Recipe(), lowest=0.01, highest=0.1)
