@@ -42,7 +42,7 @@ if (all[slider.id]) { stop(); return; }
 if (slider.value >= slider.end) slider.value = 0;
 button.label = '❚❚ Pause';
 all[slider.id] = setInterval(() => {
-  if (slider.value >= slider.end) stop(); else slider.value = slider.value + 1;
+  if (slider.value >= slider.end) { stop(); } else { slider.value = slider.value + 1; }
 }, frame);
 """
 # once, when the first picture is there, for those who do not prefer less motion
@@ -50,8 +50,11 @@ _FIRST = """
 const seen = (window.explorer ??= {timers: {}});
 if (seen.played || readings.data.time.length === 0) return;
 seen.played = true;
-if (matchMedia('(prefers-reduced-motion: reduce)').matches) slider.value = slider.end;
-else setTimeout(() => play.execute(button), 300);
+if (matchMedia('(prefers-reduced-motion: reduce)').matches) {
+  slider.value = slider.end;
+} else {
+  setTimeout(() => play.execute(button), 300);
+}
 """
 
 

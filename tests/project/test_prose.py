@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("langevin", "bounds", "explorer", "empirical", "docs", "figures", "benchmarks", "tests")
 FILES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "generated" not in page.parts),
     *(
         module
-        for folder in ("langevin", "bounds", "empirical", "docs", "figures", "benchmarks", "tests")
+        for folder in FOLDERS
         for module in sorted((ROOT / folder).rglob("*.py"))
         if module != Path(__file__)
     ),

@@ -138,7 +138,7 @@ def test_engines_use_the_rules(kind: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Shifted(nn.Module):
-    """A layer whose input does not depend on the image, beside one whose input does."""
+    """A layer whose input does not depend on the image, and one whose input does."""
 
     features = 6
 
