@@ -144,7 +144,7 @@ def _neuron(points: np.ndarray, aligned: np.ndarray, neuron: int, name: str, rul
     """Return a neuron, the ray to it and its trail; hollow while its head is misaligned."""
     colour = plots.CLASSES[1 if neuron < len(ANGLES) else -1]
     lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    drawn, fills = 1 - lengths / lengths[-1], np.where(aligned, colour, "#ffffff")
+    drawn, fills = 1 - lengths / lengths[-1], np.where(aligned, colour, "white")
     angles = np.degrees(np.unwrap(np.arctan2(points[:, 1], points[:, 0])))
     radii = np.hypot(*points.T)
     rules.append(_keyframes(f"n{name}", [f"transform:translate({x:.1f}px,{y:.1f}px)" for x, y in points]))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from figures.output import ROOT
+from langevin.store import atomic
 from langevin.support import streams
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
             name: values.astype(np.int64 if name.startswith("y") else np.float16)
             for name, values in TASKS[task].make().items()
         }
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         print(path, f"{path.stat().st_size / 2**20:.1f} MiB")
     return 0
 

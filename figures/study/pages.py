@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from figures import cache, wording
 from figures.study import fig_gains, regret, tab_shares
 from figures.study.studies import FOLDER, REFERENCE
-from langevin.store import files
+from langevin.store import atomic, files
 from langevin.support import streams
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def main() -> int:
     for page in pages():
         old = page.read_text(encoding="utf8")
         if (new := written(old)) != old:
-            page.write_text(new, encoding="utf8")
+            atomic.write_text(page, new)
             print(page)
     return 0
 

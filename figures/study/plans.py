@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from figures.output import ROOT
 from figures.study import held_out
+from langevin.store import atomic
 from langevin.support.threads import at_most
 from langevin.sweeps.jobs import Outcome
 
@@ -139,9 +139,8 @@ def _arrays(task: str, seed: int) -> dict[str, np.ndarray]:
     if not kept.exists():
         found = _of_body(setting, setting.task(seed), seed)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        own = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(own, **found)  # type: ignore[arg-type]
-        own.replace(kept)
+        with atomic.replacing(kept) as temporary, temporary.open("wb") as file:
+            np.savez(file, **found)  # type: ignore[arg-type]
     with np.load(kept, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

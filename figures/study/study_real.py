@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.output import ROOT
+from langevin.store import atomic
 from langevin.support import streams
 from langevin.support.machine import processor
 
@@ -54,7 +55,8 @@ def extract(path: Path, *, images: int = IMAGES, tested: int = TESTED, size: int
         seen = normalised(part.images, *scale)
         parts |= {f"X{end}": found.inputs(seen, batch=64), f"y{end}": part.labels}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, allow_pickle=False, **parts)
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **parts)
     return found.departure(body, normalised(task.test.images[:200], *scale))
 
 

@@ -1,11 +1,13 @@
 """What the caption on features says of the committed measurements; each cause read from its control."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from figures.study import fig_features
-from figures.study.study_features import RUNS
+from figures.study.study_features import RUNS, TUNED
 from langevin.store import files
 
 
@@ -36,8 +38,11 @@ def test_without_noise_features_get_better(data):
 
 
 def test_each_cause_is_read_from_its_own_control(monkeypatch):
-    def fake(_):
-        """Runs that lose 1 point for each letter of their name."""
+    def fake(path):
+        """Runs that lose 1 point for each letter of their name, and the rates that they were tuned to."""
+        if path.name == Path(TUNED).name:
+            arms = {"arm": ["fft", "lp-fft 0.5"], "epsilon": [0.3, 1.0]}
+            return xr.Dataset({"lr": xr.DataArray(np.ones((2, 2)), arms, list(arms))})
         losses = xr.DataArray([len(name) for name in RUNS], dims="run", coords={"run": list(RUNS)})
         step = xr.DataArray([0.0, 1.0], dims="step", coords={"step": [0, 1]})
         grid = (0.9 - 0.01 * losses * step).expand_dims(seed=[0, 1], epsilon=[0.3, 1.0])

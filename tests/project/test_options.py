@@ -26,7 +26,10 @@ COMMANDS = (
     "figures.__main__",
 )
 # fields that are no options: what data classes are made of, and ends of --lr-range
-NO_OPTIONS = {"Setting": {"shift"}, "Grid": {"setting", "recipe", "lowest", "highest"}}
+NO_OPTIONS = {
+    "Setting": {"shift"},
+    "Grid": {"setting", "recipe", "lowest", "highest", "lp_lowest", "lp_highest"},
+}
 # of the training alone
 NOT_PLANNED = {"Setting": {"shift", "precision"}}
 

@@ -74,5 +74,5 @@ def candidates(model: nn.Module, kind: Engine, masks: Mask | None = None) -> lis
     found: list[Engine] = ["hooks", "functorch", "loop"]
     if not masks:
         # a GPU waits for the launches of ghost's second pass longer than it takes to keep the gradients
-        found.insert(int(next(model.parameters()).is_cuda), "ghost")
+        found.insert(int(any(p.is_cuda for p in model.parameters())), "ghost")
     return found if chain(model) is None else ["closed", *found]
