@@ -45,8 +45,7 @@ def sweep(extension):
 def site(extension, sweep, tmp_path_factory):
     """Build a site of the page with one preset, and return its source and the site."""
     pytest.importorskip("furo")
-    from sphinx.application import Sphinx
-
+    Sphinx = pytest.importorskip("sphinx.application").Sphinx
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     (source / "howto").mkdir()
     (source / "howto" / "explore.rst").write_text("Explore\n=======\n")
