@@ -42,7 +42,9 @@ if (all[slider.id]) { stop(); return; }
 if (slider.value >= slider.end) slider.value = 0;
 button.label = '❚❚ Pause';
 all[slider.id] = setInterval(() => {
-  if (slider.value >= slider.end) { stop(); } else { slider.value = slider.value + 1; }
+  // a new run may be shorter
+  slider.value = Math.min(slider.value + 1, slider.end);
+  if (slider.value >= slider.end) stop();
 }, frame);
 """
 # once, when the first picture is there, for those who do not prefer less motion
