@@ -17,6 +17,8 @@ _SHOW = """
 const F = frames.data, N = neurons.data, T = trails.data, R = readings.data;
 const h = N.colour.length, m = R.time.length;
 if (h === 0 || m === 0 || F.x.length !== h * m) return;
+// here, as a change that the server makes while the page loads can get lost
+if (slider.end !== Math.max(1, m - 1)) slider.end = Math.max(1, m - 1);
 const k = Math.min(slider.value, m - 1), now = R.time[k];
 for (let j = 0; j < h; j++) {
   const at = k * h + j;
@@ -107,7 +109,6 @@ class Player:
 
     def fill(self, views: Views) -> None:
         """Take the times of a simulation, after the panels have been filled."""
-        self.slider.end = len(views.times) - 1
         found: dict[str, Any] = {
             "time": views.times,
             "epsilon": views.epsilon,
