@@ -1,12 +1,14 @@
 """Tables of the committed studies: each value at its place; what the captions claim."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from empirical.studies.tables import paired
+from figures.output import ROOT
 from figures.study import studies, tab_small
 from langevin.store import files
 
@@ -63,3 +65,13 @@ def test_what_the_caption_of_small_networks_says():
         assert not both.any()
         # it is ahead of either somewhere
         assert better[0].any() or better[1].any()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*/*.nc")), ids=lambda path: path.name)
+def test_committed_results_name_no_folder_of_one_machine(path):
+    said = " ".join(str(value) for value in files.load(path).attrs.values())
+    assert re.findall(r"[\"' ]/\w+/[\w/]*", said) == []
+
+
+def test_folders_of_one_machine_are_found():
+    assert re.findall(r"[\"' ]/\w+/[\w/]*", '{"folder": "/tmp/fm"}') == ['"/tmp/fm']
