@@ -50,8 +50,7 @@ def test_against_tiny_steps_many(kind):
     assert met > 50
     assert slid > 25
     assert shared < slid / 4
-    # the check above holds these to the error that they report; which they are is up to the last bits
-    assert missed <= 5
+    assert missed < 3
     assert passed < 3
     assert bool(shared) == (kind != "none")
 
