@@ -70,7 +70,7 @@ def main() -> None:
     rounds, steps = (1, WARM + 2) if args.quick else (args.rounds, args.steps)
     wanted = [case for case, (body, *_) in enumerate(cases) if body in (args.bodies or [body])]
     if not wanted:
-        p.error(f"--bodies must be of {', '.join(body for body, *_ in cases)}, got {' '.join(args.bodies)}")
+        p.error(f"--bodies must be of {', '.join(body for body, *_ in cases)}")
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for _ in range(rounds):
         for case in wanted:
