@@ -64,7 +64,7 @@ class Settings:
 
         The variance by sampling is ``(1 - q) / (q n)`` times the mean square of the clipped gradients, with
         ``q`` the rate and ``n`` the number of samples.
-        and ``n`` the number of samples.
+        """
         q = min(1.0, self.batch / (rows if self.samples is None else self.samples))
         return self.batch / (self.batch + (1 - q) * rows)
 
