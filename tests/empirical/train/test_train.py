@@ -27,7 +27,6 @@ from empirical.train import fine_tuning, network, step
 from empirical.train.checkpoint import Checkpoint
 from empirical.train.fine_tuning import FineTuning, RunOptions, finetune
 from empirical.train.gradients import trial
-from empirical.train.gradients.opacus import PerSample
 from empirical.train.gradients.plain import factors
 from empirical.train.streams import Streams
 from langevin.solvers.errors import Diverged
@@ -246,26 +245,6 @@ def test_what_fills_a_batch_up_does_not_count(engine: Any, monkeypatch: pytest.M
     monkeypatch.setattr(Streams, "batch", drawn_fivefold)
     other = finetune(TASK, CONV, recipe)
     assert all(abs(other[name] / plain[name] - 1).max() > 1e-2 for name in names)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires an NVIDIA GPU")
-def test_batches_on_a_gpu_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, task = [], make_task(600)
-    of = PerSample.norms
-
-    def norms(self: PerSample, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x))
-        return of(self, x, y)
-
-    monkeypatch.setattr(PerSample, "norms", norms)
-    recipe = quick("fft", engine="hooks", batch=100)
-    full = finetune(task, CONV, recipe, device="cuda", evaluations=1)
-    filled, drawn = seen[-12:], full.batch.values.astype(int).tolist()
-    assert filled == [step._round_size(size) for size in drawn]
-    monkeypatch.setattr(step, "_filled", lambda part: part)
-    plain = finetune(task, CONV, recipe, device="cuda", evaluations=1)
-    assert seen[-12:] == drawn != filled
-    np.testing.assert_allclose(full.test_loss, plain.test_loss, rtol=1e-3)
 
 
 def test_batches_on_a_gpu_have_few_sizes() -> None:
