@@ -493,17 +493,3 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path, extra, shown):
     assert bool(re.search(rb"\d+%\|.*<\d\d:\d\d", seen)) == shown
     assert b"samples in" in seen or not shown
     assert json.loads(done.stdout)["failure"] is None
-
-
-def test_help_and_import_are_light(tmp_path):
-    heavy = {"torch", "opacus", "matplotlib", "dask", "sympy", "numba", "xarray", "sklearn", "pandas"}
-    script = "import sys, langevin; print(*sorted(m for m in sys.modules if '.' not in m))"
-    assert not heavy & set(command(cwd=tmp_path, program=("-c", script)).stdout.split())
-    script = (
-        "import sys\nfrom langevin.simulate import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
-    )
-    done = command(cwd=tmp_path, program=("-c", script)).stdout
-    assert "--lp-share" in done
-    assert not heavy & set(done.split("modules")[1].split())
