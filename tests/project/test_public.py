@@ -16,7 +16,7 @@ COMMANDS = (
     *("bounds.plan", "empirical.finetune", "figures"),
 )
 HEAVY = {"torch", "opacus", "matplotlib", "dask", "distributed", "sympy", "panel", "numba", "xarray", "zarr"}
-HEAVY |= {"scipy", "sklearn", "pandas"}
+HEAVY |= {"scipy", "sklearn", "pandas", "PIL"}
 
 
 def imported(code: str) -> tuple[str, set[str]]:
@@ -34,6 +34,11 @@ def test_packages_import_nothing_heavy(package):
 
 def test_heavy_imports_are_seen():
     assert {"numba", "xarray"} <= imported("from langevin import euler_maruyama; import xarray")[1] & HEAVY
+
+
+def test_data_are_light_until_they_are_made():
+    code = "import empirical; empirical.Part; empirical.glyphs; empirical.cifar10"
+    assert not imported(code)[1] & {"sklearn", "PIL", "torch", "opacus"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -22,7 +22,7 @@ from empirical.studies.arms import Grid
 from empirical.studies.cells import Cell, Records, RecordsError
 from empirical.studies.grid import TUNING, compute_cell, run_grid, tune
 from empirical.studies.setting import Setting
-from tests.empirical.data.test_data import CIFAR_RECORDS, cifar_files
+from tests.empirical.data.published import CIFAR_RECORDS, cifar_files
 from tests.empirical.studies.toy import SETTING, deadly, made_up, make_grid
 from tests.helpers import finish, until
 
