@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from langevin.support import signals, streams
-from langevin.support.command import as_option
-
-if TYPE_CHECKING:
-    pass
 from empirical.studies.compare import run_grid_command
 from empirical.studies.single import run_single
 from empirical.studies.talk import Refused
+from langevin.support import signals, streams
+from langevin.support.command import as_option
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from langevin.model.schedule import Schedule
     from langevin.model.weights import Weights
     from langevin.simulation import facts
-    from langevin.simulation.config import Simulation, Start
+    from langevin.simulation.config import Simulation
     from langevin.simulation.facts import Theory
     from langevin.simulation.job import Job
+    from langevin.simulation.start import Start
 
 # samples x width x dimensions up to which the report integrates the flow for its bounds
 _SMALL = 1_000_000

@@ -33,6 +33,7 @@ Base = Literal["flow", "sandwich"]
 BASES = ("flow", "sandwich")
 COVERS = {"flow": ERROR["ode"], "sandwich": replace(ERROR["ode"], chain=False)}
 SOURCE = "new (1d)"
+SOURCE_OUTPUTS = "new (1d')"
 FOURTH = (
     "full fine-tuning with the square loss is not covered after Poisson batches, the fourth moment of whose "
     "sampling noise has no bound here"
@@ -94,22 +95,23 @@ def certified_loss(
     if dt is not None and base == "sandwich":
         raise ValueError("base must be 'flow' with dt, got 'sandwich', which encloses no loss of a chain")
     at, covers = clock(schedule, times, dt), COVERS[base].at(dt)
+    source = SOURCE if problem.outputs_dim == 1 else SOURCE_OUTPUTS
     reason = covers.refuses(problem)
     if reason:
-        return nowhere(at.times, reason, SOURCE)
+        return nowhere(at.times, reason, source)
     known = parts(problem, weights, schedule, dt)
     against = reasons("ode", covers, schedule, known)
     if LOSSES[problem.loss].steepest() is None:
         against = [why or _unbounded_fourth(known[: k + 1]) for k, why in enumerate(against)]
     count, valid, reason = at.lead(against, start=True)
     if not valid.any():
-        return nowhere(at.times, reason, SOURCE)
+        return nowhere(at.times, reason, source)
     if base == "flow":
         centre = _along_flow(problem, weights, known[:count], at)
     else:
         found = enclose(problem, weights, schedule, at.times)
         if isinstance(found, str):
-            return nowhere(at.times, found, SOURCE)
+            return nowhere(at.times, found, source)
         if not found.valid.all():
             valid, reason = valid & found.valid, found.reason
         # valid times come first
@@ -119,7 +121,7 @@ def certified_loss(
     up, down = np.zeros((2, len(at.times)))
     up[: len(above)], down[: len(below)] = centre.high + above, np.maximum(centre.low - below, 0.0)
     finite = np.isfinite(up)
-    return Band(at.times, down, up, valid & finite, reason if finite.all() else "the bound overflows", SOURCE)
+    return Band(at.times, down, up, valid & finite, reason if finite.all() else "the bound overflows", source)
 
 
 class _Centre(NamedTuple):

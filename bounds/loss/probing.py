@@ -20,6 +20,7 @@ from langevin.model.weights import Weights
 from langevin.support.validate import FloatArray
 
 LP = "re-derived (5a); replaces Section 5.2 of [1]"
+LP_OUTPUTS = "new (5a')"
 CHAIN_LP = "new (8'c)"
 PROBING = Covers(("square",), ANY, lp=("none",), fft=(), outputs=True)
 CHAIN = replace(PROBING, batches=True)
@@ -82,12 +83,12 @@ def lp_expected_loss(
     t = record_times(schedule, times)
     reason = PROBING.refuses(problem)
     if reason:
-        return nowhere(t, reason, LP)
+        return nowhere(t, reason, _source(problem))
     found = probe(problem, weights)
     squares = (found.coordinates.reshape(-1, problem.outputs_dim) ** 2).sum(1)
     mean = np.exp(-2 * np.outer(t, found.eigenvalues)) @ squares
     spread = _head_variance(found.eigenvalues, schedule, t) @ found.eigenvalues
-    return _exact(schedule, t, found.floor + 0.5 * (mean + problem.outputs_dim * spread))
+    return _exact(problem, schedule, t, found.floor + 0.5 * (mean + problem.outputs_dim * spread))
 
 
 def _chain(
@@ -108,9 +109,13 @@ def _chain(
     return Band(cut.times, loss, loss, valid & np.isfinite(loss), reason, CHAIN_LP)
 
 
-def _exact(schedule: Schedule, t: FloatArray, value: FloatArray) -> Band:
+def _source(problem: Problem) -> str:
+    return LP if problem.outputs_dim == 1 else LP_OUTPUTS
+
+
+def _exact(problem: Problem, schedule: Schedule, t: FloatArray, value: FloatArray) -> Band:
     valid, reason = until(schedule, t, PROBING.phases(schedule)), PROBING.refuses_phases(schedule)
-    return Band(t, value, value, valid, reason, LP)
+    return Band(t, value, value, valid, reason, _source(problem))
 
 
 def _head_variance(eigenvalues: FloatArray, schedule: Schedule, t: FloatArray) -> FloatArray:
@@ -148,7 +153,7 @@ def lp_expected_head(
     t = record_times(schedule, times)
     reason = PROBING.refuses(problem)
     if reason:
-        return nowhere(t, reason, LP)
+        return nowhere(t, reason, _source(problem))
     found, K = probe(problem, weights), problem.outputs_dim
     # the head moves within the range; its part in the kernel stays
     along = found.right @ weights.v.reshape(len(weights.v), K)
@@ -159,4 +164,4 @@ def lp_expected_head(
     spread = _head_variance(found.eigenvalues, schedule, t).sum(1)
     for phase, time in zip(schedule, schedule.time_in(t), strict=True):
         spread = spread + 2 * phase.sigma**2 * free * time
-    return _exact(schedule, t, (moved**2).sum((1, 2)) + rest + K * spread)
+    return _exact(problem, schedule, t, (moved**2).sum((1, 2)) + rest + K * spread)

@@ -15,6 +15,7 @@ from langevin.model.steps import record_times
 from langevin.model.weights import Weights
 
 SOURCE = "new (4b); replaces Theorems 4.2 and 4.3 of [1]"
+SOURCE_OUTPUTS = "new (4b')"
 COVERS = {"one output": BLOCKS, "K classes": CLASSES}
 
 
@@ -74,7 +75,7 @@ def sandwich(problem: Problem, weights: Weights, schedule: Schedule, times: Arra
     found = enclose(problem, weights, schedule, times)
     t = record_times(schedule, times)
     if isinstance(found, str):
-        return nowhere(t, found, SOURCE)
+        return nowhere(t, found, SOURCE if problem.outputs_dim == 1 else SOURCE_OUTPUTS)
     upper = found.upper.sum(1)
     # at time 0 they differ by roundoff
     lower = np.minimum(found.lower.sum(1), upper)

@@ -23,7 +23,7 @@ PRECISIONS = ("single", "mixed")
 Watch = Callable[["nn.Module", "nn.Linear"], Mapping[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a fine-tuning runs, apart from task, body and recipe.
 

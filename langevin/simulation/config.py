@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from langevin.data import files
-from langevin.model.observables import OBSERVABLES
-from langevin.model.problem import ACTIVATIONS, LOSSES, Problem
+from langevin.model.problem import ACTIVATIONS, LOSSES
 from langevin.model.schedule import CLIPPING_LOSSES, Clipping, Schedule
-from langevin.model.weights import GramWeights, Weights
+from langevin.simulation.start import Start, begin
 from langevin.support import options, validate
 from langevin.support.rng import generator
-from langevin.support.validate import FloatArray
 
 Features = Literal["collapsed", "gaussian"]
 Head = Literal["gaussian", "zero", "prototype"]
@@ -21,8 +19,6 @@ Method = Literal["lp", "fft", "lp-fft"]
 Precision = Literal["double", "single"]
 Reduce = Literal["auto", "none", "span", "kernel", "gram", "collapsed"]
 
-# entries of W from which a linear net's is known by its Gram matrix alone, unless neurons are asked for
-_LARGE = 2**18
 # data of any number of classes
 _COUNTED = ("separable", "ring", "glyphs")
 # drawn from a law, with features that are not pre-trained
@@ -31,25 +27,6 @@ _SYNTHETIC = ("separable", "ring", "teacher")
 SCHEDULED = ("method", "lp_share", "time", "sigma", "clip", "clipping", "stabiliser", "sample_rate")
 # of which a solver keeps count in 32 bits
 _MOST_STEPS = 2**32
-
-
-class Start(NamedTuple):
-    """Problem and weights at the start of a simulation.
-
-    Attributes
-    ----------
-    problem : Problem
-    weights : Weights
-    own_head : bool
-        Whether the head is the user's.
-    file : FileProblem or None
-        Of data from a file.
-    """
-
-    problem: Problem
-    weights: Weights
-    own_head: bool
-    file: files.FileProblem | None = None
 
 
 @dataclass(frozen=True)
@@ -260,7 +237,7 @@ class Simulation:
         return found
 
     @property
-    def _count(self) -> int:
+    def class_count(self) -> int:
         """Number of classes of data that have any number of them."""
         return self.classes[0] if len(self.classes) == 1 else 2
 
@@ -331,87 +308,4 @@ class Simulation:
         ValueError, MemoryError
             On a file that is no problem, or weights that do not fit into memory.
         """
-        collapsed = self.features == "collapsed" or (
-            self.features is None and self.data == "separable" and self.activation == "relu"
-        )
-        neurons = self.reduce in ("none", "span") or any(
-            name in OBSERVABLES and OBSERVABLES[name].neurons for name in observables
-        )
-        large = self.width * self.dim > _LARGE and not neurons
-        by_gram = self.synthetic and not collapsed and self.activation == "linear" and large
-        if not by_gram and not self.is_file:
-            # refuse weights of single neurons that do not fit into memory
-            validate.memory(
-                4.0 * 8 * self.width * self.dim,
-                f"width={self.width} with single neurons",
-                "take fewer, or a linear activation with Gaussian features, which knows no single ones",
-            )
-        problem, W, v, file = self._problem()
-        if by_gram:
-            return Start(problem, self._gram_weights(problem), False)
-        return Start(problem, self._weights(problem, W, v, collapsed), v is not None, file)
-
-    def _problem(
-        self,
-    ) -> tuple[Problem, FloatArray | None, FloatArray | None, files.FileProblem | None]:
-        """Problem, the first layer and head that come with it, and what a file says of them."""
-        from langevin.data import characters, scikit, synthetic
-
-        about: dict[str, Any] = dict(activation=self.activation, rng=self.seed)
-        if self.data == "teacher":
-            problem = synthetic.linear_teacher(
-                self.samples, self.dim, loss=self.loss or "square", test_samples=self.samples, **about
-            )
-            return problem, None, None, None
-        loss = self.loss or "logistic"
-        if self.data == "separable":
-            tested: dict[str, Any] = dict(spread=self.spread, test_samples=self.samples, classes=self._count)
-            problem = synthetic.orthogonally_separable(self.samples, self.dim, loss=loss, **tested, **about)
-            return problem, None, None, None
-        if self.data == "ring":
-            about |= dict(spread=self.spread, test_samples=self.samples, loss=loss)
-            return synthetic.class_ring(self.samples, self._count, **about), None, None, None
-        if self.data == "glyphs":
-            about |= dict(samples=self.samples, loss=loss)
-            problem, start = characters.glyphs(self._count, self.width, **about)
-            return problem, start.W, None, None
-        if self.data == "digits":
-            problem, start = scikit.digits(self.classes, self.width, loss=loss, **about)
-            return problem, start.W, None, None
-        file = files.from_file(self.data, label=self.label, activation=self.activation, loss=loss)
-        return file.problem, file.W, file.v, file
-
-    def _weights(
-        self, problem: Problem, W: FloatArray | None, v: FloatArray | None, collapsed: bool
-    ) -> Weights:
-        """Weights at the start: those that come with the problem, and the others drawn."""
-        from langevin.data import initial
-
-        if W is None and collapsed:
-            W = initial.collapsed_features(problem, self.width, rng=self.seed).W
-        elif W is None:
-            width = self.width if v is None else len(v)
-            W = initial.gaussian_features(width, problem.dim, rng=self.seed)
-        if v is not None:
-            return Weights(W, v)
-        outputs = problem.outputs_dim
-        if self.head == "gaussian":
-            return Weights(W, initial.gaussian_head(len(W), self.head_scale, outputs=outputs, rng=self.seed))
-        if self.head == "zero":
-            return Weights(W, initial.zero_head(len(W), outputs=outputs))
-        return Weights(W, initial.prototype_head(problem, W, self.head_scale))
-
-    def _gram_weights(self, problem: Problem) -> GramWeights:
-        from langevin.data import initial
-
-        weights = initial.gaussian_gram(problem, self.width, head_scale=self.head_scale, rng=self.seed)
-        if self.head == "zero":
-            return GramWeights(
-                weights.W, initial.zero_head(len(weights.W), outputs=problem.outputs_dim), self.width
-            )
-        if self.head == "prototype":
-            scale = self.width**-0.5 if self.head_scale is None else self.head_scale
-            # a root mean square over fewer neurons of the same norm
-            v = initial.prototype_head(problem, weights.W, scale * (self.width / len(weights.W)) ** 0.5)
-            return GramWeights(weights.W, v, self.width)
-        return weights
+        return begin(self, observables)

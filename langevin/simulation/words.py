@@ -12,7 +12,7 @@ from langevin.support.plots import NAMES
 if TYPE_CHECKING:
     from langevin.data.files import FileProblem
     from langevin.model.problem import Problem
-    from langevin.simulation.config import Start
+    from langevin.simulation.start import Start
 
 # above it, a guarantee of privacy means little
 _LARGE_EPSILON = 10.0

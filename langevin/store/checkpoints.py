@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from langevin.store import atomic, npz
-
-if TYPE_CHECKING:
-    pass
 from langevin.store.errors import StoreError
 
 _FORMAT = 1

@@ -9,13 +9,8 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from langevin.support import install
-
-if TYPE_CHECKING:
-    pass
-
 
 EXIT_FAILED = 1
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    pass
-import threading
 from multiprocessing import resource_tracker
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 
 @contextmanager

@@ -139,12 +139,6 @@ def test_the_simulator_does_not_import_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_bounds_is_light():
-    code = "import sys, bounds; print([m for m in ('scipy', 'numpy', 'numba', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [

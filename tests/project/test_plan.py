@@ -309,15 +309,3 @@ def test_invalid_files(tmp_path, capsys, content, message):
         main([str(path), *FEW])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_help_is_light():
-    script = (
-        "import sys\nfrom bounds.plan import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
-    )
-    done = execute([sys.executable, "-c", script]).stdout
-    assert "--data-are" in done
-    heavy = {"torch", "opacus", "matplotlib", "numba", "xarray", "sklearn", "scipy", "pandas"}
-    assert not heavy & set(done.split("modules")[1].split())

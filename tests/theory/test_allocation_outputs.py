@@ -14,7 +14,7 @@ from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.model.weights import Weights
 from tests.theory import reference, strategies
-from tests.theory.test_features_outputs import case
+from tests.theory.cones import case
 
 PATHS = 2000
 

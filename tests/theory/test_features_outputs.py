@@ -1,62 +1,18 @@
-"""Section 3': distortion and alignment with K classes, per neuron, against the zeroth-order flow."""
+"""Section 3.3': distortion with K classes, per neuron, against the zeroth-order flow."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 
 import bounds
-from langevin import euler_maruyama, zeroth_order
+from langevin import euler_maruyama
 from langevin.model.alignment import cone_distance, head_excess
 from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
-from langevin.solvers.zeroth import gradient_flow
-from tests.theory import reference, strategies
-
-LOSSES = ("softmax", "ovr")
-
-
-def trained(problem, weights, schedule, times):
-    """Zeroth-order flow of one phase of K classes, until the first neuron leaves its cone: times, W, V."""
-    h, d = weights.W.shape
-    (phase,) = schedule
-    signs = np.sign(problem.X @ weights.W.T)
-
-    def split(y):
-        return y[..., : h * d].reshape(-1, h, d), y[..., h * d :].reshape(-1, *weights.v.shape)
-
-    def rate(_, y):
-        return np.concatenate([part.ravel() for part in reference.drift_outputs(problem, *split(y), phase)])
-
-    def room(_, y):
-        # just before the kink, at which the flow may slide
-        return (signs * (problem.X @ y[: h * d].reshape(h, d).T)).min() - 1e-6
-
-    room.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
-    start = np.concatenate([weights.W.ravel(), weights.v.ravel()])
-    how: Any = dict(rtol=1e-9, atol=1e-11, max_step=phase.time / 64, events=room)
-    solved = solve_ivp(rate, (0, phase.time), start, "RK45", t_eval=times, **how)
-    assert solved.status >= 0, solved.message
-    return (solved.t, *split(solved.y.T))
-
-
-def case(seed, heads="any"):
-    rng = np.random.default_rng(seed)
-    K, loss = strategies.CLASSES[seed % 4], LOSSES[seed // 4 % 2]
-    heads = "opposed" if heads == "symmetric" and loss == "ovr" else heads
-    spread = [None, 0.05, 0.5][rng.integers(3)]
-    problem, weights = strategies.classes(rng, K, loss, spread, heads)
-    clip = None if rng.random() < 0.3 else float(np.exp(rng.uniform(-1.5, 1.0)))
-    return problem, weights, clip
-
-
-def own_and_other(problem, own, W):
-    """Pre-activations (m, h, n) of each neuron's own class and of the others; NaN elsewhere."""
-    pre = np.einsum("nd,mhd->mhn", problem.X, W)
-    mine = problem.y == own[:, None]
-    return np.where(mine, pre, np.nan), np.where(mine, np.nan, pre)
+from tests.theory import strategies
+from tests.theory.cones import LOSSES, case, lone, own_and_other, trained
 
 
 def check_distortion(seeds, heads="any", scale=1.0):
@@ -159,14 +115,6 @@ def test_two_classes_are_the_scalar_net_of_longer_inputs():
 # --- the counterexamples, and where constants are attained -----------------------------------------
 
 
-def lone(head, w=1.0, loss="softmax"):
-    """A neuron on a class of one sample; the other classes have samples, but no neurons."""
-    K = len(head)
-    W = np.full((1, K), -1.0)
-    W[0, 0] = w
-    return Problem(np.eye(K), np.arange(K), "relu", loss), Weights(W, [head])
-
-
 def test_a_head_longer_than_its_neuron_may_still_become_aligned():
     """With K >= 3 balancedness forbids no flip: alignment takes no zero head."""
     problem, weights = lone([0.0, 0.1, -5.0], w=0.2)
@@ -242,24 +190,6 @@ def test_without_a_clip_and_between_the_cones_the_duration_still_holds():
     assert found.duration[0] < found.distance[0] / (np.sqrt(2) * 0.1)
 
 
-def test_the_zero_head_distorts_nothing_and_needs_no_probing():
-    for seed in range(16):
-        problem, weights, clip = case(seed, "zero")
-        found = bounds.distortion(problem, weights, clip=clip)
-        assert found.valid
-        assert found.fixed
-        for field in (found.misaligned, found.wholly, found.pushed, found.cosine_falls):
-            assert not field.any()
-        assert (found.duration == 0).all()
-        assert (found.largest_drop == 0).all()
-        assert bounds.alignment_time(problem, weights, clip=clip).time == 0
-        times, W, _ = trained(problem, weights, Schedule.fft(time=2.0, clip=clip), np.linspace(0, 2, 41))
-        assert len(times) == 41
-        own, other = own_and_other(problem, found.classes, W)
-        assert not (np.diff(own, axis=0) < -1e-10).any()
-        assert not (np.diff(other, axis=0) > 1e-10).any()
-
-
 def test_noise_may_misalign_a_zero_head():
     problem, weights, _ = case(2, "zero")
     how: Any = dict(dt=0.01, rng=0, paths=20, times=[0.0, 1.0])
@@ -320,120 +250,6 @@ def test_a_sample_pushes_a_neuron_away_with_at_least_even_odds(loss):
     assert shares[6.0] > 0.5 + 4 * error
 
 
-# --- probing aligns --------------------------------------------------------------------------------
-
-
-def check_alignment(seeds):
-    """Ratios of the stated to the true time, by loss and K, and how often a quarter is too little."""
-    ratios, early = {}, []
-    for seed in seeds:
-        problem, weights, clip = case(seed)
-        found = bounds.alignment_time(problem, weights, clip=clip)
-        assert found.valid
-        assert found.lasting
-        assert set(found.per_class) == set(range(problem.outputs_dim))
-        if found.time == 0 or found.time > 1e4:
-            continue
-        own = bounds.distortion(problem, weights).classes.astype(int)
-        times = np.unique([*np.linspace(0, found.sharp, 401), 0.25 * found.time, found.time])
-        _, _, V = trained(problem, weights, Schedule.lp(time=found.time, clip=clip), times)
-        distance = np.array([cone_distance(problem, head, own) for head in V])
-        late = distance[times >= found.sharp]
-        assert late.max() <= 1e-9, seed
-        for label, time in found.per_class.items():
-            assert not (distance[times >= time][:, own == label] > 1e-9).any()
-        first = times[np.argmax((distance <= 1e-12).all(1))]
-        early.append((distance[times == 0.25 * found.time] > 1e-9).any())
-        key = problem.loss, problem.outputs_dim
-        ratios.setdefault(key, []).append((found.time / first, found.sharp / first))
-        # from then on nothing is distorted
-        aligned = Weights(weights.W, V[-1])
-        after = bounds.distortion(problem, aligned, clip=clip)
-        assert after.distance.max() <= 1e-9
-        _, W, _ = trained(problem, aligned, Schedule.fft(time=1.0, clip=clip), np.linspace(0, 1, 21))
-        mine, others = own_and_other(problem, own, W)
-        assert len(W) == 21
-        assert not (np.diff(mine, axis=0) < -1e-8).any()
-        assert not (np.diff(others, axis=0) > 1e-8).any()
-    return ratios, np.mean(early)
-
-
-def test_alignment():
-    ratios, early = check_alignment(range(40))
-    assert sum(map(len, ratios.values())) >= 20
-    # a quarter of it is too little
-    assert early > 0.3
-
-
-@pytest.mark.slow
-def test_alignment_many(tightness):
-    ratios, early = check_alignment(range(340))
-    assert sum(map(len, ratios.values())) >= 200
-    # a quarter of it is too little
-    assert early > 0.3
-    for (loss, K), found in ratios.items():
-        plain, sharp = zip(*found, strict=True)
-        tightness(f"3.4': Delta t, {loss}, K = {K}", plain)
-        tightness(f"3.4': Delta t, sharp, {loss}, K = {K}", sharp)
-
-
-def mini_batches(problem, weights, clip, seed, dt):
-    """Pre-activations along noise-free fine-tuning in batches of a third, by the definition."""
-    schedule = Schedule.fft(time=40 * dt, clip=clip, sample_rate=max(0.3, 1 / problem.samples))
-    times = dt * np.arange(41)
-    run = reference.chain_outputs(problem, weights, schedule, dt, 3, seed, times)
-    return schedule, times, run.W
-
-
-def test_fine_tuning_in_batches_after_alignment_distorts_nothing():
-    used = random_distorts = engine_distorts = 0
-    for seed in range(24):
-        problem, weights, clip = case(seed)
-        time = bounds.alignment_time(problem, weights, clip=clip).time
-        if not 0 < time < 100:
-            continue
-        used += 1
-        own = bounds.distortion(problem, weights).classes.astype(int)
-        aligned = gradient_flow(problem, weights, Schedule.lp(time=1.05 * time, clip=clip), dt=time / 200)
-        assert cone_distance(problem, aligned.v, own).max() == 0
-        # steps of any size
-        dt = float(np.exp(np.random.default_rng(seed).uniform(-4, 1)))
-        for start in (aligned, weights):
-            schedule, times, W = mini_batches(problem, start, clip, seed, dt)
-            mine, others = own_and_other(problem, own, W.reshape(-1, *weights.W.shape))
-            mine, others = (part.reshape(*W.shape[:3], -1) for part in (mine, others))
-            rounding = 1e-13 * np.abs(W).max()
-            falls, rises = np.diff(mine, axis=0) < -rounding, np.diff(others, axis=0) > rounding
-            distorts = falls.any() or rises.any()
-            run = euler_maruyama(problem, start, schedule, dt=dt, rng=seed, paths=3, times=times)
-            if start is aligned:
-                assert not distorts, seed
-                assert run.distorted.max() == run.misaligned.max() == run.dead.max() == 0
-            else:
-                random_distorts += distorts
-                engine_distorts += bool(run.distorted.max() > 0)
-    # the control: from random heads
-    assert used >= 10
-    assert random_distorts >= used / 2
-    assert engine_distorts >= used / 4
-
-
-def test_the_flow_of_the_engine_is_aligned_at_the_stated_time():
-    for seed in range(6):
-        problem, weights, clip = case(seed)
-        time = bounds.alignment_time(problem, weights, clip=clip).time
-        if not 0 < time < 100:
-            continue
-        flow = zeroth_order(
-            problem,
-            weights,
-            Schedule.lp_fft(lp_time=time, fft_time=1.0, clip=clip),
-            times=[0, time, time + 1],
-        )
-        assert flow.misaligned[0] > 0
-        assert flow.misaligned[1] == flow.misaligned[2] == 0
-
-
 def test_the_cosine_to_the_class_mean_may_still_fall():
     """What aligned neurons keep are their pre-activations, not their direction."""
     # the second neuron leaves the first sample no loss, so that the first one turns to the second sample
@@ -451,17 +267,6 @@ def test_the_cosine_to_the_class_mean_may_still_fall():
     mean = X[:2].mean(0)
     cosine = W[:, 0] @ mean / np.linalg.norm(W[:, 0], axis=1)
     assert cosine[1] < cosine[0] - 0.01
-
-
-def test_a_time_of_alignment_may_be_infinite():
-    problem, weights = lone([-900.0, 900.0, 0.0], w=1.0)
-    W = np.vstack([weights.W, weights.W])
-    far = Weights(W, [[-1.0, 1.0, 0.0], [5000.0, 0.0, 0.0]])
-    found = bounds.alignment_time(problem, far, clip=1.0)
-    assert found.valid
-    assert found.time == found.sharp == np.inf
-    scalar = Problem([[1.0]], [1.0])
-    assert bounds.alignment_time(scalar, Weights([[1.0], [1.0]], [-1.0, 5000.0])).time == np.inf
 
 
 def test_where_they_do_not_hold():

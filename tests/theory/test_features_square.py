@@ -9,7 +9,7 @@ from langevin.model.problem import Problem
 from langevin.model.schedule import Schedule
 from langevin.model.weights import Weights
 from tests.theory import strategies
-from tests.theory.test_features_outputs import own_and_other, trained
+from tests.theory.cones import own_and_other, trained
 
 
 def labelled(problem):

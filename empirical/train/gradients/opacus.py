@@ -91,6 +91,18 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OWN_SAMPLERS: dict[Any, Any] = dict.fromkeys(_CONVOLUTIONS, convolutions.grad_sample)
 
 
+def _seen(
+    hooked: Any, module: nn.Module, output: Any, loss_reduction: str, batch_first: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Inputs of a layer and gradients at its output, sample by sample."""
+    return hooked.rearrange_grad_samples(
+        module=module,
+        backprops=output[0].detach(),
+        loss_reduction=loss_reduction,
+        batch_first=batch_first,
+    )
+
+
 class _HookModule(GradSampleModule):
     """Opacus's module with rules of our own for convolutions."""
 
@@ -112,12 +124,7 @@ class _HookModule(GradSampleModule):
             )
             return
         # as in Opacus, without a copy for the sum over calls
-        activations, backprops = self.rearrange_grad_samples(
-            module=module,
-            backprops=forward_output[0].detach(),
-            loss_reduction=loss_reduction,
-            batch_first=batch_first,
-        )
+        activations, backprops = _seen(self, module, forward_output, loss_reduction, batch_first)
         for p, sample in sampler(module, activations, backprops).items():
             p.grad_sample = sample
         for p in trained:
@@ -147,12 +154,7 @@ class _GhostModule(GradSampleModuleFastGradientClipping):
             )
             return
         # as in Opacus, except for the norm
-        activations, backprops = self.rearrange_grad_samples(
-            module=module,
-            backprops=forward_output[0].detach(),
-            loss_reduction=loss_reduction,
-            batch_first=batch_first,
-        )
+        activations, backprops = _seen(self, module, forward_output, loss_reduction, batch_first)
         trained = [p for p in module.parameters() if p.requires_grad]
         # subclasses may compute something else
         if type(module) in _CONVOLUTIONS and _called_once(trained):

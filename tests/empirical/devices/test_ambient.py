@@ -20,7 +20,7 @@ from empirical.networks.bodies import Body, convnet, eager, mlp
 from empirical.train.fine_tuning import FineTuning, finetune
 from empirical.two_layer import to_torch
 from langevin import Weights
-from tests.empirical.train.test_train import SHAPE, TASK, quick
+from tests.empirical.train.tasks import SHAPE, TASK, quick
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from empirical.recipe import Recipe
 from empirical.train.fine_tuning import FineTuning, finetune
 from empirical.train.gradients.engine import engine
 from empirical.train.losses import CrossEntropy
-from tests.empirical.train.test_train import BODY, CONV, SHAPE, TASK, quick
+from tests.empirical.train.tasks import BODY, CONV, SHAPE, TASK, quick
 
 CPU = torch.device("cpu")
 

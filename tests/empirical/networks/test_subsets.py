@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from empirical.networks.subsets import Adapter, adapt
 from empirical.studies.setting import Setting
 from empirical.train.fine_tuning import finetune
-from tests.empirical.train.test_train import TASK, quick
+from tests.empirical.train.tasks import TASK, quick
 
 
 class Reader(nn.Module):

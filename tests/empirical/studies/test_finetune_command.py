@@ -284,18 +284,6 @@ def test_the_rate_of_probing_alone(folder: Path, capsys: pytest.CaptureFixture[s
         assert f"6 steps at learning rate {rate:g}" in json.loads(capsys.readouterr().out)["method"]
 
 
-def test_help_is_light() -> None:
-    code = (
-        "import sys\nfrom empirical.finetune import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'xarray', 'scipy', 'opacus') if m in sys.modules])"
-    )
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "(default: None)" not in done.stdout
-
-
 def together(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Two processes that fine-tune one network."""
     root = Path(__file__).parents[3]

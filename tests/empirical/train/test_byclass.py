@@ -14,7 +14,7 @@ from empirical.train.by_class import ByClass, mistakes
 from empirical.train.fine_tuning import FineTuning, finetune
 from empirical.train.network import Network
 from langevin.store import files
-from tests.empirical.train.test_train import BODY, TASK, quick
+from tests.empirical.train.tasks import BODY, TASK, quick
 
 
 def test_counts_are_those_of_the_model() -> None:

@@ -19,7 +19,7 @@ from empirical.data.rows import Rows
 from empirical.networks.bodies import Body, Classifier, convnet, layer, mlp
 from empirical.train import model
 from empirical.train.fine_tuning import FineTuning
-from tests.empirical.train.test_train import SHAPE, TASK, quick
+from tests.empirical.train.tasks import SHAPE, TASK, quick
 
 PLAIN = Images(TASK.train, TASK.test)
 

@@ -169,18 +169,6 @@ def test_memory_is_foreseen(tmp_path):
         run_sweep(grid, tmp_path / "t.zarr", workers=2)
 
 
-def test_help_is_light(tmp_path):
-    script = (
-        "import sys\nfrom langevin.sweep import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print('modules', *sorted(m for m in sys.modules if '.' not in m))"
-    )
-    done = execute([sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT)
-    assert "--scheduler" in done.stdout
-    heavy = {"torch", "dask", "distributed", "numba", "xarray", "zarr", "numpy"}
-    assert not heavy & set(done.stdout.split("modules")[1].split())
-
-
 def test_arguments_that_contradict_each_other(tmp_path):
     grid = Grid(TOYS, {"seed": [0]})
     with pytest.raises(ValueError, match=r"scheduler='tcp://127.*' has its own workers"):
