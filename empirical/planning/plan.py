@@ -226,7 +226,8 @@ def _settings(chosen: PlanSettings, head: Head, history: History) -> Settings:
     assert chosen.batch is not None
     assert nu is not None
     assert noise is not None
-    return Settings(chosen.steps, chosen.batch, nu, chosen.clip, head, noise / chosen.samples)
+    of_prototypes = noise / chosen.samples
+    return Settings(chosen.steps, chosen.batch, nu, chosen.clip, head, of_prototypes, chosen.samples)
 
 
 def _history(chosen: PlanSettings, history: History, share: float) -> History:

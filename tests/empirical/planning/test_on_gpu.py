@@ -38,7 +38,8 @@ def test_without_noise_and_batches_it_is_the_compiled_run(classes, activation):
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_noise_and_batches_have_the_same_law(classes):
-    how = Settings(steps=20, batch=8.0, noise_multiplier=2.0, clip=0.7)
+    # fewer rows than there are samples
+    how = Settings(steps=20, batch=8.0, noise_multiplier=2.0, clip=0.7, samples=120)
     tried = of(classes, v=V[:classes] if classes > 2 else V[0])
 
     def scores(a, b):
