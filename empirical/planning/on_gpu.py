@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # numbers that are in memory at once, about
 _NUMBERS = 2**28
 # steps whose random numbers are drawn at once: fixed, so that a draw does not depend on the others
-_TOGETHER = 16
+_STEPS = 16
 # of a draw's random numbers
 _BATCHES, _HEAD, _LAYER = range(3)
 
@@ -95,7 +95,7 @@ class _Data:
         rows = min(samples, int(batch + 6 * batch**0.5 + 8))
         a_step = width * (inputs + self.Y.shape[1])
         ends = 2 * max(samples, len(self.X_test)) * width
-        return splits * (3 * rows * width + 2 * a_step) + _TOGETHER * (a_step + 2 * samples) + ends
+        return splits * (3 * rows * width + 2 * a_step) + _STEPS * (a_step + 2 * samples) + ends
 
     def phi(self, z: torch.Tensor) -> torch.Tensor:
         """The activation, in place."""
@@ -205,13 +205,15 @@ class _Runs:
 
     def _steps(self, first: int, stop: int, *, layer: bool) -> Iterator[_Step]:
         """What is random in the steps from ``first`` to ``stop``."""
+        if first == stop:
+            return
         data, (outputs, width) = self.data, self.heads.shape[1:]
-        for start in range(first // _TOGETHER * _TOGETHER, stop, _TOGETHER):
+        for start in range(first // _STEPS * _STEPS, stop, _STEPS):
             taken = (self._drawn(start, _BATCHES, len(data.X)) < self.rate).float()
             weights, rows = taken.topk(max(1, int(taken.sum(-1).max())))
             head = self._drawn(start, _HEAD, outputs, width)
             of_layer = self._drawn(start, _LAYER, *data.W.shape) if layer else None
-            for i in range(max(first - start, 0), min(stop - start, _TOGETHER)):
+            for i in range(max(first - start, 0), min(stop - start, _STEPS)):
                 noise = None if of_layer is None else of_layer[:, i]
                 yield _Step(rows[:, i], weights[:, i], head[:, i], noise)
 
@@ -219,7 +221,7 @@ class _Runs:
         """Random numbers of some steps, (draws, steps, ...): uniform for batches, otherwise normal."""
         import torch
 
-        found = torch.empty((len(self.draws), _TOGETHER, *shape), device=self.data.device)
+        found = torch.empty((len(self.draws), _STEPS, *shape), device=self.data.device)
         for own, seed in zip(found, self.draws, strict=True):
             source = torch.Generator(self.data.device)
             source.manual_seed(int(_child(seed, 1, start, kind).generate_state(1, np.uint64)[0] >> 1))

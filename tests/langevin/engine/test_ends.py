@@ -10,8 +10,8 @@ from langevin.engine import noise
 from langevin.engine.ends import Draw, Leg, Net
 
 RNG = np.random.default_rng(7)
-X, X_TEST = RNG.standard_normal((2, 11, 5))
-CLASSES, SIGNS = np.arange(11) % 3, np.where(np.arange(11) % 2, 1.0, -1.0)
+X, X_TEST = RNG.standard_normal((11, 5)), RNG.standard_normal((40, 5))
+CLASSES, SIGNS = np.arange(40) % 3, np.where(np.arange(40) % 2, 1.0, -1.0)
 W, HEAD, SEVERAL = 0.5 * RNG.standard_normal((9, 5)), RNG.standard_normal(9), RNG.standard_normal((9, 3))
 DT = 0.02
 LP = Leg(Phase("lp", 30 * DT, 0.3, 1.0, sample_rate=0.4), DT)
@@ -23,7 +23,7 @@ def case(loss: str, activation: str) -> tuple[Problem, np.ndarray]:
     """A problem with held-out points, and a head."""
     several = loss in ("softmax", "ovr")
     y = CLASSES if several else SIGNS
-    return Problem(X, y, activation, loss, X_TEST, y), SEVERAL if several else HEAD
+    return Problem(X, y[:11], activation, loss, X_TEST, y), SEVERAL if several else HEAD
 
 
 def test_a_leg_has_whole_steps():
@@ -59,6 +59,15 @@ def test_a_run_that_diverges_is_lost_alone():
     ends = Net.of(problem, W).ends([[FFT], [wild], [LP, wild]], [Draw(v, (1, 2))], threads=1)
     assert np.isnan(ends.loss[:, 0]).tolist() == [False, True, True]
     assert np.isnan(ends.test_accuracy[:, 0]).tolist() == [False, True, True]
+
+
+def test_a_run_is_lost_where_held_out_points_leave_the_range():
+    problem, v = case("softmax", "relu")
+    with np.errstate(over="ignore"):
+        far = Net.of(Problem(X, problem.y, "relu", "softmax", 1e38 * X_TEST, problem.y_test), W)
+    for net, lost in ((far, True), (Net.of(problem, W), False)):
+        ends = net.ends([[FFT]], [Draw(v, (1, 2))], threads=1)
+        assert [np.isnan(part.item()) for part in ends] == [lost, lost]
 
 
 def test_courses_probe_first():
