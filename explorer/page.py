@@ -24,8 +24,9 @@ TITLE = "Private fine-tuning, moving"
 _KEY = (
     "Each dot is a neuron <i>w<sub>j</sub></i> of the network, in the colour of its class; hollow while its "
     "head is misaligned. Coloured lines: one path with noise. Grey lines and squares: without noise. "
-    "Triangles: samples, scaled to the frame. Shaded: the cone of directions that respond to one class alone."
+    "Triangles: samples, scaled to the frame."
 )
+_CONES = " Shaded: the cone of directions that respond to one class alone."
 _PROJECTED = " Inputs are projected onto the plane of their class means."
 _COMPUTING = (
     "<p><b>The first picture is being computed.</b> After an installation or an update, the simulator is "
@@ -232,7 +233,8 @@ class Page:
             key = "" if name == "confusion" else getattr(self.panels, name).key
             note = html.escape(self.panels.notes[name])
             pane.object = f'<div style="font-size: 13px">{key}<div style="color: #555">{note}</div></div>'
-        self._key.object = _KEY if views.plane.flat else _KEY + _PROJECTED
+        shaded, projected = _CONES if views.plane.cones else "", "" if views.plane.flat else _PROJECTED
+        self._key.object = _KEY + shaded + projected
         # a quick picture is not what a link means
         preset = limits.preset_of(entries)
         for key, button in self._presets.items():

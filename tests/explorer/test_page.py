@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("panel")
-from explorer import worker
+from explorer import limits, worker
 from explorer.page import Page
 from explorer.panels import Panels
 from explorer.presets import PRESETS
@@ -34,6 +34,20 @@ def test_it_says_that_the_first_picture_is_being_computed(workshop, monkeypatch)
     known = Page(workshop, ADDRESS)._said.object
     assert "being computed" not in known
     assert "Your own run" in known
+
+
+# five classes on a ring leave no directions to one alone
+RING = {"data": "ring", "classes": "5", "loss": "softmax"}
+
+
+@pytest.mark.parametrize(("more", "shaded"), [({}, True), (RING, False)])
+def test_the_key_is_of_what_is_drawn(workshop, monkeypatch, more, shaded):
+    monkeypatch.setattr(worker.Newest, "ask", lambda self, request: None)
+    address = ADDRESS | more
+    entries, wrong = limits.read(address)
+    assert wrong == []
+    assert bool(workshop.draw(limits.simulation(entries), quick=True).plane.cones) == shaded
+    assert ("Shaded" in Page(workshop, address)._key.object) == shaded
 
 
 def test_a_picture_changes_models_in_place():
