@@ -46,7 +46,7 @@ lint: $(VENV)/.lint $(VENV)/.test  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.peers $(VENV)/.dpsgd $(VENV)/.sweep  ## Time us and the peers, threads, growth, start-up; weigh a large run
+bench: $(VENV)/.test $(VENV)/.peers $(VENV)/.dpsgd $(VENV)/.sweep  ## Time us and the peers, threads, growth, start-up; weigh a large run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.bounds
@@ -58,6 +58,7 @@ bench: $(VENV)/.peers $(VENV)/.dpsgd $(VENV)/.sweep  ## Time us and the peers, t
 	$(BIN)/python -m benchmarks.dpsgd
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.explorer
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs build dist docs/generated .pytest_cache .ruff_cache .hypothesis

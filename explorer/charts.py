@@ -8,14 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from bokeh.core.properties import value
 from bokeh.models import (
+    CDSView,
     ColumnDataSource,
     CustomJSTickFormatter,
     FactorRange,
     FixedTicker,
+    Line,
+    MultiLine,
     Range1d,
+    Rect,
+    Scatter,
+    Segment,
     Span,
+    Text,
+    VArea,
+    VSpan,
 )
+from bokeh.models.glyphs import Patches
 from bokeh.plotting import figure
 
 from explorer.views import Curve, Views
@@ -83,29 +94,42 @@ class Chart:
         self.figure, self.log = blank(title, log=log), log
         # filled by the page's script
         self.now = ColumnDataSource({"x": [0.0]})
-        self.figure.vspan("x", source=self.now, color="black", line_width=1)
+        # what moves is above the rest, on a canvas of its own: the others are not drawn again
+        self.figure.add_glyph(self.now, VSpan(x="x", line_color="black", line_width=1), level="overlay")
         self.change = Span(
             location=0, dimension="height", line_color="#999999", line_dash="dotted", visible=False
         )
         self.figure.add_layout(self.change)
-        self._sources: dict[str, Any] = {}
+        # one source for all: fewer models and messages
+        self._source: Any = ColumnDataSource({"x": []})
+        self._view = CDSView()
+        self._columns: dict[str, tuple[str, ...]] = {}
         # glyphs, and their dashes
         self._glyphs: dict[str, tuple[Any, str]] = {}
         self.key = ""
+        # changed in place: another model would have the document look for all of its models again
+        self._ticker = FixedTicker(ticks=[])
         if log:
-            self.figure.yaxis.formatter = _powers()
+            self.figure.yaxis.update(formatter=_powers(), ticker=self._ticker)
 
     def line(self, name: str, colour: str, dash: str = "solid", width: float = 2.0) -> None:
         """Add a line, to be filled by `fill`."""
-        self._sources[name] = source = ColumnDataSource({"x": [], "y": []})
-        drawn = self.figure.line("x", "y", source=source, color=colour, line_dash=dash, line_width=width)
-        self._glyphs[name] = drawn.glyph, dash
+        glyph = Line(x="x", y=name, line_color=colour, line_dash=dash, line_width=width)
+        self._add(name, (name,), glyph, dash)
 
     def band(self, name: str, colour: str, alpha: float = 0.2) -> None:
         """Add a band, to be filled by `fill`."""
-        self._sources[name] = source = ColumnDataSource({"x": [], "low": [], "high": []})
-        drawn = self.figure.varea("x", "low", "high", source=source, color=colour, fill_alpha=alpha)
-        self._glyphs[name] = drawn.glyph, ""
+        low, high = f"{name} low", f"{name} high"
+        glyph = VArea(x="x", y1=low, y2=high, fill_color=colour, fill_alpha=alpha)
+        self._add(name, (low, high), glyph, "")
+
+    def _add(self, name: str, columns: tuple[str, ...], glyph: Any, dash: str) -> None:
+        for column in columns:
+            self._source.add([], column)
+        self._columns[name] = columns
+        # without the copies for selected points that `figure.line` makes
+        self.figure.add_glyph(self._source, glyph, view=self._view)
+        self._glyphs[name] = glyph, dash
 
     def recolour(self, name: str, colour: str) -> None:
         """Change the colour of a line or a band."""
@@ -134,20 +158,18 @@ class Chart:
         low, high = reach
         self.figure.x_range.update(start=0, end=float(views.times[-1]))
         self.figure.y_range.update(start=low, end=high)
-        for name, source in self._sources.items():
-            columns = [key for key in source.data if key != "x"]
-            arrays = parts.get(name, ())
-            times = views.times if arrays else []
-            found = {"x": times} | {key: [] for key in columns}
-            for key, values in zip(columns, arrays, strict=False):
-                # a log axis has no zero, and a band ends where the axis does
-                clipped = np.clip(values, low / 10 if self.log else low - (high - low), None)
-                found[key] = np.clip(clipped, None, high * 10 if self.log else high + (high - low))
+        # a log axis has no zero, and a band ends where the axis does
+        bottom, top = (low / 10, high * 10) if self.log else (2 * low - high, 2 * high - low)
+        found = {"x": views.times}
+        for name, columns in self._columns.items():
+            arrays = parts.get(name, (np.full(len(views.times), np.nan),) * len(columns))
+            for column, values in zip(columns, arrays, strict=True):
+                found[column] = np.clip(values, bottom, top)
                 if self.log and len(arrays) == 1:
-                    found[key] = np.where(values > 0, found[key], np.nan)
-            source.data = found
+                    found[column] = np.where(values > 0, found[column], np.nan)
+        self._source.data = found
         if self.log:
-            self.figure.yaxis.ticker = FixedTicker(ticks=_ticks(low, high))
+            self._ticker.ticks = _ticks(low, high)
         self.key = "".join(_key(*self._glyphs[name], text) for name, text in labels.items() if name in parts)
         inside = 0 < views.probing < views.times[-1]
         self.change.update(location=views.probing, visible=inside)
@@ -253,15 +275,33 @@ class PlaneChart:
         self.neurons: Any = ColumnDataSource({key: [] for key in ("x", "y", "zx", "zy", "colour", "fill")})
         self.trails: Any = ColumnDataSource({key: [] for key in ("xs", "ys", "zxs", "zys", "colour")})
         plot = self.figure
-        plot.patches("x", "y", source=self.cones, fill_color="colour", fill_alpha=0.09, line_color=None)
-        plot.segment(0, 0, "x", "y", source=self.samples, color="colour", alpha="alpha")
-        plot.scatter("x", "y", source=self.samples, color="colour", alpha=0.6, size=5, marker="triangle")
-        plot.multi_line("xs", "ys", source=self.trails, color="colour", alpha=0.45, line_width=1)
-        plot.multi_line("zxs", "zys", source=self.trails, color=GREY, line_width=1.4)
-        plot.scatter("zx", "zy", source=self.neurons, color=GREY, size=3, marker="square")
-        plot.scatter(
-            "x", "y", source=self.neurons, line_color="colour", fill_color="fill", size=9, line_width=2
-        )
+        places: dict[str, Any] = {"x": "x", "y": "y"}
+        coloured: dict[str, Any] = {"line_color": "colour"}
+        grey: dict[str, Any] = {"line_color": GREY}
+        parts: list[tuple[Any, Any]] = [
+            (self.cones, Patches(xs="x", ys="y", fill_color="colour", fill_alpha=0.09, line_color=None)),
+            (self.samples, Segment(x0=0, y0=0, x1="x", y1="y", line_alpha="alpha", **coloured)),
+            (
+                self.samples,
+                Scatter(
+                    **places,
+                    **coloured,
+                    marker=value("triangle"),
+                    size=5,
+                    fill_color="colour",
+                    fill_alpha=0.6,
+                    line_alpha=0.6,
+                ),
+            ),
+            (self.trails, MultiLine(xs="xs", ys="ys", line_alpha=0.45, **coloured)),
+            (self.trails, MultiLine(xs="zxs", ys="zys", line_width=1.4, **grey)),
+            (self.neurons, Scatter(x="zx", y="zy", **grey, marker=value("square"), size=3, fill_color=GREY)),
+            (self.neurons, Scatter(**places, **coloured, size=9, line_width=2, fill_color="fill")),
+        ]
+        for source, glyph in parts:
+            plot.add_glyph(
+                source, glyph, level="glyph" if source in (self.cones, self.samples) else "overlay"
+            )
 
     def fill(self, views: Views) -> None:
         """Show a simulation at its start."""
@@ -322,15 +362,26 @@ class Confusion:
         _style(found)
         found.grid.visible = False
         found.xaxis.axis_label, found.yaxis.axis_label = "predicted", "class"
-        found.rect("x", "y", 0.96, 0.96, source=self.source, color=plots.PURPLE, fill_alpha="share")
-        found.text(
-            *("x", "y", "text"),
-            source=self.source,
+        cell = Rect(
+            x="x",
+            y="y",
+            width=0.96,
+            height=0.96,
+            fill_color=plots.PURPLE,
+            fill_alpha="share",
+            line_color=plots.PURPLE,
+        )
+        found.add_glyph(self.source, cell)
+        number = Text(
+            x="x",
+            y="y",
+            text="text",
             text_align="center",
             text_baseline="middle",
             text_font_size="12px",
             text_color="ink",
         )
+        found.add_glyph(self.source, number)
 
     def fill(self, views: Views) -> None:
         """Show a simulation."""

@@ -21,7 +21,7 @@ _SCALES = (_DEFAULT_SCALE, "0.05", "0.1", "0.2", "0.5", "1")
 _DIGITS = ("3, 8", "4, 9", "1, 7", "3, 5, 8", "0, 1, 2, 3")
 _WIDE = {"sizing_mode": "stretch_width", "margin": (4, 8)}
 _DATA = {
-    "Two classes in the plane": "plane",
+    "Two classes, plane": "plane",
     "Classes on a ring": "ring",
     "Handwritten digits": "digits",
     "Your file": limits.FILE,
@@ -107,6 +107,8 @@ class Controls:
         }
         self.widgets |= {name: slider.widget for name, slider in self.logs.items()}
         for name, widget in self.widgets.items():
+            # Panel waits 50 ms for further changes; here all but the newest are dropped anyway
+            widget._debounce = 0
             widget.param.watch(lambda _, name=name: self._changed(name), "value")
 
     @staticmethod

@@ -24,9 +24,14 @@ TITLE = "Private fine-tuning, moving"
 _KEY = (
     "Each dot is a neuron <i>w<sub>j</sub></i> of the network, in the colour of its class; hollow while its "
     "head is misaligned. Coloured lines: one path with noise. Grey lines and squares: without noise. "
-    "Triangles: samples, scaled to the frame. Shaded: the cone of directions that respond to one class alone."
+    "Triangles: samples, scaled to the frame."
 )
+_CONES = " Shaded: the cone of directions that respond to one class alone."
 _PROJECTED = " Inputs are projected onto the plane of their class means."
+_COMPUTING = (
+    "<p><b>The first picture is being computed.</b> After an installation or an update, the simulator is "
+    "compiled first, once: this can take half a minute.</p>"
+)
 _CHARTS = ("loss", "distance", "shares", "accuracy", "confusion", "epsilon")
 # in the head of the page: it is as wide as the screen
 HEAD = """{% block postamble %}
@@ -71,9 +76,12 @@ class Page:
         }
         entries, wrong = limits.read(parameters, file)
         self.controls.show(entries)
-        known = workshop.known(limits.simulation(entries, file))
+        self._filled: tuple[Views, limits.Entries] | None = None
+        self._said.object = _COMPUTING
+        given = limits.simulation(entries, file)
+        known = workshop.known(given) or workshop.known(given, quick=True)
         if known is not None:
-            self._fill(known)
+            self._fill(known, entries)
         # of the address, until something else is entered
         self._wrong = "; ".join(wrong)
         self._complain(self._wrong)
@@ -109,12 +117,12 @@ class Page:
         )
         return pn.Column(
             head,
-            pn.FlexBox(*self._presets.values(), sizing_mode="stretch_width", margin=0),
+            _line(*self._presets.values()),
             self._said,
             self._why,
-            pn.FlexBox(plane, self._control_grid(), sizing_mode="stretch_width", margin=0),
+            _line(plane, self._control_grid()),
             self._status,
-            pn.FlexBox(*map(self._chart, _CHARTS), sizing_mode="stretch_width", margin=0),
+            _line(*map(self._chart, _CHARTS)),
             pn.pane.HTML("<h2>Take it further</h2>", **_wide("h2 { font-size: 18px; margin: 8px 0 2px; }")),
             self._links,
             taken,
@@ -138,7 +146,7 @@ class Page:
             *("method", "lp_share", "sigma", "epsilon", "clipped", "clip", "sample_rate", "time"),
             *("paths", "seed"),
         )
-        return pn.Column(*(widgets[name] for name in order), stylesheets=[grid], **_flexible(330))
+        return pn.Column(*(widgets[name] for name in order), **_flexible(330, grid))
 
     def _chart(self, name: str) -> Any:
         figure = self.panels.confusion.figure if name == "confusion" else getattr(self.panels, name).figure
@@ -199,6 +207,8 @@ class Page:
         entries = limits.entries(answer.simulation)
         if answer.views is None:
             self._status.object = ""
+            if self._filled is None:
+                self._said.object = ""
             return
         if self._budget is not None:
             self.controls.show(self.controls.entries | {"sigma": entries["sigma"]})
@@ -211,18 +221,21 @@ class Page:
         if answer.last and self._location is not None:
             self._location.search = f"?{urlencode(limits.query(entries))}"
 
-    def _fill(self, views: Views, entries: limits.Entries | None = None) -> None:
-        """Show views in all places."""
-        entries = entries or limits.entries(views.simulation)
+    def _fill(self, views: Views, entries: limits.Entries) -> None:
+        """Show views of what is entered in all places, unless they are there."""
+        self.controls.show_epsilon(float(views.epsilon[-1]), views.accountant)
+        if self._filled is not None and self._filled[0] is views and self._filled[1] == entries:
+            return
+        self._filled = views, entries
         self.panels.fill(views)
         self.player.fill(views)
         for name, pane in self._notes.items():
             key = "" if name == "confusion" else getattr(self.panels, name).key
             note = html.escape(self.panels.notes[name])
             pane.object = f'<div style="font-size: 13px">{key}<div style="color: #555">{note}</div></div>'
-        self._key.object = _KEY if views.plane.flat else _KEY + _PROJECTED
+        shaded, projected = _CONES if views.plane.cones else "", "" if views.plane.flat else _PROJECTED
+        self._key.object = _KEY + shaded + projected
         # a quick picture is not what a link means
-        self.controls.show_epsilon(float(views.epsilon[-1]), views.accountant)
         preset = limits.preset_of(entries)
         for key, button in self._presets.items():
             button.button_type = "primary" if preset and preset.key == key else "default"
@@ -247,10 +260,21 @@ def _wide(style: str = "", margin: Any = (2, 0)) -> dict[str, Any]:
     return {"sizing_mode": "stretch_width", "margin": margin, "stylesheets": [style] if style else []}
 
 
-def _flexible(least: int) -> dict[str, Any]:
+def _line(*parts: Any) -> Any:
+    """Return a row that wraps; `pn.FlexBox` does the same, but takes long to make and to draw."""
+    # Panel's hidden button for scrolling down would take its place in the row
+    style = (
+        ":host { display: flex !important; flex-flow: row wrap; align-items: flex-start; } "
+        ".scroll-button { display: none; }"
+    )
+    return pn.Column(*parts, stylesheets=[style], sizing_mode="stretch_width", margin=0)
+
+
+def _flexible(least: int, style: str = "") -> dict[str, Any]:
     """Return the layout of a part that takes its share of a line, of at least so many pixels."""
-    styles = {"flex": f"1 1 {least}px", "min-width": f"min(100%, {least}px)", "box-sizing": "border-box"}
-    return {"styles": styles, "margin": (4, 0), "sizing_mode": "stretch_width"}
+    # important: what Bokeh gives the children of a column comes later
+    flex = f"flex: 1 1 {least}px !important; min-width: min(100%, {least}px); box-sizing: border-box;"
+    return {"stylesheets": [f":host {{ {flex} }}", style], "margin": (4, 0), "sizing_mode": "stretch_width"}
 
 
 def _row(*models: Any) -> Any:

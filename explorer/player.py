@@ -78,12 +78,14 @@ class Player:
     """
 
     def __init__(self, panels: Panels) -> None:
-        self.button = Button(label="▶ Play", button_type="primary", width=96, name="play")
+        # what they show is the browser's matter: the server is not told of each frame
+        here: dict[str, Any] = {"syncable": False}
+        self.button = Button(label="▶ Play", button_type="primary", width=96, name="play", **here)
         self.slider = Slider(
-            start=0, end=1, value=0, step=1, title=None, show_value=False, sizing_mode="stretch_width"
+            start=0, end=1, value=0, step=1, title=None, show_value=False, sizing_mode="stretch_width", **here
         )
         self.slider.name = "time"
-        self.readout = Div(text="", name="readout", sizing_mode="stretch_width")
+        self.readout = Div(text="", name="readout", sizing_mode="stretch_width", **here)
         self.readings = ColumnDataSource({key: [] for key in ("time", "phase", *_NAMES)})
         plane = panels.plane
         shared: dict[str, Any] = {"slider": self.slider, "button": self.button, "readings": self.readings}

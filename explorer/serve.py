@@ -15,7 +15,7 @@ from tornado.web import RequestHandler
 from explorer import further, limits
 from explorer.page import HEAD, TITLE, Page
 from explorer.presets import PRESETS
-from explorer.worker import Workshop
+from explorer.worker import Newest, Request, Workshop
 from langevin.support.threads import one_blas_thread
 
 ADDRESS = "127.0.0.1"
@@ -96,8 +96,8 @@ class Server:
     def run(self, *, browser: bool) -> None:
         """Serve until a KeyboardInterrupt."""
         loop = IOLoop.current()
-        # the first picture, and the compiled code of all
-        self.workshop.pool.submit(self.workshop.draw, PRESETS[0].simulation, False)
+        # the picture of the first tab, and the compiled code of all
+        Newest(self.workshop, lambda _: None).ask(Request(PRESETS[0].simulation))
         self._server.start()
         if browser:
             loop.add_callback(webbrowser.open, self.url)

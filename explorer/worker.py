@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,26 +41,40 @@ class Workshop:
     pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max(2, available_threads()), "explorer")
     )
-    _drawn: OrderedDict[tuple[Simulation, bool], Views] = field(default_factory=OrderedDict)
+    _drawn: OrderedDict[tuple[Simulation, bool], Future[Views]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def known(self, simulation: Simulation, quick: bool = False) -> Views | None:
         """Return views that are kept; those of a file are not, because it may change."""
         with self._lock:
             found = self._drawn.get((simulation, quick))
-            if found is not None:
-                self._drawn.move_to_end((simulation, quick))
-            return found
+            if found is None or not found.done():
+                return None
+            self._drawn.move_to_end((simulation, quick))
+            return found.result()
 
     def draw(self, simulation: Simulation, quick: bool) -> Views:
-        """Return the views of a simulation, kept ones if there are any."""
-        views = self.known(simulation, quick) or draw(simulation, quick=quick)
-        if not simulation.is_file:
-            with self._lock:
-                self._drawn[simulation, quick] = views
-                while len(self._drawn) > _KEPT:
-                    self._drawn.popitem(last=False)
-        return views
+        """Return the views of a simulation: kept ones, those that another thread draws, or drawn here."""
+        key, mine = (simulation, quick), Future[Views]()
+        with self._lock:
+            found = self._drawn.setdefault(key, mine)
+            self._drawn.move_to_end(key)
+        if found is mine:
+            try:
+                mine.set_result(draw(simulation, quick=quick))
+            except BaseException as error:
+                mine.set_exception(error)
+            self._keep(key, mine)
+        return found.result()
+
+    def _keep(self, key: tuple[Simulation, bool], drawn: Future[Views]) -> None:
+        """Keep what has been drawn, unless it failed or may change, in place of what is oldest."""
+        with self._lock:
+            if drawn.exception() is not None or key[0].is_file:
+                del self._drawn[key]
+            done = [other for other, task in self._drawn.items() if task.done()]
+            for other in done[:-_KEPT]:
+                del self._drawn[other]
 
 
 class Newest:

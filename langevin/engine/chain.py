@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,7 +129,7 @@ class Chain(System):
     def advance(self, chunk: Chunk, results: Results, scratch: Scratch | OutputsScratch, stop: int) -> None:
         """Advance a chunk to step ``stop``, within one phase, and record on the way."""
         rows = chunk.paths
-        phase = int(np.searchsorted(self.grid.phase_starts, chunk.step, side="right")) - 1
+        phase = bisect_right(self.grid.phase_starts, chunk.step) - 1
         shared = self.probed is not None and phase < _leading(self.schedule)
         self.reduction.loop(
             chunk.thetas,
@@ -167,8 +168,9 @@ class Chain(System):
 
     def stops(self, step: int) -> int:
         """Return the next step at which a call starting at ``step`` has to return."""
+        watched = self.observer.watched_steps
         limits = [self.grid.steps, *(s for s in self.grid.phase_starts if s > step)]
-        limits += [int(s) for s in self.observer.watched_steps if s > step][:1]
+        limits += watched[np.searchsorted(watched, step, side="right") :][:1].tolist()
         return min(limits)
 
 

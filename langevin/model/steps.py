@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class Grid:
         """Total number of steps."""
         return sum(self.phase_steps)
 
-    @property
+    # asked for at each call into compiled code
+    @cached_property
     def phase_starts(self) -> tuple[int, ...]:
         """First step of each phase."""
         return tuple(int(s) for s in np.cumsum((0, *self.phase_steps))[:-1])

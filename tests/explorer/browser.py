@@ -43,10 +43,10 @@ def chromium():
 
 
 @contextmanager
-def served(*options):
-    """Run the command, and yield the address that it prints."""
+def served(*options, **environment):
+    """Run the command in an environment, and yield the address that it prints."""
     command = [sys.executable, "-m", "langevin.explore", "--no-browser", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -58,8 +58,8 @@ def served(*options):
 
 
 @contextmanager
-def opened(url, size=WIDE, downloads=None):
-    """Open an address in a browser of its own, and yield a `Tab`."""
+def opened(url, size=WIDE, downloads=None, script=""):
+    """Open an address in a browser of its own, and yield a `Tab`; a script runs before those of the page."""
     from selenium import webdriver
 
     binary, driver = chromium()
@@ -77,6 +77,8 @@ def opened(url, size=WIDE, downloads=None):
     window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         window.set_script_timeout(PATIENCE)
+        if script:
+            window.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
         window.get(url)
         yield Tab(window)
     finally:

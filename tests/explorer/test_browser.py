@@ -1,6 +1,7 @@
 """The explorer in a real browser: it loads, moves, plays and saves, on a screen and on a telephone."""
 
 import http.client
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -8,6 +9,7 @@ import urllib.request
 import pytest
 
 from tests.explorer import browser
+from tests.helpers import execute
 
 if not all(browser.chromium()):
     pytest.skip("needs chromium and chromedriver, which Debian has", allow_module_level=True)
@@ -120,6 +122,17 @@ def status(address):
         urllib.request.urlopen(address)
     with caught.value as refused:
         return refused.code
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_table():
+    done = execute([sys.executable, "-m", "benchmarks.explorer", "--quick"], cwd=browser.ROOT, check=True)
+    for row in (
+        "page: first picture",
+        "slider, new value: first picture",
+        "slider, earlier value: all paths",
+    ):
+        assert done.stdout.count(f"| {row}") == 1
 
 
 def test_nobody_without_the_token_gets_anything(url):

@@ -42,6 +42,54 @@ def test_few_paths_come_first_and_known_views_at_once(workshop):
     assert [answer.views for answer in again.answers] == [got.answers[-1].views]
 
 
+def test_what_is_being_drawn_is_drawn_once(workshop, monkeypatch):
+    started, go, drawn = threading.Event(), threading.Event(), []
+
+    def draw(simulation, quick):
+        drawn.append((simulation.seed, quick))
+        started.set()
+        assert go.wait(60)
+        return real(simulation, quick=quick)
+
+    real = worker.draw
+    monkeypatch.setattr(worker, "draw", draw)
+    got = [Delivered(), Delivered()]
+    for delivered in got:
+        Newest(workshop, delivered).ask(Request(FIRST))
+    assert started.wait(60)
+    # nobody takes it for done
+    assert workshop.known(FIRST, quick=True) is None
+    go.set()
+    for delivered in got:
+        assert delivered.done.wait(60)
+    assert sorted(drawn) == [(1, False), (1, True)]
+    assert got[0].answers[-1].views is got[1].answers[-1].views is workshop.known(FIRST)
+
+
+def test_what_failed_is_drawn_again(workshop, monkeypatch):
+    real, failures = worker.draw, [MemoryError("too many")]
+
+    def draw(simulation, quick):
+        if failures:
+            raise failures.pop()
+        return real(simulation, quick=quick)
+
+    monkeypatch.setattr(worker, "draw", draw)
+    with pytest.raises(MemoryError, match="too many"):
+        workshop.draw(FIRST, quick=True)
+    assert workshop.known(FIRST, quick=True) is None
+    assert workshop.draw(FIRST, quick=True) is workshop.known(FIRST, quick=True)
+
+
+def test_the_oldest_views_are_dropped(workshop, monkeypatch):
+    monkeypatch.setattr(worker, "_KEPT", 2)
+    monkeypatch.setattr(worker, "draw", lambda simulation, quick: (simulation.seed, quick))
+    for seed in (1, 2, 1, 3):
+        workshop.draw(replace(FIRST, seed=seed), quick=False)
+    kept = [workshop.known(replace(FIRST, seed=seed)) for seed in (1, 2, 3)]
+    assert kept == [(1, False), None, (3, False)]
+
+
 def test_stale_requests_are_dropped(workshop, monkeypatch):
     started, go, drawn = threading.Event(), threading.Event(), []
 

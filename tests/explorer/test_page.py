@@ -1,0 +1,71 @@
+"""The page without a browser: what it says before there is a picture, and what a picture changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("panel")
+from explorer import limits, worker
+from explorer.page import Page
+from explorer.panels import Panels
+from explorer.presets import PRESETS
+from explorer.views import draw
+from explorer.worker import Workshop
+
+# Panel 2 will have `label` in its place
+pytestmark = pytest.mark.filterwarnings("ignore:Widget.name:PendingDeprecationWarning")
+SMALL = replace(PRESETS[1].simulation, samples=12, width=6, paths=2)
+ADDRESS = {"preset": "probing", "samples": "12", "width": "6", "paths": "2"}
+
+
+@pytest.fixture
+def workshop():
+    found = Workshop()
+    yield found
+    found.pool.shutdown()
+
+
+def test_it_says_that_the_first_picture_is_being_computed(workshop, monkeypatch):
+    # nothing is drawn before the page is there
+    monkeypatch.setattr(worker.Newest, "ask", lambda self, request: None)
+    assert "being computed" in Page(workshop, ADDRESS)._said.object
+    workshop.draw(SMALL, quick=True)
+    known = Page(workshop, ADDRESS)._said.object
+    assert "being computed" not in known
+    assert "Your own run" in known
+
+
+# five classes on a ring leave no directions to one alone
+RING = {"data": "ring", "classes": "5", "loss": "softmax"}
+
+
+@pytest.mark.parametrize(("more", "shaded"), [({}, True), (RING, False)])
+def test_the_key_is_of_what_is_drawn(workshop, monkeypatch, more, shaded):
+    monkeypatch.setattr(worker.Newest, "ask", lambda self, request: None)
+    address = ADDRESS | more
+    entries, wrong = limits.read(address)
+    assert wrong == []
+    assert bool(workshop.draw(limits.simulation(entries), quick=True).plane.cones) == shaded
+    assert ("Shaded" in Page(workshop, address)._key.object) == shaded
+
+
+def test_a_picture_changes_models_in_place():
+    panels = Panels()
+    panels.fill(draw(SMALL, quick=True))
+    before = {name: set(getattr(panels, name).figure.references()) for name in ("loss", "distance", "plane")}
+    data = panels.loss._source.data
+    panels.fill(draw(replace(SMALL, sigma=0.5), quick=True))
+    assert panels.loss._source.data is not data
+    for name, models in before.items():
+        assert set(getattr(panels, name).figure.references()) == models
+
+
+def test_lines_that_a_run_does_not_have_are_not_drawn():
+    panels = Panels()
+    panels.fill(draw(SMALL))
+    assert np.isfinite(panels.distance._source.data["ode"][1:]).all()
+    assert "new (1b)" in panels.distance.key
+    panels.fill(draw(SMALL, quick=True))
+    assert np.isnan(panels.distance._source.data["ode"]).all()
+    assert "new (1b)" not in panels.distance.key
