@@ -24,6 +24,7 @@ extensions = [
     "notebooks",
     "presets",
     "proofs",
+    "statements",
 ]
 exclude_patterns = ["_static", "generated/figures", "generated/names"]
 # a package lists its references, and its functions cite them

@@ -52,7 +52,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Practice": (
         "Real DP-SGD, and data that do not meet the assumptions.",
         (
-            "fig_gains",
+            *("fig_gains", "fig_gains_real"),
             "fig_real",
             "fig_features_real",
             "fig_assumptions",

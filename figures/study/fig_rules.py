@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output, wording
-from figures.study import regret
+from figures.study import regret, studies
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     linestyle="",
                     label=rule if row == 0 else None,
                 )
-        names = [str(value).replace("-", ", ") for value in part[by].values]
+        names = [studies.title(value) for value in part[by].values]
         ax.set_yticks([-row for row in range(len(names))], names)
         ax.tick_params(axis="y", length=0)
         for row in range(1, len(names)):

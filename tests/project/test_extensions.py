@@ -112,3 +112,17 @@ def test_every_exported_name_has_a_line_in_the_index(extension):
             assert found, line
             assert found[1] in exported
             assert not re.search(r"\[\d\]_", found[2])
+
+
+def test_each_statement_is_in_the_table_of_its_page(extension):
+    pytest.importorskip("sphinx")
+    table, theory = extension("statements").table, ROOT / "docs" / "theory"
+    index = (theory / "index.md").read_text(encoding="utf8")
+    pages = [page.name for page in sorted(theory.glob("*.md")) if page.name != "index.md"]
+    rows = [row for page in pages for row in table(index, page).splitlines()[2:]]
+    listed = index.partition("| statement |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(listed) > 30
+    assert sorted(rows) == sorted(listed)
+    assert "(loss.md#" in table(index, "loss.md")
+    # a page that ends like another one
+    assert table(index, "oss.md") == ""
