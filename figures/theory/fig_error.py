@@ -45,7 +45,7 @@ METHODS = ("lp", "fft")
 KINDS: dict[Kind, tuple[str, str, str, tuple[str, ...]]] = {
     "paper": ("Theorem 2.2 (the paper's)", plots.OTHER, ":", METHODS),
     "monotone": ("1a (new)", plots.PURPLE, "--", ("lp",)),
-    "lambert": ("1b, independent of data (new)", plots.GOLD, "-.", ("fft",)),
+    "lambert": ("1b, free of data (new)", plots.GOLD, "-.", ("fft",)),
     "ode": ("1b along the path (new)", "black", "--", ("fft",)),
 }
 QUANTILES = (0.05, 0.95)
