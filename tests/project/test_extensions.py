@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_what_a_notebook_replaces(extension):
     assert "".join(text["source"]) == "# A page\n\nSee `bounds.epsilon`, `that` and this, $\\E x$.\n\n> Mind."
     assert "".join(code["source"]) == "# first\n!make    docs"
     assert "".join(last["source"]) == "```text\nmake x\n```"
+
+
+@pytest.mark.parametrize(("language", "offered"), [("python", True), ("sh", False)])
+def test_a_page_with_python_code_is_offered_as_a_notebook(extension, tmp_path, language, offered):
+    pytest.importorskip("nbformat")
+    env = SimpleNamespace(doc2path=lambda name: Path(f"{name}.md"))
+    app = SimpleNamespace(srcdir=tmp_path, env=env, config=SimpleNamespace(notebook_macros={}))
+    source = [f"# A\n\n```{language}\nx\n```\n"]
+    extension("notebooks").offer(app, "a", source)
+    assert ("This page as a notebook" in source[0]) == offered
+    assert (tmp_path / "generated" / "notebooks" / "a.ipynb").exists() == offered
 
 
 def build(folder, text, extensions):
