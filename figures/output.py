@@ -224,7 +224,9 @@ def quoted(script: str | Path, caption: Caption | None, data: xr.Dataset) -> str
     """Return the caption: the script's docstring after its title, with the numbers of the data."""
     text = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf8"))) or ""
     paragraphs = text.partition("\n\n")[2].format(**(caption(data) if caption else {})).split("\n\n")
-    return "\n\n".join(textwrap.fill(" ".join(p.split()), 110) for p in paragraphs) + "\n"
+    # a line that ends within Fashion-MNIST would be read as two words
+    lines = [textwrap.fill(" ".join(p.split()), 110, break_on_hyphens=False) for p in paragraphs]
+    return "\n\n".join(lines) + "\n"
 
 
 def render(

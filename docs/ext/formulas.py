@@ -8,11 +8,21 @@ import socket
 from sphinx.application import Sphinx
 from sphinxcontrib.katex import KaTeXServer
 
+# on a busy machine, a new server's socket may exist before it listens
+TRIES = 3
+
 
 def start(app: Sphinx) -> None:
     """Start the server before Sphinx divides into processes."""
-    if app.config.katex_prerender and os.name == "posix":
-        KaTeXServer.get()
+    if not app.config.katex_prerender or os.name != "posix":
+        return
+    for left in reversed(range(TRIES)):
+        try:
+            KaTeXServer.get()
+            return
+        except ConnectionRefusedError:
+            if not left:
+                raise
 
 
 def connect() -> None:

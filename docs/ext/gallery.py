@@ -52,7 +52,7 @@ STORY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Practice": (
         "Real DP-SGD, and data that do not meet the assumptions.",
         (
-            "fig_gains",
+            *("fig_gains", "fig_gains_real"),
             "fig_real",
             "fig_features_real",
             "fig_assumptions",
@@ -119,7 +119,7 @@ def page(script: Path, folder: Path) -> str:
 def shown(name: str, title: str, folder: Path) -> str:
     """Return the directive that shows the figure, or the tables of a Markdown file."""
     if (folder / f"{name}.png").exists():
-        return f".. image:: ../figures/{name}.png\n   :alt: {title}"
+        return f".. figure:: ../figures/{name}.png\n   :alt: {title}"
     return f".. include:: ../figures/{name}.md\n   :parser: myst_parser.sphinx_"
 
 

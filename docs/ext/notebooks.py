@@ -1,4 +1,4 @@
-"""Offer each page with Python or shell blocks as a Jupyter notebook."""
+"""Offer each page with Python code as a Jupyter notebook."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def offer(app: Sphinx, docname: str, source: list[str]) -> None:
     """Write the notebook of a page, and a link to it below the title."""
     if app.env.doc2path(docname).suffix != ".md":
         return
-    if not any(language in ("python", "sh") for language, _ in BLOCK.findall(source[0])):
+    if not any(language == "python" for language, _ in BLOCK.findall(source[0])):
         return
     file = Path(app.srcdir, "generated", "notebooks", f"{docname}.ipynb")
     file.parent.mkdir(parents=True, exist_ok=True)

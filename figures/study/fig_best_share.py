@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures import output
-from figures.study import regret, tab_shares
+from figures.study import regret, studies, tab_shares
 from figures.study.fig_rules import PLANS
 from langevin.support import streams
 
@@ -78,7 +78,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.set(xlim=(-0.06, 1.06), ylim=(0.5 - data.sizes["task"], 0.5), yticks=[])
         ax.set(title=rf"$\varepsilon$ = {epsilon:g}", xlabel="share for probing")
         ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    names = [str(task).replace("-", ", ") for task in data.task.values]
+    names = [studies.title(task) for task in data.task.values]
     axes.flat[0].set_yticks(-np.arange(len(names)), names)
     axes.flat[0].tick_params(axis="y", length=0)
     handles, labels = axes.flat[0].get_legend_handles_labels()

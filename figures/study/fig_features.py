@@ -29,7 +29,7 @@ CAUSES = {
     "from_noise": ("noise, zero head", plots.PURPLE, "--"),
     "from_head": ("head, no noise", plots.GOLD, "-."),
     "interaction": ("both together", "0.55", ":"),
-    "from_training": ("training alone", plots.METHODS["lp"], (0, (1, 1))),
+    "from_training": ("training alone", plots.OTHER, (0, (1, 1))),
 }
 NOISELESS = {
     "fft, zero head, no noise": ("zero head", plots.PURPLE, ":"),

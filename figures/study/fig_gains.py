@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from figures import output, wording
-from figures.study import regret
+from figures.study import regret, studies
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -24,43 +26,63 @@ COLUMNS = 3
 
 def compute(quick: bool = False) -> xr.Dataset:
     """Compute gains over full fine-tuning by task, share of probing and budget."""
+    return gains(regret.accuracies().sel(task=list(regret.TASKS)))
+
+
+def gains(found: xr.DataArray) -> xr.Dataset:
+    """Return means over the seeds of accuracies less that of full fine-tuning, and their standard errors.
+
+    Parameters
+    ----------
+    found : DataArray
+        Accuracy by ``share``, ``seed`` and others.
+    """
     import xarray as xr
 
-    found = regret.accuracies().sel(task=list(regret.TASKS))
     gain = (found - found.sel(share=0.0, drop=True)).drop_sel(share=0.0)
     seeds = found.sizes["seed"]
     data = xr.Dataset({"gain": gain.mean("seed"), "error": gain.std("seed", ddof=1) / seeds**0.5})
+    data["seeds"] = ((), seeds, {"long_name": "number of seeds", "units": "1"})
     data.gain.attrs = {"long_name": "test accuracy less that of full fine-tuning, mean", "units": "1"}
     data.error.attrs = {"long_name": "its standard error, paired by seed", "units": "1"}
-    return data.assign_attrs(seeds=seeds)
+    return data
 
 
 def caption(data: xr.Dataset) -> dict[str, object]:
     """Return what the caption quotes."""
     clear = (data.gain > 2 * data.error).any("share").sum("task")
-    alone = data.sel(share=1.0, drop=True).stack(place=("task", "epsilon"))
-    quoted = {"seeds": data.attrs["seeds"], "tasks": data.sizes["task"]}
-    for name, place in (("most", alone.gain.argmax("place")), ("least", alone.gain.argmin("place"))):
-        at = alone.isel(place=place)
-        quoted[name] = wording.points(abs(at.gain), at.error)
-        quoted[f"{name}_at"] = f"{at.task.item()}, epsilon {at.epsilon.item():g}"
+    quoted = {"seeds": int(data.seeds), "tasks": data.sizes["task"], **extremes(data)}
     for name, size, place in (("small", "low", 0), ("large", "high", -1)):
         quoted[name] = int(clear.isel(epsilon=place)) or "none"
         quoted[size] = float(data.epsilon[place])
     return quoted
 
 
+def extremes(data: xr.Dataset) -> dict[str, object]:
+    """Return the most that probing alone gains and loses, and where."""
+    alone = data.sel(share=1.0, drop=True).stack(place=("task", "epsilon"))
+    quoted: dict[str, object] = {}
+    for name, place in (("most", alone.gain.argmax("place")), ("least", alone.gain.argmin("place"))):
+        at = alone.isel(place=place)
+        quoted[name] = wording.points(abs(at.gain), at.error)
+        quoted[f"{name}_at"] = f"{studies.title(at.task.item())}, epsilon {at.epsilon.item():g}"
+    return quoted
+
+
 def draw(axes: Any, data: xr.Dataset) -> None:
-    """Plot one panel per task, with one row per budget."""
-    shares = data.share.values
+    """Plot one panel per task, with one row per budget that was measured."""
+    axes, shares = np.atleast_2d(axes), data.share.values
+    bars = [100 * (data.gain + sign * 2 * data.error) for sign in (-1, 1)]
     for ax, task in zip(axes.flat, data.task.values, strict=True):
-        for row, epsilon in enumerate(data.epsilon.values):
-            for place, share in enumerate(shares):
-                at = 100 * data.sel(task=task, epsilon=epsilon, share=share)
+        part = data.sel(task=task).dropna("epsilon", how="all", subset=["gain"])
+        for row, epsilon in enumerate(part.epsilon.values):
+            measured = [share for share in shares if part.gain.sel(epsilon=epsilon, share=share).notnull()]
+            for place, share in enumerate(measured):
+                at = 100 * part.sel(epsilon=epsilon, share=share)
                 colour = plots.METHODS["lp" if share == 1 else "lp-fft"]
                 ax.errorbar(
                     at.gain,
-                    -row + 0.17 * ((len(shares) - 1) / 2 - place),
+                    -row + 0.17 * ((len(measured) - 1) / 2 - place),
                     xerr=2 * at.error,
                     color=colour,
                     # the larger the share, the darker
@@ -72,13 +94,11 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     label=("LP" if share == 1 else f"LP-FFT, share {share:g}") if row == 0 else None,
                 )
         ax.axvline(0, color=plots.METHODS["fft"])
-        ax.set_yticks([-row for row in range(data.sizes["epsilon"])])
-        ax.set_yticklabels([f"{epsilon:g}" for epsilon in data.epsilon.values])
-        ax.set(title=str(task).replace("-", ", "), ylim=(0.5 - data.sizes["epsilon"], 0.5))
-        ax.set_xlim(
-            100 * float((data.gain - 2 * data.error).min()), 100 * float((data.gain + 2 * data.error).max())
-        )
-        for row in range(1, data.sizes["epsilon"]):
+        rows = part.sizes["epsilon"]
+        ax.set_yticks([-row for row in range(rows)], [f"{epsilon:g}" for epsilon in part.epsilon.values])
+        ax.set(title=studies.title(task), ylim=(0.5 - rows, 0.5))
+        ax.set_xlim(float(bars[0].min()), float(bars[1].max()))
+        for row in range(1, rows):
             ax.axhline(0.5 - row, color="0.9", linewidth=0.5, zorder=0)
     for ax in axes[-1]:
         ax.set_xlabel("points of accuracy above FFT")

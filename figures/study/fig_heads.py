@@ -153,8 +153,8 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot simulation where the theory applies (above) and DP-SGD on digits (below)."""
     time = data.time.values
     panels = (
-        ("flow_distorted", "distorted neurons", "zeroth-order flow"),
-        ("distorted", "distorted neurons", f"diffusion, $\\sigma$ = {SIGMA:g}"),
+        ("flow_distorted", "share of distorted neurons", "zeroth-order flow"),
+        ("distorted", "share of distorted neurons", f"diffusion, $\\sigma$ = {SIGMA:g}"),
         ("loss", "training loss (sum over samples)", f"diffusion, $\\sigma$ = {SIGMA:g}"),
     )
     for ax, (name, label, title) in zip(axes[0], panels, strict=True):

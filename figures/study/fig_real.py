@@ -8,8 +8,8 @@ convolution, on frozen features: simulated by the engine (lines and bands), and 
 {two_seeds} seeds each, tuned separately; dashed, the forecast of probing from moments, new (8'(c)), with
 square loss and steps and rate of its own choice. Theorems on the share say nothing here: their Assumption 3.2
 fails. (d) Final accuracy by initial head at the same rates, of this network and of the small one in figure
-`features`. At epsilon {low:g} full fine-tuning of the whole network is {below} points below probing, and that
-of two layers {two_below}.
+`features`. At epsilon {low:g} probing reaches {below} points more than full fine-tuning of the whole network,
+and {two_below} more than that of two layers.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def caption(data: xr.Dataset) -> dict[str, object]:
         "seeds": data.attrs["full_seeds"],
         "two_seeds": data.attrs["two_seeds"],
         "low": float(at.epsilon),
-        "below": wording.points(at.full_below, at.full_below_error),
-        "two_below": wording.points(at.two_below, at.two_below_error),
+        "below": wording.points(at.full_below, at.full_below_error, signed=True),
+        "two_below": wording.points(at.two_below, at.two_below_error, signed=True),
     }
 
 

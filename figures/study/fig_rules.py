@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output
-from figures.study import regret, tab_tasks
+from figures.study import regret, studies, tab_tasks
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                 linestyle="",
                 label=rule,
             )
-        ax.set_yticks([-row for row in range(len(tasks))], [task.replace("-", ", ") for task in tasks])
+        ax.set_yticks([-row for row in range(len(tasks))], [studies.title(task) for task in tasks])
         ax.tick_params(axis="y", length=0)
         for row in range(1, len(tasks)):
             ax.axhline(0.5 - row, color="0.9", linewidth=0.5, zorder=0)

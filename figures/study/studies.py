@@ -15,12 +15,32 @@ if TYPE_CHECKING:
 
 FOLDER = "docs/study"
 REFERENCE = "fft"
+# titles of studies, where the file's name does not say it all
+_TITLES = {
+    "digits-rotated": "digits, rotated 20°",
+    "digits-turned": "digits, rotated 40°",
+    "glyphs-rotated": "glyphs, rotated 30°",
+    "lite0": "Fashion-MNIST, 6,000 images",
+    "lite0-60k": "Fashion-MNIST, 60,000 images",
+    "elpv": "ELPV, 2,099 images",
+}
 _DEVICES = {"cpu": "a processor", "cuda": "a GPU"}
 
 
 def paths(names: Iterable[str]) -> list[str]:
     """Return the files of studies, relative to the project's folder."""
     return [f"{FOLDER}/{name}.nc" for name in names]
+
+
+def title(name: object) -> str:
+    """Return the title of a study in figures.
+
+    Examples
+    --------
+    >>> title("digits-turned"), title("digits-dimmed"), title("wine")
+    ('digits, rotated 40°', 'digits, dimmed', 'wine')
+    """
+    return _TITLES.get(str(name), str(name).replace("-", ", "))
 
 
 def collect(names: Iterable[str]) -> xr.Dataset:

@@ -183,7 +183,7 @@ def draw_losses(ax: Any, data: xr.Dataset) -> None:
     """Plot the final loss over the share, for two budgets."""
     for epsilon, colour in zip(DRAWN, plots.LEVELS[::2], strict=True):
         part = data.sel(epsilon=epsilon)
-        ax.fill_between(data.share, *part.sandwich, color=colour, alpha=0.3, linewidth=0)
+        ax.fill_between(data.share, *part.sandwich, color=colour, alpha=0.4, linewidth=0.4)
         ax.errorbar(data.share, part.loss, 2 * part.error, color=colour, label=rf"$\varepsilon={epsilon:g}$")
         ax.errorbar(data.share, part.dpsgd, 2 * part.dpsgd_error, color=colour, linestyle=":", marker=".")
     ax.plot([], [], color=plots.OTHER, label="diffusion")

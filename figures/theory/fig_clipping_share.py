@@ -111,7 +111,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         # where both are 0, the dashes of one fill the gaps of the other
         dashes = plots.dashes(int(part > 0), 2)
         distortion.plot(d.threshold, d.flow, color=colour, linestyle=dashes, label=f"{name}, zeroth order")
-    distortion.set(title="flat clipping", ylabel="distorted neurons / all", ylim=(-0.02, 0.85))
+    distortion.set(title="flat clipping", ylabel="share of distorted neurons", ylim=(-0.02, 0.65))
     share.axhspan(1, 3, color="0.9", linewidth=0, label="not attainable")
     share.plot(data.threshold, now.least_share, "k", label="prevents distortion (3.4)")
     for k, clipping in enumerate(CLIPPINGS):

@@ -219,7 +219,7 @@ def draw_labels(ax: Any, part: xr.Dataset) -> None:
     right, wrong, middle = (np.flatnonzero(part.classes == s)[k] for s, k in ((1, 1), (1, 3), (-1, 2)))
     labels = (
         ("starts with a head\nof the wrong sign", (1.25, 1.0), start[wrong]),
-        ("starts with a head\nof the right sign", (0.42, -0.3), start[right]),
+        ("starts with a head\nof the right sign", (0.04, -0.76), start[right]),
         ("zeroth-order flow", (1.5, -0.45), end[right]),
         (f"{SHOWN} noisy paths", (-1.45, 0.95), part.noisy_features.values[0, -1, middle]),
         ("samples", (-0.3, -0.2), part.inputs.values[part.labels.values < 0].mean(0) / 2),

@@ -73,6 +73,6 @@ def test_the_head_distorts_features_first(watched):
 
 def test_the_caption_of_methods_follows_the_data(data):
     said = fig_real.caption(data)
-    assert said["below"] == "3.9 ± 0.9"
+    assert (said["below"], said["two_below"]) == ("+3.9 ± 0.9", "-0.6 ± 0.5")
     assert (said["seeds"], said["two_seeds"], said["trials"]) == (5, 10, 5)
     assert fig_real.caption(data.assign(full_below=2 * data.full_below))["below"] != said["below"]

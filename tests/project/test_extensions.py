@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_what_a_notebook_replaces(extension):
     assert "".join(text["source"]) == "# A page\n\nSee `bounds.epsilon`, `that` and this, $\\E x$.\n\n> Mind."
     assert "".join(code["source"]) == "# first\n!make    docs"
     assert "".join(last["source"]) == "```text\nmake x\n```"
+
+
+@pytest.mark.parametrize(("language", "offered"), [("python", True), ("sh", False)])
+def test_a_page_with_python_code_is_offered_as_a_notebook(extension, tmp_path, language, offered):
+    pytest.importorskip("nbformat")
+    env = SimpleNamespace(doc2path=lambda name: Path(f"{name}.md"))
+    app = SimpleNamespace(srcdir=tmp_path, env=env, config=SimpleNamespace(notebook_macros={}))
+    source = [f"# A\n\n```{language}\nx\n```\n"]
+    extension("notebooks").offer(app, "a", source)
+    assert ("This page as a notebook" in source[0]) == offered
+    assert (tmp_path / "generated" / "notebooks" / "a.ipynb").exists() == offered
 
 
 def build(folder, text, extensions):
@@ -112,3 +124,17 @@ def test_every_exported_name_has_a_line_in_the_index(extension):
             assert found, line
             assert found[1] in exported
             assert not re.search(r"\[\d\]_", found[2])
+
+
+def test_each_statement_is_in_the_table_of_its_page(extension):
+    pytest.importorskip("sphinx")
+    table, theory = extension("statements").table, ROOT / "docs" / "theory"
+    index = (theory / "index.md").read_text(encoding="utf8")
+    pages = [page.name for page in sorted(theory.glob("*.md")) if page.name != "index.md"]
+    rows = [row for page in pages for row in table(index, page).splitlines()[2:]]
+    listed = index.partition("| statement |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(listed) > 30
+    assert sorted(rows) == sorted(listed)
+    assert "(loss.md#" in table(index, "loss.md")
+    # a page that ends like another one
+    assert table(index, "oss.md") == ""
