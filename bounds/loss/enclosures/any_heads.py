@@ -8,7 +8,7 @@ import numpy as np
 
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
-from bounds.loss.enclosures.clocked import Clocked
+from bounds.loss.enclosures.clocked import Bounds, Clocked
 from bounds.loss.enclosures.near_symmetric import NearSymmetric
 from bounds.loss.enclosures.several_outputs import SeveralOutputs
 from langevin.model.schedule import Phase
@@ -38,15 +38,23 @@ class AnyHeads(Clocked):
         for form in self.forms:
             form.prepare(phase)
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        (m, size), (near, other) = (form.least(phase, S) for form in self.forms)
-        return np.maximum(m, near), None if size is None or other is None else np.maximum(size, other)
+    def probed(self, phase: Phase, S: FloatArray, spent: FloatArray) -> tuple[Bounds, Bounds]:
+        low, high = zip(*(form.probed(phase, S, spent) for form in self.forms), strict=True)
+        return _tighter(np.maximum, *low), _tighter(np.minimum, *high)
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        (m, size), (near, other) = (form.most(phase, S) for form in self.forms)
-        return np.minimum(m, near), None if size is None or other is None else np.minimum(size, other)
+    def least(self, phase: Phase, S: FloatArray) -> Bounds:
+        if phase.method == "lp":
+            return self.probing(phase, S)[0]
+        return _tighter(np.maximum, *(form.least(phase, S) for form in self.forms))
+
+    def most(self, phase: Phase, S: FloatArray) -> Bounds:
+        if phase.method == "lp":
+            return self.probing(phase, S)[1]
+        return _tighter(np.minimum, *(form.most(phase, S) for form in self.forms))
 
     def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if phase.method == "lp":
+            return super().between(phase, S_low, S_high)
         (low, high), (near_low, near_high) = (form.between(phase, S_low, S_high) for form in self.forms)
         return np.maximum(low, near_low), np.minimum(high, near_high)
 
@@ -58,3 +66,8 @@ class AnyHeads(Clocked):
     ) -> None:
         for form in self.forms:
             form.advance(phase, S_low, S_high, m_low, m_high)
+
+
+def _tighter(best: np.ufunc, one: Bounds, other: Bounds) -> Bounds:
+    (m, size), (near, length) = one, other
+    return best(m, near), None if size is None or length is None else best(size, length)

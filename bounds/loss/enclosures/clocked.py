@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bounds.features.blocks import Margin
+from bounds.loss.enclosures.envelope import outer
 from bounds.support.quadrature import solve
 from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
@@ -16,7 +17,16 @@ RTOL, ATOL = 1e-10, 1e-13
 PAD = 1e-6
 """Relative padding of the clock, above the error of interpolating it across a kink of clipping."""
 
+STAIRS, PASSES = 4, 2
+"""Parts that a clock of linear probing is cut into, and times that margins and parts sharpen each other."""
+MANY = 32
+"""Samples up to which parts of the clock are bounded: the work of it exceeds that of all else for more."""
+
 CONE = "a neuron may have left its cone"
+
+
+Bounds = tuple[FloatArray, FloatArray | None]
+"""Of the margins and of ``||grad l_i|| / g_i``, shapes (q, n); the norms are None where nothing clips."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,16 @@ class Clocked(ABC):
         """Set up the enclosures of a phase as functions of its clock, from the state at its start."""
 
     @abstractmethod
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        """Lower bounds of the margins and of ``||grad l_i|| / g_i`` at clocks (q,), shapes (q, n).
-
-        The norms are None where the phase does not clip.
-        """
+    def least(self, phase: Phase, S: FloatArray) -> Bounds:
+        """Lower bounds at clocks (q,)."""
 
     @abstractmethod
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        """Upper bounds of the same."""
+    def most(self, phase: Phase, S: FloatArray) -> Bounds:
+        """Upper bounds at clocks (q,)."""
+
+    @abstractmethod
+    def probed(self, phase: Phase, S: FloatArray, spent: FloatArray) -> tuple[Bounds, Bounds]:
+        """Bounds at clocks (q,) of linear probing, of which each sample has spent at least (q, n)."""
 
     @abstractmethod
     def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
@@ -94,9 +105,38 @@ class Clocked(ABC):
         """Enclose the margins at clocks that lie between two, where neither bound ever falls."""
         return self.least(phase, S_low)[0], self.most(phase, S_high)[0]
 
-    def slope(self, m: FloatArray) -> FloatArray:
-        """``g``; beyond the margin where the loss ends the enclosure is flagged elsewhere."""
-        return np.maximum(self.loss.slope(m), 0.0)
+    def probing(self, phase: Phase, S: FloatArray) -> tuple[Bounds, Bounds]:
+        """Bounds at clocks (q,) of linear probing."""
+        return self.probed(phase, S, self.spent(phase, S))
+
+    def spent(self, phase: Phase, S: FloatArray) -> FloatArray:
+        """Bound from below what each sample, ``int c_i g_i dt``, has of a clock of linear probing, (q, n).
+
+        No margin falls, so on each part of the clock a sample is slowest at its end and fastest at its start.
+        """
+        if len(self.m_low) > MANY:
+            return np.zeros((len(S), len(self.m_low)))
+        clocks = outer(S, np.arange(STAIRS + 1) / STAIRS).ravel()
+        shape = len(S), STAIRS + 1, len(self.m_low)
+        spent = np.zeros(shape)
+        for _ in range(PASSES):
+            (low, least), (high, most) = self.probed(phase, clocks, spent.reshape(len(clocks), -1))
+            slowest = self.speed(phase, high, most).reshape(shape)[:, 1:]
+            # norms are bounded up to a clock, margins at it
+            margins = np.concatenate([low.reshape(shape)[:, :1], low.reshape(shape)[:, :-1]], axis=1)
+            fastest = self.speed(phase, margins.reshape(low.shape), least).reshape(shape)[:, 1:]
+            others = fastest.sum(-1, keepdims=True) - fastest
+            share = np.divide(slowest, slowest + others, out=np.zeros_like(slowest), where=slowest > 0)
+            spent[:, 1:] = np.cumsum(share * outer(S, np.full(STAIRS, 1 / STAIRS))[..., None], axis=1)
+        return spent[:, -1]
+
+    def speed(self, phase: Phase, m: FloatArray, size: FloatArray | None) -> FloatArray:
+        """``c_i g_i`` at margins and norms; beyond where the loss ends the enclosure is flagged elsewhere."""
+        speed = np.maximum(self.loss.slope(m), 0.0)
+        if phase.clip is None or size is None:
+            return speed
+        with np.errstate(divide="ignore"):
+            return np.minimum(speed, phase.clip / size)
 
     def enclose(self, schedule: Schedule, t: FloatArray) -> Enclosed:
         """Enclose the block's losses at ``t``."""
@@ -145,12 +185,7 @@ class Clocked(ABC):
         enclosed = self.least if upper else self.most
 
         def rate(S: FloatArray) -> FloatArray:
-            m, size = enclosed(phase, S)
-            speed = self.slope(m)
-            if phase.clip is not None and size is not None:
-                with np.errstate(divide="ignore"):
-                    speed = np.minimum(speed, phase.clip / size)
-            return speed.sum(1)
+            return self.speed(phase, *enclosed(phase, S)).sum(1)
 
         def admitted(S: FloatArray) -> np.ndarray:
             checked = self.conditions(phase, S)

@@ -41,10 +41,7 @@ class Cones(Clocked):
 
     def prepare(self, phase: Phase) -> None:
         if phase.method == "lp":
-            K_low = self.Z_low.T @ self.Z_low
-            K_high = self.Z_high.T @ self.Z_high
-            self.K_least, self.K_most = K_low.min(1), K_high.max(1)
-            self.size_low, self.size_high = np.sqrt(np.diag(K_low)), np.sqrt(np.diag(K_high))
+            self.K_low, self.K_high = self.Z_low.T @ self.Z_low, self.Z_high.T @ self.Z_high
             return
         least, most = float(self.G_least.min()), float(self.G_most.max())
         self.below = Envelope(self.Z_low.min(1, initial=np.inf), self.pull_low, least, most, self.slowest)
@@ -53,6 +50,21 @@ class Cones(Clocked):
             own = (self.Z_low / self.G_most).min(1, initial=np.inf)
             other = np.where(self.G_opposite > 0, self.opposite / self.G_opposite, np.inf)
         self.room = np.minimum(own, other.min(1, initial=np.inf))
+
+    def gained(self, S: FloatArray, spent: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What the margins gain at least and at most at clocks (q,) of linear probing, shapes (q, n).
+
+        Each sample has spent some of the clock; the rest may be of any samples.
+        """
+        rest = np.maximum(S - spent.sum(1), 0.0)
+        least = spent @ self.K_low + outer(rest, self.K_low.min(1))
+        most = spent @ self.K_high + outer(rest, self.K_high.max(1))
+        return self.slowest * least, self.fastest * most
+
+    def lengths(self, S: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Bounds of ``||z_i||`` at clocks (q,) of linear probing, shapes (q, n)."""
+        low, high = (np.sqrt(np.diag(K)) for K in (self.K_low, self.K_high))
+        return np.tile(low, (len(S), 1)), np.tile(high, (len(S), 1))
 
     def of_lower(
         self, P: FloatArray, N: FloatArray

@@ -10,13 +10,12 @@ import numpy as np
 
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
-from bounds.loss.enclosures.clocked import Clocked
+from bounds.loss.enclosures.clocked import Bounds, Clocked
 from bounds.loss.enclosures.one_output import OneOutput
 from langevin.model.schedule import Phase
 from langevin.support.validate import FloatArray
 
 Growth = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
-PASSES = 3
 LARGEST = 150.0
 """Cap of ``sqrt(G) S``, below which squares of hyperbolic functions are finite."""
 PASSES = 3
@@ -61,6 +60,9 @@ class Near(NamedTuple):
     apart: FloatArray
 
 
+Effects = tuple[FloatArray, FloatArray, Near]
+
+
 def excess(r: FloatArray, rivals: int) -> FloatArray:
     """Largest log-mean-exp of numbers of mean 0 and norm ``r``: one of them is large (Bennett)."""
     if rivals == 1:
@@ -99,6 +101,7 @@ class NearSymmetric(Clocked):
         E = (block.rivals - block.rivals.mean(1, keepdims=True)) / self.scale
         self.deviation = float(np.linalg.norm(E))
         self.start = self._subspaces(scalar.Z, scalar.alpha, E)
+        self._latest: tuple[FloatArray, Effects] | None = None
 
     def _subspaces(self, Z: FloatArray, alpha: FloatArray, E: FloatArray) -> Moved:
         """Return the start, for the best span of leading directions of ``z_i`` and ``alpha``, and all."""
@@ -115,6 +118,7 @@ class NearSymmetric(Clocked):
 
     def prepare(self, phase: Phase) -> None:
         self.mean.prepare(phase)
+        self._latest = None
 
     def _largest(self, outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Bounds of the mean Jacobian of the softmax up to outputs of some norm, and of ``||s||`` at it."""
@@ -155,7 +159,13 @@ class NearSymmetric(Clocked):
             v * cosh + u * sinh / g + g * E * odd,
         )
 
-    def _near(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray, Near]:
+    def _near(self, phase: Phase, S: FloatArray) -> Effects:
+        """What the deviations do; kept, as several bounds ask for it at the same clocks."""
+        if self._latest is None or self._latest[0] is not S:
+            self._latest = S, self._effects(phase, S)
+        return self._latest[1]
+
+    def _effects(self, phase: Phase, S: FloatArray) -> Effects:
         """Bound at clocks what the deviations do to margins: products, log-sum-exp, and norms."""
         moved, z, alpha = self.moved(phase, S)
         u, v = moved.features[:, None], moved.heads[:, None]
@@ -166,9 +176,9 @@ class NearSymmetric(Clocked):
         near = Near(gradient, shares * z / self.scale)
         return alpha * u + z * v, excess(moved.outputs, self.rivals), near
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        m, size = self.mean.least(phase, S)
-        moved, above, near = self._near(phase, S)
+    def _lower(self, phase: Phase, S: FloatArray, mean: Bounds) -> Bounds:
+        """Lower bounds from those of the averaged net."""
+        (m, size), (moved, above, near) = mean, self._near(phase, S)
         m = m - moved - math.log(self.rivals) - above
         if phase.clip is None or size is None:
             return m, None
@@ -176,9 +186,9 @@ class NearSymmetric(Clocked):
             return m, math.sqrt(2) / self.scale * np.maximum(size - near.mean, 0.0)
         return m, np.maximum(size - near.mean, 0.0)
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        m, size = self.mean.most(phase, S)
-        moved, _, near = self._near(phase, S)
+    def _upper(self, phase: Phase, S: FloatArray, mean: Bounds) -> Bounds:
+        """Upper bounds from those of the averaged net."""
+        (m, size), (moved, _, near) = mean, self._near(phase, S)
         m = m + moved - math.log(self.rivals)
         if phase.clip is None or size is None:
             return m, None
@@ -186,10 +196,26 @@ class NearSymmetric(Clocked):
             return m, math.sqrt(2) / self.scale * (size + near.mean)
         return m, np.hypot(size + near.mean, near.apart)
 
+    def probed(self, phase: Phase, S: FloatArray, spent: FloatArray) -> tuple[Bounds, Bounds]:
+        low, high = self.mean.probed(phase, S, spent)
+        return self._lower(phase, S, low), self._upper(phase, S, high)
+
+    def least(self, phase: Phase, S: FloatArray) -> Bounds:
+        if phase.method == "lp":
+            return self.probing(phase, S)[0]
+        return self._lower(phase, S, self.mean.least(phase, S))
+
+    def most(self, phase: Phase, S: FloatArray) -> Bounds:
+        if phase.method == "lp":
+            return self.probing(phase, S)[1]
+        return self._upper(phase, S, self.mean.most(phase, S))
+
     def conditions(self, phase: Phase, S: FloatArray) -> list[tuple[np.ndarray, str]]:
         return []
 
     def between(self, phase: Phase, S_low: FloatArray, S_high: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if phase.method == "lp":
+            return super().between(phase, S_low, S_high)
         m_low, m_high = self.mean.between(phase, S_low, S_high)
         moved, above, _ = self._near(phase, S_high)
         m_low, m_high = m_low - math.log(self.rivals), m_high - math.log(self.rivals)
@@ -199,6 +225,13 @@ class NearSymmetric(Clocked):
         self, phase: Phase, S_low: float, S_high: float, m_low: FloatArray, m_high: FloatArray
     ) -> None:
         ends = np.array([S_low]), np.array([S_high])
-        (mean_low,), (mean_high,) = self.mean.between(phase, *ends)
+        if phase.method == "lp":
+            # the samples move by the margins of the class, not by those of the averaged net
+            (mean_low, _), (mean_high, _) = (
+                self.mean.probed(phase, S, self.spent(phase, S))[k] for k, S in enumerate(ends)
+            )
+            (mean_low,), (mean_high,) = mean_low, mean_high
+        else:
+            (mean_low,), (mean_high,) = self.mean.between(phase, *ends)
         self.start = self.moved(phase, ends[1])[0]
         self.mean.advance(phase, S_low, S_high, mean_low, mean_high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bounds.features.blocks import Block, Margin
+from bounds.loss.enclosures.clocked import Bounds
 from bounds.loss.enclosures.cones import Cones, squares, weighted
 from bounds.loss.enclosures.envelope import outer
 from langevin.model.schedule import Phase
@@ -77,19 +78,21 @@ class OneOutput(Cones):
         """Norm of the gradient of ``f``, from ``sum_j z_ji^2`` and the squares of the heads."""
         return np.sqrt(features + outer(heads.sum(1), self.norms))
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    def probed(self, phase: Phase, S: FloatArray, spent: FloatArray) -> tuple[Bounds, Bounds]:
+        (least, most), (low, high) = self.gained(S, spent), self.lengths(S)
+        return (self.m_low + least, low), (self.m_high + most, high)
+
+    def least(self, phase: Phase, S: FloatArray) -> Bounds:
         if phase.method == "lp":
-            m = self.m_low + outer(S, self.K_least)
-            return m, np.broadcast_to(self.size_low, m.shape)
+            return self.probing(phase, S)[0]
         m, size = self._least(S, sized=phase.clip is not None)
         if self.aligned:
             m = np.maximum(m, m + self.lift_low)
         return np.maximum(m, self.m_low), size
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    def most(self, phase: Phase, S: FloatArray) -> Bounds:
         if phase.method == "lp":
-            m = self.m_high + outer(S, self.K_most)
-            return m, np.broadcast_to(self.size_high, m.shape)
+            return self.probing(phase, S)[1]
         m, size = self._most(S, sized=phase.clip is not None)
         if self.aligned:
             m = np.minimum(m, m + self.lift_high)
@@ -100,7 +103,7 @@ class OneOutput(Cones):
         if phase.method == "lp":
             low = self.pull_low + outer(S, self.Z_low.min(1, initial=np.inf))
             high = self.pull_high + outer(S, self.Z_high.max(1, initial=0.0))
-            z = np.broadcast_to(self.size_high, (len(S), len(self.norms)))
+            z = self.lengths(S)[1]
         else:
             (low, *_), (high, P, _) = self._pulls(S)
             # without the integral of negative pulls they never fall

@@ -8,6 +8,7 @@ import numpy as np
 
 from bounds.features.blocks import MARGINS
 from bounds.features.classes import ClassBlock
+from bounds.loss.enclosures.clocked import Bounds
 from bounds.loss.enclosures.cones import Cones, squares, weighted
 from bounds.loss.enclosures.envelope import LARGEST, Both, Envelopes, outer
 from langevin.model.schedule import Phase
@@ -99,12 +100,15 @@ class SeveralOutputs(Cones):
         gained += outer(beyond.sum(1), self.G_most)
         return gained - outer(both.squares[2].sum(1), self.G_least)
 
-    def least(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    def probed(self, phase: Phase, S: FloatArray, spent: FloatArray) -> tuple[Bounds, Bounds]:
+        (least, most), (low, high) = self.gained(S, spent), self.lengths(S)
+        # the margin's clip takes the largest norm at any outputs
+        shortest = self.steepness if phase.clipping == "margin" else self.shortest
+        return (self.m_low + least, shortest * low), (self.m_high + most, self.steepness * high)
+
+    def least(self, phase: Phase, S: FloatArray) -> Bounds:
         if phase.method == "lp":
-            m = self.m_low + self.slowest * outer(S, self.K_least)
-            # the margin's clip takes the largest norm at any outputs
-            shortest = self.steepness if phase.clipping == "margin" else self.shortest
-            return m, np.broadcast_to(shortest * self.size_low, m.shape)
+            return self.probing(phase, S)[0]
         both = self.pulls(S)
         m = self.m_low + self._gained(both) + self._lost(S, both)
         if phase.clip is None:
@@ -113,10 +117,9 @@ class SeveralOutputs(Cones):
         z = np.maximum(squares(*self.of_lower(*both.low[1:])), 0.0)
         return m, np.sqrt(self.shortest**2 * z + outer(heads, self.norms))
 
-    def most(self, phase: Phase, S: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    def most(self, phase: Phase, S: FloatArray) -> Bounds:
         if phase.method == "lp":
-            m = self.m_high + self.fastest * outer(S, self.K_most)
-            return m, np.broadcast_to(self.steepness * self.size_high, m.shape)
+            return self.probing(phase, S)[1]
         both = self.pulls(S)
         m = self.m_high + self._gained_at_most(S, both)
         if phase.clip is None:
