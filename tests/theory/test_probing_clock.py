@@ -10,6 +10,7 @@ from scipy.special import softmax
 import bounds
 from bounds.features.classes import decouple_classes
 from bounds.loss import enclosure
+from bounds.loss.enclosures import clocked
 from bounds.loss.enclosures.clocked import Clocked
 from langevin.model.schedule import Phase, Schedule
 from tests.theory import strategies
@@ -68,11 +69,17 @@ def test_the_band_lies_within_that_of_any_parts(monkeypatch):
     for seed in range(12):
         problem, weights, phase = drawn(seed, "any")
         given = problem, weights, Schedule([phase]), np.linspace(0, phase.time, 5)
-        monkeypatch.setattr(Clocked, "spent", plain)
         band = bounds.sandwich(*given)
         assert band.contains(*simulated(*given))
         monkeypatch.setattr(Clocked, "spent", lambda self, _, S: np.zeros((len(S), len(self.m_low))))
         wide = bounds.sandwich(*given)
+        # as with more samples than parts are bounded for
+        monkeypatch.setattr(Clocked, "spent", plain)
+        with monkeypatch.context() as patch:
+            patch.setattr(clocked, "MANY", 0)
+            many = bounds.sandwich(*given)
+        np.testing.assert_array_equal(many.upper, wide.upper)
+        np.testing.assert_array_equal(many.lower, wide.lower)
         assert (band.upper <= wide.upper * (1 + 1e-6)).all()
         assert (band.lower >= wide.lower * (1 - 1e-6)).all()
         widths = [np.log(one.upper[-1] / one.lower[-1]) for one in (band, wide)]
