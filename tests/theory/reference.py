@@ -84,13 +84,8 @@ def chain(problem, weights, schedule, dt, paths, seed, times, antithetic=False):
     )
 
 
-def drift_outputs(problem, W, V, phase, batch=1.0):
-    """Clipped drift of K outputs at W (P, h, d), V (P, h, K); samples count ``batch`` (P, n) times."""
-    z = problem.X @ W.swapaxes(-1, -2)
-    A, slope = problem.activate(z), problem.slope(z)
-    F = A @ V
-    R = problem.residuals(F)
-    back = (R @ V.swapaxes(-1, -2)) * slope
+def factors_outputs(problem, A, F, R, back, phase):
+    """Clipping factors of all samples, shape (P, n, 1) or (P, n, K), from features, outputs and residuals."""
     sizes = np.linalg.norm(A, axis=-1)
     norms = np.linalg.norm(R, axis=-1) * sizes
     if phase.method == "fft":
@@ -102,12 +97,20 @@ def drift_outputs(problem, W, V, phase, batch=1.0):
     clip, norms = phase.clip, norms[..., None]
     if phase.clipping == "column":
         norms, clip = np.abs(R) * sizes[..., None], clip / np.sqrt(R.shape[-1])
-    if clip is None:
-        c = np.ones_like(norms)
-    elif phase.clipping == "normalised":
-        c = clip / (norms + phase.stabiliser)
-    else:
-        c = np.minimum(1.0, clip / np.maximum(norms, 1e-300))
+    if phase.clipping == "normalised":
+        return clip / (norms + phase.stabiliser)
+    return np.minimum(1.0, clip / np.maximum(norms, 1e-300))
+
+
+def drift_outputs(problem, W, V, phase, batch=1.0):
+    """Clipped drift of K outputs at W (P, h, d), V (P, h, K); samples count ``batch`` (P, n) times."""
+    # one product for all paths
+    z = (W.reshape(-1, W.shape[-1]) @ problem.X.T).reshape(*W.shape[:-1], -1).swapaxes(-1, -2)
+    A, slope = problem.activate(z), problem.slope(z)
+    F = A @ V
+    R = problem.residuals(F)
+    back = (R @ V.swapaxes(-1, -2)) * slope
+    c = 1.0 if phase.clip is None else factors_outputs(problem, A, F, R, back, phase)
     c = c * np.broadcast_to(batch, F.shape[:-1])[..., None]
     dV = -A.swapaxes(-1, -2) @ (c * R)
     dW = -(c * back).swapaxes(-1, -2) @ problem.X if phase.method == "fft" else np.zeros_like(W)

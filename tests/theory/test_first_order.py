@@ -161,9 +161,10 @@ def test_too_many_dimensions_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [linear_case, collapsed_case, outputs_case])
-def test_first_order_many(case):
-    assert check(case, range(200), 1200) > 0.3
+@pytest.mark.parametrize(("case", "steps"), [(linear_case, 256), (collapsed_case, 256), (outputs_case, 64)])
+def test_first_order_many(case, steps):
+    # long steps keep the many outputs cheap: their bias is measured, and the control shows what power is left
+    assert check(case, range(200), 1200, steps) > 0.3
 
 
 def block_and_general(seed):

@@ -33,6 +33,44 @@ def test_against_tiny_steps(kind):
         assert report.slides > 0
 
 
+def rounded(problem, weights, key):
+    """Data and weights that differ in their last digits."""
+    rng = np.random.default_rng(key)
+    X, W, v = (a * (1 + 1e-15 * rng.standard_normal(a.shape)) for a in (problem.X, weights.W, weights.v))
+    return Problem(X, problem.y, loss=problem.loss), Weights(W, v)
+
+
+@pytest.mark.parametrize("seed", [8, 30])
+def test_rounding_does_not_make_a_resting_neuron_active(seed):
+    """A neuron comes to rest on hyperplanes, inactive, one of which repels later."""
+    problem, weights = several(seed, "square", OUTPUTS[seed % 3])
+    first = None
+    for key in range(8):
+        ours, report = end(*rounded(problem, weights, key), schedules("none", seed))
+        assert report.error < AIM
+        first = first or ours
+        assert distance(ours, first) < AIM
+
+
+def test_damping_leaves_slow_weights_alone(monkeypatch):
+    """Outputs carried along by slow weights do not decay; steps without damping are the reference."""
+    problem, weights = several(56, "square", 5)
+    damping, damped = sliding._damping, []
+
+    def watched(*arguments):
+        found = damping(*arguments)
+        damped.append(found.values.size)
+        return found
+
+    monkeypatch.setattr(sliding, "_damping", watched)
+    ours, report = end(problem, weights, schedules("none", 56))
+    assert any(damped)
+    monkeypatch.setattr(sliding, "_damping", lambda problem, net, state, h: damping(problem, net, state, 0.0))
+    explicit, other = end(problem, weights, schedules("none", 56))
+    assert other.error < report.error < AIM
+    assert distance(ours, explicit) < 0.2 * AIM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLIPPINGS)
 def test_against_tiny_steps_many(kind):
