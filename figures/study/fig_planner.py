@@ -14,27 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study import regret
+from figures.study.tab_tasks import SHOWN
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SHOWN = ("private features", "private, last layer", *regret.RULES)
 STYLES = {"six new tasks": (plots.PURPLE, "o"), "six earlier tasks": (plots.GOLD, "s")}
 SOURCE = "private features"
 
 
 def compute(quick: bool = False) -> xr.Dataset:
     """Compute losses by group and rule, and expected and measured accuracies by task and budget."""
-    import xarray as xr
-
     found, plans = regret.accuracies(), regret.planned()
     values = regret.lost_by_means(found, plans.share).sel(rule=list(SHOWN))
-    rows = [
-        regret.mean_and_error(values.sel(task=list(regret.GROUPS[group]))).expand_dims(group=[group])
-        for group in STYLES
-    ]
-    data: Any = xr.concat(rows, "group")[["mean", "standard_error"]]
+    means = regret.by_group(lambda tasks: regret.mean_and_error(values.sel(task=tasks)))
+    data: Any = means[["mean", "standard_error"]].sel(group=list(STYLES))
     own = plans.sel(source=SOURCE, drop=True)
     places = own.share.fillna(0.0)
     pairs = {
@@ -43,11 +38,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     }
     for name, pair in pairs.items():
         data[name] = pair.where(own.share.notnull()).mean("seed")
-    for name in map(str, data.data_vars):
-        words = name if name in pairs else f"accuracy lost: {name}"
-        data[name].attrs = {"long_name": words.replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
-    return data
+    return regret.described(data, "accuracy", plans)
 
 
 def draw(axes: Any, data: xr.Dataset) -> None:

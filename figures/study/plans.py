@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from empirical import Images, Setting
     from empirical.networks.last_layer import LastLayer
 
-# of plans whose inputs or settings are made in another way
-_FORMAT = 1
+# increased when plans are made in another way: those of another format are made again
+FORMAT = 2
 # arrays that plans are made from
 KEPT = "runs/planner-inputs"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -71,7 +71,7 @@ class Plan:
     @property
     def key(self) -> str:
         """Digest of what the plan is of."""
-        text = json.dumps([_FORMAT, self.source, self.task, self.seed, self.epsilon])
+        text = json.dumps([FORMAT, self.source, self.task, self.seed, self.epsilon])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property

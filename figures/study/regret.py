@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,32 @@ def planned() -> xr.Dataset:
     from langevin.store import files
 
     return files.load(ROOT / FILE)
+
+
+def by_group(of: Callable[[list[str]], xr.Dataset]) -> xr.Dataset:
+    """Compute something of each of `GROUPS` of tasks, along ``group``."""
+    import xarray as xr
+
+    parts = [of(list(tasks)).expand_dims(group=[name]) for name, tasks in GROUPS.items()]
+    found: Any = xr.concat(parts, "group")
+    return found
+
+
+def described(data: xr.Dataset, what: str, plans: xr.Dataset) -> xr.Dataset:
+    """Say of each variable that it is of ``what``, and where it was computed."""
+    for name in map(str, data.data_vars):
+        data[name].attrs = {"long_name": f"{what}: {name}".replace("_", " "), "units": "1"}
+    return data.assign_attrs(machine=f"plans on {plans.attrs['machine']}; study on a processor")
+
+
+def rows(data: xr.Dataset, by: str, cells: Callable[[Any], list[str]]) -> list[list[str]]:
+    """Return rows of a table: the group, named once, the value of ``by``, and cells; no row without any."""
+    found = []
+    for group in map(str, data.group.values):
+        own = {str(value): cells(data.sel({"group": group, by: value})) for value in data[by].values}
+        there = [[value, *row] for value, row in own.items() if row]
+        found += [[group if k == 0 else "", *row] for k, row in enumerate(there)]
+    return found
 
 
 def lost(found: xr.DataArray, plans: xr.DataArray) -> xr.DataArray:
@@ -188,24 +215,17 @@ def expected(found: xr.DataArray, plans: xr.Dataset) -> xr.DataArray:
 
 
 def variants(plans: xr.Dataset) -> xr.DataArray:
-    """Return what other rules choose from the simulations of the same plans, by ``source``.
+    """Return what other rules choose from the simulations of the plans of one source, by ``source``.
 
-    The most accurate share, over both worlds or in one alone: with nothing hidden, or with hidden directions.
-    Rates are those that the plan chose for both.
+    The most accurate share, over both worlds or with hidden directions alone. Rates are those that the plan
+    chose for both.
     """
     import xarray as xr
 
-    named = {
-        "most accurate": "accuracy",
-        "nothing hidden": "nothing_hidden",
-        "all hidden": "hidden_directions",
-    }
-    parts = []
-    for source in plans.source.values:
-        for name, variable in named.items():
-            values = plans[variable].sel(source=source, drop=True)
-            if values.notnull().any():
-                best = values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
-                parts.append(best.expand_dims(source=[f"{source}: {name}"]))
-    found: Any = xr.concat(parts, "source")
+    named = {"most accurate": plans.accuracy, "all hidden": plans.hidden_directions}
+    parts = [
+        values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
+        for values in named.values()
+    ]
+    found: Any = xr.concat(parts, "source").assign_coords(source=list(named))
     return found

@@ -1,8 +1,8 @@
 """Plan for the study's tasks and the held-out ones: ``python -m figures.study.study_planner``.
 
 It writes docs/study/planner.nc, which `figures.study.tab_regret` compares with what was measured. Finished
-plans are kept in runs/planner.jsonl: run it again to resume. `figures.study.held_out` makes the files of the
-held-out tasks.
+plans are kept in runs/planner.jsonl: run it again to resume. Plans in docs/study/planner.nc are not made
+again either, unless --out names another file. `figures.study.held_out` makes the files of the held-out tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from empirical.planning.hedge import HIDDEN, VISIBLE
 from figures.output import ROOT
 from figures.study import held_out
-from figures.study.plans import SHARES, SOURCES, Plan, kept_at, make, possible, prepare
+from figures.study.plans import FORMAT, SHARES, SOURCES, Plan, kept_at, make, possible, prepare
 from figures.study.regret import FILE, TASKS, measured
 from langevin.support import streams
 from langevin.support.machine import processor
@@ -31,6 +31,14 @@ from langevin.sweeps.records import Records
 if TYPE_CHECKING:
     import xarray as xr
 
+# variables of the committed file, by their names in the records: of a plan, and of its shares
+_OF_PLAN = {"share": "planned share", "seconds": "processor time of the plan"}
+_OF_SHARE = {
+    "accuracy": "simulated accuracy",
+    "as_good": "whether the plan calls the share as good as its best",
+    VISIBLE: "simulated accuracy if features hide nothing",
+    HIDDEN: "simulated accuracy if they hide directions",
+}
 # seeds of the tasks whose rows are the same for all, and whose plans take longest
 _FEW = {"fashion-1500": 5, "fashion-6000": 5}
 
@@ -71,7 +79,7 @@ def compute(plans: Sequence[Plan], kept: Records, workers: int, time_limit: floa
     return sum(not kept.done(plan) for plan in plans)
 
 
-def dataset(plans: Sequence[Plan], kept: Records) -> xr.Dataset:
+def dataset(plans: Sequence[Plan], kept: Records, machine: str) -> xr.Dataset:
     """Finished plans by source, task, seed and budget; NaN where there is none."""
     import xarray as xr
 
@@ -82,41 +90,41 @@ def dataset(plans: Sequence[Plan], kept: Records) -> xr.Dataset:
         "epsilon": sorted({plan.epsilon for plan in plans}),
     }
     shape = tuple(map(len, axes.values()))
-    meanings = {
-        "share": "planned share",
-        "seconds": "processor time of the plan",
-        "accuracy": "simulated accuracy",
-        "as_good": "whether the plan calls the share as good as its best",
-        VISIBLE: "simulated accuracy if features hide nothing",
-        HIDDEN: "simulated accuracy if they hide directions",
-    }
-    data = {
-        name: np.full(shape + (() if name in ("share", "seconds") else (len(SHARES),)), np.nan)
-        for name in meanings
-    }
+    data = {name: np.full(shape, np.nan) for name in _OF_PLAN}
+    data |= {name: np.full((*shape, len(SHARES)), np.nan) for name in _OF_SHARE}
     for plan in plans:
         values = kept.get(plan)
         if values is None:
             continue
         at = tuple(axis.index(getattr(plan, name)) for name, axis in axes.items())
-        for name, array in data.items():
-            array[at] = (
-                values[name]
-                if array.ndim == len(at)
-                else [values.get(f"{name} {k}", np.nan) for k in range(len(SHARES))]
-            )
+        for name in _OF_PLAN:
+            data[name][at] = values[name]
+        for name in _OF_SHARE:
+            data[name][at] = [values.get(f"{name} {k}", np.nan) for k in range(len(SHARES))]
     dims = (*axes, "lp_share")
     variables = {
         name.replace(" ", "_"): (
-            dims[: array.ndim],
-            array,
-            {"long_name": meanings[name], "units": "s" if name == "seconds" else "1"},
+            dims[: data[name].ndim],
+            data[name],
+            {"long_name": meaning, "units": "s" if name == "seconds" else "1"},
         )
-        for name, array in data.items()
+        for name, meaning in (_OF_PLAN | _OF_SHARE).items()
     }
     found = xr.Dataset(variables, axes | {"lp_share": list(SHARES)})
-    found.attrs = {"machine": processor(), "command": "python -m figures.study.study_planner"}
+    found.attrs = {"machine": machine, "command": "python -m figures.study.study_planner", "format": FORMAT}
     return found
+
+
+def records(found: xr.Dataset) -> Iterator[tuple[Plan, dict[str, float]]]:
+    """Plans of a saved dataset, and the numbers of their records: the inverse of `dataset`."""
+    places = found.share.stack(plan=("source", "task", "seed", "epsilon"))
+    for source, task, seed, epsilon in places.plan.values[places.notnull().values]:
+        at = found.sel(source=source, task=task, seed=seed, epsilon=epsilon)
+        values = {name: at[name].item() for name in _OF_PLAN}
+        for name in _OF_SHARE:
+            of_shares = at[name.replace(" ", "_")].values
+            values |= {f"{name} {k}": value for k, value in enumerate(of_shares) if np.isfinite(value)}
+        yield Plan(source, task, int(seed), float(epsilon)), values
 
 
 def main() -> int:
@@ -135,10 +143,19 @@ def main() -> int:
     from langevin.store import files
 
     out = files.check_target(args.out)
-    plans = list(wanted(args.tasks, args.sources, args.seeds))
+    plans, machines = list(wanted(args.tasks, args.sources, args.seeds)), []
     with Records(ROOT / f"runs/{out.stem}.jsonl") as kept:
+        if out.exists() and (saved := files.load(out)).attrs.get("format") == FORMAT:
+            machines = saved.attrs["machine"].split("; ")
+            for plan, values in records(saved):
+                plans.append(plan)
+                if not kept.done(plan):
+                    kept.add(plan, (values, None))
+        plans = list(dict.fromkeys(plans))
+        if not machines or not all(map(kept.done, plans)):
+            machines.append(processor())
         left = compute(plans, kept, args.workers, args.time_limit)
-        files.save(dataset(plans, kept), out)
+        files.save(dataset(plans, kept, "; ".join(dict.fromkeys(machines))), out)
         failed = {kept.failed[plan.key] for plan in plans if plan.key in kept.failed}
     for error in failed:
         print(f"failed: {error}", file=sys.stderr)

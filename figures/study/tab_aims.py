@@ -29,31 +29,31 @@ def compute(quick: bool = False) -> xr.Dataset:
 
     found, plans = regret.accuracies(), regret.planned()
     both = regret.lost(found, plans.share), regret.lost_by_means(found, plans.share)
-    rules, rows = list(regret.RULES), []
-    for group, tasks in regret.GROUPS.items():
-        for source in AIMS:
-            there = plans.share.sel(source=source, drop=True).reindex(seed=found.seed).notnull()
-            lost, by_means = (part.where(there).sel(task=list(tasks)) for part in both)
-            means: Any = regret.mean_and_error(by_means)
-            best = rules[int(np.nanargmin(means["mean"].sel(rule=rules).values))]
-            row: dict[str, Any] = {
-                "tasks": int(means.tasks.sel(rule=source)),
-                "fewest": int(means.seeds.sel(rule=source)),
-                "best": rules.index(best),
-                "best_lost": float(means["mean"].sel(rule=best)),
-            }
-            for name, part in (("by_seed", lost), ("by_means", by_means)):
-                own = part.sel(rule=source, drop=True)
-                for kind, values in (("lost", own), ("more", own - part.sel(rule=best, drop=True))):
-                    at: Any = regret.mean_and_error(values)
-                    row[f"{kind}_{name}"] = float(at["mean"])
-                    row[f"{kind}_{name}_error"] = float(at.standard_error)
-            rows.append(xr.Dataset(row).expand_dims(group=[group], source=[source]))
-    data: Any = xr.combine_by_coords(rows).sel(group=list(regret.GROUPS), source=list(AIMS))
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
-    return data
+    rules = list(regret.RULES)
+
+    def of(tasks: list[str]) -> xr.Dataset:
+        return xr.concat([row(source, tasks).expand_dims(source=[source]) for source in AIMS], "source")
+
+    def row(source: str, tasks: list[str]) -> xr.Dataset:
+        there = plans.share.sel(source=source, drop=True).reindex(seed=found.seed).notnull()
+        lost, by_means = (part.where(there).sel(task=tasks) for part in both)
+        means: Any = regret.mean_and_error(by_means)
+        best = rules[int(np.nanargmin(means["mean"].sel(rule=rules).values))]
+        values: dict[str, Any] = {
+            "tasks": int(means.tasks.sel(rule=source)),
+            "fewest": int(means.seeds.sel(rule=source)),
+            "best": rules.index(best),
+            "best_lost": float(means["mean"].sel(rule=best)),
+        }
+        for name, part in (("by_seed", lost), ("by_means", by_means)):
+            own = part.sel(rule=source, drop=True)
+            for kind, which in (("lost", own), ("more", own - part.sel(rule=best, drop=True))):
+                at: Any = regret.mean_and_error(which)
+                values[f"{kind}_{name}"] = float(at["mean"])
+                values[f"{kind}_{name}_error"] = float(at.standard_error)
+        return xr.Dataset(values)
+
+    return regret.described(regret.by_group(of), "aims", plans)
 
 
 def tabulate(data: xr.Dataset) -> Table:

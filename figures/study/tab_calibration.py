@@ -8,7 +8,7 @@ median of its size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from figures import output
 from figures.study import regret
@@ -27,43 +27,34 @@ def compute(quick: bool = False) -> xr.Dataset:
     import xarray as xr
 
     found, plans = regret.accuracies(), regret.planned()
-    rows = []
-    for name, tasks in regret.GROUPS.items():
-        measured, planned = found.sel(task=list(tasks)), plans.sel(task=list(tasks))
+
+    def of(tasks: list[str]) -> xr.Dataset:
+        measured, planned = found.sel(task=tasks), plans.sel(task=tasks)
         parts = [regret.called(measured, planned, near) for near in _NEAR]
-        row = xr.concat(parts, "near").assign_coords(near=list(_NEAR))
+        data = xr.concat(parts, "near").assign_coords(near=list(_NEAR))
         over = regret.expected(measured, planned)
         rest = [dim for dim in over.dims if dim != "source"]
-        row["optimism"], row["off_by"] = over.mean(rest), abs(over).median(rest)
-        rows.append(row.expand_dims(group=[name]))
-    data: Any = xr.concat(rows, "group")
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": f"calibration: {name}", "units": "1"}
-    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
-    return data
+        data["optimism"], data["off_by"] = over.mean(rest), abs(over).median(rest)
+        return data
+
+    return regret.described(regret.by_group(of), "calibration", plans)
 
 
 def tabulate(data: xr.Dataset) -> Table:
     """Return a table with one row per group of tasks and source."""
     from empirical.studies.tables import Table
 
-    rows = []
-    for group in data.group.values:
-        first = str(group)
-        for source in data.source.values:
-            part = data.sel(group=group, source=source)
-            if part.optimism.isnull():
-                continue
-            percent = [f"{float(part.share.isel(near=0)):.0%}"]
-            percent += [
-                f"{float(part[name].sel(near=n)):.0%}" for n in _NEAR for name in ("called", "others")
-            ]
-            rows.append(
-                [first, str(source), *percent, f"{float(part.optimism):+.3f}", f"{float(part.off_by):.3f}"]
-            )
-            first = ""
+    def cells(part: xr.Dataset) -> list[str]:
+        if part.optimism.isnull():
+            return []
+        fractions = [part.share.isel(near=0)]
+        fractions += [part[name].sel(near=near) for near in _NEAR for name in ("called", "others")]
+        percent = [f"{float(fraction):.0%}" for fraction in fractions]
+        return [*percent, f"{float(part.optimism):+.3f}", f"{float(part.off_by):.3f}"]
+
     within = [f"{kind} within {near:g}" for near in _NEAR for kind in ("called,", "others,")]
-    return Table(["calibration", "plan from", "called", *within, "optimism", "its size"], rows, labels=2)
+    header = ["calibration", "plan from", "called", *within, "optimism", "its size"]
+    return Table(header, regret.rows(data, "source", cells), labels=2)
 
 
 def caption(data: xr.Dataset) -> dict[str, object]:

@@ -1,9 +1,12 @@
-"""What the hedge changes: accuracy lost by other choices from the simulations of the same plans.
+"""What the hedge and public features change, and other choices from the simulations of the same plans.
 
 Plans from private features judge shares by two worlds, one in which the features hide nothing and one in
-which they hide directions, and take the largest share within one standard error of the best. Other choices:
-the most accurate share, over both worlds or in one alone. Losses are those of the table of regret. "Moved" is
-the fraction of plans in which the choice is another share.
+which they hide directions, and take the largest share within one standard error of the best. Plans without
+the hedge know the first world alone; with public features of the body's source, the second has no more hidden
+than the body reached there. The last two rows are other choices from the simulations of the plan: the most
+accurate share, over both worlds or with hidden directions alone. Losses are those of the table of regret;
+differences are from the plan, paired by seed, on the tasks that both exist for. "Moved" is the fraction of
+plans in which the choice is another share.
 """
 
 from __future__ import annotations
@@ -19,50 +22,53 @@ if TYPE_CHECKING:
 
     from empirical.studies.tables import Table
 
-SOURCE = "private features"
+PLAN = "private features"
+# names of other plans in this table
+OTHERS = {"private, no hedge": "no hedge", "private, public source": "public source"}
 
 
 def compute(quick: bool = False) -> xr.Dataset:
-    """Compute losses of the plan and of other choices, and how often these differ, by group of tasks."""
+    """Compute losses of the plan and of others, their differences, and how often these differ, by group."""
     import xarray as xr
 
-    found, plans = regret.accuracies(), regret.planned().sel(source=[SOURCE])
-    others = regret.variants(plans)
-    names = [str(name).removeprefix(f"{SOURCE}: ") for name in others.source.values]
-    choices: Any = xr.concat([plans.share, others.assign_coords(source=names)], "source")
-    lost, by_means = (of(found, choices) for of in (regret.lost, regret.lost_by_means))
-    own, rules = choices.sel(source=SOURCE, drop=True), [SOURCE, *names]
-    rows = []
-    for group, tasks in regret.GROUPS.items():
-        parts = (part.sel(task=list(tasks), rule=rules) for part in (lost, by_means))
-        row: Any = xr.concat([regret.mean_and_error(part) for part in parts], "kind")
-        there = own.sel(task=list(tasks)).notnull()
-        moved = (choices != own).sel(task=list(tasks)).where(there).mean(("task", "seed", "epsilon"))
-        row["moved"] = moved.rename(source="rule")
-        rows.append(row.expand_dims(group=[group]))
-    data: Any = xr.concat(rows, "group").assign_coords(kind=["lost", "by means"])
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
-    return data
+    found, plans = regret.accuracies(), regret.planned()
+    names = {PLAN: "the plan"} | {source: name for source, name in OTHERS.items() if source in plans.source}
+    given = plans.share.sel(source=list(names)).assign_coords(source=list(names.values()))
+    choices: Any = xr.concat([given, regret.variants(plans.sel(source=PLAN))], "source")
+    own, rules = choices.sel(source="the plan", drop=True), list(choices.source.values)
+    kinds = {"lost": regret.lost(found, choices), "by means": regret.lost_by_means(found, choices)}
+    # rules are compared on the plans that they have in common
+    more = {
+        kind: values.sel(rule=rules) - values.sel(rule="the plan", drop=True)
+        for kind, values in kinds.items()
+    }
+
+    def of(tasks: list[str]) -> xr.Dataset:
+        parts = [values.sel(task=tasks, rule=rules) for values in (*kinds.values(), *more.values())]
+        data: Any = xr.concat([regret.mean_and_error(part) for part in parts], "kind")
+        both = (own.notnull() & choices.notnull()).sel(task=tasks)
+        moved = (choices != own).sel(task=tasks).where(both).mean(("task", "seed", "epsilon"))
+        return data.assign(moved=moved.rename(source="rule"))
+
+    data = regret.by_group(of).assign_coords(kind=[*kinds, "less the plan", "by means, less the plan"])
+    return regret.described(data, "accuracy lost", plans)
 
 
 def tabulate(data: xr.Dataset) -> Table:
     """Return a table with one row per group of tasks and choice."""
     from empirical.studies.tables import Table, number
 
-    rows = []
-    for group in data.group.values:
-        first = str(group)
-        for rule in data.rule.values:
-            part = data.sel(group=group, rule=rule)
-            cells = [
-                number(float(m), float(e)) for m, e in zip(part["mean"], part.standard_error, strict=True)
-            ]
-            name = "the plan" if rule == SOURCE else str(rule)
-            rows.append([first, name, *cells, f"{float(part.moved):.0%}"])
-            first = ""
-    return Table(["hedge", "choice", *map(str, data.kind.values), "moved"], rows, labels=2)
+    def cells(part: Any) -> list[str]:
+        if not (tasks := int(part.tasks.max())):
+            return []
+        values = {
+            str(kind): number(float(m), float(e), signed="less" in str(kind))
+            for kind, m, e in zip(part.kind.values, part["mean"], part.standard_error, strict=True)
+        }
+        return [*values.values(), f"{float(part.moved):.0%}", str(tasks)]
+
+    header = ["hedge", "choice", *map(str, data.kind.values), "moved", "tasks"]
+    return Table(header, regret.rows(data, "rule", cells), labels=2)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ have one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study import regret
@@ -28,39 +28,34 @@ def compute(quick: bool = False) -> xr.Dataset:
 
     found, plans = regret.accuracies(), regret.planned()
     values, by_means = regret.lost(found, plans.share), regret.lost_by_means(found, plans.share)
-    rows: list[xr.Dataset] = []
-    for name, tasks in regret.GROUPS.items():
-        part = values.sel(task=list(tasks))
+
+    def of(tasks: list[str]) -> xr.Dataset:
+        part = values.sel(task=tasks)
         cells = [regret.mean_and_error(part.sel(epsilon=[e])) for e in part.epsilon.values]
-        cells += [regret.mean_and_error(part), regret.mean_and_error(by_means.sel(task=list(tasks)))]
+        cells += [regret.mean_and_error(part), regret.mean_and_error(by_means.sel(task=tasks))]
         budgets = [*(f"ε = {e:g}" for e in part.epsilon.values), "all budgets", "by means"]
-        row = xr.concat(cells, "budget").assign_coords(budget=budgets)
+        data = xr.concat(cells, "budget").assign_coords(budget=budgets)
         ahead = regret.ahead(part)
-        row["ahead"], row["ahead_error"] = ahead["mean"], ahead.standard_error
-        rows.append(row.expand_dims(group=[name]))
-    data = xr.concat(rows, "group")
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
-    return data
+        data["ahead"], data["ahead_error"] = ahead["mean"], ahead.standard_error
+        return data
+
+    return regret.described(regret.by_group(of), "accuracy lost", plans)
 
 
 def tabulate(data: xr.Dataset) -> Table:
     """Return a table with one row per group of tasks and rule and one column per budget."""
     from empirical.studies.tables import Table, number
 
-    rows = []
-    for group in data.group.values:
-        first = str(group)
-        for rule in data.rule.values:
-            part = data.sel(group=group, rule=rule)
-            if not (tasks := int(part.tasks.max())):
-                continue
-            cells = [
-                number(float(m), float(e)) for m, e in zip(part["mean"], part.standard_error, strict=True)
-            ]
-            rows.append([first, str(rule), *cells, str(tasks)])
-            first = ""
-    return Table(["accuracy lost", "rule", *map(str, data.budget.values), "tasks"], rows, labels=2)
+    def cells(part: Any) -> list[str]:
+        if not (tasks := int(part.tasks.max())):
+            return []
+        return [
+            *(number(float(m), float(e)) for m, e in zip(part["mean"], part.standard_error, strict=True)),
+            str(tasks),
+        ]
+
+    header = ["accuracy lost", "rule", *map(str, data.budget.values), "tasks"]
+    return Table(header, regret.rows(data, "rule", cells), labels=2)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from empirical.studies.tables import Table
 
-# not shown: variants of the first, which have a table of their own
-_LEFT_OUT = ("private, no hedge", "private, public source", "public features")
+# variants of the first have a table of their own
+SHOWN = ("private features", "private, last layer", *regret.RULES)
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -41,30 +41,25 @@ def compute(quick: bool = False) -> xr.Dataset:
         row["more_by_seed"], row["more_error"] = more["mean"], more.standard_error
         rows.append(row.expand_dims(task=[task]))
     data: Any = xr.concat(rows, "task")
-    for name in map(str, data.data_vars):
-        data[name].attrs = {"long_name": f"accuracy lost: {name}".replace("_", " "), "units": "1"}
-    data.attrs["machine"] = f"plans on {plans.attrs['machine']}; study on a processor"
-    return data
+    return regret.described(data, "accuracy lost", plans)
 
 
 def tabulate(data: xr.Dataset) -> Table:
     """Return a table with one row per task and one column per rule."""
     from empirical.studies.tables import Table, number
 
-    shown = [str(rule) for rule in data.rule.values if rule not in _LEFT_OUT]
-    plans = [rule for rule in shown if rule not in regret.RULES]
-
+    plans = [rule for rule in SHOWN if rule not in regret.RULES]
     rows = []
     for task in data.task.values:
         part = data.sel(task=task)
-        cells = [number(float(part["mean"].sel(rule=rule)), np.nan) for rule in shown]
+        cells = [number(float(part["mean"].sel(rule=rule)), np.nan) for rule in SHOWN]
         for plan in plans:
             own = part.sel(rule=plan)
             cells.append(number(float(own.more), np.nan, signed=True))
             cells.append(number(float(own.more_by_seed), float(own.more_error), signed=True))
         rows.append([str(task), *cells])
     heads = [f"{plan}, less best rule{how}" for plan in plans for how in ("", ", by seed")]
-    return Table(["accuracy lost", *shown, *heads], rows)
+    return Table(["accuracy lost", *SHOWN, *heads], rows)
 
 
 def main(argv: list[str] | None = None) -> int:

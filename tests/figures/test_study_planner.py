@@ -63,6 +63,36 @@ def test_plans_are_resumed_and_saved_like_the_committed_ones(study) -> None:
     assert there.source.values[there].tolist() == ["private features", "private, no hedge"]
 
 
+def test_saved_plans_need_no_records(study, tmp_path) -> None:
+    run, out, made, _ = study
+    assert run("--sources", "private features") == 0
+    first, kept = files.load(out), tmp_path / "runs/plans.jsonl"
+    # made, as no two numbers of a record are equal
+    first = first.assign(
+        {
+            name: first[name].copy(data=np.random.default_rng(k).random(first[name].shape))
+            for k, name in enumerate(first.data_vars)
+        }
+    ).assign_attrs(machine="another")
+    first["hidden_directions"] = first.hidden_directions * np.nan
+    files.save(first, out)
+    kept.unlink()
+    made.clear()
+    assert run("--sources", "private, last layer") == 0
+    assert {plan.source for plan in made} == {"private, last layer"}
+    found = files.load(out)
+    for name in first.data_vars:
+        np.testing.assert_array_equal(found[name].sel(source=first.source), first[name])
+    assert found.machine.split("; ")[0] == "another" != found.machine
+    # those made in another way are made again
+    files.save(found.assign_attrs(format=plans.FORMAT - 1), out)
+    kept.unlink()
+    made.clear()
+    assert run("--sources", "private features") == 0
+    assert len(made) == 20
+    assert "another" not in files.load(out).machine
+
+
 def test_no_plan_begins_after_the_time_limit(study, capsys: pytest.CaptureFixture) -> None:
     run, out, made, _ = study
     assert run("--time-limit", "1e-9") == 0
