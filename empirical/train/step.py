@@ -97,7 +97,9 @@ class Stepper:
 
     def sums(self, active: Active, batch: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return sums of the batch's clipped gradients, and counts as in `_summed`, in chunks that fit."""
-        at_once = max(1, min(active.chunk, len(batch)))
+        # equal chunks: launching the kernels of a small rest takes as long as those of a large one
+        chunks = math.ceil(len(batch) / active.chunk)
+        at_once = math.ceil(len(batch) / max(1, chunks)) or 1
         found, fits = memory.fitting(
             lambda size: self._summed(active, batch, size), at_once, self._network.device, active.renew
         )
@@ -156,7 +158,7 @@ def _filled(part: Tensor) -> Tensor:
     """Repeat the last of a part's samples, on a GPU, up to one of few sizes.
 
     cuDNN plans each convolution again for each new size of a batch, and those of Poisson batches rarely
-    repeat.
+    repeat. How much time this takes was not measured on its own.
     """
     if not part.is_cuda:
         return part

@@ -224,6 +224,23 @@ def test_chunks_do_not_matter() -> None:
     np.testing.assert_allclose(cut.test_loss, whole.test_loss, rtol=1e-4)
 
 
+def test_chunks_of_a_batch_have_about_equal_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    of = PerSample.norms
+
+    def norms(self: PerSample, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return of(self, x, y)
+
+    monkeypatch.setattr(PerSample, "norms", norms)
+    tuning = FineTuning(TASK, CONV, quick("fft", engine="hooks"), chunk=8)
+    active = tuning._stages.enter(0)
+    for size, sizes in ((0, []), (1, [1]), (8, [8]), (9, [5, 4]), (20, [7, 7, 6])):
+        seen.clear()
+        tuning._stepper.sums(active, torch.arange(size))
+        assert seen == sizes
+
+
 def fivefold(part: torch.Tensor) -> torch.Tensor:
     """A part, of which the last sample is repeated."""
     return torch.cat([part, part[-1:].expand(4)])
