@@ -38,7 +38,7 @@ LARGE = (
 WARM = 4
 # sums over processes that are timed
 SUMS = 20
-# what is measured beside whole steps: its key in the record, and its label, in milliseconds a step
+# what is measured next to whole steps, in seconds: its key in the record, and its label
 PARTS = {
     "half": "one process, half the batch",
     "one size": "the same, all batches of one size",

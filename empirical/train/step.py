@@ -94,7 +94,9 @@ class Stepper:
 
     def sums(self, active: Active, batch: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return sums of the batch's clipped gradients, and counts as in `_summed`, in chunks that fit."""
-        at_once = max(1, min(active.chunk, len(batch)))
+        # equal chunks: launching the kernels of a small rest takes as long as those of a large one
+        chunks = math.ceil(len(batch) / active.chunk)
+        at_once = math.ceil(len(batch) / max(1, chunks)) or 1
         found, fits = memory.fitting(
             lambda size: self._summed(active, batch, size), at_once, self._network.device, active.renew
         )

@@ -6,11 +6,11 @@ one standard error. Above: nearest-neighbour accuracy of the features, with that
 weights, and similarity to the pre-trained features. DP-FFT changes the accuracy by {fft_low} points at
 epsilon {low:g} and by {fft_high} at epsilon {high:g}. Below: the change by cause. Training alone (a zero
 head, no noise) changes it by {training} points; noise and head are differences to it. At epsilon {low:g} the
-noise costs {noise}. The random head costs {early} after {soon} steps and {late} at the end: the account of
-the paper, in which a random head first distorts the features and training then repairs them. It appears as a
-delayed gain and not as a loss. A head of {scale:g} times the scale costs {large_early} and then {large_late},
-and with noise DP-FFT loses accuracy. DP-LP-FFT loses none, with half the steps of full fine-tuning and a
-lower rate.
+noise costs {noise}. The random head costs {early} after {soon} steps and {late} at the end: the sign is that
+of the paper's account, in which a random head first distorts the features and training then repairs them,
+but it is not significant. A head of {scale:g} times the scale costs {large_early} and then {large_late}, of
+which training hides the most. DP-LP-FFT, with half the steps of full fine-tuning and a lower rate, loses
+nothing.
 """
 
 from __future__ import annotations

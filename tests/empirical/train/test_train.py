@@ -18,6 +18,7 @@ from torch import nn
 from empirical.data.images import Images, Part
 from empirical.train import fine_tuning, network
 from empirical.train.fine_tuning import FineTuning, RunOptions, finetune
+from empirical.train.gradients.opacus import PerSample
 from tests.empirical.train.tasks import BODY, CONV, SAMPLES, TASK, quick
 from tests.helpers import execute
 
@@ -180,6 +181,23 @@ def test_engines_agree() -> None:
 def test_chunks_do_not_matter() -> None:
     whole, cut = (finetune(TASK, CONV, quick("fft"), chunk=chunk) for chunk in (None, 4))
     np.testing.assert_allclose(cut.test_loss, whole.test_loss, rtol=1e-4)
+
+
+def test_chunks_of_a_batch_have_about_equal_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    of = PerSample.norms
+
+    def norms(self: PerSample, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return of(self, x, y)
+
+    monkeypatch.setattr(PerSample, "norms", norms)
+    tuning = FineTuning(TASK, CONV, quick("fft", engine="hooks"), chunk=8)
+    active = tuning._stages.enter(0)
+    for size, sizes in ((0, []), (1, [1]), (8, [8]), (9, [5, 4]), (20, [7, 7, 6])):
+        seen.clear()
+        tuning._stepper.sums(active, torch.arange(size))
+        assert seen == sizes
 
 
 def test_training_without_noise_learns() -> None:
