@@ -97,7 +97,8 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         rows = part.sizes["epsilon"]
         ax.set_yticks([-row for row in range(rows)], [f"{epsilon:g}" for epsilon in part.epsilon.values])
         ax.set(title=studies.title(task), ylim=(0.5 - rows, 0.5))
-        ax.set_xlim(float(bars[0].min()), float(bars[1].max()))
+        # room for the ends of the bars
+        ax.set_xlim(float(bars[0].min()) - 0.2, float(bars[1].max()) + 0.2)
         for row in range(1, rows):
             ax.axhline(0.5 - row, color="0.9", linewidth=0.5, zorder=0)
     for ax in axes[-1]:

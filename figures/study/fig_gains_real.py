@@ -18,7 +18,7 @@ from langevin.support import streams
 if TYPE_CHECKING:
     import xarray as xr
 
-STUDIES = ("lite0", "lite0-60k", "elpv")
+STUDIES = ("lite0", "lite0-60k", "elpv", "elpv-shift")
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         __file__,
         compute,
         fig_gains.draw,
-        size=(7.2, 2.6),
-        panels=(1, len(STUDIES)),
+        size=(7.2, 4.6),
+        panels=(2, 2),
         reads=studies.paths(STUDIES),
         caption=caption,
         argv=argv,
