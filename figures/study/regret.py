@@ -21,6 +21,8 @@ GROUPS = {
     "six earlier tasks": TASKS,
     "all twelve": (*TASKS, *held_out.TASKS),
 }
+# what plans are judged by; the other sources show what parts of them do
+PLANS = ("private features", "private, last layer")
 RULES = {"all FFT": 0.0, "a quarter LP": 0.25, "half and half": 0.5, "three quarters LP": 0.75, "all LP": 1.0}
 READS = (FILE, *(f"docs/study/{task}.nc" for task in GROUPS["all twelve"]))
 # what a share may lose to be called as good

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from empirical.studies.tables import Table
 
-AIMS = {"private features": 0.010, "private, last layer": 0.005}
+AIMS = dict(zip(regret.PLANS, (0.010, 0.005), strict=True))
 
 
 def compute(quick: bool = False) -> xr.Dataset:

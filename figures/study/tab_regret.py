@@ -4,8 +4,8 @@ The loss is the test accuracy below that of the share that was best in hindsight
 the share with the highest mean over all other seeds. Values are means over the seeds, tasks and budgets, with
 standard errors over the seeds; "by means" replaces each seed's accuracy by the mean over the seeds and
 hindsight by the best of these means. A plan comes from `empirical.plan_share`, with the features of the
-training rows or of the public part; "last layer" means that the layer below is given too, on the tasks that
-have one.
+training rows; "last layer" means that the layer below is given too, "public source" that labelled features of
+the body's source are, each on the tasks that have them; "no hedge" that nothing hidden is assumed.
 """
 
 from __future__ import annotations
