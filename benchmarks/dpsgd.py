@@ -59,6 +59,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dpsgd", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bodies", nargs="+", metavar="NAME", help="networks to measure (default: all)")
     parser.add_argument("--quick", action="store_true", help="short trial run: nothing is saved")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -70,7 +71,11 @@ def main() -> None:
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "cases": [],
     }
-    for name, shape, options, batch in SMALL if device.type == "cpu" else LARGE:
+    cases = SMALL if device.type == "cpu" else LARGE
+    wanted = [case for case in cases if case[0] in (args.bodies or [case[0]])]
+    if not wanted:
+        parser.error(f"--bodies must be of {', '.join(name for name, *_ in cases)}")
+    for name, shape, options, batch in wanted:
         case: dict[str, Any] = {"body": name, "image": shape, "batch": batch, "images per second": {}}
         steps = {}
         for label, subset, kind, clip, low in ENGINES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,9 @@ def plan_share(
     hows: dict[Head, Settings] = {head: _settings(chosen, head, releases[head]) for head in heads}
     known = W is not None or not chosen.hedge or private
     worlds, open_ = hedge.worlds_of(inputs.net, layer=known, source=source, random=random)
-    with one_blas_thread(), Records(keep) as kept:
-        forecast = theory.forecast(inputs.net, chosen) if chosen.theory else None
+    # the forecast takes one thread, for a part of what the simulation takes
+    with one_blas_thread(), ThreadPoolExecutor(1) as aside, Records(keep) as kept:
+        forecast = aside.submit(theory.forecast, inputs.net, chosen) if chosen.theory else None
         trials = Trials(list(worlds.values()), hows, root, kept, progress)
         runs, caveats = _compared(trials, list(worlds), heads, chosen)
         shares = np.array(chosen.lengths) / chosen.steps
@@ -161,7 +163,7 @@ def plan_share(
         inputs.names,
         inputs.net.activation,
         inputs.trained,
-        forecast=forecast,
+        forecast=None if forecast is None else forecast.result(),
     )
     if inputs.private is not None:
         found = replace(found, released=private_choice.release(trials, found, inputs.private, chosen))
@@ -226,7 +228,8 @@ def _settings(chosen: PlanSettings, head: Head, history: History) -> Settings:
     assert chosen.batch is not None
     assert nu is not None
     assert noise is not None
-    return Settings(chosen.steps, chosen.batch, nu, chosen.clip, head, noise / chosen.samples)
+    of_prototypes = noise / chosen.samples
+    return Settings(chosen.steps, chosen.batch, nu, chosen.clip, head, of_prototypes, chosen.samples)
 
 
 def _history(chosen: PlanSettings, history: History, share: float) -> History:

@@ -18,7 +18,7 @@ FACTOR = 3.0
 RATES = tuple(FACTOR**k for k in range(-3, 2))
 _FARTHEST = 4
 # draws of the first round, which doubles in each, and of the first comparison of shares
-_FIRST, LEAST = 4, 8
+_FIRST, LEAST = 2, 8
 # draws by which probing's rate is settled
 _PROBING = 16
 # standard errors at which an alternative is clearly worse, and so known well enough

@@ -47,6 +47,8 @@ class Settings:
     prototype_noise : float
         Standard deviation of the noise of prototypes, relative to a sum over the samples divided by their
         number.
+    samples : int or None
+        Private samples that batches are drawn from; None: as many as there are rows.
     """
 
     steps: int
@@ -55,6 +57,16 @@ class Settings:
     clip: float
     head: Head = "gaussian"
     prototype_noise: float = 0.0
+    samples: int | None = None
+
+    def sample_rate(self, rows: int) -> float:
+        """Poisson rate on ``rows`` samples that gives a mean gradient the noise of the real batches.
+
+        The variance by sampling is ``(1 - q) / (q n)`` times the mean square of the clipped gradients, with
+        ``q`` the rate and ``n`` the number of samples.
+        """
+        q = min(1.0, self.batch / (rows if self.samples is None else self.samples))
+        return self.batch / (self.batch + (1 - q) * rows)
 
     def legs(self, split: Split, samples: int, sample_rate: float = 1.0) -> list[Leg]:
         """The phases of Langevin diffusion with the same mean drift and the same DP noise, and their steps.
@@ -171,7 +183,7 @@ class StandIn:
 
             return run_on(self.device, self, how, splits, draws)
         samples = len(self.X)
-        rate = min(1.0, how.batch / samples)
+        rate = how.sample_rate(samples)
         found = self._net.ends(
             [how.legs(split, samples, rate) for split in splits],
             [self._draw(how, seed) for seed in draws],

@@ -28,7 +28,7 @@ def advice(inputs: Inputs, trials: Trials, head: Head, lr: float, shares: FloatA
     rows = np.sort(some_rows(net.labels, count, random))
     (leg,) = how.legs(Split(how.steps, lr, lr), count)
     heads = [net.head(how, random) for _ in range(1 if net.v is not None else _HEADS)]
-    rate = min(1.0, how.batch / len(net.X))
+    rate = how.sample_rate(count)
     said = split_advice(
         net.problem(rows),
         [Weights(net.W, found.T) for found in heads],

@@ -19,6 +19,9 @@ from empirical.train.network import Network
 from empirical.train.stage import Active
 from empirical.train.streams import Streams
 
+# significant bits of a batch's size on a GPU
+_BITS = 5
+
 
 class Release(NamedTuple):
     """What a step computes of its batch; only ``sums`` is differentially private.
@@ -118,8 +121,9 @@ class Stepper:
                 if recipe.clip is not None:
                     assert found is not None
                     weights = factors(found, recipe.clip, recipe.clipping, recipe.stabiliser)
-                    clipped = clipped + (found > recipe.clip).sum()
-                    norms = norms + found.sum()
+                    weights[kept:] = 0
+                    clipped = clipped + (found[:kept] > recipe.clip).sum()
+                    norms = norms + found[:kept].sum()
                     lost = lost + len(part) - kept
                 # a rounded sum may change by more than the clip for one sample
                 more = active.gradients.total(weights)
@@ -131,19 +135,44 @@ class Stepper:
         """Norms of a part's gradients, and the number of samples: those whose gradients are finite.
 
         A sample whose gradient is not finite would leave a sum that is not finite, however it is clipped.
+        Norms behind that number are of samples that fill the part up, and must get the factor 0.
         """
         gradients = active.gradients
+        filled = part if self._recipe.clip is None else _filled(part)
         # where norms and sum come from the same numbers, those may be rounded
         safe = isinstance(gradients, PerSample | Loop | Plain)
         with self._network.autocast(safe):
-            found = gradients.norms(active.data[part], active.labels[part])
+            found = gradients.norms(active.data[filled], active.labels[filled])
             if self._recipe.clip is None or found is None or bool((finite := found.isfinite()).all()):
                 return found, len(part)
             gradients.total(torch.zeros_like(found))
-            kept = part[finite]
+            kept = part[finite[: len(part)]]
             if not len(kept):
                 return found, 0
             return gradients.norms(active.data[kept], active.labels[kept]), len(kept)
+
+
+def _filled(part: Tensor) -> Tensor:
+    """Repeat the last of a part's samples, on a GPU, up to one of few sizes.
+
+    cuDNN plans each convolution again for each new size of a batch, and those of Poisson batches rarely
+    repeat.
+    """
+    if not part.is_cuda:
+        return part
+    return torch.cat([part, part[-1:].expand(_round_size(len(part)) - len(part))])
+
+
+def _round_size(size: int) -> int:
+    """The next of 16 sizes between two powers of two.
+
+    Examples
+    --------
+    >>> [_round_size(size) for size in (1, 31, 290, 1000, 1025)]
+    [1, 31, 304, 1024, 1088]
+    """
+    grain = 1 << max(0, size.bit_length() - _BITS)
+    return -(-size // grain) * grain
 
 
 def _masked(noise: Tensor, active: Active) -> Tensor:

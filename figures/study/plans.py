@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from empirical.networks.last_layer import LastLayer
 
 # increased when plans are made in another way: those of another format are made again
-FORMAT = 1
+FORMAT = 2
 # arrays that plans are made from
 KEPT = "runs/planner-inputs"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -5,7 +5,8 @@ docs/study/features.nc, which `figures.study.fig_features` reads; for another gr
 
     python -m figures.study.study_features --tuned docs/study/lite0.nc --device cuda --seeds 5 --epsilons .3 3
 
-Finished runs are kept in a file: the same command resumes, also after ``--time-limit``.
+Finished runs are kept in a file: the same command resumes, also after ``--time-limit``. ``--known`` takes
+them from an earlier result instead, to which more seeds or budgets are added.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def measure(
     *,
     cells: str | Path | None = None,
     time_limit: float | None = None,
+    known: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Fine-tune in every way of `RUNS`, and measure features.
 
@@ -153,6 +155,8 @@ def measure(
         File of finished runs, read and appended to.
     time_limit : float, optional
         Seconds after which no run is started.
+    known : Dataset, optional
+        An earlier result, whose runs are not repeated.
 
     Returns
     -------
@@ -165,14 +169,65 @@ def measure(
     from empirical.studies.cells import Records
 
     began = time.monotonic()
+    found = {} if known is None else finished(known, wanted)
     with Records(cells) as records:
-        todo = [run for run in wanted.values() if not records.done(run)]
+        todo = [run for place, run in wanted.items() if place not in found and not records.done(run)]
         # of one seed after the other, which share task, body and baselines
         for run in tqdm(todo, disable=None, unit="run"):
             if time_limit is not None and time.monotonic() - began > time_limit:
                 break
             records.add(run, (_measured(run), None))
-        return _dataset(wanted, {place: records.get(run) for place, run in wanted.items()})
+        return _dataset(wanted, {place: records.get(run) for place, run in wanted.items()} | found)
+
+
+def finished(
+    known: xr.Dataset, wanted: dict[tuple[float, str, int], Run]
+) -> dict[tuple[float, str, int], dict[str, float]]:
+    """Measures of the wanted runs that a result of `measure` has.
+
+    Raises
+    ------
+    ValueError
+        If its setting, its recipe or its steps differ from the wanted ones.
+    """
+    first = next(iter(wanted.values()))
+    steps = known.step.values.tolist()
+    same = {
+        "setting": _portable(json.loads(known.attrs["setting"])) == _portable(first.setting.as_dict()),
+        "recipe": json.loads(known.attrs["recipe"])
+        in (_plain(run.recipe.as_dict()) for run in wanted.values()),
+        "steps": (len(steps), steps[-1]) == (first.evaluations + 1, first.recipe.steps),
+    }
+    if other := [name for name, is_same in same.items() if not is_same]:
+        raise ValueError(
+            f"known must be of the wanted runs, got a result with another {other[0]}: leave it out, or ask "
+            "for runs like those"
+        )
+    found = {}
+    for place in wanted:
+        at = dict(zip(("epsilon", "run", "seed"), place, strict=True))
+        if any(value not in known[axis].values for axis, value in at.items()):
+            continue
+        one = known[list(MEASURES)].sel(at)
+        # some others are undefined, such as the collapse of a zero head
+        if bool(one.test_accuracy.notnull().all()):
+            found[place] = {
+                f"{name} {step}": float(one[name].sel(step=step)) for name in MEASURES for step in steps
+            }
+            found[place] |= {
+                f"baseline {kind}": float(known.baseline.sel(seed=place[2], kind=kind)) for kind in BASELINES
+            }
+    return found
+
+
+def _portable(setting: dict[str, Any]) -> dict[str, Any]:
+    """A setting without what differs between machines."""
+    return {name: value for name, value in _plain(setting).items() if name not in ("folder", "device")}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON returns them."""
+    return json.loads(json.dumps(values))
 
 
 class _Shared:
@@ -281,6 +336,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-folder", metavar="FOLDER", help="of the images, if not where the grid's were")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cells", metavar="FILE", help="finished runs, read and added to")
+    parser.add_argument("--known", metavar="FILE", help="earlier result, whose runs are not repeated")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="after which no run is started")
     parser.add_argument("--out", default=str(ROOT / FILE), metavar="FILE")
     given = parser.parse_args(argv)
@@ -290,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
         options["folder"] = given.data_folder
     names = ("epsilons", "seeds", "evaluations", "device", "tested")
     wanted = runs(tuned, **{name: getattr(given, name) for name in names}, **options)
-    data = measure(wanted, cells=given.cells, time_limit=given.time_limit)
+    known = None if given.known is None else files.load(given.known)
+    data = measure(wanted, cells=given.cells, time_limit=given.time_limit, known=known)
     data.attrs |= {"machine": processor(), "command": "python -m figures.study.study_features"}
     files.save(data, given.out)
     print(given.out, f"{data.attrs['left']} runs left" if data.attrs["left"] else "")

@@ -17,10 +17,9 @@ from langevin.engine import outputs, pool
 from langevin.engine.chain import outputs_step_seconds, steps_a_call
 from langevin.engine.kernels.outputs.loop import advance_outputs
 from langevin.engine.kernels.outputs.types import SCALARS, OutputsData, OutputsRule
-from langevin.engine.kernels.types import LOSS, NEURON_ROWS, Records
+from langevin.engine.kernels.types import ACCURACY, LOSS, NEURON_ROWS, Records
 from langevin.engine.layout import Layout, aligned_zeros
 from langevin.engine.noise import DTYPES, Precision
-from langevin.engine.watchers import WATCHERS
 from langevin.model.problem import Problem
 from langevin.model.schedule import Phase, Schedule
 from langevin.support.validate import FloatArray
@@ -66,24 +65,33 @@ class Net:
     layout: Layout
     data: OutputsData
     frozen: OutputsData  # with the features of W
+    held: OutputsData  # of the held-out points
 
     @classmethod
     def of(cls, problem: Problem, W: FloatArray, precision: Precision = "single") -> Net:
         """Lay out a problem with held-out points, and a first layer, shape (h, d)."""
         layout = Layout(problem.dim, len(W), DTYPES[precision], problem.outputs_dim)
-        data, frozen = (
+        assert problem.X_test is not None
+        assert problem.y_test is not None
+        held = np.eye(problem.outputs_dim)[problem.y_test] if problem.class_names else problem.y_test
+        parts = (
+            (problem.X, problem.targets, None),
+            (problem.X, problem.targets, problem.features(W)),
+            (problem.X_test, held, None),
+        )
+        built = (
             outputs.build_data(
                 layout,
-                problem.X,
-                problem.targets,
+                X,
+                targets,
                 activation=problem.activation,
                 loss=problem.loss,
                 classes=problem.classification,
                 features=features,
             )
-            for features in (None, problem.features(W))
+            for X, targets, features in parts
         )
-        return cls(problem, W, layout, data, frozen)
+        return cls(problem, W, layout, *built)
 
     def ends(self, courses: Sequence[Sequence[Leg]], draws: Sequence[Draw], threads: int) -> Ends:
         """Run each course from each draw to its end.
@@ -130,7 +138,9 @@ class _Runs:
 
     def __init__(self, net: Net, draw: Draw, rest: Event) -> None:
         self._net, self._draw, self._rest = net, draw, rest
-        self._scratch = outputs.build_scratch(net.layout, net.data, probing=False)
+        self._scratch, self._held = (
+            outputs.build_scratch(net.layout, data, probing=False) for data in (net.data, net.held)
+        )
 
     @np.errstate(all="ignore")  # of numbers out of the range, which a run shows by diverging
     def ends(self, courses: Sequence[Sequence[Leg]]) -> FloatArray:
@@ -167,11 +177,11 @@ class _Runs:
         net = self._net
         # of a phase that trains the layer: its features are not those of the start
         rule = outputs.phase_rule(net.layout, Phase("fft", time=1.0), dt=1.0)
-        scalars = self._call(state, state.step, net.data, rule, (state.step,))
-        if state.diverged[0] >= 0:
-            return np.nan, np.nan
-        W, v = net.layout.unpack(state.theta[0])
-        return scalars[0, LOSS, 0], WATCHERS["test_accuracy"](net.problem)(W, v)
+        loss, accuracy = (
+            self._call(state, state.step, data, rule, (state.step,))[0, which, 0]
+            for data, which in ((net.data, LOSS), (net.held, ACCURACY))
+        )
+        return (np.nan, np.nan) if state.diverged[0] >= 0 else (loss, accuracy)
 
     def _call(
         self, state: _State, stop: int, data: OutputsData, rule: OutputsRule, records: tuple[int, ...]
@@ -190,7 +200,7 @@ class _Runs:
             *map(np.uint64, self._draw.key),
             data,
             rule,
-            self._scratch,
+            self._held if data is self._net.held else self._scratch,
             # without a reference path, classes of neurons, and dimensions that are not simulated
             Records(
                 np.array(records, np.int64),

@@ -1,6 +1,7 @@
 """The study of features: all from a grid, resumed, with missing runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("torch")
 from empirical import Recipe, Setting
 from figures.study import study_features
 from figures.study.study_features import RUNS
+from langevin.store import files
 
 ARMS, EPSILON = ["lp", "fft", "lp-fft 0.5"], 3.0
 
@@ -61,3 +63,51 @@ def test_runs_are_resumed(wanted, tmp_path, monkeypatch):
     more = dict(list(wanted.items())[:3])
     assert study_features.measure(more, cells=cells).attrs["left"] == 0
     assert measured == [wanted[EPSILON, "lp-fft", 0]]
+
+
+def test_runs_of_an_earlier_result_are_not_repeated(wanted, tmp_path, monkeypatch):
+    some = dict(list(wanted.items())[:2])
+    known = study_features.measure(some)
+    path = tmp_path / "known.nc"
+    files.save(known, path)
+    measured, real = [], study_features._measured
+    monkeypatch.setattr(study_features, "_measured", lambda run: measured.append(run) or real(run))
+    more = dict(list(wanted.items())[:3])
+    found = study_features.measure(more, known=files.load(path))
+    assert measured == [wanted[EPSILON, "lp-fft", 0]]
+    assert found.attrs["left"] == 0
+    xr.testing.assert_equal(
+        found[list(study_features.MEASURES)].sel(run=["lp", "fft"]),
+        known[list(study_features.MEASURES)].sel(run=["lp", "fft"]),
+    )
+    # a run that is not finished there is measured
+    known.test_accuracy.loc[{"run": "fft", "step": 4}] = np.nan
+    # a head of zeros has no angles
+    known.nc3.loc[{"run": "lp", "step": 0}] = np.nan
+    assert set(study_features.finished(known, some)) == {(EPSILON, "lp", 0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"setting": {"size": 16}}, "setting"),
+        ({"recipe": {"steps": 8}}, "recipe"),
+        ({"evaluations": 4}, "steps"),
+        ({"setting": {"device": "cuda"}}, None),
+    ],
+)
+def test_an_earlier_result_of_another_kind_is_refused(wanted, change, what):
+    run = wanted[EPSILON, "lp", 0]
+    known = study_features.measure({(EPSILON, "lp", 0): run})
+    other = replace(
+        run,
+        setting=replace(run.setting, **change.get("setting", {})),
+        recipe=replace(run.recipe, **change.get("recipe", {})),
+        evaluations=change.get("evaluations", run.evaluations),
+    )
+    asked = {(EPSILON, "lp", 0): other}
+    if what is None:
+        assert set(study_features.finished(known, asked)) == set(asked)
+        return
+    with pytest.raises(ValueError, match=f"with another {what}"):
+        study_features.finished(known, asked)

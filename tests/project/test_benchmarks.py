@@ -1,6 +1,7 @@
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import langevin
-from benchmarks import overview, scaling, step, threads
+from benchmarks import overview, processes, scaling, step, threads
 from benchmarks.harness import floor
 from benchmarks.harness.contestants import DT, SIGMA, Case
 from benchmarks.harness.outputs import OutputsCase
@@ -134,6 +135,48 @@ def test_threads_are_compared():
     record["cases"] = [threads.measure((5, 12, 9), 10, 4, 2, 2)]
     assert len(record["cases"][0]["one"]) == 2
     assert "| 5, 12, 9 |" in threads.report(record)
+
+
+def test_the_parts_of_a_step_in_several_processes():
+    one = {"images per second": 1000.0, "half": 0.05, "one size": 0.04, "device": 0.02, "kernels": 900.0}
+    two = [{"images per second": rate, "sum": 0.001} for rate in (1500.0, 1700.0, 1600.0)]
+    case = processes.described(("net", {}, 28, "hooks", 80), {1: [one], 2: two})
+    record = {"device": "none", "started": "never", "cases": [case]}
+    shown = processes.tables(record)
+    for line in (
+        "| 2 | 1.6e+03 (1.60) |",
+        "| processes: 1 | 80 |",
+        "| processes: 2 | 50 |",
+        "| one process, half the batch | 50 |",
+        "| the same, all batches of one size | 40 |",
+        "| of that, the device computes | 20 |",
+        "| sum of gradients over two processes, alone | 1 |",
+        "| kernels and copies in that step | 900 |",
+    ):
+        assert line in shown
+    # a processor has no device to profile
+    del one["device"], one["kernels"]
+    case = processes.described(("net", {}, 28, "hooks", 80), {1: [one], 2: two})
+    assert "| of that, the device computes | - |" in processes.tables(record | {"cases": [case]})
+
+
+def test_the_time_of_a_device_leaves_out_processors_and_annotations():
+    def event(device, seconds, annotation=False):
+        span = SimpleNamespace(elapsed_us=lambda: 1e6 * seconds)
+        where = SimpleNamespace(name=device)
+        return SimpleNamespace(device_type=where, time_range=span, is_user_annotation=annotation)
+
+    events = [event("CUDA", 0.5), event("CPU", 2.0), event("CUDA", 0.25), event("CUDA", 4.0, annotation=True)]
+    assert processes.computed(events, 3) == {"device": 0.25, "kernels": 2 / 3}
+
+
+def test_a_clock_leaves_out_the_steps_of_warming_up(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(processes, "now", lambda device: next(ticks))
+    clock = processes.Clock("cpu")
+    for number in range(1, 9):
+        clock.tick(number, 8)
+    assert clock.seconds == 2.5
 
 
 def test_the_floor_of_reduced_data_counts_their_triangle():

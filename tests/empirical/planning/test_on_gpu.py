@@ -1,4 +1,4 @@
-"""Runs on a GPU, here by torch on the processor: the same steps, noise and batches as the compiled ones."""
+"""Runs by torch, on a GPU where there is one: the same steps, noise and batches as the compiled ones."""
 
 from dataclasses import replace
 
@@ -10,7 +10,9 @@ from empirical.planning.on_gpu import run_on
 from empirical.planning.settings import PlanSettings
 from empirical.planning.stand_in import Settings, Split
 from tests.empirical.planning.test_standin import LABELS, V, net
+from tests.langevin.engine.devices import GPU
 
+where = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=GPU)])
 SPLITS = [Split(0, 0.5, 0.3), Split(6, 0.5, 0.3), Split(15, 0.5, 0.3), Split(20, 0.5, 0.3)]
 
 
@@ -23,22 +25,25 @@ def of(classes, **changes):
     return net(**{"v": None, "labels": labels, "labels_test": labels, "classes": classes, **changes})
 
 
+@where
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_without_noise_and_batches_it_is_the_compiled_run(classes, activation):
+def test_without_noise_and_batches_it_is_the_compiled_run(classes, activation, where):
     how = Settings(steps=20, batch=30.0, noise_multiplier=0.0, clip=0.4)
     tried = of(classes, activation=activation)
-    here, there = tried.run(how, SPLITS, streams(3)), run_on("cpu", tried, how, SPLITS, streams(3))
+    here, there = tried.run(how, SPLITS, streams(3)), run_on(where, tried, how, SPLITS, streams(3))
     assert there.loss == pytest.approx(here.loss, rel=1e-4)
     assert there.accuracy == pytest.approx(here.accuracy)
     # the control: another clip is another run
-    other = run_on("cpu", tried, replace(how, clip=0.3), SPLITS, streams(3))
+    other = run_on(where, tried, replace(how, clip=0.3), SPLITS, streams(3))
     assert np.median(abs(other.loss / here.loss - 1)) > 1e-3
 
 
+@where
 @pytest.mark.parametrize("classes", [2, 3])
-def test_noise_and_batches_have_the_same_law(classes):
-    how = Settings(steps=20, batch=8.0, noise_multiplier=2.0, clip=0.7)
+def test_noise_and_batches_have_the_same_law(classes, where):
+    # fewer rows than there are samples
+    how = Settings(steps=20, batch=8.0, noise_multiplier=2.0, clip=0.7, samples=120)
     tried = of(classes, v=V[:classes] if classes > 2 else V[0])
 
     def scores(a, b):
@@ -51,26 +56,28 @@ def test_noise_and_batches_have_the_same_law(classes):
         )
 
     here = tried.run(how, SPLITS, streams(1000)).loss
-    assert scores(here, run_on("cpu", tried, how, SPLITS, streams(1000)).loss).max() < 4.5
+    assert scores(here, run_on(where, tried, how, SPLITS, streams(1000)).loss).max() < 4.5
     # the controls: noise that is larger, and larger batches
     for change in ({"noise_multiplier": 3.0}, {"batch": 20.0}):
-        other = run_on("cpu", tried, replace(how, **change), SPLITS, streams(1000)).loss
+        other = run_on(where, tried, replace(how, **change), SPLITS, streams(1000)).loss
         assert scores(here, other).max() > 4.5
 
 
-def test_a_draw_is_the_same_in_all_splits_and_with_other_draws():
+@where
+def test_a_draw_is_the_same_in_all_splits_and_with_other_draws(where):
     how = Settings(steps=20, batch=8.0, noise_multiplier=1.0, clip=0.7)
     tried = of(3)
-    together = run_on("cpu", tried, how, [*SPLITS, Split(20, 0.5, 9.0)], streams(5))
+    together = run_on(where, tried, how, [*SPLITS, Split(20, 0.5, 9.0)], streams(5))
     assert together.loss[3] == pytest.approx(together.loss[4], rel=1e-6)
-    alone = run_on("cpu", tried, how, SPLITS[1:2], streams(5)[2:3])
+    alone = run_on(where, tried, how, SPLITS[1:2], streams(5)[2:3])
     assert alone.loss.item() == pytest.approx(together.loss[1, 2], rel=1e-4)
     assert len(np.unique(together.loss[:4].round(6))) == 20
 
 
-def test_what_leaves_the_range_is_right_nowhere():
+@where
+def test_what_leaves_the_range_is_right_nowhere(where):
     how = Settings(steps=20, batch=30.0, noise_multiplier=0.0, clip=1e20)
-    found = run_on("cpu", of(3), how, [Split(0, 1.0, 1e30), Split(0, 1.0, 1e-3)], streams(2))
+    found = run_on(where, of(3), how, [Split(0, 1.0, 1e30), Split(0, 1.0, 1e-3)], streams(2))
     assert np.isinf(found.loss[0]).all()
     assert (found.accuracy[0] == 0).all()
     assert np.isfinite(found.loss[1]).all()

@@ -177,6 +177,23 @@ def test_poisson_batches_step_as_far_as_all_samples_on_average():
     assert start[0] - whole[0] > 20 * error
 
 
+def test_fewer_rows_have_the_sampling_noise_of_all_samples():
+    split, batch = [Split(0, 0.3, 0.3)], 60.0
+    draws = [np.random.SeedSequence(3, spawn_key=(draw,)) for draw in range(2000)]
+
+    def losses(repeated, samples=None):
+        rows = dict(X=np.tile(X, (repeated, 1)), labels=np.tile(LABELS, repeated))
+        return net(**rows).run(Settings(1, batch, 0.0, 0.7, samples=samples), split, draws).loss[0]
+
+    # the same mean gradient, of 300 samples and of a tenth of them
+    whole, few = losses(10), losses(1, samples=300)
+    assert abs(few.mean() - whole.mean()) < 4 * np.hypot(few.std(), whole.std()) / len(draws) ** 0.5
+    assert few.std() == pytest.approx(whole.std(), rel=4 / len(draws) ** 0.5)
+    # the controls: as many samples as rows leave no noise, fewer of them more
+    assert losses(1).std() < 1e-3 * whole.std()
+    assert losses(1, samples=75).std() < 0.8 * whole.std()
+
+
 def test_phases_are_those_of_dp_sgd():
     how = Settings(steps=10, batch=20.0, noise_multiplier=1.5, clip=0.5)
     lp, fft = how.legs(Split(4, 0.3, 0.1), samples=100, sample_rate=0.2)

@@ -23,11 +23,13 @@ from empirical.privacy.history import History
 from empirical.privacy.ledger import LedgerError, read
 from empirical.privacy.report import account
 from empirical.recipe import Recipe
-from empirical.train import fine_tuning, network
+from empirical.train import fine_tuning, network, step
 from empirical.train.checkpoint import Checkpoint
 from empirical.train.fine_tuning import FineTuning, RunOptions, finetune
 from empirical.train.gradients import trial
+from empirical.train.gradients.opacus import PerSample
 from empirical.train.gradients.plain import factors
+from empirical.train.streams import Streams
 from langevin.solvers.errors import Diverged
 from langevin.store.errors import StoreError
 from tests.helpers import execute
@@ -222,6 +224,57 @@ def test_chunks_do_not_matter() -> None:
     np.testing.assert_allclose(cut.test_loss, whole.test_loss, rtol=1e-4)
 
 
+def fivefold(part: torch.Tensor) -> torch.Tensor:
+    """A part, of which the last sample is repeated."""
+    return torch.cat([part, part[-1:].expand(4)])
+
+
+def drawn_fivefold(*at: Any, draw: Any = Streams.batch) -> np.ndarray:
+    return fivefold(torch.from_numpy(draw(*at))).numpy()
+
+
+@pytest.mark.parametrize("engine", ["hooks", "ghost"])
+def test_what_fills_a_batch_up_does_not_count(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = quick("fft", engine=engine)
+    names = ["test_loss", "batch", "clip_rate", "gradient_norm"]
+    plain = finetune(TASK, CONV, recipe)
+    monkeypatch.setattr(step, "_filled", fivefold)
+    full = finetune(TASK, CONV, recipe)
+    for name in names:
+        np.testing.assert_allclose(full[name], plain[name], rtol=1e-4)
+    # samples that are drawn again do
+    monkeypatch.setattr(Streams, "batch", drawn_fivefold)
+    other = finetune(TASK, CONV, recipe)
+    assert all(abs(other[name] / plain[name] - 1).max() > 1e-2 for name in names)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires an NVIDIA GPU")
+def test_batches_on_a_gpu_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, task = [], make_task(600)
+    of = PerSample.norms
+
+    def norms(self: PerSample, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return of(self, x, y)
+
+    monkeypatch.setattr(PerSample, "norms", norms)
+    recipe = quick("fft", engine="hooks", batch=100)
+    full = finetune(task, CONV, recipe, device="cuda", evaluations=1)
+    filled, drawn = seen[-12:], full.batch.values.astype(int).tolist()
+    assert filled == [step._round_size(size) for size in drawn]
+    monkeypatch.setattr(step, "_filled", lambda part: part)
+    plain = finetune(task, CONV, recipe, device="cuda", evaluations=1)
+    assert seen[-12:] == drawn != filled
+    np.testing.assert_allclose(full.test_loss, plain.test_loss, rtol=1e-3)
+
+
+def test_batches_on_a_gpu_have_few_sizes() -> None:
+    sizes = np.random.default_rng(0).binomial(6000, 300 / 6000, 1000)
+    full = [step._round_size(int(size)) for size in sizes]
+    assert len(set(full)) <= 9 < len(set(sizes.tolist())) / 5
+    assert all(size <= more < size * (1 + 2**-4) for size, more in zip(sizes, full, strict=True))
+
+
 def test_training_without_noise_learns() -> None:
     recipe = quick("fft", epsilon=math.inf, clip=None, steps=150, lr=0.3)
     run = finetune(TASK, BODY, recipe, evaluations=1)
@@ -392,8 +445,13 @@ def test_divergence_is_named_and_keeps_the_record() -> None:
     assert np.isnan(caught.value.run.test_loss[-1])
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("kind", ["closed", "ghost", "hooks", "loop"])
-def test_a_sample_without_a_finite_gradient_moves_nothing(kind: Any) -> None:
+def test_a_sample_without_a_finite_gradient_moves_nothing(
+    kind: Any, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if full:
+        monkeypatch.setattr(step, "_filled", fivefold)
     tuning = FineTuning(TASK, BODY, quick("fft", engine=kind, epsilon=8.0), rng=0)
     tuning._initial_head()
     active = tuning._stages.enter(0)
