@@ -219,12 +219,16 @@ def expected(found: xr.DataArray, plans: xr.Dataset) -> xr.DataArray:
 def variants(plans: xr.Dataset) -> xr.DataArray:
     """Return what other rules choose from the simulations of the plans of one source, by ``source``.
 
-    The most accurate share, over both worlds or with hidden directions alone. Rates are those that the plan
-    chose for both.
+    The most accurate share, over both worlds or in one alone: with nothing hidden, or with hidden directions.
+    Rates are those that the plan chose for both.
     """
     import xarray as xr
 
-    named = {"most accurate": plans.accuracy, "all hidden": plans.hidden_directions}
+    named = {
+        "most accurate": plans.accuracy,
+        "nothing hidden": plans.nothing_hidden,
+        "all hidden": plans.hidden_directions,
+    }
     parts = [
         values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
         for values in named.values()
