@@ -63,12 +63,12 @@ def tabulate(data: xr.Dataset) -> Table:
             return []
         values = zip(part.kind.values, part["mean"], part.standard_error, strict=True)
         found = [number(float(m), float(e), signed="less" in str(kind)) for kind, m, e in values]
-        moved = f"{float(part.moved):.0%}"
-        return (
-            [*found[:2], "", "", "", str(tasks)] if part.rule == "the plan" else [*found, moved, str(tasks)]
-        )
+        found.append(f"{float(part.moved):.0%}")
+        # the plan does not differ from itself
+        own = [*found[:2], "", "", ""] if part.rule == "the plan" else found
+        return [*own, str(tasks), str(int(part.seeds.max()))]
 
-    header = ["hedge", "choice", *map(str, data.kind.values), "moved", "tasks"]
+    header = ["hedge", "choice", *map(str, data.kind.values), "moved", "tasks", "fewest seeds"]
     return Table(header, regret.rows(data, "rule", cells), labels=2)
 
 
