@@ -3,10 +3,9 @@
 Dots: the share with the highest mean accuracy of real DP-SGD over the seeds, by task and budget; hollow: the
 next best, joined by a line where the difference of the two is within two standard errors, paired by seed
 ({open} of {pairs} cases). Triangles: the best share as simulated by `empirical.plan_share`, in the mean over
-the seeds, from the features of the private training images, with or without the body's last layer, or from
-those of the public part. The simulation with the last layer is within one step of {step:g} of the measured
-share in {close} of {pairs} cases. At epsilon {low:g} the measured share is larger than at epsilon {high:g} on
-{more} of {tasks} tasks.
+the seeds, from the features of the private training images, with or without the body's last layer. The
+simulation with the last layer is within one step of {step:g} of the measured share in {close} of {pairs}
+cases. At epsilon {low:g} the measured share is larger than at epsilon {high:g} on {more} of {tasks} tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 LAYER = "private, last layer"
-MARKS = "^v<>"
+MARKS = "^v"
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -53,7 +52,7 @@ def caption(data: xr.Dataset) -> dict[str, object]:
 
 def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot one panel per budget, with one row per task."""
-    sources = [s for s in data.source.values if data.simulated.sel(source=s).notnull().any()]
+    sources = data.source.values
     for ax, epsilon in zip(axes.flat, data.epsilon.values, strict=True):
         at = data.sel(epsilon=epsilon)
         rows = -np.arange(data.sizes["task"]) + 0.22

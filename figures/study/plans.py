@@ -31,12 +31,10 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Source:
-    """What a plan is made from.
+    """What a plan is made from: private features, and more.
 
     Parameters
     ----------
-    part : {"train", "public"}
-        Whose features.
     layer : bool
         The body's last layer is given, and the features are its inputs.
     origin : bool
@@ -44,7 +42,6 @@ class Source:
     hedge : bool
     """
 
-    part: str = "train"
     layer: bool = False
     origin: bool = False
     hedge: bool = True
@@ -55,7 +52,6 @@ SOURCES = {
     "private, no hedge": Source(hedge=False),
     "private, public source": Source(origin=True),
     "private, last layer": Source(layer=True),
-    "public features": Source("public"),
 }
 
 
@@ -103,23 +99,22 @@ def recipe_of(task: str) -> dict[str, Any]:
     return {name: recipe[name] for name in ("delta", "clip", "steps", "batch")}
 
 
-def inputs(task: str, seed: int, source: str) -> tuple[dict[str, Any], int]:
-    """Arrays for the planner, and the number of private training rows.
+def inputs(task: str, seed: int, source: str) -> dict[str, Any]:
+    """Arrays for the planner.
 
     Only training images are used: the study measures on the test images.
     """
     arrays, what = _arrays(task, seed), SOURCES[source]
-    X, y = arrays[f"X_{what.part}"], arrays[f"y_{what.part}"]
-    W, samples = arrays["W"], len(arrays["y_train"])
+    X, y, W = arrays["X_train"], arrays["y_train"], arrays["W"]
     if what.layer:
-        return {"X": X, "y": y, "W": W}, samples
+        return {"X": X, "y": y, "W": W}
     features = _features(X, W)
     # neurons that are never active tell nothing, and are refused
     active = np.ptp(features, axis=0) > 0
     found = {"X": features[:, active], "y": y}
     if what.origin:
         found |= {"X_source": _features(arrays["X_public"], W)[:, active], "y_source": arrays["y_public"]}
-    return found, samples
+    return found
 
 
 def _features(X: np.ndarray, W: np.ndarray) -> np.ndarray:
@@ -156,7 +151,7 @@ def possible(task: str, source: str) -> bool:
         return True
     with np.load(ROOT / held_out.path_of(task), allow_pickle=False) as file:
         names, what = set(file.files), SOURCES[source]
-    return what.part == "train" and what.layer <= ("W" in names) and what.origin <= ("X_source" in names)
+    return what.layer <= ("W" in names) and what.origin <= ("X_source" in names)
 
 
 def prepare(of: tuple[str, int]) -> Outcome:
@@ -197,11 +192,10 @@ def make(plan: Plan) -> Outcome:
     from empirical import plan_share
 
     torch.set_num_threads(1)
-    arrays, samples = inputs(plan.task, plan.seed, plan.source)
-    settings = recipe_of(plan.task)
+    arrays, settings = inputs(plan.task, plan.seed, plan.source), recipe_of(plan.task)
     # the study's head
     settings |= {"heads": ["gaussian"], "hedge": SOURCES[plan.source].hedge, "theory": False}
-    settings |= {"shares": SHARES, "samples": samples, "rng": plan.seed}
+    settings |= {"shares": SHARES, "rng": plan.seed}
     began = time.process_time()
     with at_most(1):
         found = plan_share(**arrays, epsilon=plan.epsilon, **settings)

@@ -21,6 +21,8 @@ GROUPS = {
     "six earlier tasks": TASKS,
     "all twelve": (*TASKS, *held_out.TASKS),
 }
+# what plans are judged by; the other sources show what parts of them do
+PLANS = ("private features", "private, last layer")
 RULES = {"all FFT": 0.0, "a quarter LP": 0.25, "half and half": 0.5, "three quarters LP": 0.75, "all LP": 1.0}
 READS = (FILE, *(f"docs/study/{task}.nc" for task in GROUPS["all twelve"]))
 # what a share may lose to be called as good
@@ -217,12 +219,16 @@ def expected(found: xr.DataArray, plans: xr.Dataset) -> xr.DataArray:
 def variants(plans: xr.Dataset) -> xr.DataArray:
     """Return what other rules choose from the simulations of the plans of one source, by ``source``.
 
-    The most accurate share, over both worlds or with hidden directions alone. Rates are those that the plan
-    chose for both.
+    The most accurate share, over both worlds or in one alone: with nothing hidden, or with hidden directions.
+    Rates are those that the plan chose for both.
     """
     import xarray as xr
 
-    named = {"most accurate": plans.accuracy, "all hidden": plans.hidden_directions}
+    named = {
+        "most accurate": plans.accuracy,
+        "nothing hidden": plans.nothing_hidden,
+        "all hidden": plans.hidden_directions,
+    }
     parts = [
         values.fillna(-1.0).idxmax("lp_share").where(values.notnull().all("lp_share"))
         for values in named.values()

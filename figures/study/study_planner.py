@@ -31,6 +31,7 @@ from langevin.sweeps.records import Records
 if TYPE_CHECKING:
     import xarray as xr
 
+EVERY = [*TASKS, *held_out.TASKS]
 # variables of the committed file, by their names in the records: of a plan, and of its shares
 _OF_PLAN = {"share": "planned share", "seconds": "processor time of the plan"}
 _OF_SHARE = {
@@ -84,8 +85,8 @@ def dataset(plans: Sequence[Plan], kept: Records, machine: str) -> xr.Dataset:
     import xarray as xr
 
     axes = {
-        "source": list(dict.fromkeys(plan.source for plan in plans)),
-        "task": list(dict.fromkeys(plan.task for plan in plans)),
+        "source": sorted({plan.source for plan in plans}, key=list(SOURCES).index),
+        "task": sorted({plan.task for plan in plans}, key=EVERY.index),
         "seed": sorted({plan.seed for plan in plans}),
         "epsilon": sorted({plan.epsilon for plan in plans}),
     }
@@ -132,8 +133,7 @@ def main() -> int:
     p = argparse.ArgumentParser(
         prog="python -m figures.study.study_planner", description=(__doc__ or "").split("\n")[0]
     )
-    every = [*TASKS, *held_out.TASKS]
-    p.add_argument("--tasks", nargs="+", default=every, choices=every)
+    p.add_argument("--tasks", nargs="+", default=EVERY, choices=EVERY)
     p.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     p.add_argument("--seeds", type=int, default=20, help="of the study, from 0 on (default: all 20)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")

@@ -26,7 +26,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Compute fractions by group of tasks, source and what counts as good."""
     import xarray as xr
 
-    found, plans = regret.accuracies(), regret.planned()
+    found, plans = regret.accuracies(), regret.planned().sel(source=list(regret.PLANS))
 
     def of(tasks: list[str]) -> xr.Dataset:
         measured, planned = found.sel(task=tasks), plans.sel(task=tasks)
@@ -45,8 +45,6 @@ def tabulate(data: xr.Dataset) -> Table:
     from empirical.studies.tables import Table
 
     def cells(part: xr.Dataset) -> list[str]:
-        if part.optimism.isnull():
-            return []
         fractions = [part.share.isel(near=0)]
         fractions += [part[name].sel(near=near) for near in _NEAR for name in ("called", "others")]
         percent = [f"{float(fraction):.0%}" for fraction in fractions]

@@ -3,10 +3,10 @@
 Plans from private features judge shares by two worlds, one in which the features hide nothing and one in
 which they hide directions, and take the largest share within one standard error of the best. Plans without
 the hedge know the first world alone; with public features of the body's source, the second has no more hidden
-than the body reached there. The last two rows are other choices from the simulations of the plan: the most
-accurate share, over both worlds or with hidden directions alone. Losses are those of the table of regret;
-differences are from the plan, paired by seed, on the tasks that both exist for. "Moved" is the fraction of
-plans in which the choice is another share.
+than the body reached there. They have rows where such plans were made. The last three rows are other choices
+from the simulations of the plan: the most accurate share, over both worlds or in one alone. Losses are those
+of the table of regret; differences are from the plan, paired by seed, on the tasks that both exist for.
+"Moved" is the fraction of plans in which the choice is another share.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def tabulate(data: xr.Dataset) -> Table:
     def cells(part: Any) -> list[str]:
         if not (tasks := int(part.tasks.max())):
             return []
-        values = {
-            str(kind): number(float(m), float(e), signed="less" in str(kind))
-            for kind, m, e in zip(part.kind.values, part["mean"], part.standard_error, strict=True)
-        }
-        return [*values.values(), f"{float(part.moved):.0%}", str(tasks)]
+        values = zip(part.kind.values, part["mean"], part.standard_error, strict=True)
+        found = [number(float(m), float(e), signed="less" in str(kind)) for kind, m, e in values]
+        found.append(f"{float(part.moved):.0%}")
+        # the plan does not differ from itself
+        own = [*found[:2], "", "", ""] if part.rule == "the plan" else found
+        return [*own, str(tasks), str(int(part.seeds.max()))]
 
-    header = ["hedge", "choice", *map(str, data.kind.values), "moved", "tasks"]
+    header = ["hedge", "choice", *map(str, data.kind.values), "moved", "tasks", "fewest seeds"]
     return Table(header, regret.rows(data, "rule", cells), labels=2)
 
 

@@ -4,8 +4,7 @@ The loss is the test accuracy below that of the share that was best in hindsight
 the share with the highest mean over all other seeds. Values are means over the seeds, tasks and budgets, with
 standard errors over the seeds; "by means" replaces each seed's accuracy by the mean over the seeds and
 hindsight by the best of these means. A plan comes from `empirical.plan_share`, with the features of the
-training rows or of the public part; "last layer" means that the layer below is given too, on the tasks that
-have one.
+training rows; "last layer" means that the layer below is given too, on the tasks that have one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def compute(quick: bool = False) -> xr.Dataset:
     """Compute means and standard errors by group of tasks and budget, over all budgets, and by means."""
     import xarray as xr
 
-    found, plans = regret.accuracies(), regret.planned()
+    found, plans = regret.accuracies(), regret.planned().sel(source=list(regret.PLANS))
     values, by_means = regret.lost(found, plans.share), regret.lost_by_means(found, plans.share)
 
     def of(tasks: list[str]) -> xr.Dataset:

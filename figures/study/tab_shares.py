@@ -34,7 +34,10 @@ def compute(quick: bool = False) -> xr.Dataset:
 def collect(data: xr.Dataset) -> xr.Dataset:
     """Add simulated and measured shares by task and budget."""
     tasks = list(regret.TASKS)
-    found, plans = regret.accuracies().sel(task=tasks), regret.planned().sel(task=tasks)
+    found, plans = (
+        regret.accuracies().sel(task=tasks),
+        regret.planned().sel(task=tasks, source=list(regret.PLANS)),
+    )
     mean = found.mean("seed")
     order = mean.argsort(axis=mean.get_axis_num("share"))
     first, second = (
@@ -59,7 +62,7 @@ def _theory_says(task: str) -> bool:
     from empirical.planning.plan import plan_share
     from figures.study.plans import inputs
 
-    arrays, _ = inputs(task, 0, "private features")
+    arrays = inputs(task, 0, "private features")
     # the theory's result depends only on the features
     plan = plan_share(**arrays, epsilon=1.0, delta=1e-4, steps=4, draws=2)
     return any(
@@ -78,9 +81,8 @@ def tabulate(data: xr.Dataset) -> Table:
         says = "a share" if part.says else "nothing"
         rows.append([str(task), "theory", *[says] * len(budgets)])
         for source in part.source.values:
-            shares = part.simulated.sel(source=source)
-            if shares.notnull().all():
-                rows.append(["", f"simulated, {source}", *(f"{share:g}" for share in shares.values)])
+            shares = part.simulated.sel(source=source).values
+            rows.append(["", f"simulated, {source}", *(f"{share:g}" for share in shares)])
         rows.append(["", "measured", *(f"{share:g}" for share in part.measured.values)])
         rows.append(["", "next best", *(f"{share:g}" for share in part.runner_up.values)])
         gains = zip(part.gain.values, part.gain_error.values, strict=True)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from empirical.studies.tables import Table
 
-# variants of the first have a table of their own
-SHOWN = ("private features", "private, last layer", *regret.RULES)
+SHOWN = (*regret.PLANS, *regret.RULES)
 
 
 def compute(quick: bool = False) -> xr.Dataset:
@@ -48,17 +47,16 @@ def tabulate(data: xr.Dataset) -> Table:
     """Return a table with one row per task and one column per rule."""
     from empirical.studies.tables import Table, number
 
-    plans = [rule for rule in SHOWN if rule not in regret.RULES]
     rows = []
     for task in data.task.values:
         part = data.sel(task=task)
         cells = [number(float(part["mean"].sel(rule=rule)), np.nan) for rule in SHOWN]
-        for plan in plans:
+        for plan in regret.PLANS:
             own = part.sel(rule=plan)
             cells.append(number(float(own.more), np.nan, signed=True))
             cells.append(number(float(own.more_by_seed), float(own.more_error), signed=True))
         rows.append([str(task), *cells])
-    heads = [f"{plan}, less best rule{how}" for plan in plans for how in ("", ", by seed")]
+    heads = [f"{plan}, less best rule{how}" for plan in regret.PLANS for how in ("", ", by seed")]
     return Table(["accuracy lost", *SHOWN, *heads], rows)
 
 

@@ -37,7 +37,7 @@ def test_a_number_in_a_line_and_a_table_on_its_own():
     expected = f"{gain.mean():+.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f}"
     assert f"-->{expected}<!--/--> points.\n\n<!--=shares-->\n\n| best lp share" in written
     # of each task: theory, sources, measured, next best and what it lost
-    assert written.count("\n| ") == 1 + len(regret.TASKS) * (4 + regret.planned().sizes["source"])
+    assert written.count("\n| ") == 1 + len(regret.TASKS) * (4 + len(regret.PLANS))
 
 
 def test_an_unknown_value_is_refused():
