@@ -182,14 +182,14 @@ def test_fewer_rows_have_the_sampling_noise_of_all_samples():
     draws = [np.random.SeedSequence(3, spawn_key=(draw,)) for draw in range(2000)]
 
     def losses(repeated, samples=None):
-        rows = dict(X=np.tile(X, (repeated, 1)), labels=np.tile(LABELS, repeated))
-        return net(**rows).run(Settings(1, batch, 0.0, 0.7, samples=samples), split, draws).loss[0]
+        tiled = net(X=np.tile(X, (repeated, 1)), labels=np.tile(LABELS, repeated))
+        return tiled.run(Settings(1, batch, 0.0, 0.7, samples=samples), split, draws).loss[0]
 
     # the same mean gradient, of 300 samples and of a tenth of them
     whole, few = losses(10), losses(1, samples=300)
     assert abs(few.mean() - whole.mean()) < 4 * np.hypot(few.std(), whole.std()) / len(draws) ** 0.5
     assert few.std() == pytest.approx(whole.std(), rel=4 / len(draws) ** 0.5)
-    # the controls: as many samples as rows leave no noise, fewer of them more
+    # the controls: with a batch of all samples there is none, and with fewer samples less
     assert losses(1).std() < 1e-3 * whole.std()
     assert losses(1, samples=75).std() < 0.8 * whole.std()
 
