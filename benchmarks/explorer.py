@@ -51,11 +51,7 @@ def page(url: str, times: dict[str, list[float]], name: str) -> None:
     """Open a page in a browser of its own, and note seconds since navigation started."""
     with browser.opened(url, script=_WATCH) as tab:
         found = _seen(tab)
-        for key, label in {
-            "message": "message",
-            "first": "first picture",
-            "all": "all paths, bounds",
-        }.items():
+        for key, label in _STAGES.items():
             if key in found:
                 times.setdefault(f"{name}: {label}", []).append(found[key] / 1e3)
 

@@ -61,20 +61,25 @@ class Workshop:
             self._drawn.move_to_end(key)
         if found is mine:
             try:
-                mine.set_result(draw(simulation, quick=quick))
+                views = draw(simulation, quick=quick)
             except BaseException as error:
-                mine.set_exception(error)
-            self._keep(key, mine)
+                # at once, so that no other thread finds a failure
+                with self._lock:
+                    del self._drawn[key]
+                    mine.set_exception(error)
+            else:
+                with self._lock:
+                    mine.set_result(views)
+                    self._forget(key)
         return found.result()
 
-    def _keep(self, key: tuple[Simulation, bool], drawn: Future[Views]) -> None:
-        """Keep what has been drawn, unless it failed or may change, in place of what is oldest."""
-        with self._lock:
-            if drawn.exception() is not None or key[0].is_file:
-                del self._drawn[key]
-            done = [other for other, task in self._drawn.items() if task.done()]
-            for other in done[:-_KEPT]:
-                del self._drawn[other]
+    def _forget(self, drawn: tuple[Simulation, bool]) -> None:
+        """Forget what has just been drawn if it may change, and the oldest of what is done."""
+        if drawn[0].is_file:
+            del self._drawn[drawn]
+        done = [key for key, task in self._drawn.items() if task.done()]
+        for key in done[:-_KEPT]:
+            del self._drawn[key]
 
 
 class Newest:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +22,8 @@ _NUMBERS = 2**28
 _STEPS = 16
 # of a draw's random numbers
 _BATCHES, _HEAD, _LAYER = range(3)
+# nets by device, which a search asks for again and again: their memory is free once they are gone
+_known: WeakKeyDictionary[StandIn, dict[str, _Data]] = WeakKeyDictionary()
 
 
 def run_on(
@@ -54,25 +57,27 @@ def run_on(
         data = _data(net, device)
         together = max(1, _NUMBERS // data.numbers_a_draw(how, len(splits)))
         parts = [
-            _Runs(data, how, draws[first : first + together]).ends(splits)
+            _Runs(net, data, how, draws[first : first + together]).ends(splits)
             for first in range(0, len(draws), together)
         ]
     return Outcomes(*np.concatenate(parts, 2))
 
 
-@functools.lru_cache(maxsize=2)
 def _data(net: StandIn, device: str) -> _Data:
-    """A net on a device, which a search asks for again and again."""
-    return _Data(net, device)
+    """A net on a device."""
+    by_device = _known.setdefault(net, {})
+    if device not in by_device:
+        by_device[device] = _Data(net, device)
+    return by_device[device]
 
 
 class _Data:
-    """A net on a device."""
+    """A net on a device; it holds no reference to the net, which keeps it."""
 
     def __init__(self, net: StandIn, device: str) -> None:
         import torch
 
-        self.net, self.device = net, device
+        self.device, self.classes, self.activation = device, net.classes, net.activation
         self.X, self.X_test, self.W = (self.numbers(part) for part in (net.X, net.X_test, net.W))
         self.y, self.y_test = (torch.tensor(part, device=device) for part in (net.labels, net.labels_test))
         # of the outputs: one for two classes
@@ -99,18 +104,18 @@ class _Data:
 
     def phi(self, z: torch.Tensor) -> torch.Tensor:
         """The activation, in place."""
-        return z.relu_() if self.net.activation == "relu" else z
+        return z.relu_() if self.activation == "relu" else z
 
     def residuals(self, f: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Derivative of the loss in the outputs (..., rows, outputs)."""
-        return (f.sigmoid() if self.net.classes == 2 else f.softmax(-1)) - targets
+        return (f.sigmoid() if self.classes == 2 else f.softmax(-1)) - targets
 
     def ends(self, W: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Held-out accuracy and mean training loss of networks (draws, ...), shape (2, draws)."""
         import torch
 
         f, held = (self.phi(X @ W.mT) @ v.mT for X in (self.X, self.X_test))
-        if self.net.classes == 2:
+        if self.classes == 2:
             loss = torch.nn.functional.softplus((1 - 2 * self.y) * f[..., 0]).mean(1)
             said = (held[..., 0] > 0).long()
         else:
@@ -133,9 +138,11 @@ class _Step(NamedTuple):
 class _Runs:
     """Runs of some draws; arrays are over (splits, draws)."""
 
-    def __init__(self, data: _Data, how: Settings, draws: Sequence[np.random.SeedSequence]) -> None:
+    def __init__(
+        self, net: StandIn, data: _Data, how: Settings, draws: Sequence[np.random.SeedSequence]
+    ) -> None:
         self.data, self.how, self.draws = data, how, draws
-        heads = [np.atleast_2d(data.net.head(how, np.random.default_rng(_child(seed, 0)))) for seed in draws]
+        heads = [np.atleast_2d(net.head(how, np.random.default_rng(_child(seed, 0)))) for seed in draws]
         self.heads = data.numbers(np.array(heads))
         self.rate = how.sample_rate(len(data.X))
         self.size = how.noise_multiplier * how.clip / how.batch
@@ -165,7 +172,7 @@ class _Runs:
         v = self.heads.expand(len(places), -1, -1, -1).clone()
         wanted = {split.lp_steps for split in splits}
         known = {}
-        for taken, step in enumerate([None, *self._steps(0, max(wanted), layer=False)]):
+        for taken, step in enumerate(chain([None], self._steps(0, max(wanted), layer=False))):
             if step is not None:
                 self._probe(v, rates, step)
             if taken in wanted:
@@ -190,7 +197,7 @@ class _Runs:
         r = data.residuals(features @ v.mT, data.Y[step.rows])
         # of the pre-activations
         b = r @ v
-        if data.net.activation == "relu":
+        if data.activation == "relu":
             b.masked_fill_(features <= 0, 0.0)
         of_head = r.norm(dim=-1) * features.norm(dim=-1)
         factors = self._factors(torch.hypot(of_head, b.norm(dim=-1) * data.norms[step.rows]), step.weights)

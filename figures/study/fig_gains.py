@@ -40,9 +40,10 @@ def gains(found: xr.DataArray) -> xr.Dataset:
     import xarray as xr
 
     gain = (found - found.sel(share=0.0, drop=True)).drop_sel(share=0.0)
-    seeds = found.sizes["seed"]
-    data = xr.Dataset({"gain": gain.mean("seed"), "error": gain.std("seed", ddof=1) / seeds**0.5})
-    data["seeds"] = ((), seeds, {"long_name": "number of seeds", "units": "1"})
+    # complete seeds alone have values
+    error = gain.std("seed", ddof=1) / gain.count("seed") ** 0.5
+    data = xr.Dataset({"gain": gain.mean("seed"), "error": error, "seeds": gain.count("seed").max()})
+    data.seeds.attrs = {"long_name": "number of seeds", "units": "1"}
     data.gain.attrs = {"long_name": "test accuracy less that of full fine-tuning, mean", "units": "1"}
     data.error.attrs = {"long_name": "its standard error, paired by seed", "units": "1"}
     return data

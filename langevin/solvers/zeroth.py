@@ -102,10 +102,9 @@ def zeroth_order(
 
     Where solutions are not unique: on a hyperplane that repels, a neuron stays on the side on which it is,
     and one that starts there, or has come to rest there before it repelled, is inactive, as the ReLU's
-    derivative at 0 is 0. Where several neurons
-    slide along the hyperplane of one clipped sample, they are taken to be active independently of each other.
-    A neuron that slides into the origin, as can happen in few dimensions, may leave it in several directions,
-    and Euler's steps may choose another one.
+    derivative at 0 is 0. Where several neurons slide along the hyperplane of one clipped sample, they are
+    taken to be active independently of each other. A neuron that slides into the origin, as can happen in few
+    dimensions, may leave it in several directions, and Euler's steps may choose another one.
 
     References
     ----------

@@ -1,12 +1,16 @@
 """The page without a browser: what it says before there is a picture, and what a picture changes."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 pytest.importorskip("panel")
+import panel as pn
+
 from explorer import limits, worker
+from explorer.controls import Controls
 from explorer.page import Page
 from explorer.panels import Panels
 from explorer.presets import PRESETS
@@ -34,6 +38,15 @@ def test_it_says_that_the_first_picture_is_being_computed(workshop, monkeypatch)
     known = Page(workshop, ADDRESS)._said.object
     assert "being computed" not in known
     assert "Your own run" in known
+
+
+def test_a_slider_is_not_waited_for():
+    """Panel keeps its wait in an attribute that is not public, and may give it another name."""
+    document = Mock()
+    for slider in (Controls(False, lambda budget: None).widgets["width"], pn.widgets.IntSlider()):
+        slider._server_change(document, "a model", None, "value", 1, 2)
+    own, usual = (call.args[1] for call in document.add_timeout_callback.call_args_list)
+    assert own == 0 < usual
 
 
 # five classes on a ring leave no directions to one alone

@@ -1,6 +1,7 @@
 """The newest request counts."""
 
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,24 @@ def test_what_failed_is_drawn_again(workshop, monkeypatch):
         workshop.draw(FIRST, quick=True)
     assert workshop.known(FIRST, quick=True) is None
     assert workshop.draw(FIRST, quick=True) is workshop.known(FIRST, quick=True)
+
+
+def test_no_other_thread_finds_a_failure(workshop, monkeypatch):
+    found = []
+
+    class Watched(Future):
+        def set_exception(self, exception):
+            super().set_exception(exception)
+            found.append((FIRST, True) in workshop._drawn)
+
+    def draw(simulation, quick):
+        raise MemoryError("too many")
+
+    monkeypatch.setattr(worker, "Future", Watched)
+    monkeypatch.setattr(worker, "draw", draw)
+    with pytest.raises(MemoryError, match="too many"):
+        workshop.draw(FIRST, quick=True)
+    assert found == [False]
 
 
 def test_the_oldest_views_are_dropped(workshop, monkeypatch):

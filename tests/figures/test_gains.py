@@ -24,6 +24,13 @@ def test_gains_are_paired_by_seed():
     assert data.seeds == 3
 
 
+def test_an_incomplete_seed_is_left_out():
+    found = accuracies()
+    more = found.pad(seed=(0, 1)).assign_coords(seed=[0, 1, 2, 3])
+    assert more.isnull().any()
+    xr.testing.assert_allclose(fig_gains.gains(more), fig_gains.gains(found))
+
+
 def test_what_was_not_measured_is_not_drawn():
     data = fig_gains_real.compute()
     figure, axes = plt.subplots(1, data.sizes["task"])

@@ -1,10 +1,13 @@
 """Runs by torch, on a GPU where there is one: the same steps, noise and batches as the compiled ones."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from empirical.planning import on_gpu
 from empirical.planning.comparison import standard_error
 from empirical.planning.on_gpu import run_on
 from empirical.planning.settings import PlanSettings
@@ -72,6 +75,46 @@ def test_a_draw_is_the_same_in_all_splits_and_with_other_draws(where):
     alone = run_on(where, tried, how, SPLITS[1:2], streams(5)[2:3])
     assert alone.loss.item() == pytest.approx(together.loss[1, 2], rel=1e-4)
     assert len(np.unique(together.loss[:4].round(6))) == 20
+
+
+def test_random_numbers_of_probing_are_drawn_block_by_block(monkeypatch):
+    happened = []
+
+    def watched(name, what):
+        real = getattr(on_gpu._Runs, name)
+
+        def call(self, *arguments):
+            happened.append(what(*arguments))
+            return real(self, *arguments)
+
+        monkeypatch.setattr(on_gpu._Runs, name, call)
+
+    watched("_drawn", lambda start, kind, *_: (start, kind))
+    watched("_probe", lambda *_: "step")
+    how = Settings(steps=20, batch=8.0, noise_multiplier=1.0, clip=0.7)
+    run_on("cpu", of(3), how, [Split(20, 0.5, 0.3)], streams(2))
+    blocks = [[(start, kind) for kind in (on_gpu._BATCHES, on_gpu._HEAD)] for start in (0, 16)]
+    assert happened == [*blocks[0], *["step"] * 16, *blocks[1], *["step"] * 4]
+
+
+def test_a_net_is_copied_to_a_device_once_and_its_memory_is_free_with_it(monkeypatch):
+    how = Settings(steps=2, batch=8.0, noise_multiplier=1.0, clip=0.7)
+    copies, real = [], on_gpu._Data
+
+    def copied(*arguments):
+        found = real(*arguments)
+        copies.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(on_gpu, "_Data", copied)
+    tried = of(3)
+    for _ in range(2):
+        run_on("cpu", tried, how, SPLITS[:1], streams(1))
+    gc.collect()
+    assert [copy() is not None for copy in copies] == [True]
+    del tried
+    gc.collect()
+    assert copies[0]() is None
 
 
 @where
