@@ -23,6 +23,7 @@ _TITLES = {
     "lite0": "Fashion-MNIST, 6,000 images",
     "lite0-60k": "Fashion-MNIST, 60,000 images",
     "elpv": "ELPV, 2,099 images",
+    "elpv-shift": "ELPV, mono to poly",
 }
 _DEVICES = {"cpu": "a processor", "cuda": "a GPU"}
 
