@@ -9,8 +9,7 @@ head, no noise) changes it by {training} points; noise and head are differences 
 noise costs {noise}. The random head costs {early} after {soon} steps and {late} at the end: the sign is that
 of the paper's account, in which a random head first distorts the features and training then repairs them,
 but it is not significant. A head of {scale:g} times the scale costs {large_early} and then {large_late}, of
-which training hides the most. DP-LP-FFT, with half the steps of full fine-tuning and a lower rate, loses
-nothing.
+which training hides the most. DP-LP-FFT, with half the steps of full fine-tuning, loses nothing.
 """
 
 from __future__ import annotations

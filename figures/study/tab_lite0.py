@@ -3,10 +3,11 @@
 Mean test accuracy with its standard error over the seeds, after DP-SGD with one budget epsilon per column, of
 EfficientNet-Lite0 with ImageNet weights, which trains as a whole. A star marks a mean that differs from that
 of full fine-tuning (fft), paired by seed. On a tenth of Fashion-MNIST probing alone (lp) leads at epsilon
-{low:g}, by {ahead:.1f} points; on all of it full fine-tuning leads, by {behind:.1f} there; on photographs of
-solar cells probing leads at epsilon {cells:g}, by {cells_ahead:.1f}, and no method differs where cells of
-another kind are public. Probing before full fine-tuning (lp-fft, with its share) exceeds both of them with
-significance nowhere. The protocol is in docs/study/real.md.
+{low:g}, by {ahead:.1f} points; on all of it full fine-tuning leads, by {behind:.1f} there, which three seeds
+cannot tell from zero; on photographs of solar cells probing leads at epsilon {cells:g}, by {cells_ahead:.1f},
+and where cells of another kind are public no method differs with significance. Probing before full
+fine-tuning (lp-fft, with its share) exceeds both of them with significance nowhere. The protocol is in
+docs/study/real.md.
 """
 
 from __future__ import annotations
