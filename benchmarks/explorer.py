@@ -34,13 +34,14 @@ _WATCH = """
   }, true);
   window.watch = () => { for (const key in seen) delete seen[key]; before = frames?.data; pressed = false; };
   const look = () => {
+    // first, as models that are being made may lack what is read below
+    requestAnimationFrame(look);
     const all = models(), said = (text) => all.some((m) => m.text?.includes?.(text));
     frames = all.find((m) => m.data?.bad !== undefined) ?? frames;
     if (said('being computed')) mark('message');
     const drawn = frames && frames.data !== before && frames.data.x.length > 0;
     if (drawn) mark('first');
     if (drawn && said('all paths')) mark('all');
-    requestAnimationFrame(look);
   };
   look();
 })();
