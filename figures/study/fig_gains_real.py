@@ -1,10 +1,10 @@
 """What probing first gains over full fine-tuning from the start, on real images.
 
 Test accuracy of real DP-SGD less that of full fine-tuning, paired by seed: EfficientNet-Lite0 with ImageNet
-weights, which trains as a whole; means of {seeds} seeds with two standard errors. With so many seeds, a single
-difference is significant from {needed} standard errors on. LP is probing alone, and LP-FFT probing with a share
-of the budget before full fine-tuning. The most that probing alone gains is {most} points ({most_at}), and the
-most that it loses {least} ({least_at}). The protocol and all other methods are in docs/study/real.md.
+weights, which trains as a whole; means of {seeds} seeds with two standard errors. With so many seeds, one
+difference alone is significant from {needed} standard errors on. LP is probing alone, and LP-FFT probing with
+a share of the budget before full fine-tuning. The most that probing alone gains is {most} points ({most_at}),
+and the most that it loses {least} ({least_at}). The protocol and all other methods are in docs/study/real.md.
 """
 
 from __future__ import annotations
