@@ -20,6 +20,22 @@ def workshop():
     found.pool.shutdown()
 
 
+@pytest.fixture
+def held(monkeypatch):
+    """Drawing has started, may go on, and what it has been asked for."""
+    started, go, drawn = threading.Event(), threading.Event(), []
+
+    def draw(simulation, quick):
+        drawn.append((simulation.seed, quick))
+        started.set()
+        assert go.wait(60)
+        return real(simulation, quick=quick)
+
+    real = worker.draw
+    monkeypatch.setattr(worker, "draw", draw)
+    return started, go, drawn
+
+
 class Delivered:
     """Answers, and an event for the last one."""
 
@@ -43,17 +59,8 @@ def test_few_paths_come_first_and_known_views_at_once(workshop):
     assert [answer.views for answer in again.answers] == [got.answers[-1].views]
 
 
-def test_what_is_being_drawn_is_drawn_once(workshop, monkeypatch):
-    started, go, drawn = threading.Event(), threading.Event(), []
-
-    def draw(simulation, quick):
-        drawn.append((simulation.seed, quick))
-        started.set()
-        assert go.wait(60)
-        return real(simulation, quick=quick)
-
-    real = worker.draw
-    monkeypatch.setattr(worker, "draw", draw)
+def test_what_is_being_drawn_is_drawn_once(workshop, held):
+    started, go, drawn = held
     got = [Delivered(), Delivered()]
     for delivered in got:
         Newest(workshop, delivered).ask(Request(FIRST))
@@ -109,17 +116,8 @@ def test_the_oldest_views_are_dropped(workshop, monkeypatch):
     assert kept == [(1, False), None, (3, False)]
 
 
-def test_stale_requests_are_dropped(workshop, monkeypatch):
-    started, go, drawn = threading.Event(), threading.Event(), []
-
-    def draw(simulation, quick):
-        drawn.append((simulation.seed, quick))
-        started.set()
-        assert go.wait(60)
-        return real(simulation, quick=quick)
-
-    real = worker.draw
-    monkeypatch.setattr(worker, "draw", draw)
+def test_stale_requests_are_dropped(workshop, held):
+    started, go, drawn = held
     got = Delivered()
     newest = Newest(workshop, got)
     newest.ask(Request(replace(FIRST, seed=1)))

@@ -42,16 +42,21 @@ def parts(block, phase):
     return found[block.V.size :, -1], -rate(0.0, start)[block.V.size :]
 
 
+def forms(problem, weights):
+    """Enclosures by clock, and their blocks."""
+    for block in decouple_classes(problem, weights)[0]:
+        form = enclosure._form(problem, block)
+        if isinstance(form, Clocked) and len(block.neurons):
+            yield form, block
+
+
 @pytest.mark.parametrize("heads", ["any", "symmetric"])
 def test_each_sample_has_its_part_of_the_clock(heads):
     """And, as a control, not the part that it has at the start: the samples that learn fast fall behind."""
     known, frozen = [], False
     for seed in range(18):
         problem, weights, phase = drawn(seed, heads)
-        for block in decouple_classes(problem, weights)[0]:
-            form = enclosure._form(problem, block)
-            if not isinstance(form, Clocked) or not len(block.neurons):
-                continue
+        for form, block in forms(problem, weights):
             true, start = parts(block, phase)
             form.prepare(phase)
             S = true.sum()
@@ -98,10 +103,7 @@ def test_speeds_at_the_wrong_ends_are_seen(monkeypatch):
     broken = 0
     for seed in range(18):
         problem, weights, phase = drawn(seed, "any")
-        for block in decouple_classes(problem, weights)[0]:
-            form = enclosure._form(problem, block)
-            if not isinstance(form, Clocked) or not len(block.neurons):
-                continue
+        for form, block in forms(problem, weights):
             true, _ = parts(block, phase)
             form.prepare(phase)
             with monkeypatch.context() as patch:
