@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.tables import brief, keep, table
+from benchmarks.processes import chosen
 from empirical.networks.bodies import Classifier
 from empirical.networks.by_name import body
 from empirical.networks.private import make_private
@@ -72,10 +73,8 @@ def main() -> None:
         "cases": [],
     }
     cases = SMALL if device.type == "cpu" else LARGE
-    wanted = [case for case in cases if case[0] in (args.bodies or [case[0]])]
-    if not wanted:
-        parser.error(f"--bodies must be of {', '.join(name for name, *_ in cases)}")
-    for name, shape, options, batch in wanted:
+    for place in chosen(parser, [name for name, *_ in cases], args.bodies):
+        name, shape, options, batch = cases[place]
         case: dict[str, Any] = {"body": name, "image": shape, "batch": batch, "images per second": {}}
         steps = {}
         for label, subset, kind, clip, low in ENGINES:

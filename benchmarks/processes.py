@@ -68,9 +68,7 @@ def main() -> None:
         work(cases[args.case], args.device, args.steps, Path(args.into))
         return
     rounds, steps = (1, WARM + 2) if args.quick else (args.rounds, args.steps)
-    wanted = [case for case, (body, *_) in enumerate(cases) if body in (args.bodies or [body])]
-    if not wanted:
-        p.error(f"--bodies must be of {', '.join(body for body, *_ in cases)}")
+    wanted = chosen(p, [body for body, *_ in cases], args.bodies)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for _ in range(rounds):
         for case in wanted:
@@ -91,6 +89,13 @@ def main() -> None:
     print(text)
     if not args.quick:
         keep(f"processes-{brief(place)}", record, text)
+
+
+def chosen(parser: argparse.ArgumentParser, bodies: list[str], asked: list[str] | None) -> list[int]:
+    """Return the places of the bodies that ``--bodies`` asks for, by default all."""
+    if unknown := set(asked or ()) - set(bodies):
+        parser.error(f"--bodies must be of {', '.join(bodies)}, got {', '.join(sorted(unknown))}")
+    return [place for place, body in enumerate(bodies) if body in (asked or bodies)]
 
 
 def described(case: tuple[Any, ...], found: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_threads_are_compared():
     record["cases"] = [threads.measure((5, 12, 9), 10, 4, 2, 2)]
     assert len(record["cases"][0]["one"]) == 2
     assert "| 5, 12, 9 |" in threads.report(record)
+
+
+def test_bodies_are_chosen_by_name(capsys):
+    parser = argparse.ArgumentParser()
+    assert processes.chosen(parser, ["mlp", "conv"], None) == [0, 1]
+    assert processes.chosen(parser, ["mlp", "conv"], ["conv"]) == [1]
+    with pytest.raises(SystemExit):
+        processes.chosen(parser, ["mlp", "conv"], ["conv", "nope"])
+    assert "--bodies must be of mlp, conv, got nope" in capsys.readouterr().err
 
 
 def test_the_parts_of_a_step_in_several_processes():
