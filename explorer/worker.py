@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +18,8 @@ from langevin.support.threads import available_threads
 
 # views that are kept for the next tab
 _KEPT = 24
+
+log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -34,6 +38,26 @@ class Answer(NamedTuple):
     last: bool
 
 
+class Drawing(NamedTuple):
+    """Which views: of a simulation, with few paths or all, of a file as it was last written."""
+
+    simulation: Simulation
+    quick: bool
+    written: int
+
+
+def drawing(simulation: Simulation, quick: bool) -> Drawing:
+    """Name the views of a simulation, by the file's present version if it reads one."""
+    written = 0
+    if simulation.is_file:
+        try:
+            written = os.stat(simulation.data).st_mtime_ns
+        except OSError:
+            # the simulation says what is wrong with it
+            written = -1
+    return Drawing(simulation, quick, written)
+
+
 @dataclass(eq=False)
 class Workshop:
     """The threads of all sessions, and the views that were drawn last."""
@@ -41,21 +65,22 @@ class Workshop:
     pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max(2, available_threads()), "explorer")
     )
-    _drawn: OrderedDict[tuple[Simulation, bool], Future[Views]] = field(default_factory=OrderedDict)
+    _drawn: OrderedDict[Drawing, Future[Views]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def known(self, simulation: Simulation, quick: bool = False) -> Views | None:
-        """Return views that are kept; those of a file are not, because it may change."""
+        """Return views that are kept; of a file, those of its present version."""
+        key = drawing(simulation, quick)
         with self._lock:
-            found = self._drawn.get((simulation, quick))
+            found = self._drawn.get(key)
             if found is None or not found.done():
                 return None
-            self._drawn.move_to_end((simulation, quick))
+            self._drawn.move_to_end(key)
             return found.result()
 
     def draw(self, simulation: Simulation, quick: bool) -> Views:
         """Return the views of a simulation: kept ones, those that another thread draws, or drawn here."""
-        key, mine = (simulation, quick), Future[Views]()
+        key, mine = drawing(simulation, quick), Future[Views]()
         with self._lock:
             found = self._drawn.setdefault(key, mine)
             self._drawn.move_to_end(key)
@@ -70,13 +95,11 @@ class Workshop:
             else:
                 with self._lock:
                     mine.set_result(views)
-                    self._forget(key)
+                    self._forget()
         return found.result()
 
-    def _forget(self, drawn: tuple[Simulation, bool]) -> None:
-        """Forget what has just been drawn if it may change, and the oldest of what is done."""
-        if drawn[0].is_file:
-            del self._drawn[drawn]
+    def _forget(self) -> None:
+        """Forget the oldest of what is done."""
         done = [key for key, task in self._drawn.items() if task.done()]
         for key in done[:-_KEPT]:
             del self._drawn[key]
@@ -120,7 +143,11 @@ class Newest:
                 if request is None:
                     self._busy = False
                     return
-            self._answer(request)
+            try:
+                self._answer(request)
+            except Exception:
+                # what cannot be delivered must not stop the next request
+                log.exception("an answer was not delivered")
 
     def _answer(self, request: Request) -> None:
         for answer in self._answers(request):

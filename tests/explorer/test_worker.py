@@ -1,9 +1,12 @@
 """The newest request counts."""
 
+import logging
+import os
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from explorer import worker
@@ -74,6 +77,34 @@ def test_what_is_being_drawn_is_drawn_once(workshop, held):
     assert got[0].answers[-1].views is got[1].answers[-1].views is workshop.known(FIRST)
 
 
+def test_a_file_is_drawn_as_it_was_last_written(workshop, held, tmp_path):
+    started, go, drawn = held
+    path = tmp_path / "features.npz"
+
+    def written(scale, at):
+        np.savez(path, X=scale * np.eye(2), y=[-1, 1])
+        os.utime(path, (at, at))
+
+    got, simulation = [Delivered(), Delivered()], replace(FIRST, data=str(path))
+    written(1.0, at=1_000_000_000)
+    Newest(workshop, got[0]).ask(Request(simulation))
+    assert started.wait(60)
+    # while it is being drawn, it changes
+    written(2.0, at=1_000_000_001)
+    Newest(workshop, got[1]).ask(Request(simulation))
+    go.set()
+    for delivered in got:
+        assert delivered.done.wait(60)
+    # the later request shares only what was begun after the change
+    assert sorted(drawn) == [(1, False), (1, True), (1, True)]
+    assert got[1].answers[0].views is not got[0].answers[0].views
+    assert workshop.known(simulation) is got[0].answers[-1].views is got[1].answers[-1].views
+    written(1.0, at=1_000_000_002)
+    assert workshop.known(simulation) is None
+    path.unlink()
+    assert workshop.known(simulation) is None
+
+
 def test_what_failed_is_drawn_again(workshop, monkeypatch):
     real, failures = worker.draw, [MemoryError("too many")]
 
@@ -142,6 +173,24 @@ def test_failures_are_delivered_and_the_next_request_works(workshop):
     newest.ask(Request(FIRST, epsilon=100.0))
     assert got.done.wait(60)
     assert got.answers[-1].views.epsilon[-1] <= 100
+
+
+def test_an_answer_that_is_not_delivered_stops_nothing(workshop, caplog):
+    got = Delivered()
+
+    def deliver(answer):
+        if answer.simulation.seed == 1:
+            arrived.set()
+            raise RuntimeError("the page has gone")
+        got(answer)
+
+    arrived, newest = threading.Event(), Newest(workshop, deliver)
+    with caplog.at_level(logging.ERROR):
+        newest.ask(Request(replace(FIRST, seed=1)))
+        assert arrived.wait(60)
+        newest.ask(Request(replace(FIRST, seed=2)))
+        assert got.done.wait(60)
+    assert "the page has gone" in caplog.text
 
 
 def test_a_closed_session_gets_nothing(workshop):
