@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ def plan_share(
     >>> found.share in found.as_good, found.history.mechanisms[0].noise_multiplier > 0
     (True, True)
     """
-    from langevin.support.threads import one_blas_thread
+    from langevin.support.threads import aside, one_blas_thread
     from langevin.sweeps.records import Records
 
     chosen = PlanSettings(**settings)
@@ -140,12 +139,13 @@ def plan_share(
     known = W is not None or not chosen.hedge or private
     worlds, open_ = hedge.worlds_of(inputs.net, layer=known, source=source, random=random)
     # the forecast takes one thread, for a part of what the simulation takes
-    with one_blas_thread(), ThreadPoolExecutor(1) as aside, Records(keep) as kept:
-        forecast = aside.submit(theory.forecast, inputs.net, chosen) if chosen.theory else None
+    with one_blas_thread(), Records(keep) as kept:
+        task = aside(theory.forecast, inputs.net, chosen) if chosen.theory else None
         trials = Trials(list(worlds.values()), hows, root, kept, progress)
         runs, caveats = _compared(trials, list(worlds), heads, chosen)
         shares = np.array(chosen.lengths) / chosen.steps
         said = theory.advice(inputs, trials, heads[0], runs[heads[0]].lp_lr, shares) if chosen.theory else {}
+        forecast = None if task is None else task.result()
     if not any(np.isfinite(found.loss).all(1).any() for found in runs.values()):
         raise ArithmeticError(
             "every share had a run that left the range of numbers: scale the features X, or the head v"
@@ -163,7 +163,7 @@ def plan_share(
         inputs.names,
         inputs.net.activation,
         inputs.trained,
-        forecast=None if forecast is None else forecast.result(),
+        forecast=forecast,
     )
     if inputs.private is not None:
         found = replace(found, released=private_choice.release(trials, found, inputs.private, chosen))

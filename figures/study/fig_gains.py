@@ -74,6 +74,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
     """Plot one panel per task, with one row per budget that was measured."""
     axes, shares = np.atleast_2d(axes), data.share.values
     bars = [100 * (data.gain + sign * 2 * data.error) for sign in (-1, 1)]
+    handles = {}
     for ax, task in zip(axes.flat, data.task.values, strict=True):
         part = data.sel(task=task).dropna("epsilon", how="all", subset=["gain"])
         for row, epsilon in enumerate(part.epsilon.values):
@@ -81,7 +82,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
             for place, share in enumerate(measured):
                 at = 100 * part.sel(epsilon=epsilon, share=share)
                 colour = plots.METHODS["lp" if share == 1 else "lp-fft"]
-                ax.errorbar(
+                handles[share] = ax.errorbar(
                     at.gain,
                     -row + 0.17 * ((len(measured) - 1) / 2 - place),
                     xerr=2 * at.error,
@@ -92,7 +93,7 @@ def draw(axes: Any, data: xr.Dataset) -> None:
                     markersize=4,
                     linewidth=0.8,
                     linestyle="",
-                    label=("LP" if share == 1 else f"LP-FFT, share {share:g}") if row == 0 else None,
+                    label="LP" if share == 1 else f"LP-FFT, share {share:g}",
                 )
         ax.axvline(0, color=plots.METHODS["fft"])
         rows = part.sizes["epsilon"]
@@ -106,9 +107,9 @@ def draw(axes: Any, data: xr.Dataset) -> None:
         ax.set_xlabel("points of accuracy above FFT")
     for ax in axes[:, 0]:
         ax.set_ylabel(r"privacy budget $\varepsilon$")
-    axes.flat[0].plot([], [], color=plots.METHODS["fft"], label="FFT")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    axes.flat[0].figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    (line,) = axes.flat[0].plot([], [], color=plots.METHODS["fft"], label="FFT")
+    entries = [line, *(handles[share] for share in sorted(handles))]
+    axes.flat[0].figure.legend(handles=entries, loc="outside lower center", ncols=len(entries))
 
 
 def main(argv: list[str] | None = None) -> int:

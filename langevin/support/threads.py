@@ -6,13 +6,18 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 from langevin.support import validate
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _most: ContextVar[int | None] = ContextVar("most threads", default=None)
 
 
@@ -31,6 +36,20 @@ def at_most(threads: int) -> Iterator[None]:
         yield
     finally:
         _most.reset(before)
+
+
+def aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+    """Start a call on a thread of its own, for which nothing waits that ends before it: no Ctrl-C does."""
+    found = Future[_T]()
+
+    def work() -> None:
+        try:
+            found.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[object]:

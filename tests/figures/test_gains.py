@@ -44,6 +44,16 @@ def test_what_was_not_measured_is_not_drawn():
     plt.close(figure)
 
 
+def test_the_legend_names_all_that_is_drawn():
+    found = xr.concat([accuracies(), accuracies().assign_coords(epsilon=[3.0])], "epsilon")
+    data = fig_gains.gains(found).expand_dims(task=["wine"])
+    data["gain"] = data.gain.where((data.share < 1) | (data.epsilon > 1))
+    figure, ax = plt.subplots()
+    fig_gains.draw(ax, data)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["FFT", "LP-FFT, share 0.5", "LP"]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_caption_quotes_the_extremes_of_probing_alone(share):
     data = fig_gains.gains(accuracies()).expand_dims(task=["wine"])

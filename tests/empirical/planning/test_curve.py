@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from empirical import plan_curve, plan_share
 from empirical.planning import curve as curves
+from empirical.planning import theory
 from empirical.planning.report import text
 from empirical.planning.stand_in import StandIn
 from tests.empirical.planning.test_hedge import features
@@ -93,6 +95,24 @@ def test_an_interrupted_plan_resumes(tmp_path, monkeypatch: pytest.MonkeyPatch):
     assert next(calls) - first == resumed + 1
     plan_share(1.1 * X, y, keep=keep, **how)
     assert next(calls) - first > resumed + 4
+
+
+def test_an_interrupt_does_not_wait_for_the_forecast(monkeypatch: pytest.MonkeyPatch):
+    go, ended = threading.Event(), []
+
+    def forecast(*given):
+        go.wait(60)
+        ended.append(given)
+
+    def run(self, *given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(theory, "forecast", forecast)
+    monkeypatch.setattr(StandIn, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        plan_share(*features(2.0), epsilon=1.0, **{**HOW, "theory": True})
+    assert not ended
+    go.set()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 50])
