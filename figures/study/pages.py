@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import cache, wording
-from figures.study import fig_gains, regret, tab_shares
+from figures.study import fig_features_real, fig_gains, regret, tab_shares
 from figures.study.studies import FOLDER, REFERENCE
 from langevin.store import atomic, files
 from langevin.support import streams
@@ -22,6 +22,25 @@ from langevin.support import streams
 if TYPE_CHECKING:
     import xarray as xr
 
+# runs of the study of features, and causes with the heads that they are of, as its page calls them
+_RUNS = {
+    "FFT": "fft",
+    "LP-FFT .5": "lp-fft",
+    "FFT, zero head": "fft, zero head",
+    "FFT, no noise": "fft, no noise",
+    "FFT, zero head, no noise": fig_features_real.NEITHER,
+    "FFT, head times 4": "fft, large head",
+    "FFT, head times 4, no noise": "fft, large head, no noise",
+    "LP-FFT .5, head times 4": "lp-fft, large head",
+}
+_CAUSES = {
+    "training alone": ("from_training", "default"),
+    "noise": ("from_noise", "default"),
+    "random head": ("from_head", "default"),
+    "both together": ("interaction", "default"),
+    "random head times 4": ("from_head", "large"),
+    "head times 4 and noise together": ("interaction", "large"),
+}
 VALUE = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.S)
 
 
@@ -72,11 +91,11 @@ def accuracy(study: str) -> str:
     return table(_study(study)).markdown()
 
 
-def differences(study: str) -> str:
-    """Table of accuracies less that of full fine-tuning."""
+def differences(study: str, reference: str = REFERENCE) -> str:
+    """Table of accuracies less that of a method, full fine-tuning unless another is named."""
     from empirical.studies.tables import table
 
-    return table(_study(study), REFERENCE).markdown()
+    return table(_study(study), reference).markdown()
 
 
 def best(study: str) -> str:
@@ -84,6 +103,102 @@ def best(study: str) -> str:
     from empirical.studies.tables import shares_table
 
     return shares_table(_study(study)).markdown()
+
+
+def tabulated(name: str) -> str:
+    """Table of a script of ``figures.study`` that only reads committed results."""
+    return importlib.import_module(f"figures.study.{name}").tabulate(_data(name)).markdown()
+
+
+def of(script: str, name: str, *at: str) -> str:
+    """Return one number that a table is made of, with its standard error if it has one.
+
+    Parameters
+    ----------
+    script : str
+        Of ``figures.study``.
+    name : str
+        A variable of its data; the opposite with a minus before it; in percent with that sign after it.
+    *at : str
+        Coordinates of any dimensions; underscores stand for spaces.
+    """
+    from empirical.studies.tables import number
+
+    data = _data(script)
+    sign, name, percent = -1 if name[0] == "-" else 1, name.strip("-%"), name[-1] == "%"
+    place: dict[str, Any] = {}
+    for text in at:
+        label = text.replace("_", " ")
+        homes = [(dim, v) for dim in data[name].dims for v in data[dim].values if f"{v}" == label]
+        if not homes:
+            raise ValueError(f"a place of {name} of {script} must be a coordinate of it, got {text!r}")
+        place[str(homes[0][0])] = homes[0][1]
+    error_name = "standard_error" if name == "mean" else f"{name}_error"
+    values = [data[part].sel(place) for part in (name, error_name) if part in data]
+    if any(value.ndim for value in values):
+        raise ValueError(f"{name} of {script} needs one coordinate of each of {data[name].dims}, got {at}")
+    mean, error = (*map(float, values), float("nan"))[:2]
+    return f"{100 * mean:.0f} %" if percent else number(sign * mean + 0.0, error)
+
+
+@functools.cache
+def _data(script: str) -> xr.Dataset:
+    return importlib.import_module(f"figures.study.{script}").compute()
+
+
+def changes() -> str:
+    """Table of how far runs change the features of the real backbone."""
+    data = _features()
+    return _by_step({name: (data.change, data.change_error, {"run": run}) for name, run in _RUNS.items()}, "")
+
+
+def causes() -> str:
+    """Table of the same changes by cause."""
+    data = _features()
+    parts = {
+        name: (data[part], data[f"{part}_error"], {"head": head}) for name, (part, head) in _CAUSES.items()
+    }
+    return _by_step(parts, "points")
+
+
+def _by_step(parts: dict[str, tuple[xr.DataArray, xr.DataArray, dict[str, str]]], title: str) -> str:
+    """Table of points a third of the way and at the end, by budget."""
+    from empirical.studies.tables import Table
+
+    data = _features()
+    steps = [int(data.step[data.sizes["step"] // 3]), int(data.step[-1])]
+    at = [{"epsilon": epsilon, "step": step} for epsilon in data.epsilon.values for step in steps]
+    rows = [
+        [name, *(wording.points(mean.sel(of | a), error.sel(of | a), signed=True) for a in at)]
+        for name, (mean, error, of) in parts.items()
+    ]
+    return Table([title, *(f"ε = {a['epsilon']:g}, {a['step']} steps" for a in at)], rows).markdown()
+
+
+@functools.cache
+def _features() -> xr.Dataset:
+    return fig_features_real.compute()
+
+
+def theory() -> str:
+    """Table of the real backbone's last layer: simulated, as DP-SGD, and forecast."""
+    from empirical.studies.tables import Table, number
+
+    data = _study("real")
+    accuracy = data.test_accuracy
+    means, errors = accuracy.mean("seed"), accuracy.std("seed", ddof=1) / data.sizes["seed"] ** 0.5
+    rows = [
+        [
+            str(arm) if how == data.how.values[0] else "",
+            str(how),
+            *map(number, means.sel(arm=arm, how=how).values, errors.sel(arm=arm, how=how).values),
+        ]
+        for arm in data.arm.values
+        for how in data.how.values
+    ]
+    rows.append(["lp", "forecast", *(f"{value:.3f}" for value in data.forecast.values)])
+    header = ["test accuracy", "by", *(f"ε = {epsilon:g}" for epsilon in data.epsilon.values)]
+    return Table(header, rows, labels=2).markdown()
 
 
 def gain(task: str, share: str, epsilon: str) -> str:
@@ -143,6 +258,11 @@ SOURCES: dict[str, Callable[..., object]] = {
     "accuracy": accuracy,
     "differences": differences,
     "best": best,
+    "table": tabulated,
+    "of": of,
+    "changes": changes,
+    "causes": causes,
+    "theory": theory,
     "gain": gain,
     "over_probing": over_probing,
     "share": share,

@@ -37,7 +37,7 @@ def compute(quick: bool = False) -> xr.Dataset:
         row["more"] = row["mean"] - row["mean"].sel(rule=best, drop=True)
         part = values.sel(task=[task])
         more = regret.mean_and_error(part - part.sel(rule=best, drop=True))
-        row["more_by_seed"], row["more_error"] = more["mean"], more.standard_error
+        row["more_by_seed"], row["more_by_seed_error"] = more["mean"], more.standard_error
         rows.append(row.expand_dims(task=[task]))
     data: Any = xr.concat(rows, "task")
     return regret.described(data, "accuracy lost", plans)
@@ -54,7 +54,7 @@ def tabulate(data: xr.Dataset) -> Table:
         for plan in regret.PLANS:
             own = part.sel(rule=plan)
             cells.append(number(float(own.more), np.nan, signed=True))
-            cells.append(number(float(own.more_by_seed), float(own.more_error), signed=True))
+            cells.append(number(float(own.more_by_seed), float(own.more_by_seed_error), signed=True))
         rows.append([str(task), *cells])
     heads = [f"{plan}, less best rule{how}" for plan in regret.PLANS for how in ("", ", by seed")]
     return Table(["accuracy lost", *SHOWN, *heads], rows)

@@ -5,17 +5,16 @@ import re
 import numpy as np
 import pytest
 
-from figures.study import fig_best_share, fig_gains, pages, regret, tab_regret
+from figures.study import fig_best_share, fig_gains, pages, regret, tab_calibration, tab_regret
 from langevin.store import files
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_pages_are_up_to_date(page):
     text = page.read_text(encoding="utf8")
-    assert len(pages.VALUE.findall(text)) > 10
     assert pages.written(text) == text, "run python -m figures.study.pages"
     # one other digit would be found
-    number = re.search(r"(<!--=lost[^\n]+?-->-?)(\d)", text)
+    number = re.search(r"(<!--=[^\n]+?-->[^<]*?)(\d)", text)
     assert number is not None
     wrong = text[: number.start(2)] + str((int(number[2]) + 1) % 10) + text[number.end(2) :]
     assert pages.written(wrong) == text
@@ -40,9 +39,35 @@ def test_a_number_in_a_line_and_a_table_on_its_own():
     assert written.count("\n| ") == 1 + len(regret.TASKS) * (4 + len(regret.PLANS))
 
 
-def test_an_unknown_value_is_refused():
-    with pytest.raises(ValueError, match=r"must be one of accuracy, .* got 'guess'"):
-        pages.written("<!--=guess 1-->2<!--/-->")
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("guess 1", r"must be one of accuracy, .* got 'guess'"),
+        (
+            "of tab_calibration optimism all_twelve elsewhere",
+            "a place .* must be a coordinate .* 'elsewhere'",
+        ),
+        (
+            "of tab_calibration optimism all_twelve",
+            "optimism of tab_calibration needs one coordinate of each",
+        ),
+    ],
+)
+def test_an_unknown_value_is_refused(query, message):
+    with pytest.raises(ValueError, match=message):
+        pages.written(f"<!--={query}-->2<!--/-->")
+
+
+def test_one_number_of_a_table():
+    data = tab_calibration.compute().sel(group="all twelve", source="private features")
+    at = "all_twelve private_features"
+    assert pages.found(f"of tab_calibration -optimism {at}") == f"{-float(data.optimism):.3f}"
+    assert pages.found(
+        f"of tab_calibration called% {at} 0.02"
+    ) == f"{float(data.called.sel(near=0.02)):.0%}".replace("%", " %")
+    row = tab_regret.compute().sel(group="six new tasks", rule="all LP", budget="ε = 3")
+    expected = f"{float(row['mean']):.3f} ± {float(row.standard_error):.3f}"
+    assert pages.found("of tab_regret mean six_new_tasks all_LP ε_=_3") == expected
 
 
 def test_losses_are_those_of_the_table():
