@@ -144,17 +144,18 @@ def main() -> int:
 
     out = files.check_target(args.out)
     plans, machines = list(wanted(args.tasks, args.sources, args.seeds)), []
+    before: dict[Plan, dict[str, float]] = {}
     with Records(ROOT / f"runs/{out.stem}.jsonl") as kept:
         if out.exists() and (saved := files.load(out)).attrs.get("format") == FORMAT:
-            machines = saved.attrs["machine"].split("; ")
-            for plan, values in records(saved):
-                plans.append(plan)
+            machines, before = saved.attrs["machine"].split("; "), dict(records(saved))
+            for plan, values in before.items():
                 if not kept.done(plan):
                     kept.add(plan, (values, None))
-        plans = list(dict.fromkeys(plans))
-        if not machines or not all(map(kept.done, plans)):
-            machines.append(processor())
+        plans = list(dict.fromkeys([*plans, *before]))
         left = compute(plans, kept, args.workers, args.time_limit)
+        # what is not in the file was made here, be it by an earlier run that did not end
+        if not machines or any(kept.done(plan) for plan in plans if plan not in before):
+            machines.append(processor())
         files.save(dataset(plans, kept, "; ".join(dict.fromkeys(machines))), out)
         failed = {kept.failed[plan.key] for plan in plans if plan.key in kept.failed}
     for error in failed:

@@ -93,6 +93,21 @@ def test_saved_plans_need_no_records(study, tmp_path) -> None:
     assert "another" not in files.load(out).machine
 
 
+def test_the_machine_of_a_run_that_did_not_end_is_named(study) -> None:
+    run, out, made, _ = study
+    assert run("--sources", "private features") == 0
+    here = files.load(out)
+    files.save(here.isel(seed=slice(-1)).assign_attrs(machine="another"), out)
+    made.clear()
+    assert run("--sources", "private features") == 0
+    assert not made
+    assert files.load(out).machine == f"another; {here.machine}"
+    # nothing was made since
+    files.save(here.assign_attrs(machine="another"), out)
+    assert run("--sources", "private features") == 0
+    assert files.load(out).machine == "another"
+
+
 def test_no_plan_begins_after_the_time_limit(study, capsys: pytest.CaptureFixture) -> None:
     run, out, made, _ = study
     assert run("--time-limit", "1e-9") == 0
