@@ -1,1 +1,1 @@
-"""Figures and tables of the study of real DP-SGD."""
+"""Figures of the study of real DP-SGD."""

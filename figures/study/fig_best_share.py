@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures import output
-from figures.study import regret, studies, tab_shares
+from figures.study import regret, studies
 from figures.study.fig_rules import PLANS
+from figures.tables import tab_shares
 from langevin.support import streams
 
 if TYPE_CHECKING:

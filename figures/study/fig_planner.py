@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import output
 from figures.study import regret
-from figures.study.tab_tasks import SHOWN
+from figures.tables.tab_tasks import SHOWN
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:

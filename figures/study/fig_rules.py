@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from figures import output
-from figures.study import regret, studies, tab_tasks
+from figures.study import regret, studies
+from figures.tables import tab_tasks
 from langevin.support import plots, streams
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import cache, wording
-from figures.study import fig_features_real, fig_gains, regret, tab_shares
+from figures.study import fig_features_real, fig_gains, regret
 from figures.study.studies import FOLDER, REFERENCE
+from figures.tables import tab_shares
 from langevin.store import atomic, files
 from langevin.support import streams
 
@@ -106,8 +107,8 @@ def best(study: str) -> str:
 
 
 def tabulated(name: str) -> str:
-    """Table of a script of ``figures.study`` that only reads committed results."""
-    return importlib.import_module(f"figures.study.{name}").tabulate(_data(name)).markdown()
+    """Table of a script of ``figures.tables`` that only reads committed results."""
+    return importlib.import_module(f"figures.tables.{name}").tabulate(_data(name)).markdown()
 
 
 def of(script: str, name: str, *at: str) -> str:
@@ -116,7 +117,7 @@ def of(script: str, name: str, *at: str) -> str:
     Parameters
     ----------
     script : str
-        Of ``figures.study``.
+        Of ``figures.tables``.
     name : str
         A variable of its data; the opposite with a minus before it; in percent with that sign after it.
     *at : str
@@ -143,7 +144,7 @@ def of(script: str, name: str, *at: str) -> str:
 
 @functools.cache
 def _data(script: str) -> xr.Dataset:
-    return importlib.import_module(f"figures.study.{script}").compute()
+    return importlib.import_module(f"figures.tables.{script}").compute()
 
 
 def changes() -> str:

@@ -1,6 +1,6 @@
 """Plan for the study's tasks and the held-out ones: ``python -m figures.study.study_planner``.
 
-It writes docs/study/planner.nc, which `figures.study.tab_regret` compares with what was measured. Finished
+It writes docs/study/planner.nc, which `figures.tables.tab_regret` compares with what was measured. Finished
 plans are kept in runs/planner.jsonl: run it again to resume. Plans in docs/study/planner.nc are not made
 again either, unless --out names another file. `figures.study.held_out` makes the files of the held-out tasks.
 """

@@ -15,7 +15,8 @@ import xarray as xr
 import langevin
 from figures import cache, output, wording
 from figures.__main__ import scripts
-from figures.study import fig_heads, tab_small
+from figures.study import fig_heads
+from figures.tables import tab_small
 from figures.theory import fig_assumptions, fig_neurons
 from langevin.store import files
 from tests.helpers import random_problem, random_weights

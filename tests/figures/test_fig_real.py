@@ -5,7 +5,8 @@ import pytest
 
 from empirical.studies.tables import paired
 from figures.output import ROOT
-from figures.study import fig_features_real, fig_real, studies, tab_lite0
+from figures.study import fig_features_real, fig_real, studies
+from figures.tables import tab_lite0
 from langevin.store import files
 
 

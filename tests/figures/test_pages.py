@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from figures.study import fig_best_share, fig_gains, pages, regret, tab_calibration, tab_regret
+from figures.study import fig_best_share, fig_gains, pages, regret
+from figures.tables import tab_calibration, tab_regret
 from langevin.store import files
 
 

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from figures.output import ROOT
-from figures.study import regret, tab_aims, tab_calibration, tab_hedge, tab_regret, tab_tasks
+from figures.study import regret
+from figures.tables import tab_aims, tab_calibration, tab_hedge, tab_regret, tab_tasks
 
 SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 

@@ -9,7 +9,8 @@ import xarray as xr
 
 from empirical.studies.tables import paired
 from figures.output import ROOT
-from figures.study import studies, tab_small
+from figures.study import studies
+from figures.tables import tab_small
 from langevin.store import files
 
 
