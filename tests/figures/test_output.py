@@ -308,10 +308,10 @@ COUNTED = {
     "clipping": {
         "thresholds": "threshold",
         "times": "time",
-        "shares": "share",
         "thresholds on digits": "digit_threshold",
         "learning rates": "rate",
     },
+    "clipping_share": {"thresholds": "threshold", "shares": "share"},
     "error": {"values of sigma": "sigma", "values of width": "width", "values of dim": "dim"},
     "heads": {"data sets": "mean over {} data sets"},
     "neurons": {"noisy paths": "over {} paths of the diffusion"},
