@@ -68,6 +68,7 @@ notebook_macros = katex.KATEX_DEFAULT_OPTIONS["macros"]
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_show_sourcelink = False

@@ -39,7 +39,7 @@ class Logarithmic:
     """
 
     def __init__(self, label: str, lowest: float, highest: float) -> None:
-        self._exact = lowest
+        self._exact, self._label = lowest, label
         start, end = math.log10(lowest), math.log10(highest)
         self.widget = pn.widgets.FloatSlider(
             name=label,
@@ -57,10 +57,15 @@ class Logarithmic:
         return self._exact if near else float(f"{10**self.widget.value:.3g}")
 
     def set(self, value: float) -> None:
-        """Stand at a value; beyond the ends, at the nearest end."""
+        """Stand at a value; beyond the ends, at the nearest end, with the value in the label."""
         self._exact = value
-        place = math.log10(value) if value > 0 else self.widget.start
-        self.widget.value = min(max(place, self.widget.start), self.widget.end)
+        place = math.log10(value) if value > 0 else -math.inf
+        inside = self.widget.start - 1e-9 <= place <= self.widget.end + 1e-9
+        self.widget.param.update(
+            value=min(max(place, self.widget.start), self.widget.end),
+            name=self._label if inside else f"{self._label}: {value:.3g}",
+            show_value=inside,
+        )
 
 
 class Controls:
@@ -105,6 +110,8 @@ class Controls:
             "clip": Logarithmic("Clip C", 0.1, 10),
             "time": Logarithmic("Time", ENTRIES["time"].lowest, ENTRIES["time"].highest),
         }
+        # until a run says what it spends
+        self.logs["epsilon"].widget.show_value = False
         self.widgets |= {name: slider.widget for name, slider in self.logs.items()}
         for name, widget in self.widgets.items():
             # Panel waits 50 ms for further changes; here all but the newest are dropped anyway
@@ -138,11 +145,10 @@ class Controls:
         try:
             if known:
                 self.logs["epsilon"].set(epsilon)
-            self.widgets["epsilon"].param.update(
-                name=_BUDGET if known else f"No epsilon ({why or 'there is no noise'})",
-                disabled=self._found["clip"] is None,
-                show_value=known,
-            )
+            else:
+                name = f"No epsilon ({why or 'there is no noise'})"
+                self.widgets["epsilon"].param.update(name=name, show_value=False)
+            self.widgets["epsilon"].disabled = self._found["clip"] is None
         finally:
             self._silent = False
 
@@ -193,6 +199,7 @@ class Controls:
         found, budget = dict(self._found), None
         if name == "epsilon":
             budget = self.logs["epsilon"].value
+            self.show_epsilon(budget, "")
         elif name in ("clip", "clipped"):
             found["clip"] = self.logs["clip"].value if self.widgets["clipped"].value else None
         elif name in self.logs:

@@ -22,6 +22,8 @@ STEPS = 500
 # what the page calls data, and what `Simulation` does
 DATA = {"plane": "separable", "ring": "ring", "digits": "digits"}
 FILE = "file"
+# data of any number of samples, and what others do not read
+_GENERATED, _OF_GENERATED = ("plane", "ring"), ("samples", "spread")
 # of a ring, up to which neurons start in cones (Assumptions 3.1' and 3.2')
 _SEPARABLE = 3
 _WIDEST = 0.26
@@ -153,11 +155,13 @@ def simulation(found: Mapping[str, Any], file: str | None = None) -> Simulation:
     if data in ("plane", FILE):
         values["classes"] = default.classes
     elif counted and len(values["classes"]) > 1:
-        raise ValueError(f"classes must be one number on a ring, got {values['classes']}")
+        raise ValueError(f"classes must be one number on a ring, got {_text(values['classes'])}")
+    elif data == "digits" and len(values["classes"]) == 1:
+        raise ValueError(f"classes must be two digits or more, such as 3,8, got {_text(values['classes'])}")
     allowed = losses(data, values["classes"])
     if values["loss"] not in allowed:
         raise ValueError(f"loss must be {' or '.join(allowed)} for these classes, got {values['loss']!r}")
-    if data not in ("plane", "ring"):
+    if data not in _GENERATED:
         values |= {"samples": default.samples, "spread": None}
     fixed: dict[str, Any] = dict(dt=values["time"] / STEPS, reduce="span")
     fixed["data"] = file if data == FILE else DATA[data]
@@ -201,7 +205,8 @@ def query(found: Mapping[str, Any]) -> dict[str, str]:
     preset = preset_of(found)
     if preset is not None:
         return {"preset": preset.key}
-    return {name: _text(found[name]) for name in ENTRIES if found[name] != START[name]}
+    unread = () if found["data"] in _GENERATED else _OF_GENERATED
+    return {name: _text(found[name]) for name in ENTRIES if found[name] != START[name] and name not in unread}
 
 
 def preset_of(found: Mapping[str, Any]) -> Preset | None:

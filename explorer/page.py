@@ -60,6 +60,7 @@ class Page:
         self._file, self._document, self._location = file, pn.state.curdoc, pn.state.location
         self.panels, self._changed = Panels(), 0.0
         self._budget: float | None = None
+        self._ready = False
         self._latest: Answer | None = None
         self._shown: Answer | None = None
         self.player = Player(self.panels)
@@ -87,7 +88,7 @@ class Page:
         self._complain(self._wrong)
         self._ask()
         if self._document is not None:
-            pn.state.onload(self._catch_up)
+            pn.state.onload(self._loaded)
             self._document.js_on_event("document_ready", *self.player.on_ready)
             self._document.on_session_destroyed(lambda _: self._newest.close())
 
@@ -163,6 +164,7 @@ class Page:
 
     def _entered(self, budget: float | None) -> None:
         self._changed, self._wrong = time.perf_counter(), ""
+        self._status.object = _RUNNING
         self._ask(budget)
 
     def _ask(self, budget: float | None = None) -> None:
@@ -172,6 +174,7 @@ class Page:
             simulation = limits.simulation(self.controls.entries, self._file)
         except (ValueError, TypeError) as error:
             self._complain(str(error))
+            self._status.object = ""
             return
         self._newest.ask(Request(simulation, budget))
 
@@ -191,13 +194,17 @@ class Page:
             # the tab has been closed
             self._newest.close()
 
+    def _loaded(self) -> None:
+        self._ready = True
+        self._catch_up()
+
     def _catch_up(self) -> None:
         """Show the latest answer, unless it is shown already, in one message to the browser.
 
-        Also called once the page is there: what is delivered while a session is being made may get lost.
+        Not before the page is there: what is sent while it loads can get lost.
         """
         answer = self._latest
-        if answer is not None and answer is not self._shown:
+        if self._ready and answer is not None and answer is not self._shown:
             self._shown = answer
             with pn.io.hold(self._document):
                 self._show(answer)
@@ -217,7 +224,7 @@ class Page:
         said = "all paths and bounds" if answer.last else f"{paths} of {wanted} paths; bounds are coming"
         if self._changed:
             said += f", {time.perf_counter() - self._changed:.2f} s after the change"
-        self._status.object = f'<p style="color: #555">{said}</p>'
+        self._status.object = _state(said)
         if answer.last and self._location is not None:
             self._location.search = f"?{urlencode(limits.query(entries))}"
 
@@ -254,6 +261,13 @@ class Page:
             f'bounds and report (the command below writes the same file); <a href="{path}?{parameters}" '
             'target="_blank">link to this state</a>.</p>'
         )
+
+
+def _state(said: str) -> str:
+    return f'<p style="color: #555">{said}</p>'
+
+
+_RUNNING = _state("the simulation is running")
 
 
 def _wide(style: str = "", margin: Any = (2, 0)) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,13 @@ def response(views: Views, features: FloatArray) -> FloatArray:
 
 def _count(number: float) -> str:
     """Write a mean number of neurons."""
-    return f"{number:.3g}"
+    with localcontext(rounding=ROUND_HALF_UP):
+        # as the browser rounds
+        return f"{float(format(Decimal(float(number)), '.3g')):g}"
+
+
+def _heads(number: float) -> str:
+    return f"{_count(number)} head{' starts' if number == 1 else 's start'}"
 
 
 def _distorted(views: Views) -> str:
@@ -166,7 +173,7 @@ def describe(views: Views) -> Said:
     if "zeroth_misaligned" in counts:
         begin, end = counts["first_misaligned"], counts["misaligned"]
         first += (
-            f" {_count(begin)} heads start misaligned and {_count(end)} end so (without noise "
+            f" {_heads(begin)} misaligned and {_count(end)} end so (without noise "
             f"{_count(counts['zeroth_misaligned'])})."
         )
     zeroth = "" if loss.zeroth is None else f", without noise {loss.zeroth[-1]:.3g}"

@@ -66,6 +66,10 @@ def _report(argv: list[str] | None) -> int:
         plot = None if args.plot is None else plot_target(args.plot or Path(args.run).with_suffix(".png"))
         run = files.load(args.run)
         report = _stored(run)
+        if "plan" in run.attrs:
+            raise ValueError(
+                f"{args.run} holds a plan: give a run of langevin.simulate; bounds.plan reports plans"
+            )
         if report is None and plot is None:
             raise ValueError(
                 f"{args.run} holds no report: langevin.simulate did not save it; take --plot for its figure"

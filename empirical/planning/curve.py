@@ -128,7 +128,7 @@ def plan_curve(
     validate.choice("parameter", parameter, SWEPT)
     low, high = validate.positive("low", low), validate.positive("high", high)
     if low >= high:
-        raise ValueError(f"low must be below high={high:g}, got {low:g}")
+        raise ValueError(f"low={low:g} must be below high={high:g}")
     values = np.geomspace(low, high, validate.integer("points", points, 2))
     # without the rounding of the logarithm
     values[0], values[-1] = low, high

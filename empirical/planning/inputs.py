@@ -83,7 +83,8 @@ def prepare_inputs(
     held, apart = both[: len(held)], both[len(held) :]
     net = StandIn(features, labels, held, held_labels, layer, head, len(names), activation)
     rest = (apart, given[1]) if private and given is not None else None
-    return Inputs(net, names, rows, trained, (*notes, *cut), rest)
+    # of a file with held-out rows no others are held out when it is trained on
+    return Inputs(net, names, rows, trained if given is None else rows, (*notes, *cut), rest)
 
 
 def _rows(layer: FloatArray, passes: float) -> int:
@@ -113,10 +114,11 @@ def require_informative(X: FloatArray, names: Sequence[str] = ()) -> None:
     constant = np.flatnonzero(np.ptp(X, axis=0) == 0).tolist()
     if not constant:
         return
-    shown = [repr(names[place]) if names else str(place) for place in constant[:_SHOWN]]
+    shown = ", ".join(repr(names[place]) if names else str(place) for place in constant[:_SHOWN])
+    more = ", ..." if len(constant) > _SHOWN else ""
     raise ValueError(
-        f"X must not hold constant columns, got {len(constant)} of {X.shape[1]}: "
-        f"{', '.join(shown)}{', ...' if len(constant) > _SHOWN else ''}: leave them out, they tell nothing"
+        f"X must not hold constant columns, got {len(constant)} of {X.shape[1]}"
+        f"{'' if names else ', counted from 0'}: {shown}{more}: leave them out, they tell nothing"
     )
 
 
@@ -146,10 +148,10 @@ def _start(
     layer = np.eye(X.shape[1]) if W is None else validate.array("W", W, 2)
     _same_columns("W", layer, X)
     head = None if v is None else validate.array("v", v, 1 if classes == 2 else 2)
-    shape = (len(layer),) if classes == 2 else (classes, len(layer))
+    shape = (len(layer),) if classes == 2 else (len(layer), classes)
     if head is not None and head.shape != shape:
         raise ValueError(f"v must have the shape {shape}, got {head.shape}")
-    return layer, head
+    return layer, None if head is None else head.T
 
 
 def _same_columns(name: str, values: FloatArray, X: FloatArray) -> None:

@@ -74,7 +74,7 @@ def plan_share(
     W : array_like, shape (h, d), optional
         First layer, as the last one of the body (its bias as a column, with a column of ones in ``X``), see
         `empirical.last_layer`. Without it the features are the hidden layer, ``W`` the identity.
-    v : array_like, shape (h,) or (classes, h), optional
+    v : array_like, shape (h,) or (h, classes), optional
         Head; without it those of the kinds ``heads``, a new one for each draw.
     X_test, y_test : array_like, optional
         Held-out data; without them a fifth of each class is split off.
@@ -139,7 +139,7 @@ def plan_share(
     known = W is not None or not chosen.hedge or private
     worlds, open_ = hedge.worlds_of(inputs.net, layer=known, source=source, random=random)
     # the forecast takes one thread, for a part of what the simulation takes
-    with one_blas_thread(), Records(keep) as kept:
+    with one_blas_thread(), Records(keep, "keep") as kept:
         task = aside(theory.forecast, inputs.net, chosen) if chosen.theory else None
         trials = Trials(list(worlds.values()), hows, root, kept, progress)
         runs, caveats = _compared(trials, list(worlds), heads, chosen)

@@ -141,6 +141,9 @@ def _forecast(plan: SharePlan) -> list[tuple[str, str]]:
 
 
 def _flatness(plan: SharePlan) -> str:
+    if plan.released is not None:
+        good = ", ".join(f"{share:g}" for share in plan.as_good)
+        return f"a private random choice, see below; in the simulation on X the best within noise: {good}"
     others = [f"{share:g}" for share in plan.as_good if share != plan.share]
     if not others:
         flat = "every other share was worse, beyond the noise of the comparison"

@@ -44,6 +44,8 @@ class Records:
     ----------
     path : str, Path or None
         None: in memory only.
+    name : str
+        What errors call the file: the argument that names it.
 
     Raises
     ------
@@ -51,7 +53,8 @@ class Records:
         If the file cannot be written, is in use, or is no such file.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, name: str = "cells") -> None:
+        self._name = name
         self._path = None if path is None else Path(path)
         self._found: dict[str, dict[str, float]] = {}
         self.failed: dict[str, str] = {}
@@ -61,7 +64,9 @@ class Records:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b", buffering=0)
         except OSError as error:
-            raise self._error(f"cannot be written: {error.strerror}") from None
+            raise self._error(
+                f"cannot be written: {error.strerror}: name a file in a folder that can"
+            ) from None
         try:
             if not locks.lock(self._file):
                 raise self._error("is in use by another process: take another file")
@@ -73,7 +78,7 @@ class Records:
         self.failed.clear()
 
     def _error(self, problem: str) -> RecordsError:
-        return RecordsError(f"cells {str(self._path)!r} {problem}")
+        return RecordsError(f"{self._name} {str(self._path)!r} {problem}")
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -10,7 +10,7 @@ pytest.importorskip("panel")
 import panel as pn
 
 from explorer import limits, worker
-from explorer.controls import Controls
+from explorer.controls import Controls, Logarithmic
 from explorer.page import Page
 from explorer.panels import Panels
 from explorer.presets import PRESETS
@@ -38,6 +38,38 @@ def test_it_says_that_the_first_picture_is_being_computed(workshop, monkeypatch)
     known = Page(workshop, ADDRESS)._said.object
     assert "being computed" not in known
     assert "Your own run" in known
+
+
+def test_what_is_ready_before_the_page_is_there_waits_for_it(workshop, monkeypatch):
+    monkeypatch.setattr(worker.Newest, "ask", lambda self, request: None)
+    page, views = Page(workshop, ADDRESS), workshop.draw(SMALL, quick=False)
+    page._deliver(worker.Answer(SMALL, views, "", last=True))
+    page._catch_up()
+    # the browser would lose it, and the server take it for shown
+    assert page._status.object == ""
+    assert page._filled is None
+    page._loaded()
+    assert "all paths and bounds" in page._status.object
+    assert page._filled is not None
+    page._entered(None)
+    assert "running" in page._status.object
+
+
+def test_a_slider_names_a_value_beyond_its_ends():
+    slider = Logarithmic("Noise sigma", 1e-3, 10)
+    for value, shown in ((0.5, None), (50, "50"), (0, "0"), (10, None), (1e-3, None)):
+        slider.set(value)
+        assert slider.widget.name == ("Noise sigma" if shown is None else f"Noise sigma: {shown}")
+        assert slider.widget.show_value == (shown is None)
+    controls = Controls(False, lambda budget: None)
+    assert not controls.widgets["epsilon"].show_value
+    for epsilon, why, name in (
+        (253e3, "", "Budget epsilon: 2.53e+05"),
+        (np.inf, "", "No epsilon (there is no noise)"),
+        (2.0, "", "Budget epsilon"),
+    ):
+        controls.show_epsilon(epsilon, why)
+        assert controls.widgets["epsilon"].name == name
 
 
 def test_a_slider_is_not_waited_for():

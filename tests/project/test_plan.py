@@ -12,7 +12,8 @@ import pytest
 from bounds.plan import main
 from empirical import Setting, Shift, last_layer
 from empirical.finetune import main as finetune
-from langevin import collapsed_features, orthogonally_separable
+from langevin import class_ring, collapsed_features, orthogonally_separable, report
+from langevin.data.files import from_file
 from langevin.store import files
 from tests.helpers import execute
 
@@ -99,10 +100,42 @@ def test_private_data_need_a_budget_for_the_plan(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "spends epsilon 0.25 (exponential mechanism), the training 0.75: 1 at delta 0.001 together" in said
     assert "--epsilon 0.75" in said
+    # a file with held-out rows is trained on as a whole, at the rate of the plan
+    assert f" --batch {len(DATA.X) / 10:g} " in said
+    assert "samples of this file" not in said
+    assert "a private random choice" in said
+    assert "the most accurate" not in said
     # and held-out rows that are private
     with pytest.raises(SystemExit):
         main([write(tmp_path / "g.npz"), *FEW, "--plan-epsilon", "0.25"])
     assert "--plan-epsilon must be None without X_test and y_test" in capsys.readouterr().err
+
+
+def test_a_head_has_one_shape_for_plans_and_simulations(tmp_path):
+    data = class_ring(30, classes=3, rng=0)
+    start = collapsed_features(data, 6, rng=0)
+    path = str(tmp_path / "f.npz")
+    np.savez(path, X=data.X, y=data.y, W=start.W, v=start.v)
+    assert start.v.shape == (6, 3)
+    assert main([path, *FEW, "--no-theory"]) == 0
+    assert np.array_equal(from_file(path, loss="softmax").v, start.v)
+
+
+def test_a_keep_file_is_called_by_its_option(tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("no record\n")
+    with pytest.raises(SystemExit):
+        main([write(tmp_path / "f.npz"), *FEW, "--keep", str(other)])
+    assert f"--keep '{other}' is damaged in line 1" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_is_not_that_of_a_plan(tmp_path, capsys):
+    out = str(tmp_path / "plan.nc")
+    assert main([write(tmp_path / "f.npz"), *FEW, "--no-theory", "--out", out]) == 0
+    for more in ([], ["--plot"]):
+        with pytest.raises(SystemExit):
+            report.main([out, *more])
+        assert "plan.nc holds a plan: give a run of langevin.simulate" in capsys.readouterr().err
 
 
 TASK = ["--data", "digits", "--rotation", "20", "--pretrain-epochs", "2"]
@@ -241,9 +274,13 @@ def test_a_delta_without_protection_is_reported(features, capsys):
         ({}, ["--heads", "gaussian", "gaussian"], "--heads must be one or more different ones"),
         ({}, ["--plan-epsilon", "1"], "--plan-epsilon must be below epsilon=1, of which it is a part, got 1"),
         ({}, ["--sweep", "delta", "1", "2"], "--sweep must be one of"),
-        ({}, ["--sweep", "epsilon", "2", "1"], "--sweep must be below high=1, got 2"),
+        ({}, ["--sweep", "epsilon", "2", "1"], "--sweep 2 must be below high=1"),
         ({}, ["--sweep", "epsilon", "a", "1"], "--sweep must be a number, got 'a'"),
-        ({"X": np.abs(DATA.X) * [1, 1, 0, 1, 1, 1]}, [], "X must not hold constant columns, got 1 of 6: 2"),
+        (
+            {"X": np.abs(DATA.X) * [1, 1, 0, 1, 1, 1]},
+            [],
+            "X must not hold constant columns, got 1 of 6, counted from 0: 2",
+        ),
         ({"X_source": np.ones((3, 6))}, [], "X_source and y_source must be given together"),
         ({}, ["--plot", "plan.txt"], "--plot must end in .png, .pdf or .svg, got 'plan.txt'"),
         ({}, ["--plot", "/nowhere/plan.png"], "--plot must lie in an existing folder"),

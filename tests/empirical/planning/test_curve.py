@@ -59,7 +59,7 @@ def test_other_settings_are_swept(parameter, low, high):
     ("given", "message"),
     [
         ({"parameter": "delta"}, "parameter must be one of"),
-        ({"low": 10.0}, "low must be below high=10, got 10"),
+        ({"low": 10.0}, "low=10 must be below high=10"),
         ({"low": 0.0}, "low must be positive"),
         ({"points": 1}, "points must be at least 2"),
     ],
@@ -147,7 +147,7 @@ def test_columns_that_are_constant_or_not_finite_are_named():
     X, y = features(1.0)
     X[:, [2, 5]] = 3.0
     with pytest.raises(
-        ValueError, match="X must not hold constant columns, got 2 of 8: 2, 5: leave them out"
+        ValueError, match="X must not hold constant columns, got 2 of 8, counted from 0: 2, 5: leave them out"
     ):
         plan_share(X, y, epsilon=1.0, **HOW)
     # a column of ones is what a bias needs

@@ -115,7 +115,7 @@ def test_theory_of_several_classes_is_of_all_of_them():
     weights = collapsed_features(data, 8, rng=0)
     settings = {**CALM, "theory": True, "steps": 20, "draws": 2}
     given: dict[str, Any] = dict(W=weights.W, X_test=data.X, y_test=data.y, epsilon=2.0)
-    found = plan_share(data.X, data.y, v=weights.v.T, **given, **settings)
+    found = plan_share(data.X, data.y, v=weights.v, **given, **settings)
     (name,) = found.theory
     assert name == "3 classes"
     advice = found.theory[name]
@@ -123,7 +123,7 @@ def test_theory_of_several_classes_is_of_all_of_them():
     assert not advice.harmless
     chain: Any = dict(dt=found.lp_lr / 80, steps=20, clip=1.0, sample_rate=0.1, confidence=0.95)
     assert advice.minimum_share[0] == minimum_lp_share(data, weights, **chain).share > 0
-    zero = plan_share(data.X, data.y, v=np.zeros((3, 8)), **given, **settings)
+    zero = plan_share(data.X, data.y, v=np.zeros((8, 3)), **given, **settings)
     (advice,) = zero.theory.values()
     assert advice.harmless
     assert advice.minimum_share[0] == 0
