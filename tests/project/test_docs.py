@@ -112,6 +112,30 @@ def test_pages_of_the_gallery_have_a_script(name):
     assert set(topics) <= {path.stem for path in (ROOT / "figures").glob("*/*.py")}
 
 
+def broken_formulas(text: str) -> list[str]:
+    """List displayed formulas within an item that stand in the middle of its text.
+
+    Markdown takes their dollars for those of a formula in the line.
+    """
+    lines = text.splitlines()
+    return [
+        line for before, line in itertools.pairwise(lines) if re.match(r" +\$\$", line) and before.strip()
+    ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_displayed_formulas_of_items_stand_apart(name):
+    assert broken_formulas(PAGES[name].read_text(encoding="utf8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1. At least\n   $$a,$$\n   then.\n", 1), ("1. At least\n\n   $$a,$$\n\n   then.\n", 0)],
+)
+def test_a_broken_formula_is_found(text, count):
+    assert len(broken_formulas(text)) == count
+
+
 def broken_sentences(text: str) -> list[str]:
     """List lines of paragraphs that Markdown reads as an item, a quotation or a heading.
 
