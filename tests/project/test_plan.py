@@ -118,7 +118,9 @@ def test_a_head_has_one_shape_for_plans_and_simulations(tmp_path):
     np.savez(path, X=data.X, y=data.y, W=start.W, v=start.v)
     assert start.v.shape == (6, 3)
     assert main([path, *FEW, "--no-theory"]) == 0
-    assert np.array_equal(from_file(path, loss="softmax").v, start.v)
+    v = from_file(path, loss="softmax").v
+    assert v is not None
+    assert np.array_equal(v, start.v)
 
 
 def test_a_keep_file_is_called_by_its_option(tmp_path, capsys):
