@@ -153,7 +153,7 @@ def main() -> int:
                     kept.add(plan, (values, None))
         plans = list(dict.fromkeys([*plans, *before]))
         left = compute(plans, kept, args.workers, args.time_limit)
-        # what is not in the file was made here, be it by an earlier run that did not end
+        # what is not in the file was made here, perhaps by an earlier run that did not end
         if not machines or any(kept.done(plan) for plan in plans if plan not in before):
             machines.append(processor())
         files.save(dataset(plans, kept, "; ".join(dict.fromkeys(machines))), out)
