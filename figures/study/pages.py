@@ -119,14 +119,13 @@ def of(script: str, name: str, *at: str) -> str:
     script : str
         Of ``figures.tables``.
     name : str
-        A variable of its data; the opposite with a minus before it; in percent with that sign after it.
+        A variable of its data.
     *at : str
         Coordinates of any dimensions; underscores stand for spaces.
     """
     from empirical.studies.tables import number
 
     data = _data(script)
-    sign, name, percent = -1 if name[0] == "-" else 1, name.strip("-%"), name[-1] == "%"
     place: dict[str, Any] = {}
     for text in at:
         label = text.replace("_", " ")
@@ -139,7 +138,7 @@ def of(script: str, name: str, *at: str) -> str:
     if any(value.ndim for value in values):
         raise ValueError(f"{name} of {script} needs one coordinate of each of {data[name].dims}, got {at}")
     mean, error = (*map(float, values), float("nan"))[:2]
-    return f"{100 * mean:.0f} %" if percent else number(sign * mean + 0.0, error)
+    return number(mean, error)
 
 
 @functools.cache

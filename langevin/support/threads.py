@@ -39,7 +39,7 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-    """Start a call on a thread of its own, for which nothing waits that ends before it: no Ctrl-C does."""
+    """Start a call on a thread of its own; an interrupt, or the end of the process, does not wait for it."""
     found = Future[_T]()
 
     def work() -> None:

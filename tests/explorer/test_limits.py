@@ -44,6 +44,9 @@ def test_addresses_hold_all_entries(key):
     if found["data"] not in ("plane", "ring"):
         # which do not read it
         found["samples"] = limits.START["samples"]
+        drawn = limits.entries(limits.simulation(found))
+        assert drawn["samples"] != found["samples"]
+        assert "samples" not in limits.query(drawn)
     assert limits.read(limits.query(found)) == (found, [])
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from explorer.presets import PRESETS, response
+from explorer.presets import PRESETS, _count, _heads, response
 from explorer.views import draw
 
 BY_KEY = {preset.key: preset for preset in PRESETS}
@@ -82,3 +82,15 @@ def test_sentences_hold_the_numbers_of_their_run(key):
     assert all(sentence.endswith(".") for sentence in said)
     assert "of 20 " in " ".join(said)
     assert said.second != other.second
+
+
+def test_mean_numbers_are_rounded_as_in_the_readout():
+    # ties go up: means over 16 paths often are ties
+    assert [_count(number) for number in (4.125, 4.375, 0.0625, 12.0, 0.0)] == [
+        "4.13",
+        "4.38",
+        "0.0625",
+        "12",
+        "0",
+    ]
+    assert (_heads(1.0), _heads(0.5)) == ("1 head starts", "0.5 heads start")
